@@ -1,0 +1,3 @@
+"""CBAM attention for any CNN: attach it, count it, compare it."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,43 @@
+"""Errors that say what was given, what was expected, the nearest valid name and what to type."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CBAMError(ValueError):
+    """Base class of every error that this library raises on purpose; a `ValueError`, so old handlers still catch it."""
+
+
+def nearest(given: str, valid: Iterable[str], count: int = 3) -> list[str]:
+    """Return up to `count` names from `valid` that look like `given`, best first.
+
+    >>> nearest("offical", ["paper", "official", "timm"])
+    ['official']
+    """
+    names = list(valid)
+    by_folded_case = {name.casefold(): name for name in names}
+    matches = difflib.get_close_matches(given.casefold(), list(by_folded_case), n=count, cutoff=0.5)
+    return [by_folded_case[match] for match in matches]
+
+
+def unknown_name(kind: str, given: object, valid: Iterable[str]) -> CBAMError:
+    """Build the error for a name that is not one of `valid`: it lists them and points at the nearest one.
+
+    >>> print(unknown_name("preset", "offical", ["paper", "official", "timm"]))
+    unknown preset 'offical'. Did you mean 'official'? Valid: 'paper', 'official', 'timm'.
+    """
+    names = list(valid)
+    close = nearest(given, names, count=1) if isinstance(given, str) else []
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return CBAMError(f"unknown {kind} {given!r}.{hint} Valid: {', '.join(map(repr, names))}.")
+
+
+class MissingExtra(CBAMError, ImportError):
+    """A feature needs packages that are not installed; the message holds the line to type."""
+
+    def __init__(self, feature: str, extra: str, package: str):
+        super().__init__(
+            f"{feature} needs the package {package!r}, which is not installed. Type: pip install 'torch-cbam[{extra}]'"
+        )
