@@ -1,0 +1,143 @@
+"""CBAM: the channel gate and the spatial gate in one module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cbam.nn.base import AttentionModule, positive_int
+from cbam.nn.channel import ChannelAttention
+from cbam.nn.presets import Preset, resolve_preset
+from cbam.nn.spatial import SpatialAttention
+from cbam.ops import reference
+
+
+class CBAM(AttentionModule):
+    """Convolutional Block Attention Module: gate the channels of a map ("what"), then its positions ("where").
+
+    F' = Mc(F) * F, F'' = Ms(F') * F'; equation (1) of Woo et al., ECCV 2018. The state dict's keys are
+    `channel_attention.mlp.0.weight` (C/r, C, 1, 1), `channel_attention.mlp.2.weight` (C, C/r, 1, 1) and
+    `spatial_attention.conv.weight` (1, 2, k, k), so weights of the widespread textbook module load as they are;
+    biases, `spatial_attention.norm.*` and `spatial_attention.descriptor.weight` join where a switch adds them.
+
+    Args:
+        in_channels: C.
+        reduction_ratio: r; the hidden width is max(1, C // r).
+        kernel_size: k of the spatial convolution, odd.
+        preset: "paper" (the equations), "official" (the authors' code: biases, batch norm in the spatial gate,
+            maximum before mean), "timm", or a `cbam.nn.Preset`.
+        gate_scale: factor on each gate; 2 makes zero weights the identity (see `set_identity`).
+        device, dtype: of the weights.
+        **switches: fields of `cbam.nn.Preset`, such as `arrangement="parallel"`, `channel_pooling="avg"`,
+            `spatial_descriptor="conv"`, `mlp_bias=True`, `spatial_norm=True`, `gate="hardsigmoid"`.
+
+    Shape: (N, C, H, W) or (C, H, W) in, the same out.
+
+    Raises:
+        CBAMError: C, r or k below 1, an even kernel, an unknown preset or switch, a map that does not fit.
+
+    >>> block = CBAM(64)
+    >>> block(torch.rand(2, 64, 56, 56)).shape
+    torch.Size([2, 64, 56, 56])
+    >>> sum(p.numel() for p in block.parameters())  # 2 C^2 / r + 2 k^2
+    610
+    """
+
+    in_channels: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        reduction_ratio: int = 16,
+        kernel_size: int = 7,
+        *,
+        preset: str | Preset = "paper",
+        gate_scale: float = 1.0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **switches: Any,
+    ):
+        settings = resolve_preset(preset, switches)
+        in_channels = positive_int("in_channels", in_channels)
+        super().__init__()
+        self.in_channels = in_channels
+        self.preset = preset if isinstance(preset, str) and not switches else "custom"
+        self.arrangement = settings.arrangement
+        common: dict[str, Any] = {
+            "gate": settings.gate, "gate_scale": gate_scale, "device": device, "dtype": dtype,
+        }  # fmt: skip
+        self.channel_attention: ChannelAttention | None = None
+        self.spatial_attention: SpatialAttention | None = None
+        if settings.arrangement != "spatial":
+            self.channel_attention = ChannelAttention(
+                in_channels,
+                reduction_ratio,
+                channel_pooling=settings.channel_pooling,
+                mlp_bias=settings.mlp_bias,
+                **common,
+            )
+        if settings.arrangement != "channel":
+            self.spatial_attention = SpatialAttention(
+                kernel_size,
+                spatial_descriptor=settings.spatial_descriptor,
+                descriptor_order=settings.descriptor_order,
+                spatial_norm=settings.spatial_norm,
+                norm_momentum=settings.norm_momentum,
+                norm_weight=settings.norm_weight,
+                in_channels=in_channels,
+                **common,
+            )
+        if preset == "official":
+            _initialise_as_authors(self)
+
+    @property
+    def halves(self) -> list[ChannelAttention | SpatialAttention]:
+        """The gates that this arrangement has, in the order in which they act."""
+        both = [self.channel_attention, self.spatial_attention]
+        ordered = both[::-1] if self.arrangement == "spatial-channel" else both
+        return [half for half in ordered if half is not None]
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Return the map after both gates."""
+        if self.arrangement == "parallel":
+            channel, spatial = self.channel_attention, self.spatial_attention
+            assert channel is not None
+            assert spatial is not None
+            logits = channel.logits(x) + spatial.logits(x)  # (N, C, H, W): one gate per element
+            return reference.apply_gate(x, reference.gate(logits, channel.activation, channel.gate_scale))
+        for half in self.halves:
+            x = half.attend(x)
+        return x
+
+    def set_identity(self) -> None:
+        """Make the module return its input bit for bit: zero logits, and 2 * sigmoid(0) = 1 for every gate.
+
+        Two doubled gates are the paper's form behind a map that is 4 times as large, so the network can still
+        reach every function that it could reach with the paper's gates.
+
+        >>> block, x = CBAM(8), torch.randn(2, 8, 5, 5)
+        >>> block.set_identity()
+        >>> torch.equal(block(x), x)
+        True
+        """
+        for half in self.halves:
+            half.set_identity()
+
+    def extra_repr(self) -> str:
+        """Name the channels, the preset and the arrangement."""
+        return f"{self.in_channels}, preset={self.preset!r}, arrangement={self.arrangement!r}"
+
+
+def _initialise_as_authors(block: CBAM) -> None:
+    """Apply the authors' initial values: Kaiming (fan out) for the spatial convolution, zero biases in the MLP.
+
+    The batch norm's weight of 0 comes with the preset; the MLP's weights keep PyTorch's default, as in their code.
+    """
+    if block.spatial_attention is not None:
+        nn.init.kaiming_normal_(block.spatial_attention.conv.weight, mode="fan_out")
+    if block.channel_attention is not None:
+        for layer in block.channel_attention.layers:
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

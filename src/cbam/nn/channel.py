@@ -1,0 +1,147 @@
+"""The channel gate ("what"), and squeeze-and-excitation, which is its half with average pooling only."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from cbam.errors import unknown_name
+from cbam.nn.base import Gate, positive_int
+from cbam.ops import reference
+
+
+class ChannelAttention(Gate):
+    """Scale each channel by a gate computed from its average and its maximum over the map.
+
+    Mc(F) = sigmoid(W1 relu(W0 avg(F)) + W1 relu(W0 max(F))) and F' = Mc(F) * F; equations (1) and (2) of
+    Woo et al., ECCV 2018. The hidden width is max(1, C // r). Differs from the authors' code, which gives an
+    empty hidden layer, and so a constant gate, for C < r; and from the widespread textbook class, whose forward
+    returns the gate: here that is `gate(x)`.
+
+    Args:
+        in_channels: C.
+        reduction_ratio: r.
+        channel_pooling: "both" (paper), "avg" or "max".
+        mlp_bias: biases in both layers (the authors' code has them, the equations do not).
+        gate: "sigmoid" or "hardsigmoid".
+        gate_scale: factor on the gate; 2 makes zero weights the identity.
+        device, dtype: of the weights.
+
+    Shape: (N, C, H, W) or (C, H, W) in, the same out.
+
+    Raises:
+        CBAMError: C or r below 1, an unknown pooling or gate, a map that does not fit.
+
+    >>> ChannelAttention(64)(torch.rand(2, 64, 7, 7)).shape
+    torch.Size([2, 64, 7, 7])
+    """
+
+    in_channels: int
+    _own_weight = "mlp.0.weight"
+
+    def __init__(
+        self,
+        in_channels: int,
+        reduction_ratio: int = 16,
+        *,
+        channel_pooling: str = "both",
+        mlp_bias: bool = False,
+        gate: str = "sigmoid",
+        gate_scale: float = 1.0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ):
+        if channel_pooling not in reference.CHANNEL_POOLINGS:
+            raise unknown_name("channel_pooling", channel_pooling, reference.CHANNEL_POOLINGS)
+        if gate not in reference.ACTIVATIONS:
+            raise unknown_name("gate", gate, reference.ACTIVATIONS)
+        in_channels = positive_int("in_channels", in_channels)
+        hidden = max(1, in_channels // positive_int("reduction_ratio", reduction_ratio))
+        super().__init__(gate, gate_scale)
+        self.in_channels = in_channels
+        self.channel_pooling = channel_pooling
+        factory = {"bias": mlp_bias, "device": device, "dtype": dtype}
+        self.mlp = nn.Sequential(
+            nn.Conv2d(in_channels, hidden, 1, **factory),
+            nn.ReLU(),
+            nn.Conv2d(hidden, in_channels, 1, **factory),
+        )
+
+    @property
+    def layers(self) -> tuple[nn.Conv2d, nn.Conv2d]:
+        """The two layers of the perceptron: C to C/r, and back."""
+        return cast("nn.Conv2d", self.mlp[0]), cast("nn.Conv2d", self.mlp[2])
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the gate before its activation, (N, C, 1, 1), in float32 or float64."""
+        first, last = self.layers
+        return reference.channel_logits(
+            x, first.weight, first.bias, last.weight, last.bias, self.channel_pooling
+        )
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Return the gate itself, (N, C, 1, 1), in float32 or float64."""
+        return reference.gate(self.logits(x), self.activation, self.gate_scale)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Return x times its channel gate."""
+        return reference.apply_gate(x, self.gate(x))
+
+    def set_identity(self) -> None:
+        """Zero the last layer and double the gate: 2 * sigmoid(0) = 1."""
+        last = self.layers[1]
+        nn.init.zeros_(last.weight)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)
+        self.gate_scale = 2.0
+
+    def extra_repr(self) -> str:
+        """Name the settings that the sub-modules do not show."""
+        scale = "" if self.gate_scale == 1.0 else f", gate_scale={self.gate_scale:g}"
+        return f"channel_pooling={self.channel_pooling!r}, gate={self.activation!r}{scale}"
+
+
+class SqueezeExcitation(ChannelAttention):
+    """Scale each channel by a gate computed from its average over the map.
+
+    s = sigmoid(W1 relu(W0 avg(F) + b0) + b1), Hu et al., CVPR 2018: the baseline of CBAM's tables, whose
+    parameter counts fit only with the biases.
+
+    Args:
+        in_channels: C.
+        reduction_ratio: r; the hidden width is max(1, C // r).
+        mlp_bias: biases in both layers.
+        gate: "sigmoid" or "hardsigmoid".
+        gate_scale: factor on the gate; 2 makes zero weights the identity.
+        device, dtype: of the weights.
+
+    Raises:
+        CBAMError: as `ChannelAttention`.
+
+    >>> sum(p.numel() for p in SqueezeExcitation(64).parameters())
+    580
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        reduction_ratio: int = 16,
+        *,
+        mlp_bias: bool = True,
+        gate: str = "sigmoid",
+        gate_scale: float = 1.0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(
+            in_channels,
+            reduction_ratio,
+            channel_pooling="avg",
+            mlp_bias=mlp_bias,
+            gate=gate,
+            gate_scale=gate_scale,
+            device=device,
+            dtype=dtype,
+        )

@@ -1,0 +1,130 @@
+"""The spatial gate ("where")."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cbam.errors import CBAMError, unknown_name
+from cbam.nn.base import Gate, positive_int
+from cbam.ops import reference
+
+
+class SpatialAttention(Gate):
+    """Scale each position by a gate computed from the mean and the maximum over its channels.
+
+    Ms(F) = sigmoid(f_kxk([mean_c(F); max_c(F)])) and F' = Ms(F) * F; equation (3) of Woo et al., ECCV 2018.
+    The authors' code differs: it puts a batch norm after the convolution and the maximum first
+    (`spatial_norm=True, descriptor_order="max-avg"`, as in the preset "official").
+
+    Args:
+        kernel_size: k, odd; 7 in the paper.
+        spatial_descriptor: "both" (paper), "avg", "max", or "conv": a learned 1x1 convolution,
+            which needs `in_channels`.
+        descriptor_order: "avg-max" (paper) or "max-avg".
+        spatial_norm: a BatchNorm2d(1) after the convolution.
+        norm_momentum, norm_weight: its momentum and initial weight.
+        in_channels: C; needed for "conv", otherwise only checked against the map if given.
+        gate: "sigmoid" or "hardsigmoid".
+        gate_scale: factor on the gate; 2 makes zero weights the identity.
+        device, dtype: of the weights.
+
+    Shape: (N, C, H, W) or (C, H, W) in, the same out.
+
+    Raises:
+        CBAMError: an even kernel, an unknown descriptor, order or gate, a map that does not fit.
+
+    >>> SpatialAttention(kernel_size=3)(torch.rand(2, 64, 7, 7)).shape
+    torch.Size([2, 64, 7, 7])
+    """
+
+    _own_weight = "conv.weight"
+
+    def __init__(
+        self,
+        kernel_size: int = 7,
+        *,
+        spatial_descriptor: str = "both",
+        descriptor_order: str = "avg-max",
+        spatial_norm: bool = False,
+        norm_momentum: float = 0.1,
+        norm_weight: float = 1.0,
+        in_channels: int | None = None,
+        gate: str = "sigmoid",
+        gate_scale: float = 1.0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ):
+        _check(kernel_size, spatial_descriptor, descriptor_order, in_channels, gate)
+        super().__init__(gate, gate_scale)
+        self.in_channels = in_channels
+        self.spatial_descriptor = spatial_descriptor
+        self.descriptor_order = descriptor_order
+        self.norm_weight = norm_weight
+        factory = {"device": device, "dtype": dtype}
+        if spatial_descriptor == "conv":
+            assert in_channels is not None
+            self.descriptor = nn.Conv2d(in_channels, 1, 1, bias=False, **factory)
+        maps = 2 if spatial_descriptor == "both" else 1
+        self.conv = nn.Conv2d(maps, 1, kernel_size, padding=kernel_size // 2, bias=False, **factory)
+        self.norm: nn.BatchNorm2d | None = None
+        if spatial_norm:
+            self.norm = nn.BatchNorm2d(1, momentum=norm_momentum, **factory)
+            nn.init.constant_(self.norm.weight, norm_weight)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the gate before its activation, (N, 1, H, W), in float32 or float64."""
+        kernel = self.descriptor.weight if self.spatial_descriptor == "conv" else None
+        descriptor = reference.spatial_descriptor(x, self.spatial_descriptor, self.descriptor_order, kernel)
+        z = reference.spatial_conv(descriptor, self.conv.weight, self.conv.bias)
+        if self.norm is None:
+            return z
+        if isinstance(z, torch.fx.Proxy):  # a traced model sees batches, in the dtype of its weights
+            return self.norm(z)
+        batch = z.unsqueeze(0) if z.dim() == 3 else z  # nn.BatchNorm2d takes no unbatched maps
+        return self.norm(batch.to(self.norm.weight.dtype)).to(z.dtype).view_as(z)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Return the gate itself, (N, 1, H, W), in float32 or float64."""
+        return reference.gate(self.logits(x), self.activation, self.gate_scale)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Return x times its spatial gate."""
+        return reference.apply_gate(x, self.gate(x))
+
+    def set_identity(self) -> None:
+        """Zero the norm's weight, or the convolution where there is no norm, and double the gate."""
+        if self.norm is None:
+            nn.init.zeros_(self.conv.weight)
+        else:
+            nn.init.zeros_(self.norm.weight)
+            nn.init.zeros_(self.norm.bias)
+        self.gate_scale = 2.0
+
+    def extra_repr(self) -> str:
+        """Name the settings that the sub-modules do not show."""
+        scale = "" if self.gate_scale == 1.0 else f", gate_scale={self.gate_scale:g}"
+        both = f", descriptor_order={self.descriptor_order!r}" if self.spatial_descriptor == "both" else ""
+        return f"spatial_descriptor={self.spatial_descriptor!r}{both}, gate={self.activation!r}{scale}"
+
+
+def _check(kernel_size: int, descriptor: str, order: str, in_channels: int | None, gate: str) -> None:
+    if positive_int("kernel_size", kernel_size) % 2 == 0:
+        raise CBAMError(
+            f"kernel_size must be odd, so that the gate keeps the map's size; got {kernel_size}."
+            f" The paper uses 7; nearest: {kernel_size - 1} or {kernel_size + 1}."
+        )
+    if descriptor not in reference.SPATIAL_DESCRIPTORS:
+        raise unknown_name("spatial_descriptor", descriptor, reference.SPATIAL_DESCRIPTORS)
+    if order not in reference.DESCRIPTOR_ORDERS:
+        raise unknown_name("descriptor_order", order, reference.DESCRIPTOR_ORDERS)
+    if gate not in reference.ACTIVATIONS:
+        raise unknown_name("gate", gate, reference.ACTIVATIONS)
+    if in_channels is not None:
+        positive_int("in_channels", in_channels)
+    elif descriptor == "conv":
+        raise CBAMError(
+            "spatial_descriptor='conv' is a learned 1x1 convolution: pass in_channels=C, the map's channels."
+        )

@@ -1,0 +1,110 @@
+"""CBAM's arithmetic in plain torch: the definition that every other backend is held to.
+
+Every function takes a feature map x of shape (N, C, H, W) or (C, H, W) in any memory format. Numerics:
+
+- pooling and gate arithmetic run in float32 (float64 for float64 input), autocast or not; a gate is rounded
+  to x's dtype once, just before it multiplies x;
+- a maximum sends its gradient to the first index (row-major over H and W; lowest channel over C); NaN wins.
+
+The functions are leaves for `torch.fx` (`torch.fx.wrap`), so a traced model keeps one call per step. A leaf is
+only recognised when it is called through this module: write `reference.channel_logits(...)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHANNEL_POOLINGS = ("both", "avg", "max")
+SPATIAL_DESCRIPTORS = ("both", "avg", "max", "conv")
+DESCRIPTOR_ORDERS = ("avg-max", "max-avg")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid}
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which sums over a map of `dtype` are taken.
+
+    >>> accumulation_dtype(torch.bfloat16)
+    torch.float32
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _full_precision(x: Tensor) -> AbstractContextManager[object]:
+    # Entering autocast costs microseconds per call, so only where there is something to switch off.
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
+
+
+@torch.fx.wrap
+def first_index_max(x: Tensor, dim: int) -> Tensor:
+    """Return the maximum of x along `dim` (kept, size 1); its gradient goes to the first index that attains it.
+
+    `amax` would spread the gradient evenly over ties, which are common in low precision and after a ReLU.
+    It is still the faster way where no gradient is asked for.
+    """
+    if x.requires_grad and torch.is_grad_enabled():
+        return x.max(dim, keepdim=True).values
+    return x.amax(dim, keepdim=True)
+
+
+@torch.fx.wrap
+def channel_logits(
+    x: Tensor, w0: Tensor, b0: Tensor | None, w1: Tensor, b1: Tensor | None, pooling: str = "both"
+) -> Tensor:
+    """Return the channel gate before its activation, W1(relu(W0 avg)) + W1(relu(W0 max)), as (N, C, 1, 1)."""
+    dtype = accumulation_dtype(x.dtype)
+    w0, w1 = w0.flatten(1).to(dtype), w1.flatten(1).to(dtype)
+    b0, b1 = (b if b is None else b.to(dtype) for b in (b0, b1))
+    with _full_precision(x):
+        pooled = []
+        if pooling in ("both", "avg"):
+            pooled.append(x.mean((-2, -1), dtype=dtype))
+        if pooling in ("both", "max"):
+            pooled.append(first_index_max(x.flatten(-2), -1).squeeze(-1).to(dtype))
+        logits = [F.linear(F.relu(F.linear(p, w0, b0)), w1, b1) for p in pooled]  # (N, C) each
+        return sum(logits[1:], logits[0]).unsqueeze(-1).unsqueeze(-1)
+
+
+@torch.fx.wrap
+def spatial_descriptor(
+    x: Tensor, kind: str = "both", order: str = "avg-max", weight: Tensor | None = None
+) -> Tensor:
+    """Return the map that the spatial convolution reads: (N, 2, H, W) for "both", otherwise (N, 1, H, W)."""
+    dtype = accumulation_dtype(x.dtype)
+    with _full_precision(x):
+        if kind == "conv":
+            assert weight is not None  # the modules build the 1x1 kernel together with kind="conv"
+            return F.conv2d(x.to(dtype), weight.to(dtype))
+        maps = {}
+        if kind in ("both", "avg"):
+            maps["avg"] = x.mean(-3, keepdim=True, dtype=dtype)
+        if kind in ("both", "max"):
+            maps["max"] = first_index_max(x, -3).to(dtype)
+        return torch.cat([maps[name] for name in order.split("-") if name in maps], dim=-3)
+
+
+@torch.fx.wrap
+def spatial_conv(descriptor: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return the k x k convolution of the descriptor with "same" zero padding, (N, 1, H, W)."""
+    with _full_precision(descriptor):
+        bias = None if bias is None else bias.to(descriptor.dtype)
+        return F.conv2d(descriptor, weight.to(descriptor.dtype), bias, padding=weight.shape[-1] // 2)
+
+
+@torch.fx.wrap
+def gate(logits: Tensor, activation: str = "sigmoid", scale: float = 1.0) -> Tensor:
+    """Return scale * activation(logits); scale 2 makes zero logits the exact identity."""
+    value = ACTIVATIONS[activation](logits)
+    return value if scale == 1.0 else value * scale
+
+
+@torch.fx.wrap
+def apply_gate(x: Tensor, value: Tensor) -> Tensor:
+    """Return x times the gate rounded to x's dtype; a gate of exactly 1 leaves every bit of x as it was."""
+    return x * value.to(x.dtype)
