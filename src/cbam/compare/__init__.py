@@ -1,0 +1,1 @@
+"""The experiment grid, its statistics and its report."""

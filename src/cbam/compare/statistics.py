@@ -1,0 +1,311 @@
+"""Does it help? Mean, spread and paired differences over seeds, and the sentence that the numbers allow."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cbam.errors import CBAMError
+from cbam.train.files import write_atomically
+
+LABELS = {
+    "none": "plain",
+    "se": "SE",
+    "cbam": "CBAM",
+    "cbam:official": "CBAM (official)",
+    "cbam:timm": "CBAM (timm)",
+    "channel": "channel only",
+    "spatial": "spatial only",
+    "control": "control",
+}
+    "cbam:timm": "CBAM (timm)",
+    "channel": "channel only",
+    "spatial": "spatial only",
+    "control": "control",
+}
+
+
+def label(variant: str) -> str:
+    """Return the name of a variant as a reader sees it; an unknown name is shown as it is.
+
+    >>> label("none"), label("cbam:official")
+    ('plain', 'CBAM (official)')
+    """
+    return LABELS.get(variant, variant)
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of (ours - theirs) over the seeds that both have, with its t interval.
+
+    `low`, `high` and `p_value` are None where no interval exists: fewer than two pairs, or no spread at all
+    (`no_spread`), where an interval of width zero would claim a certainty that nobody has. `mean` is None
+    without a pair.
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+    p_value: float | None
+    no_spread: bool = False
+
+
+def paired_difference(
+    ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.95
+) -> PairedDifference:
+    """Compare two variants seed by seed with the paired t test (`scipy.stats.ttest_rel`).
+
+    Args:
+        ours: one score per seed.
+        theirs: the scores of the other variant, for the same seeds in the same order. A pair in which either
+            score is not finite (a missing or broken run) is left out; `n` says how many remained.
+        confidence: coverage of the interval, between 0 and 1.
+
+    Raises:
+        CBAMError: the two lists differ in length, or the confidence is not between 0 and 1.
+
+    >>> difference = paired_difference([0.82, 0.85, 0.84], [0.80, 0.82, 0.80])
+    >>> f"{difference.mean:.3f} [{difference.low:.3f}, {difference.high:.3f}] n={difference.n}"
+    '0.030 [0.005, 0.055] n=3'
+    """
+    if len(ours) != len(theirs):
+        raise CBAMError(
+            f"a paired comparison needs one score per seed in both lists; got {len(ours)} and {len(theirs)}"
+        )
+    if not 0 < confidence < 1:
+        raise CBAMError(f"confidence must lie between 0 and 1, for example 0.95; got {confidence}")
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    if not pairs:
+        return PairedDifference(None, None, None, 0, None)
+    differences = [a - b for a, b in pairs]
+    mean = statistics.fmean(differences)
+    if len(pairs) < 2:
+        return PairedDifference(mean, None, None, len(pairs), None)
+    # 0.9 - 0.8 and 0.7 - 0.6 differ in the last bit: rounding is not spread.
+    rounding = 8 * math.ulp(max(abs(value) for pair in pairs for value in pair))
+    if max(differences) - min(differences) <= rounding:
+        return PairedDifference(mean, None, None, len(pairs), None, no_spread=True)
+    from scipy import stats
+
+    test = stats.ttest_rel(*zip(*pairs, strict=True))
+    interval = test.confidence_interval(confidence)
+    return PairedDifference(mean, float(interval.low), float(interval.high), len(pairs), float(test.pvalue))
+
+
+@dataclass(frozen=True)
+class VariantSummary:
+    """One variant's finished seeds, mean, sample standard deviation (n - 1) and paired differences."""
+
+    variant: str
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    mean: float | None
+    sd: float | None
+    to_baseline: PairedDifference | None
+    to_control: PairedDifference | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All variants of a run, in the order in which they were given, and what they are compared with."""
+
+    variants: tuple[VariantSummary, ...]
+    baseline: str
+    control: str | None
+    confidence: float = 0.95
+
+    def __getitem__(self, variant: str) -> VariantSummary:
+        return next(row for row in self.variants if row.variant == variant)
+
+
+def summarise(results: Iterable[Mapping[str, Any]], variants: Sequence[str] | None = None) -> Summary:
+    """Summarise the finished cells of a run: one row per variant.
+
+    Args:
+        results: the contents of the `result.json` files (`variant`, `seed`, `val_accuracy` as a fraction). A cell
+            whose accuracy is not finite counts as missing.
+        variants: all variants that the run was asked for, in order; those without a finished cell get an empty
+            row. Default: the order of first appearance.
+
+    Raises:
+        CBAMError: there is nothing to summarise.
+    """
+    scores: dict[str, dict[int, float]] = {variant: {} for variant in variants or ()}
+    for result in results:
+        cell = scores.setdefault(result["variant"], {})
+        if math.isfinite(result["val_accuracy"]):
+            cell[int(result["seed"])] = float(result["val_accuracy"])
+    if not scores:
+        raise CBAMError("no variants to summarise: the run has no finished cell and names no variant")
+    baseline = "none" if "none" in scores else next(iter(scores))
+    control = "control" if "control" in scores and baseline != "control" else None
+    rows = tuple(_summarise_variant(variant, scores, baseline, control) for variant in scores)
+    return Summary(rows, baseline, control)
+
+
+def _summarise_variant(
+    variant: str, scores: Mapping[str, Mapping[int, float]], baseline: str, control: str | None
+) -> VariantSummary:
+    own = scores[variant]
+    seeds = tuple(sorted(own))
+    accuracies = tuple(own[seed] for seed in seeds)
+
+    def against(other: str | None) -> PairedDifference | None:
+        if other is None or variant in (other, baseline):
+            return None
+        theirs = [scores[other].get(seed, math.nan) for seed in seeds]
+        return paired_difference(accuracies, theirs)
+
+    return VariantSummary(
+        variant,
+        seeds,
+        accuracies,
+        mean=statistics.fmean(accuracies) if accuracies else None,
+        sd=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        to_baseline=against(baseline),
+        to_control=against(control),
+    )
+
+
+def points(fraction: float) -> str:
+    """Write a difference of accuracies as signed percentage points.
+
+    >>> points(0.0123), points(-0.004), points(-0.000001)
+    ('+1.23', '−0.40', '0.00')
+    """
+    text = f"{100 * fraction:+.2f}"
+    return "0.00" if float(text) == 0 else text.replace("-", "−")
+
+
+def verdict(summary: Summary) -> str:
+    """Say in plain words what the run shows, and never more than the data say."""
+    return " ".join(verdict_sentences(summary))
+
+
+def verdict_sentences(summary: Summary) -> list[str]:
+    """Return the verdict sentence by sentence: one per variant with attention, then what qualifies them."""
+    base = summary[summary.baseline]
+    contenders = [row for row in summary.variants if row.variant not in (summary.baseline, summary.control)]
+    if not base.seeds:
+        return [f"No verdict yet: the baseline ({label(summary.baseline)}) has no finished seed."]
+    if not contenders:
+        return [f"Nothing to compare: only {label(summary.baseline)} and no variant with attention was run."]
+    pairs = max(row.to_baseline.n if row.to_baseline else 0 for row in contenders)
+    if pairs == 0:
+        return ["No verdict yet: no variant shares a finished seed with the baseline."]
+    sentences = []
+    if pairs == 1:
+        sentences.append("No claim can be made from one seed.")
+    sentences += [_sentence(row, summary) for row in contenders]
+    gains = [row for row in contenders if row.to_baseline and (row.to_baseline.low or 0) > 0]
+    if gains and summary.control is None:
+        sentences.append("No control was run, so a gain cannot be told from the effect of more parameters.")
+    tested = [row for row in contenders if row.to_baseline and row.to_baseline.low is not None]
+    if len(tested) > 1 and any(_excludes_zero(row.to_baseline) for row in tested):
+        sentences.append(f"{len(tested)} variants were tested, without correction for the number of tests.")
+    return sentences
+
+
+def _excludes_zero(difference: PairedDifference | None) -> bool:
+    return (
+        difference is not None
+        and difference.low is not None
+        and not difference.low <= 0 <= (difference.high or 0)
+    )
+
+
+def _sentence(row: VariantSummary, summary: Summary) -> str:
+    against = (
+        f"the {label(summary.baseline)} network" if summary.baseline == "none" else label(summary.baseline)
+    )
+    text = f"{label(row.variant)}: {_claim(row.to_baseline, against)}"
+    if summary.control is not None and row.to_control is not None and row.to_control.n >= 2:
+        text += f"; {_claim(row.to_control, 'the control of equal size')}"
+        if _gain(row.to_baseline) and not _gain(row.to_control):
+            text += ", so the gain is not shown to come from attention rather than from more parameters"
+    return text + "."
+
+
+def _gain(difference: PairedDifference | None) -> bool:
+    return difference is not None and difference.low is not None and difference.low > 0
+
+
+def _claim(difference: PairedDifference | None, against: str) -> str:
+    if difference is None or difference.mean is None:
+        return f"no finished seed in common with {against} yet"
+    size = f"{points(difference.mean)} points"
+    if difference.n == 1:
+        return f"{size} against {against} in a single pair of runs, which says nothing about other seeds"
+    if difference.no_spread:
+        return (
+            f"{size} against {against} in each of {difference.n} seeds; without any spread between the seeds "
+            "no interval can be computed, so no claim is made"
+        )
+    assert difference.low is not None
+    assert difference.high is not None
+    assert difference.p_value is not None
+    evidence = (
+        f"{size}, 95 % interval {points(difference.low)} to {points(difference.high)}, "
+        f"{p_text(difference.p_value)}, {difference.n} seeds"
+    )
+    if difference.low > 0:
+        return f"measurable gain over {against} ({evidence})"
+    if difference.high < 0:
+        return f"measurably worse than {against} ({evidence})"
+    return f"no measurable gain over {against} ({evidence})"
+
+
+def p_text(p_value: float) -> str:
+    """Write a p value the way papers do.
+
+    >>> p_text(0.0421), p_text(0.00002)
+    ('p = 0.042', 'p < 0.001')
+    """
+    return (
+        "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}" if p_value >= 0.1 else f"p = {p_value:.3f}"
+    )
+
+
+COST_COLUMNS = ("parameters", "macs", "flops", "bytes_moved", "bytes_saved", "training_images_per_s")
+
+
+def write_summary_csv(run_dir: Path, summary: Summary) -> Path:
+    """Write `summary.csv` into the run folder: one row per variant, with the costs from `costs.json` if it exists.
+
+    Accuracies and differences are fractions (0.01 = one percentage point); an empty field means: not known.
+    """
+    run_dir = Path(run_dir)
+    costs_file = run_dir / "costs.json"
+    costs = json.loads(costs_file.read_text(encoding="utf-8")) if costs_file.exists() else {}
+    rows = [_csv_row(row, costs.get(row.variant, {})) for row in summary.variants]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    target = run_dir / "summary.csv"
+    write_atomically(target, text.getvalue())
+    return target
+
+
+def _csv_row(row: VariantSummary, cost: Mapping[str, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "variant": row.variant,
+        "seeds": len(row.seeds),
+        "mean_accuracy": row.mean,
+        "sd_accuracy": row.sd,
+    }
+    for name, difference in (("baseline", row.to_baseline), ("control", row.to_control)):
+        for part in ("mean", "low", "high", "p_value", "n"):
+            fields[f"to_{name}_{part}"] = getattr(difference, part, None)
+    fields |= {name: cost.get(name) for name in COST_COLUMNS}
+    for batch in ("1", "32"):
+        fields[f"latency_batch_{batch}_ms"] = cost.get("latency", {}).get(batch, {}).get("median_ms")
+    return fields
