@@ -25,11 +25,6 @@ LABELS = {
     "spatial": "spatial only",
     "control": "control",
 }
-    "cbam:timm": "CBAM (timm)",
-    "channel": "channel only",
-    "spatial": "spatial only",
-    "control": "control",
-}
 
 
 def label(variant: str) -> str:
