@@ -1,0 +1,7 @@
+"""Images for training: Fashion-MNIST, digits, and the user's own folders, checked before use."""
+
+from cbam.data.addressing import AddressedDataset, EpochSampler, make_loader
+from cbam.data.image_data import ImageData
+from cbam.data.load import load_data
+
+__all__ = ["AddressedDataset", "EpochSampler", "ImageData", "load_data", "make_loader"]

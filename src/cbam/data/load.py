@@ -1,0 +1,71 @@
+"""`load_data`: from a name or a folder to training and validation images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cbam.data.built_in import in_memory, read_digits, read_fashion_mnist
+from cbam.data.image_data import ImageData
+from cbam.errors import CBAMError
+
+BUILT_IN = ("fashion-mnist", "digits")
+DEFAULT_MAX_PIXELS = 89_478_485  # Pillow's own bound: a quarter of a gigabyte at three bytes a pixel
+
+
+def load_data(
+    data: str | Path,
+    *,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    limit_train: int | None = None,
+    limit_val: int | None = None,
+    val_fraction: float = 0.2,
+    split_seed: int = 0,
+    bad_images: str = "fail",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    download: bool = True,
+) -> ImageData:
+    """Load images by name or from a folder.
+
+    Args:
+        data: "fashion-mnist" (from "fashion-mnist:/its/folder", the folder in CBAM_FASHION_MNIST, Debian's package, an
+            earlier download, a download, and last scikit-learn's digits with a notice), "digits", or a folder with
+            train/ and val/, or one with a folder for each class. A folder of the same name is meant by "./digits".
+        image_size: height and width of the items; by default the set's own for the built-in sets, 224 for folders.
+        mean: per-channel mean on the 0..1 scale; by default the set's own, ImageNet's for folders.
+        std: per-channel standard deviation, likewise.
+        limit_train: keep so many training images, the same number of each class, the first in file order.
+        limit_val: likewise for validation.
+        val_fraction: share of each class that validates, where there is no validation folder.
+        split_seed: another seed gives another split.
+        bad_images: "fail" stops at images that cannot be read, "skip" leaves them out with a notice.
+        max_pixels: images with more pixels are bad ones; checked before decoding.
+        download: whether Fashion-MNIST may be downloaded.
+
+    Raises:
+        CBAMError: no such set or folder, or images that cannot be used; the message says what to type.
+
+    Example:
+        >>> data = load_data("digits", limit_train=100)
+        >>> data.input_size, len(data.train), data.classes[:3]
+        ((1, 8, 8), 100, ('0', '1', '2'))
+    """
+    if image_size is not None and image_size < 1:
+        raise CBAMError(f"image_size must be at least 1 pixel, given {image_size}.")
+    name, _, folder = str(data).partition(":")
+    if isinstance(data, Path) or name not in BUILT_IN or (name == "digits" and folder):
+        raise NotImplementedError
+    if name == "digits":
+        raw = read_digits(val_fraction, split_seed)
+    else:
+        raw = read_fashion_mnist(
+            Path(folder) if folder else None,
+            download=download,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+        )
+    return in_memory(
+        raw, image_size=image_size, mean=mean, std=std, limit_train=limit_train, limit_val=limit_val
+    )
