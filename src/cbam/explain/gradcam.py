@@ -1,0 +1,166 @@
+"""Grad-CAM through torchcam, leaving the model as it was found."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchcam.methods import GradCAM
+
+from cbam.errors import CBAMError, unknown_name
+
+# A sum over channels in float32 is uncertain by about this share of the terms' absolute sum.
+_ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class ClassActivationMaps:
+    """Grad-CAM of a batch of N images.
+
+    Attributes:
+        heat: (N, h, w) float32 on the CPU, each map divided by its own maximum: 1 is the place that argues most for
+            the class, 0 argues not at all. A flat map is all zero.
+        flat: whether a map has no place that stands out beyond rounding (zero everywhere, or one value everywhere).
+        probabilities: softmax of the scores at the asked class.
+        predicted: the class with the highest score.
+    """
+
+    heat: Tensor
+    flat: tuple[bool, ...]
+    probabilities: tuple[float, ...]
+    predicted: tuple[int, ...]
+
+
+def class_activation_maps(
+    model: nn.Module, layer: str, images: Tensor, labels: Sequence[int]
+) -> ClassActivationMaps:
+    """Compute Grad-CAM (Selvaraju et al. 2017): relu(sum over k of w_k A_k), w_k = mean over places of dscore/dA_k.
+
+    Works on networks with in-place operations and with frozen parameters, also inside `torch.no_grad()`. Training
+    flags, `requires_grad`, `.grad` and hooks are the same afterwards, even if the network raises. It departs from
+    torchcam's normalised maps in one point: the minimum is not subtracted, so a map that is nearly the same everywhere
+    is not stretched into a pattern.
+
+    Args:
+        model: a classifier: (N, C, H, W) -> scores (N, K).
+        layer: the name of the module whose output is read; it must be a feature map (N, C, h, w).
+        images: (N, C, H, W), normalised as for training; moved to the model's device and type.
+        labels: N class numbers.
+
+    Raises:
+        CBAMError: no such layer, its output is no feature map, it does not take part in the score, wrong shapes, or
+            activations, scores or gradients are not finite (the message names which).
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * 36, 3))
+    >>> maps = class_activation_maps(net, "1", torch.rand(2, 1, 8, 8), [0, 2])
+    >>> maps.heat.shape, net.training, net[0].weight.grad
+    (torch.Size([2, 6, 6]), True, None)
+    """
+    modules = dict(model.named_modules())
+    if layer not in modules or not layer:
+        raise unknown_name("layer", layer, [name for name in modules if name])
+    if images.ndim != 4 or len(labels) != len(images):
+        raise CBAMError(
+            f"expected images (N, C, H, W) and N labels; got images {tuple(images.shape)} and {len(labels)} labels"
+        )
+    with (
+        _evaluating(model),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        modules[layer].register_forward_hook(_feature_map_only(layer)),
+        GradCAM(model, layer) as extractor,
+    ):
+        scores = model(_differentiable(images, model))
+        _check_scores(scores, labels)
+        _check_finite(f"the output of layer {layer!r}", _recorded(extractor.hook_a, layer))
+        _check_finite("the scores", scores)
+        try:
+            raw = extractor([int(label) for label in labels], scores, normalized=False)[0]
+        except RuntimeError as error:
+            raise CBAMError(
+                f"the score does not depend on the output of layer {layer!r}: choose another layer"
+            ) from error
+        _check_finite(f"the gradient at layer {layer!r}", extractor.hook_g[0])
+        heat, flat = _scaled(raw, extractor.hook_a[0], extractor.hook_g[0])
+        chances = scores.detach().float().softmax(dim=1)
+    chosen = torch.as_tensor(labels, device=chances.device)[:, None]
+    return ClassActivationMaps(
+        heat=heat.cpu(),
+        flat=tuple(flat.tolist()),
+        probabilities=tuple(chances.gather(1, chosen)[:, 0].tolist()),
+        predicted=tuple(chances.argmax(dim=1).tolist()),
+    )
+
+
+def _scaled(raw: Tensor, activation: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide each map by its maximum, and say which maps show nothing but rounding."""
+    weights = gradient.float().flatten(2).mean(-1)[:, :, None, None]
+    terms = (weights.abs() * activation.float().abs()).sum(1).amax((1, 2))
+    raw = raw.float()
+    highest = raw.amax((1, 2))
+    flat = highest - raw.amin((1, 2)) <= _ROUNDING * terms
+    divisor = torch.where(flat, torch.ones_like(highest), highest)[:, None, None]
+    return torch.where(flat[:, None, None], torch.zeros_like(raw), raw / divisor), flat
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode by its flag: `train` and `eval` may be overridden by the user."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def _differentiable(images: Tensor, model: nn.Module) -> Tensor:
+    """Return images with a gradient, so that a frozen network has a graph too."""
+    parameter = next(model.parameters(), None)
+    copy = images.detach().clone()
+    if parameter is not None:
+        copy = copy.to(device=parameter.device, dtype=parameter.dtype)
+    # The clone is no leaf: a network whose first operation works in place would refuse one.
+    return copy.requires_grad_(True).clone()
+
+
+def _feature_map_only(layer: str) -> Callable[[nn.Module, Any, Any], None]:
+    def check(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise CBAMError(
+                f"layer {layer!r} must give a feature map (N, C, h, w) for Grad-CAM; it gives {found}"
+            )
+
+    return check
+
+
+def _recorded(activations: Sequence[Tensor | None], layer: str) -> Tensor:
+    activation = activations[0]
+    if activation is None:
+        raise CBAMError(f"layer {layer!r} took no part in the forward pass: choose another layer")
+    return activation
+
+
+def _check_scores(scores: Any, labels: Sequence[int]) -> None:
+    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(labels):
+        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise CBAMError(f"expected the model to give scores ({len(labels)}, classes); it gives {found}")
+    wrong = [label for label in labels if not 0 <= label < scores.shape[1]]
+    if wrong:
+        raise CBAMError(f"label {wrong[0]} is not one of the model's {scores.shape[1]} classes")
+
+
+def _check_finite(what: str, values: Tensor) -> None:
+    broken = ~torch.isfinite(values).flatten(1).all(dim=1)
+    if broken.any():
+        images = ", ".join(str(image) for image in broken.nonzero().flatten().tolist())
+        raise CBAMError(
+            f"{what}: values that are not finite (NaN or infinity) for image {images} of the batch"
+        )

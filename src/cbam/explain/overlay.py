@@ -1,0 +1,93 @@
+"""A map of values between 0 and 1, drawn over the picture that it speaks about."""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cbam.errors import CBAMError
+
+COLOUR_MAP = "turbo"
+_STRONGEST = 0.72
+_SHOWN_SIDE = 168
+
+
+def colours(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return RGBA for values in 0..1: turbo, as opaque as the value is high, so that cold places stay uncovered.
+
+    Args:
+        values: any shape; outside 0..1 it is clipped.
+
+    Returns:
+        The same shape with a last axis of 4, each between 0 and 1.
+
+    >>> colours(np.array([0.0, 1.0]))[:, 3].tolist()
+    [0.0, 0.72]
+    """
+    clipped = np.clip(np.asarray(values, dtype=np.float64), 0.0, 1.0)
+    rgba = mpl.colormaps[COLOUR_MAP](clipped)
+    # Rising faster than the value at first: half of the maximum must be visible on a bright picture.
+    rgba[..., 3] = _STRONGEST * clipped**0.8
+    return rgba
+
+
+def colour_stops(count: int = 9) -> list[tuple[float, str]]:
+    """Return (position, CSS colour) pairs for a colour bar that matches `overlay`.
+
+    >>> colour_stops(2)[0]
+    (0.0, 'rgba(48, 18, 59, 0.00)')
+    """
+    positions = np.linspace(0.0, 1.0, count)
+    return [
+        (float(position), f"rgba({', '.join(str(round(255 * part)) for part in rgba[:3])}, {rgba[3]:.2f})")
+        for position, rgba in zip(positions, colours(positions), strict=True)
+    ]
+
+
+def overlay(picture: Image.Image, heat: NDArray[np.floating]) -> Image.Image:
+    """Draw a coarse map over a picture.
+
+    The map is enlarged smoothly (bilinear). A small picture is enlarged first, by a whole factor and without
+    smoothing, so that its pixels stay the pixels that the network saw.
+
+    Args:
+        picture: any mode that Pillow turns into RGB; size (W, H) in pixels.
+        heat: shape (h, w), finite, meant to lie in 0..1.
+
+    Returns:
+        An RGB picture of `picture`'s size times a whole number.
+
+    Raises:
+        CBAMError: the map has the wrong rank, is empty, or holds NaN or infinity.
+
+    >>> overlay(Image.new("L", (28, 28)), np.eye(7)).size
+    (168, 168)
+    """
+    heat = np.asarray(heat, dtype=np.float32)
+    if heat.ndim != 2 or heat.size == 0:
+        raise CBAMError(f"a map must have the shape (height, width); got {heat.shape}")
+    if not np.isfinite(heat).all():
+        raise CBAMError(
+            f"the map holds {int((~np.isfinite(heat)).sum())} values that are not finite; no picture drawn"
+        )
+    base = enlarged(picture.convert("RGB"))
+    smooth = Image.fromarray(np.clip(heat, 0.0, 1.0)).resize(base.size, Image.Resampling.BILINEAR)
+    rgba = colours(np.asarray(smooth))
+    alpha = rgba[..., 3:]
+    mixed = alpha * rgba[..., :3] * 255 + (1 - alpha) * np.asarray(base, dtype=np.float64)
+    return Image.fromarray(np.round(mixed).astype(np.uint8))
+
+
+def enlarged(picture: Image.Image) -> Image.Image:
+    """Enlarge a picture below 84 pixels by a whole factor to about 168 pixels, every pixel a sharp square.
+
+    >>> enlarged(Image.new("L", (8, 8))).size, enlarged(Image.new("L", (224, 224))).size
+    ((168, 168), (224, 224))
+    """
+    factor = max(1, math.floor(_SHOWN_SIDE / max(picture.size)))
+    size = (picture.width * factor, picture.height * factor)
+    return picture if factor == 1 else picture.resize(size, Image.Resampling.NEAREST)

@@ -1,0 +1,140 @@
+"""The same images seen by several networks: Grad-CAM overlays and a manifest in one folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from os import getpid
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cbam.errors import CBAMError, unknown_name
+from cbam.explain.gradcam import ClassActivationMaps, class_activation_maps
+from cbam.explain.overlay import overlay
+
+
+class PictureData(Protocol):
+    """What is needed of a data set: labels, tensors addressed by (epoch, index), and pictures."""
+
+    labels: list[int]
+
+    def __getitem__(self, address: tuple[int, int], /) -> tuple[Tensor, int]:
+        """Return the normalised tensor (C, H, W) and the label."""
+
+    def picture(self, index: int, /) -> Image.Image:
+        """Return the image as the network sees it, not normalised."""
+
+
+def gradcam_pictures(
+    models: Mapping[str, nn.Module],
+    layer: str,
+    dataset: PictureData,
+    classes: Sequence[str],
+    out_dir: Path,
+    *,
+    count: int = 8,
+    seed: int | None = None,
+) -> None:
+    """Draw Grad-CAM for the true class over the same images for every model; write PNG files and `pictures.json`.
+
+    The images are chosen by rule, not by hand: the first image of each of the first `count` classes, in file order.
+    The folder appears as a whole, in place of an older one. A model whose values are not finite gets no overlays but
+    a note in the manifest, because one broken network must not cost the others their pictures.
+
+    Args:
+        models: variant -> trained classifier; left as it was found.
+        layer: the module whose output Grad-CAM reads, in every model.
+        dataset: validation images.
+        classes: class names, in the order of the labels.
+        out_dir: the folder to write.
+        count: how many classes to show.
+        seed: the seed with which these models were trained, told to the reader.
+
+    Raises:
+        CBAMError: there is no image to draw, or no model to ask, or a model has no such layer.
+    """
+    chosen = first_of_each_class(dataset.labels, min(count, len(classes)))
+    if not chosen or not models:
+        raise CBAMError(f"nothing to draw: {len(chosen)} images and {len(models)} models")
+    for model in models.values():
+        names = [name for name, _ in model.named_modules() if name]
+        if layer not in names:
+            raise unknown_name("layer", layer, names)
+    images = torch.stack([dataset[(0, index)][0] for index in chosen])
+    labels = [dataset.labels[index] for index in chosen]
+    maps, notes = _ask(models, layer, images, labels)
+    manifest: dict[str, Any] = {
+        "rule": f"the first validation image of each of the first {len(chosen)} classes, in file order",
+        "layer": layer,
+        "seed": seed,
+        "map_size": list(next(iter(maps.values())).heat.shape[1:]) if maps else None,
+        "notes": notes,
+        "images": [],
+    }
+    out_dir = Path(out_dir)
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    fresh = out_dir.with_name(f".{out_dir.name}.{getpid()}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir()
+        for row, index in enumerate(chosen):
+            entry = _draw(row, dataset.picture(index), maps, classes, fresh)
+            manifest["images"].append(
+                {"index": index, "label": labels[row], "class": classes[labels[row]], **entry}
+            )
+        (fresh / "pictures.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        shutil.rmtree(out_dir, ignore_errors=True)
+        fresh.replace(out_dir)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def first_of_each_class(labels: Sequence[int], count: int) -> list[int]:
+    """Return the index of the first image of each class below `count`; a class without an image is left out.
+
+    >>> first_of_each_class([1, 0, 0, 3, 1], 3)
+    [1, 0]
+    """
+    first: dict[int, int] = {}
+    for index, label in enumerate(labels):
+        first.setdefault(label, index)
+    return [first[label] for label in range(count) if label in first]
+
+
+def _ask(
+    models: Mapping[str, nn.Module], layer: str, images: Tensor, labels: Sequence[int]
+) -> tuple[dict[str, ClassActivationMaps], dict[str, str]]:
+    maps, notes = {}, {}
+    for variant, model in models.items():
+        try:
+            maps[variant] = class_activation_maps(model, layer, images, labels)
+        except CBAMError as error:
+            notes[variant] = str(error)
+    return maps, notes
+
+
+def _draw(
+    row: int,
+    picture: Image.Image,
+    maps: Mapping[str, ClassActivationMaps],
+    classes: Sequence[str],
+    folder: Path,
+) -> dict[str, Any]:
+    original = f"image-{row}.png"
+    picture.save(folder / original)
+    variants = {}
+    for variant, result in maps.items():
+        name = f"image-{row}-{variant.replace(':', '-')}.png"
+        overlay(picture, result.heat[row].numpy()).save(folder / name)
+        variants[variant] = {
+            "overlay": name,
+            "probability": result.probabilities[row],
+            "predicted": classes[result.predicted[row]],
+            "flat": result.flat[row],
+        }
+    return {"original": original, "variants": variants}
