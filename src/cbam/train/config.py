@@ -1,0 +1,72 @@
+"""How to train one classifier; the defaults suit small images from scratch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cbam.errors import CBAMError, unknown_name
+
+FROM_SCRATCH_LR = 0.1
+FINE_TUNING_LR = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training recipe: SGD with Nesterov momentum 0.9, one short warm-up, then a cosine to zero, step by step.
+
+    Each field is an option of `cbam compare`; the text below it is the option's help.
+
+    >>> TrainConfig(epochs=2).peak_lr(fine_tuning=False)
+    0.1
+    """
+
+    epochs: int = 10
+    """Passes over the training images for every model."""
+    batch_size: int = 128
+    """Images per step, over all processes together."""
+    optimizer: str = "sgd"
+    """timm's name of the optimiser: sgd (with Nesterov momentum 0.9), adamw, lamb, ..."""
+    lr: float | None = None
+    """Peak learning rate. None means 0.1 from scratch, 0.01 with --pretrained or --weights; both suit sgd."""
+    weight_decay: float = 5e-4
+    """Weight decay, on all weights but biases and norms."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, e.g. 0.999, reported beside the plain accuracy; 0 is off."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast: bf16 on most devices, fp16 (with gradient scaling) on GPUs only, no = float32."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; auto takes the accelerator if there is one."""
+    workers: int = 0
+    """Processes that load images; any number gives the same bits. Folders of photographs gain from a few."""
+
+    def __post_init__(self) -> None:
+        for name, given, valid, expected in (
+            ("epochs", self.epochs, self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
+            ("lr", self.lr, self.lr is None or 0 < self.lr < float("inf"), "above 0"),
+            ("weight_decay", self.weight_decay, 0 <= self.weight_decay < float("inf"), "at least 0"),
+            ("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "from 0 to below 1"),
+            ("ema", self.ema, 0 <= self.ema < 1, "from 0 (off) to below 1, e.g. 0.999"),
+            ("workers", self.workers, self.workers >= 0, "at least 0"),
+        ):
+            if not valid:
+                raise CBAMError(f"--{name.replace('_', '-')} must be {expected}, given {given}.")
+        for name, choice, choices in (
+            ("--precision", self.precision, ("no", "bf16", "fp16")),
+            ("--device", self.device, ("auto", "cpu", "cuda", "mps")),
+        ):
+            if choice not in choices:
+                raise unknown_name(name, choice, choices)
+
+    def peak_lr(self, *, fine_tuning: bool) -> float:
+        """Return the learning rate at the end of the warm-up.
+
+        Args:
+            fine_tuning: whether the weights come from an earlier training.
+        """
+        if self.lr is not None:
+            return self.lr
+        return FINE_TUNING_LR if fine_tuning else FROM_SCRATCH_LR

@@ -1,0 +1,41 @@
+"""Where and in which precision to compute."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+
+from cbam.errors import CBAMError
+from cbam.train.config import TrainConfig
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Return the accelerator that `config` asks for.
+
+    Args:
+        config: Its `device`, `precision` and `batch_size` matter.
+
+    Raises:
+        CBAMError: The device is not there or does not know the precision, or the processes cannot share a batch.
+
+    >>> make_accelerator(TrainConfig(device="cpu")).device
+    device(type='cpu')
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(config.device, True):
+        usable = " or ".join(name for name, yes in there.items() if yes)
+        raise CBAMError(f"--device {config.device}: torch finds none here. Type: --device {usable}")
+    if config.precision == "fp16" and (config.device == "cpu" or not (there["cuda"] or there["mps"])):
+        raise CBAMError("--precision fp16 needs a GPU. Type: --precision bf16, or leave it out")
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision=config.precision,
+        # batch_size counts the images of all processes: their number does not change the recipe.
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )
+    if config.batch_size % accelerator.num_processes:
+        raise CBAMError(
+            f"--batch-size {config.batch_size} cannot be shared by {accelerator.num_processes} processes: "
+            "give a multiple of their number"
+        )
+    return accelerator
