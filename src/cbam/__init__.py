@@ -1,14 +1,21 @@
 """CBAM attention for any CNN: attach it, count it, compare it."""
 
 from cbam import functional
+from cbam.attach import Attachment, Plan, attach, detach, disabled, plan
 from cbam.nn import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CBAM",
+    "Attachment",
     "ChannelAttention",
+    "Plan",
     "SpatialAttention",
     "SqueezeExcitation",
+    "attach",
+    "detach",
+    "disabled",
     "functional",
+    "plan",
 ]

@@ -1,0 +1,172 @@
+"""Put attention into a model in place, take it out again, switch it off for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from cbam.attach.plan import Plan, make_plan
+from cbam.attach.select import Selectors
+from cbam.attach.wrapper import WithAttention
+from cbam.errors import CBAMError
+from cbam.nn.base import AttentionModule
+
+
+@dataclass(frozen=True)
+class Attachment(Plan):
+    """What was attached; prints as the plan's table."""
+
+
+def plan(
+    model: nn.Module,
+    attention: str = "cbam",
+    sites: Selectors = "auto",
+    *,
+    init: str = "identity",
+    exclude: Selectors = (),
+    input_size: tuple[int, int, int] | None = None,
+    example_input: Any = None,
+    **options: Any,
+) -> Plan:
+    """Return the table of what `attach` with the same arguments would do; the model is not changed.
+
+    Raises:
+        CBAMError: everything that `attach` raises.
+
+    >>> from torchvision.models import resnet18
+    >>> print(str(plan(resnet18())).splitlines()[0])
+    cbam (preset paper, r=16, k=7) in ResNet: 8 sites, init identity
+    """
+    return make_plan(model, attention, sites, init, exclude, input_size, example_input, options)[0]
+
+
+def attach(
+    model: nn.Module,
+    attention: str = "cbam",
+    sites: Selectors = "auto",
+    *,
+    init: str = "identity",
+    exclude: Selectors = (),
+    input_size: tuple[int, int, int] | None = None,
+    example_input: Any = None,
+    **options: Any,
+) -> Attachment:
+    """Put attention into a CNN in place, at the end of every residual branch unless told otherwise.
+
+    All checks come before the first change, so a call that raises leaves the model as it was. Every state-dict key
+    stays valid; the new ones say `.cbam.`. The new weights take device, dtype and training mode of their host.
+    Do it before building the optimizer, and before DistributedDataParallel or torch.compile.
+
+    Args:
+        model: any CNN, trained or not.
+        attention: "cbam", "se", "channel" (CBAM's channel gate alone) or "spatial".
+        sites: "auto": the end of every residual branch, before the addition, found by tracing one forward; or a
+            path, a glob, "re:...", a module type, a predicate (name, module) -> bool, or a list of these.
+        init: "identity": the output stays the same bit for bit until training moves it; "paper": fresh gates,
+            for training from scratch (they scale a trained branch to about a quarter).
+        exclude: sites to leave out, in the same language.
+        input_size: (C, H, W) of the probe's image; default: the model's own, or 224 x 224.
+        example_input: the arguments of the probe forward, for models that take more than one image.
+        **options: `reduction_ratio`, `kernel_size`, `preset` and the switches of `cbam.CBAM`.
+
+    Returns:
+        What was attached; `print` shows it as a table.
+
+    Raises:
+        CBAMError: an unknown name; a pattern that matches nothing; a model that carries attention already, in which
+            no site is found, or whose probe forward fails.
+
+    >>> import torch
+    >>> from torchvision.models import resnet18
+    >>> model, image = resnet18().eval(), torch.rand(1, 3, 64, 64)
+    >>> before = model(image)
+    >>> attachment = attach(model)
+    >>> len(attachment.sites), torch.equal(model(image), before)
+    (8, True)
+    """
+    made, build = make_plan(model, attention, sites, init, exclude, input_size, example_input, options)
+    modules = dict(model.named_modules())
+    wrapped: dict[nn.Module, WithAttention] = {}
+    for site in made.sites:
+        host = modules[site.name]
+        like = _like(host, model)
+        block = build(site.channels, device=like.device, dtype=like.dtype)
+        if init == "identity":
+            block.set_identity()
+        block.train(host.training)
+        wrapped[host] = WithAttention(host, block, site.position)
+    _replace(model, wrapped)
+    return Attachment(**{name: getattr(made, name) for name in made.__dataclass_fields__})
+
+
+def detach(model: nn.Module) -> int:
+    """Take all attached attention out of the model in place and return how many sites it had.
+
+    The model then is what it was before `attach`, except for what training has changed in its own weights.
+
+    Raises:
+        CBAMError: the model carries no attached attention.
+
+    >>> from torchvision.models import resnet18
+    >>> model = resnet18()
+    >>> _ = attach(model)
+    >>> detach(model)
+    8
+    """
+    attached: dict[nn.Module, nn.Module] = {
+        m: m.host for m in model.modules() if isinstance(m, WithAttention)
+    }
+    if not attached:
+        raise CBAMError(
+            f"{type(model).__name__} carries no attached attention. Attach it first: cbam.attach(model)."
+        )
+    _replace(model, attached)
+    return len(attached)
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Switch off every attention module in the model inside a `with` block: each hands its input on.
+
+    Raises:
+        CBAMError: the model has no attention module.
+
+    >>> import torch
+    >>> from cbam import CBAM
+    >>> block, x = CBAM(8), torch.rand(1, 8, 5, 5)
+    >>> with disabled(block):
+    ...     torch.equal(block(x), x)
+    True
+    """
+    blocks = [(module, module.enabled) for module in model.modules() if isinstance(module, AttentionModule)]
+    if not blocks:
+        raise CBAMError(f"{type(model).__name__} has no attention module to switch off.")
+    try:
+        for block, _ in blocks:
+            block.enabled = False
+        yield model
+    finally:
+        for block, enabled in blocks:
+            block.enabled = enabled
+
+
+def _like(host: nn.Module, model: nn.Module) -> torch.Tensor:
+    for module in (host, model):
+        for parameter in module.parameters():
+            if parameter.is_floating_point():
+                return parameter
+    return torch.empty(0)
+
+
+def _replace(model: nn.Module, new: dict[nn.Module, Any]) -> None:
+    """Put new[m] wherever the model holds m: a module may be registered under several names."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            # A wrapper holds its own host, and that is the one place to leave alone.
+            if child in new and new[child] is not parent:
+                parent._modules[name] = new[child]

@@ -1,0 +1,73 @@
+"""The module that puts attention behind (or in front of) another module and keeps that module's state-dict keys.
+
+After `attach`, `layer1.0.bn2` is a `WithAttention` whose `host` is the batch norm. State dicts say
+`layer1.0.bn2.weight` as before, and `layer1.0.bn2.cbam.*` for the new weights. `named_parameters()` shows the
+real structure, `layer1.0.bn2.host.weight`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import nn
+
+from cbam.nn.base import AttentionModule
+
+_HOST = "host."
+_ATTENTION = "cbam."
+
+
+class WithAttention(nn.Module):
+    """A host module with attention on its output, or on its input where the host only hands that on.
+
+    Args:
+        host: the module at the site.
+        attention: the gate.
+        position: "output" or "input".
+    """
+
+    def __init__(self, host: nn.Module, attention: AttentionModule, position: str = "output"):
+        super().__init__()
+        self.position = position
+        self.host = host
+        self.cbam = attention
+        self.training = host.training
+        self.register_state_dict_post_hook(_hide_host)
+        self.register_load_state_dict_pre_hook(_find_host)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return attention(host(x)), or host(attention(x))."""
+        if self.position == "input":
+            return self.host(self.cbam(args[0]), *args[1:], **kwargs)
+        return self.cbam(self.host(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        # Model code that reads the host's attributes (`bn.weight`, `conv.out_channels`) goes on working.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            host = self.__dict__.get("_modules", {}).get("host")
+            if host is None:
+                raise
+            return getattr(host, name)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the host's part at `index`, for hosts that are containers."""
+        return cast("nn.Sequential", self.host)[index]
+
+    def extra_repr(self) -> str:
+        """Name the position where it is not the usual one."""
+        return "" if self.position == "output" else f"position={self.position!r}"
+
+
+def _hide_host(module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
+    for key in list(state_dict):
+        if key.startswith(prefix + _HOST):
+            state_dict[prefix + key[len(prefix + _HOST) :]] = state_dict.pop(key)
+
+
+def _find_host(module: nn.Module, state_dict: Any, prefix: str, *unused: Any) -> None:
+    for key in list(state_dict):
+        rest = key[len(prefix) :]
+        if key.startswith(prefix) and not rest.startswith((_HOST, _ATTENTION)):
+            state_dict[prefix + _HOST + rest] = state_dict.pop(key)
