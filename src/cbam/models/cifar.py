@@ -18,6 +18,7 @@ class PaddedShortcut(nn.Module):
 
     Source: He et al., sections 3.3 and 4.2 ("we use identity shortcuts in all cases (i.e., option A)").
 
+    >>> import torch
     >>> PaddedShortcut(16, 32)(torch.ones(1, 16, 7, 7)).shape
     torch.Size([1, 32, 4, 4])
     """
@@ -46,6 +47,7 @@ class CifarBlock(nn.Module):
         channels: channels of the output.
         stride: stride of the first convolution.
 
+    >>> import torch
     >>> CifarBlock(16, 32, stride=2)(torch.ones(1, 16, 28, 28)).shape
     torch.Size([1, 32, 14, 14])
     """

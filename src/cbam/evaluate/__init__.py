@@ -1,0 +1,15 @@
+"""What a model costs and how well it does; imports nothing heavier than torch."""
+
+from cbam.evaluate.cost import Cost, ModuleCost, cost
+from cbam.evaluate.latency import Latency, interleaved_latency
+from cbam.evaluate.metrics import confusion_matrix, per_class_accuracy
+
+__all__ = [
+    "Cost",
+    "Latency",
+    "ModuleCost",
+    "confusion_matrix",
+    "cost",
+    "interleaved_latency",
+    "per_class_accuracy",
+]

@@ -1,0 +1,249 @@
+"""What one forward pass costs, module by module."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cbam.errors import CBAMError
+from cbam.evaluate.counting import bytes_moved, multiply_adds, other_flops
+from cbam.evaluate.untouched import probe_input, untouched
+
+
+@dataclass
+class ModuleCost:
+    """The cost of everything that ran inside one module, its children included."""
+
+    name: str
+    """The module's name in `named_modules()`; empty for the whole model."""
+    type: str
+    """Its class."""
+    parameters: int
+    """Parameters in it and its children."""
+    calls: int = 0
+    """How often it ran."""
+    macs: int = 0
+    """Multiply-adds of convolutions and matrix products."""
+    flops: int = 0
+    """See `cost`."""
+    bytes_moved: int = 0
+    """Bytes read and written."""
+    bytes_saved: int = 0
+    """Bytes that this module was the first to save for backward."""
+    output: tuple[int, ...] | None = None
+    """Shape of its output, if that is one tensor."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one forward pass of a model costs; `print` it for a table."""
+
+    parameters: int
+    """Number of parameters, shared ones once."""
+    macs: int
+    """Multiply-adds of convolutions and matrix products: the paper's GFLOPs."""
+    flops: int
+    """See `cost`."""
+    bytes_moved: int
+    """Bytes that all operations read and wrote."""
+    bytes_saved: int
+    """Bytes kept for the backward pass."""
+    modules: tuple[ModuleCost, ...]
+    """Every module that ran, in the order of the first call; the model itself is the first."""
+    input: tuple[int, ...]
+    """Shape of the input, (N, C, H, W)."""
+    uncounted: dict[str, int] = field(default_factory=dict)
+    """Operations without a FLOP formula and how often each ran; their bytes are counted."""
+
+    def table(self, depth: int = 1) -> str:
+        """Return the table down to `depth` levels below the model."""
+        rows = [_HEADINGS]
+        for module in self.modules[1:]:
+            if module.name.count(".") < depth:
+                rows.append(_cells(module, module.name))
+        rows.append(_cells(self.modules[0], "total"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [f"one forward pass, input {_shape(self.input)}, eval mode"]
+        for row in rows:
+            cells = (
+                cell.ljust(width) if column < 3 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            lines.append("  ".join(cells).rstrip())
+        if self.uncounted:
+            names = ", ".join(f"{name} x {count}" for name, count in self.uncounted.items())
+            lines.append(f"not in FLOPs (no formula): {names}")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), *, batch_size: int = 1) -> Cost:
+    """Count what one forward pass of `model` costs: parameters, MACs, FLOPs, bytes moved, bytes saved.
+
+    - MACs: one multiply-add of a convolution or matrix product (linear layers, attention) counts 1. This is
+      what the CBAM paper calls FLOPs: 3.858 G for its ResNet-50.
+    - FLOPs: 2 x MACs (a bias is where the sum starts and adds nothing), plus 1 per output element of every
+      element-wise operation, 1 per input element of every reduction and adaptive pooling, the window's size per
+      output element of other poolings, 2 per element of a batch norm with running statistics, 5 per
+      element of a batch norm with batch statistics, layer or group norm or softmax. Copies, padding,
+      indexing: 0. What has no formula is listed in `uncounted`.
+    - Bytes moved: all distinct inputs that an aten operation reads plus all outputs that it writes, summed;
+      views are free. An upper limit of the memory traffic, as caches and fusion may save some of it.
+    - Bytes saved: what autograd keeps for backward, seen by saved-tensor hooks; each storage once, parameters
+      and buffers left out, frozen layers as they are. In a module's row: what that module was first to save.
+
+    The model runs once, in eval mode (batch norm reads its running statistics, dropout does nothing), on zeros
+    of the parameters' type and device. It is left as it was, after an exception too.
+
+    Args:
+        model: any module that maps one tensor (N, C, H, W) to anything.
+        input_size: (C, H, W).
+        batch_size: N.
+
+    Returns:
+        Cost: the totals, and a row for each module.
+
+    Raises:
+        CBAMError: if the sizes make no sense or the forward pass fails.
+
+    >>> from torch import nn
+    >>> found = cost(nn.Conv2d(3, 8, kernel_size=3, padding=1, bias=False), (3, 16, 16))
+    >>> found.parameters, found.macs, found.flops      # 3*8*3*3, times 16*16, times 2
+    (216, 55296, 110592)
+    >>> found.bytes_moved == 4 * (3 * 256 + 216 + 8 * 256), found.bytes_saved == 4 * 3 * 256
+    (True, True)
+    """
+    size = _check(model, input_size, batch_size)
+    recorder = _Recorder(model)
+    x = probe_input(model, size)
+    with ExitStack() as stack:
+        stack.enter_context(untouched(model))
+        stack.callback(recorder.remove_hooks)
+        recorder.add_hooks()
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(recorder.pack, _never_unpacked))
+        stack.enter_context(recorder)
+        try:
+            model(x)
+        except Exception as error:
+            raise CBAMError(
+                f"the forward pass of {type(model).__name__} on zeros of shape {_shape(size)} failed: {error}. "
+                "Is input_size=(C, H, W) what this model takes?"
+            ) from error
+    total = recorder.rows[model]
+    return Cost(
+        parameters=total.parameters,
+        macs=total.macs,
+        flops=total.flops,
+        bytes_moved=total.bytes_moved,
+        bytes_saved=total.bytes_saved,
+        modules=tuple(recorder.rows.values()),
+        input=size,
+        uncounted=dict(recorder.uncounted),
+    )
+
+
+class _Recorder(TorchDispatchMode):
+    """Charges every operation to all modules that are running."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.names = {module: name for name, module in model.named_modules()}
+        self.rows: dict[nn.Module, ModuleCost] = {}
+        self.running: list[ModuleCost] = []
+        self.uncounted: Counter[str] = Counter()
+        self.hooks: list[Any] = []
+        owned = [*model.parameters(), *model.buffers()]
+        self.owned = {tensor.untyped_storage()._cdata for tensor in owned}
+        # Held, so that no address is given out twice while we count.
+        self.saved: dict[int, torch.UntypedStorage] = {}
+
+    def add_hooks(self) -> None:
+        for module in self.names:
+            self.hooks.append(module.register_forward_pre_hook(self.enter, prepend=True))
+            self.hooks.append(module.register_forward_hook(self.leave))
+
+    def remove_hooks(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def enter(self, module: nn.Module, _: Any) -> None:
+        if module not in self.rows:
+            parameters = sum(parameter.numel() for parameter in module.parameters())
+            self.rows[module] = ModuleCost(self.names[module], type(module).__name__, parameters)
+        self.rows[module].calls += 1
+        self.running.append(self.rows[module])
+
+    def leave(self, module: nn.Module, _: Any, output: Any) -> None:
+        self.running.pop()
+        if isinstance(output, Tensor):
+            self.rows[module].output = tuple(output.shape)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        moved = bytes_moved(func, (args, kwargs), out)
+        macs = multiply_adds(func, args, out)
+        flops = other_flops(func, args, out) if moved else 0
+        if flops is None:
+            self.uncounted[str(func.overloadpacket)] += 1
+        for row in self.running:
+            row.macs += macs
+            row.flops += 2 * macs + (flops or 0)
+            row.bytes_moved += moved
+        return out
+
+    def pack(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.owned and storage._cdata not in self.saved:
+            self.saved[storage._cdata] = storage
+            for row in self.running:
+                row.bytes_saved += storage.nbytes()
+
+
+def _never_unpacked(_: Any) -> Tensor:
+    raise AssertionError("cost() runs no backward pass")
+
+
+def _check(model: nn.Module, input_size: tuple[int, int, int], batch_size: int) -> tuple[int, ...]:
+    if not isinstance(model, nn.Module):
+        raise CBAMError(f"cost takes an nn.Module, given {type(model).__name__}.")
+    is_triple = isinstance(input_size, (tuple, list)) and len(input_size) == 3
+    if not is_triple or not all(isinstance(n, int) and n >= 1 for n in input_size):
+        raise CBAMError(f"input_size is (C, H, W), such as (3, 224, 224), given {input_size!r}.")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise CBAMError(f"batch_size is a whole number of at least 1, given {batch_size!r}.")
+    return (batch_size, *input_size)
+
+
+_HEADINGS = ["module", "type", "output", "parameters", "MACs", "FLOPs", "moved", "saved"]
+
+
+def _cells(row: ModuleCost, name: str) -> list[str]:
+    return [
+        name,
+        row.type,
+        _shape(row.output) if row.output else "",
+        f"{row.parameters:,}",
+        _giga(row.macs),
+        _giga(row.flops),
+        f"{row.bytes_moved / 1e6:,.2f} MB",
+        f"{row.bytes_saved / 1e6:,.2f} MB",
+    ]
+
+
+def _giga(count: int) -> str:
+    return f"{count / 1e9:.3f} G" if count >= 100_000_000 else f"{count / 1e6:.3f} M"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,212 @@
+"""What one aten operation computes and moves: the formulas behind `cbam.cost`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._pytree import tree_iter
+
+PRODUCTS: dict[str, Callable[..., int]] = {
+    "convolution": lambda args, out: _convolution(args, out),
+    "mm": lambda args, out: args[0].numel() * args[1].shape[-1],
+    "bmm": lambda args, out: args[0].numel() * args[1].shape[-1],
+    "mv": lambda args, out: args[0].numel(),
+    "dot": lambda args, out: args[0].numel(),
+    "addmm": lambda args, out: args[1].numel() * args[2].shape[-1],
+    "baddbmm": lambda args, out: args[1].numel() * args[2].shape[-1],
+}
+BATCH_NORMS = {
+    "native_batch_norm",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "_batch_norm_with_update",
+    "_batch_norm_no_update",
+}
+FIVE_PER_INPUT = {
+    "native_layer_norm",
+    "native_group_norm",
+    "_fused_rms_norm",
+    "_softmax",
+    "_safe_softmax",
+    "_log_softmax",
+}
+ONE_PER_INPUT = {
+    "sum",
+    "mean",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "prod",
+    "argmax",
+    "argmin",
+    "var",
+    "var_mean",
+    "std",
+    "std_mean",
+    "norm",
+    "linalg_vector_norm",
+    "logsumexp",
+    "cumsum",
+    "any",
+    "all",
+    "_adaptive_avg_pool2d",
+    "_adaptive_avg_pool3d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+}
+WINDOWS = {"max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d"}
+ONE_PER_OUTPUT = {"hardswish", "hardtanh", "elu", "celu", "_prelu_kernel", "leaky_relu", "softplus", "gelu"}
+MOVES = {
+    "clone",
+    "copy",
+    "_to_copy",
+    "contiguous",
+    "cat",
+    "stack",
+    "fill",
+    "zero",
+    "zeros",
+    "zeros_like",
+    "new_zeros",
+    "ones",
+    "ones_like",
+    "full",
+    "full_like",
+    "new_full",
+    "arange",
+    "scalar_tensor",
+    "constant_pad_nd",
+    "reflection_pad2d",
+    "replication_pad2d",
+    "roll",
+    "flip",
+    "index",
+    "index_select",
+    "gather",
+    "embedding",
+    "repeat",
+    "_reshape_copy",
+    "pixel_shuffle",
+    "channel_shuffle",
+    "native_channel_shuffle",
+    "masked_fill",
+    "where",
+    "bernoulli",
+    "lift_fresh",
+}
+NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "as_strided"}
+
+
+def base_name(op: OpOverload) -> str:
+    """Return an operation's name without overload and without the underscore of its in-place form.
+
+    >>> base_name(torch.ops.aten.relu_.default)
+    'relu'
+    """
+    name = op.overloadpacket.__name__
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def multiply_adds(op: OpOverload, args: tuple[Any, ...], out: Any) -> int:
+    """Count the multiply-adds of convolutions and matrix products; 0 for every other operation.
+
+    >>> multiply_adds(torch.ops.aten.mm.default, (torch.ones(2, 3), torch.ones(3, 4)), None)
+    24
+    """
+    name = base_name(op)
+    if name in PRODUCTS:
+        return PRODUCTS[name](args, out)
+    if name.startswith("_scaled_dot_product"):
+        query, key, value = args[:3]
+        return math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    return 0
+
+
+def other_flops(op: OpOverload, args: tuple[Any, ...], out: Any) -> int | None:
+    """Count the operations outside the matrix products; None for an operation without a formula.
+
+    The formulas stand in the docstring of `cbam.cost`.
+
+    >>> other_flops(torch.ops.aten.relu.default, (torch.ones(2, 3),), torch.ones(2, 3))
+    6
+    """
+    name = base_name(op)
+    if name in PRODUCTS or name.startswith("_scaled_dot_product") or name in MOVES or name in NOTHING:
+        return 0
+    if name in BATCH_NORMS:
+        # Argument 5 is `training` wherever there is one: the other forms read the running statistics.
+        with_batch_statistics = name not in ("_native_batch_norm_legit_no_training", "_batch_norm_no_update")
+        return args[0].numel() * (5 if with_batch_statistics and args[5] is True else 2)
+    if name in FIVE_PER_INPUT:
+        return 5 * args[0].numel()
+    if name in WINDOWS:
+        spatial_axes = int(name[name.index("pool") + 4])
+        return _first(out).numel() * math.prod(_spread(args[1], spatial_axes))
+    if name in ONE_PER_INPUT and _is_reduction(name, args):
+        return args[0].numel()
+    if name in ONE_PER_OUTPUT or torch.Tag.pointwise in op.tags or name in ("max", "min"):
+        return sum(tensor.numel() for tensor in _tensors(out))
+    return None
+
+
+def bytes_moved(op: OpOverload, inputs: Any, out: Any) -> int:
+    """Count the bytes that an operation reads and writes: every input once, every output once; views move none.
+
+    A broadcast (stride 0) axis is read once. What caches keep between two operations is not considered.
+
+    >>> x = torch.ones(2, 3)
+    >>> bytes_moved(torch.ops.aten.relu.default, (x,), torch.relu(x))
+    48
+    """
+    read = {id(tensor): tensor for tensor in _tensors(inputs)}
+    written = list(_tensors(out))
+    if base_name(op) in NOTHING:
+        return 0
+    if not op._schema.is_mutable:
+        storages = {_storage(tensor) for tensor in read.values()}
+        if written and all(_storage(tensor) in storages for tensor in written):
+            return 0
+    return sum(map(_bytes, read.values())) + sum(map(_bytes, written))
+
+
+def _convolution(args: tuple[Any, ...], out: Tensor) -> int:
+    x, weight, transposed = args[0], args[1], args[6]
+    positions = x if transposed else out
+    return positions.numel() * math.prod(weight.shape[1:])
+
+
+def _is_reduction(name: str, args: tuple[Any, ...]) -> bool:
+    # max(a, b) and min(a, b) are element-wise.
+    return not (name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor))
+
+
+def _tensors(tree: Any) -> Iterable[Tensor]:
+    return (leaf for leaf in tree_iter(tree) if isinstance(leaf, Tensor))
+
+
+def _first(out: Any) -> Tensor:
+    return out if isinstance(out, Tensor) else out[0]
+
+
+def _spread(kernel: Any, axes: int) -> list[int]:
+    sizes = [kernel] if isinstance(kernel, int) else list(kernel)
+    return sizes * axes if len(sizes) == 1 else sizes
+
+
+def _storage(tensor: Tensor) -> tuple[torch.device, int]:
+    return tensor.device, tensor.untyped_storage()._cdata
+
+
+def _bytes(tensor: Tensor) -> int:
+    distinct = math.prod(
+        size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or size == 0
+    )
+    return distinct * tensor.element_size()

@@ -1,0 +1,117 @@
+"""Wall-clock time of several models side by side."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cbam.errors import CBAMError
+from cbam.evaluate.untouched import probe_input
+
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The time of one forward pass over the rounds, in milliseconds."""
+
+    median_ms: float
+    """Middle of the rounds."""
+    low_ms: float
+    """First quartile."""
+    high_ms: float
+    """Third quartile."""
+
+    def __str__(self) -> str:
+        return f"{self.median_ms:.2f} ms ({self.low_ms:.2f} to {self.high_ms:.2f})"
+
+
+def interleaved_latency(
+    models: Mapping[str, nn.Module],
+    input_size: tuple[int, int, int],
+    *,
+    batch_sizes: Sequence[int] = (1, 32),
+    rounds: int = 15,
+    channels_last: bool = False,
+) -> dict[str, dict[int, Latency]]:
+    """Time forward passes of several models in turn, so that a busy or hot machine is unfair to all of them alike.
+
+    Every round runs each model once, and starts with another model than the round before. The models are timed
+    in eval mode without autograd, as deep copies, one after the other on the device that they are on; the
+    originals are not touched. Ratios between models of one call are worth more than the milliseconds.
+
+    Args:
+        models: name to model.
+        input_size: (C, H, W).
+        batch_sizes: N of each measurement.
+        rounds: timed passes per model and batch size, after a warm-up.
+        channels_last: time in channels-last memory format.
+
+    Returns:
+        {name: {batch size: Latency}}.
+
+    Raises:
+        CBAMError: if there is nothing to time.
+
+    >>> from torch import nn
+    >>> times = interleaved_latency({"conv": nn.Conv2d(3, 8, 3)}, (3, 8, 8), batch_sizes=(1,), rounds=3)
+    >>> times["conv"][1].low_ms <= times["conv"][1].median_ms
+    True
+    """
+    if not models or not batch_sizes or rounds < 2 or min(batch_sizes) < 1:
+        raise CBAMError(
+            "interleaved_latency takes at least one model, batch sizes of at least 1 and 2 rounds, given "
+            f"{len(models)} models, batch_sizes={tuple(batch_sizes)}, rounds={rounds}."
+        )
+    memory_format = torch.channels_last if channels_last else torch.preserve_format
+    copies = {name: _for_timing(model, memory_format) for name, model in models.items()}
+    times: dict[str, dict[int, Latency]] = {name: {} for name in models}
+    for batch_size in batch_sizes:
+        inputs = {
+            name: _noise(probe_input(model, (batch_size, *input_size))).to(memory_format=memory_format)
+            for name, model in copies.items()
+        }
+        for name, seconds in _rounds(copies, inputs, rounds).items():
+            low, median, high = (1000 * s for s in statistics.quantiles(seconds, n=4, method="inclusive"))
+            times[name][batch_size] = Latency(median, low, high)
+    return times
+
+
+def _rounds(
+    models: Mapping[str, nn.Module], inputs: Mapping[str, Tensor], rounds: int
+) -> dict[str, list[float]]:
+    names = list(models)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    with torch.inference_mode():
+        for name in names:
+            for _ in range(WARM_UP):
+                models[name](inputs[name])
+        for number in range(rounds):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                _wait(inputs[name])
+                start = time.perf_counter()
+                models[name](inputs[name])
+                _wait(inputs[name])
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def _for_timing(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    return copy.deepcopy(model).eval().to(memory_format=memory_format)
+
+
+def _noise(like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(like.shape, generator=generator).to(like)
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
