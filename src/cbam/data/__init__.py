@@ -1,7 +1,16 @@
 """Images for training: Fashion-MNIST, digits, and the user's own folders, checked before use."""
 
 from cbam.data.addressing import AddressedDataset, EpochSampler, make_loader
+from cbam.data.doctor import FolderReport, check_folder
 from cbam.data.image_data import ImageData
 from cbam.data.load import load_data
 
-__all__ = ["AddressedDataset", "EpochSampler", "ImageData", "load_data", "make_loader"]
+__all__ = [
+    "AddressedDataset",
+    "EpochSampler",
+    "FolderReport",
+    "ImageData",
+    "check_folder",
+    "load_data",
+    "make_loader",
+]

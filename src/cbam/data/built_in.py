@@ -11,10 +11,10 @@ import torch
 from torchvision.transforms.v2 import functional as transforms
 
 from cbam.data import fashion_mnist
-from cbam.data.image_data import ImageData
+from cbam.data.image_data import ImageData, checked_statistics
 from cbam.data.memory import MemoryImages
 from cbam.data.split import balanced_subset, stratified_split
-from cbam.errors import CBAMError, MissingExtra
+from cbam.errors import MissingExtra
 
 # Of the 1,797 images on the 0..1 scale.
 DIGITS_MEAN, DIGITS_STD = (0.3053,), (0.3759,)
@@ -140,27 +140,6 @@ def in_memory(
         std=std,
         notices=raw.notices,
     )
-
-
-def checked_statistics(
-    mean: Sequence[float], std: Sequence[float], *, channels: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return `mean` and `std` as tuples of `channels` floats.
-
-    Raises:
-        CBAMError: another number of values, or values that cannot normalise images on the 0..1 scale.
-    """
-    mean, std = tuple(float(value) for value in mean), tuple(float(value) for value in std)
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) != channels:
-            raise CBAMError(
-                f"{name} needs {channels} value(s), one per channel; given {len(values)}: {values}."
-            )
-        if not all(0 <= value <= 1 for value in values):
-            raise CBAMError(f"{name} is on the 0..1 scale, given {values}. Divide by 255 first.")
-    if min(std) == 0:
-        raise CBAMError(f"std must be above 0, given {std}.")
-    return mean, std
 
 
 def _resized(images: torch.Tensor, size: int | None, chunk: int = 1024) -> torch.Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cbam.data.addressing import AddressedDataset
+from cbam.errors import CBAMError
 
 
 @dataclass(frozen=True)
@@ -32,3 +34,24 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notices: tuple[str, ...] = ()
+
+
+def checked_statistics(
+    mean: Sequence[float], std: Sequence[float], *, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return `mean` and `std` as tuples of `channels` floats.
+
+    Raises:
+        CBAMError: another number of values, or values that cannot normalise images on the 0..1 scale.
+    """
+    mean, std = tuple(float(value) for value in mean), tuple(float(value) for value in std)
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise CBAMError(
+                f"{name} needs {channels} value(s), one per channel; given {len(values)}: {values}."
+            )
+        if not all(0 <= value <= 1 for value in values):
+            raise CBAMError(f"{name} is on the 0..1 scale, given {values}. Divide by 255 first.")
+    if min(std) == 0:
+        raise CBAMError(f"std must be above 0, given {std}.")
+    return mean, std

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cbam.data.built_in import in_memory, read_digits, read_fashion_mnist
-from cbam.data.image_data import ImageData
-from cbam.errors import CBAMError
+from cbam.data.folder import Preparation, load_folder
+from cbam.data.image_data import ImageData, checked_statistics
+from cbam.data.pictures import DEFAULT_MAX_PIXELS
+from cbam.errors import CBAMError, nearest
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BUILT_IN = ("fashion-mnist", "digits")
-DEFAULT_MAX_PIXELS = 89_478_485  # Pillow's own bound: a quarter of a gigabyte at three bytes a pixel
 
 
 def load_data(
@@ -56,7 +58,16 @@ def load_data(
         raise CBAMError(f"image_size must be at least 1 pixel, given {image_size}.")
     name, _, folder = str(data).partition(":")
     if isinstance(data, Path) or name not in BUILT_IN or (name == "digits" and folder):
-        raise NotImplementedError
+        mean, std = checked_statistics(mean or IMAGENET_MEAN, std or IMAGENET_STD, channels=3)
+        return load_folder(
+            _existing(data),
+            Preparation(224 if image_size is None else image_size, mean, std, max_pixels),
+            limit_train=limit_train,
+            limit_val=limit_val,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+            bad_images=bad_images,
+        )
     if name == "digits":
         raw = read_digits(val_fraction, split_seed)
     else:
@@ -68,4 +79,16 @@ def load_data(
         )
     return in_memory(
         raw, image_size=image_size, mean=mean, std=std, limit_train=limit_train, limit_val=limit_val
+    )
+
+
+def _existing(data: str | Path) -> Path:
+    folder = Path(data).expanduser()
+    if folder.exists():
+        return folder
+    close = nearest(str(data), BUILT_IN, count=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise CBAMError(
+        f"there is no folder {str(data)!r}, and no built-in set of that name.{hint} "
+        f"Give a folder of images, or one of: {', '.join(BUILT_IN)}."
     )

@@ -1,0 +1,173 @@
+"""The doctor looks at a folder of images before anything is trained on it, and names everything that is wrong."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL.Image import DecompressionBombWarning
+
+from cbam.data.pictures import DEFAULT_MAX_PIXELS, MOST_PIXELS, SUFFIXES, BadImage, check_image
+from cbam.data.scan import Layout, Side, find_layout, scan_side, some
+from cbam.errors import CBAMError
+
+
+@dataclass(frozen=True)
+class FolderReport:
+    """What the doctor found; `str(report)` is for the user.
+
+    Attributes:
+        root: the folder that was looked at.
+        layout: which folders train and validate.
+        train: the training side, or the whole where there is no validation folder.
+        val: the validation side, if it has a folder.
+        bad: for each file that cannot be used, by its full path, why.
+        errors: what makes training impossible, bad files aside.
+        notices: what the user should know, bad files aside.
+    """
+
+    root: Path
+    layout: Layout
+    train: Side
+    val: Side | None
+    bad: dict[Path, BadImage]
+    errors: tuple[str, ...]
+    notices: tuple[str, ...]
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """The side or the two sides."""
+        return (self.train,) if self.val is None else (self.train, self.val)
+
+    @property
+    def image_count(self) -> int:
+        """Number of files that by their name are images, bad ones included."""
+        return sum(len(names) for side in self.sides for names in side.images.values())
+
+    def good_images(self, side: Side) -> dict[str, list[str]]:
+        """Return the usable images of `side`, for each class in file order."""
+        return {
+            name: [image for image in images if side.folder / image not in self.bad]
+            for name, images in side.images.items()
+        }
+
+    def bad_lines(self) -> list[str]:
+        """Return one line for each kind of bad file, with the total and the first few names."""
+        kinds: dict[str, list[str]] = defaultdict(list)
+        for path, problem in self.bad.items():
+            kinds[problem.kind].append(f"{path.relative_to(self.root).as_posix()} ({problem.detail})")
+        return [f"{len(names):,} {kind}: {some(names)}" for kind, names in kinds.items()]
+
+    def __str__(self) -> str:
+        lines = [f"{self.root}: {self.image_count:,} images in {len(self.train.classes)} classes"]
+        for side in self.sides:
+            counts = ", ".join(f"{name} {len(images):,}" for name, images in self.good_images(side).items())
+            lines.append(f"  {side.folder}: {counts or 'no class folders'}")
+        lines += [f"  error: {error}" for error in self.errors]
+        lines += [f"  bad: {line}" for line in self.bad_lines()]
+        lines += [f"  note: {notice}" for notice in self.notices]
+        if not (self.errors or self.bad):
+            lines.append("  every image can be read")
+        return "\n".join(lines)
+
+
+def check_folder(root: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> FolderReport:
+    """Look at every image below `root` and report what cannot be used; changes nothing.
+
+    Args:
+        root: a folder with train/ and val/, or with one folder for each class.
+        max_pixels: images with more pixels are bad; the header tells, so they are never decoded.
+
+    Raises:
+        CBAMError: `root` is no folder, or `max_pixels` is out of range.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise CBAMError(
+            f"{root} is {'a file, not a folder' if root.exists() else 'not there'}. Give a folder of images."
+        )
+    if not 1 <= max_pixels <= MOST_PIXELS:
+        raise CBAMError(f"max_pixels must lie between 1 and {MOST_PIXELS:,}, given {max_pixels:,}.")
+    try:
+        layout = find_layout(root)
+        train = scan_side(layout.train)
+        val = None if layout.val is None else scan_side(layout.val)
+    except OSError as error:
+        raise CBAMError(f"{root} cannot be listed: {error}") from error
+    bad = _bad_images([side for side in (train, val) if side is not None], max_pixels)
+    report = FolderReport(root, layout, train, val, bad, (), ())
+    return FolderReport(root, layout, train, val, bad, _errors(report), (*layout.notices, *_notices(report)))
+
+
+def _bad_images(sides: list[Side], max_pixels: int) -> dict[Path, BadImage]:
+    paths = [side.folder / image for side in sides for images in side.images.values() for image in images]
+
+    def problem(path: Path) -> BadImage | None:
+        try:
+            check_image(path, max_pixels)
+        except BadImage as error:
+            return error
+        return None
+
+    # Pillow decodes without the interpreter's lock, so threads are enough.
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter(
+            "ignore", DecompressionBombWarning
+        )  # what it warns of is judged by `max_pixels` here
+        problems = [found for part in _parts(paths) for found in pool.map(problem, part)]
+    return {path: error for path, error in zip(paths, problems, strict=True) if error is not None}
+
+
+def _parts(paths: list[Path], size: int = 10_000) -> Iterator[list[Path]]:
+    # A pool holds one future for each path it was given; a million at once would take gigabytes.
+    return (paths[start : start + size] for start in range(0, len(paths), size))
+
+
+def _errors(report: FolderReport) -> tuple[str, ...]:
+    errors = []
+    classes = report.train.classes
+    if not classes:
+        errors.append(
+            f"{report.train.folder} holds no class folders. Put the images of each class into a folder of its name."
+        )
+    elif len(classes) == 1:
+        inner = report.train.folder / classes[0]
+        nested = any(path.is_dir() for path in inner.iterdir())
+        hint = f" Did you mean {inner}?" if nested else " At least two are needed to tell apart."
+        errors.append(f"{report.train.folder} holds one class only, {classes[0]!r}.{hint}")
+    if report.val is not None and set(report.val.classes) != set(classes):
+        missing = sorted(set(classes) - set(report.val.classes))
+        extra = sorted(set(report.val.classes) - set(classes))
+        differences = [
+            f"only in {side.folder.name}/: {some(names)}"
+            for side, names in ((report.train, missing), (report.val, extra))
+            if names
+        ]
+        errors.append(f"the classes of training and validation differ; {'; '.join(differences)}.")
+    for side in report.sides:
+        if empty := [name for name, images in report.good_images(side).items() if not images]:
+            errors.append(
+                f"{len(empty)} empty class(es) in {side.folder}: {some(empty)}. "
+                f"Put images there ({' '.join(SUFFIXES)}) or remove the folder."
+            )
+        if side.closed:
+            errors.append(f"{len(side.closed)} folder(s) cannot be listed: {some(side.closed)}.")
+    return tuple(errors)
+
+
+def _notices(report: FolderReport) -> list[str]:
+    notices = []
+    for side in report.sides:
+        for names, what in (
+            (side.hidden, "hidden files or folders were skipped"),
+            (side.others, f"files are no images by their name ({' '.join(SUFFIXES)}) and were ignored"),
+            (side.loose, "images lie beside the class folders and were ignored"),
+        ):
+            if names:
+                notices.append(f"In {side.folder} {len(names):,} {what}: {some(names)}.")
+    return notices

@@ -1,0 +1,126 @@
+"""Opening image files that come from anywhere: restricted formats, a pixel cap, one way into RGB."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
+
+from cbam.errors import CBAMError
+
+# The formats people keep photographs in; every further Pillow plugin is one more parser open to hostile files.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+DEFAULT_MAX_PIXELS = 89_478_485  # Pillow's own bound: a quarter of a gigabyte at three bytes a pixel
+MOST_PIXELS = 2 * DEFAULT_MAX_PIXELS  # above it Pillow refuses by itself
+MAX_ELONGATION = 100  # resizing the short side of a 1 x 1,000,000 image would fill the memory
+
+_PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # whose way into RGB cannot fail
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: PILImage.Transpose.FLIP_LEFT_RIGHT,
+    3: PILImage.Transpose.ROTATE_180,
+    4: PILImage.Transpose.FLIP_TOP_BOTTOM,
+    5: PILImage.Transpose.TRANSPOSE,
+    6: PILImage.Transpose.ROTATE_270,
+    7: PILImage.Transpose.TRANSVERSE,
+    8: PILImage.Transpose.ROTATE_90,
+}
+
+
+class BadImage(CBAMError):
+    """A file that cannot be used as an image; `kind` groups it with others of its sort, `detail` says more."""
+
+    def __init__(self, path: Path, kind: str, detail: str):
+        super().__init__(f"{path}: {kind} ({detail})")
+        self.kind = kind
+        self.detail = detail
+
+
+def open_image(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> PILImage.Image:
+    """Return the image in `path` as it is meant to be seen: upright, in RGB, transparent parts on white.
+
+    16-bit grey values keep their upper 8 bits; of an animation the first frame is taken.
+
+    Raises:
+        BadImage: the file is missing, no image of a known format, truncated, or larger than `max_pixels`.
+    """
+    with _header(path, max_pixels) as image:
+        _decode(image, path)
+        turned = _UPRIGHT.get(_orientation(image))
+        upright = image if turned is None else image.transpose(turned)
+        return _to_rgb(upright, path)
+
+
+def check_image(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+    """Decode the image in `path` as `open_image` would, more cheaply where the format allows it.
+
+    Raises:
+        BadImage: `open_image` would fail.
+    """
+    with _header(path, max_pixels) as image:
+        # A JPEG at an eighth of its size reads the whole file but spares most of the arithmetic.
+        image.draft(image.mode, (max(1, image.width // 8), max(1, image.height // 8)))
+        _decode(image, path)
+        if image.mode not in _PLAIN_MODES:
+            _to_rgb(image, path)
+
+
+def _header(path: Path, max_pixels: int) -> PILImage.Image:
+    if not path.exists():
+        raise BadImage(path, "broken link" if path.is_symlink() else "missing file", "nothing is there")
+    if not path.is_file():
+        raise BadImage(path, "not a regular file", "a folder, pipe or device")
+    if path.stat().st_size == 0:
+        raise BadImage(path, "empty file", "0 bytes")
+    try:
+        image = PILImage.open(path, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise BadImage(path, "not a readable image", f"none of {', '.join(FORMATS)}") from error
+    except PILImage.DecompressionBombError as error:
+        raise BadImage(path, "too many pixels", f"more than {MOST_PIXELS:,}") from error
+    except Exception as error:  # a broken header makes Pillow's parsers raise errors of any type
+        raise BadImage(path, "not a readable image", str(error) or type(error).__name__) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        image.close()
+        raise BadImage(path, "too many pixels", f"{width} x {height} is more than {max_pixels:,}")
+    if max(width, height) > MAX_ELONGATION * min(width, height):
+        image.close()
+        raise BadImage(path, "too long and thin", f"{width} x {height}")
+    return image
+
+
+def _decode(image: PILImage.Image, path: Path) -> None:
+    try:
+        image.load()
+    except (
+        Exception
+    ) as error:  # as above: OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError ...
+        raise BadImage(path, "truncated or damaged", str(error) or type(error).__name__) from error
+
+
+def _orientation(image: PILImage.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF data do not make the picture unusable
+        return 1
+
+
+def _to_rgb(image: PILImage.Image, path: Path) -> PILImage.Image:
+    if image.mode == "F":
+        raise BadImage(path, "unknown brightness scale", "floating-point pixels")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 0xFFFF:
+            raise BadImage(path, "unknown brightness scale", "32-bit pixels outside 0..65535")
+        return PILImage.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+    try:
+        if image.has_transparency_data:
+            layer = image.convert("RGBA")
+            return PILImage.alpha_composite(PILImage.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        return image.convert("RGB")
+    except ValueError as error:
+        raise BadImage(path, "unknown kind of pixels", image.mode) from error
