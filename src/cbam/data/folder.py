@@ -124,10 +124,8 @@ def load_folder(
         notices.append(
             f"{len(report.bad):,} bad images were left out. " + "; ".join(report.bad_lines()) + "."
         )
-    train, val = (
-        _images(report, side, preparation, augment)
-        for side, augment in ((report.train, True), (report.val or report.train, False))
-    )
+    train = _images(report, report.train, preparation, augment=True)
+    val = _images(report, report.val or report.train, preparation, augment=False)
     how = f"{train.folder} trains, {val.folder} validates"
     if report.val is None:
         into = stratified_split(train.names, train.labels, val_fraction, split_seed)
