@@ -2,23 +2,175 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import shlex
+import statistics
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
+import yaml
+from PIL import Image
 
-from cbam.compare.reading import read_run
-from cbam.compare.statistics import label, summarise, verdict_sentences
+from cbam.compare.drawing import LOOKS, OTHER_LOOK, css_name
+from cbam.compare.figures import classes_figure, curve_figure, differences_figure, seeds_figure
+from cbam.compare.reading import Run, read_run
+from cbam.compare.statistics import Summary, label, p_text, points, summarise, verdict_sentences
+from cbam.compare.tables import class_changes, cost_table, costed, extremes, sampling_error
+from cbam.explain.overlay import colour_stops
 from cbam.train.files import write_atomically
+
+_LARGEST_SIDE = 224
+_SMALL_SIDE = 64
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into a run folder, finished or not, and return its path."""
+    """Write `report.html` into a run folder and return its path; an unfinished run gets a page that says so.
+
+    The page holds everything inline and asks for nothing: a content security policy in it forbids every request.
+
+    Args:
+        run_dir: the folder that `cbam compare` wrote.
+
+    Raises:
+        CBAMError: the folder holds no run, or one of its files is broken; the message names the file.
+    """
     run = read_run(Path(run_dir))
     summary = summarise(run.results, run.variants)
-    loader = jinja2.PackageLoader("cbam.compare", "templates")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["label"] = label
-    page = environment.get_template("report.html.j2").render(
-        run=run, summary=summary, verdict=verdict_sentences(summary)
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            summary=summary,
+            verdict=verdict_sentences(summary),
+            looks={css_name(variant): style[:2] for variant, style in {**LOOKS, "other": OTHER_LOOK}.items()},
+            facts=_facts(run, summary),
+            averaged=_averaged(run),
+            figures=_figures(run, summary),
+            costed=costed(run),
+            costs=cost_table(run, summary.baseline),
+            classes=_classes(run, summary),
+            pictures=_pictures(run),
+            colour_stops=colour_stops(),
+            command=shlex.join(run.environment.get("command", [])),
+            config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True).strip(),
+            sampling=_sampling(run, summary),
+            tests=_tests(summary),
+        )
     )
     return write_atomically(run.folder / "report.html", page)
+
+
+def _environment() -> jinja2.Environment:
+    loader = jinja2.PackageLoader("cbam.compare", "templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"label": label, "points": points, "p": p_text, "css": css_name}
+    environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f}"
+    return environment
+
+
+def _facts(run: Run, summary: Summary) -> list[tuple[str, str]]:
+    seeds = sorted(
+        {seed for _, seed in run.planned} or {seed for row in summary.variants for seed in row.seeds}
+    )
+    size = run.data.get("input_size")
+    images = [f"{run.data[part]:,}" for part in ("train_images", "val_images") if part in run.data]
+    facts = {
+        "data": run.data.get("name") or run.config.get("data"),
+        "model": run.config.get("model"),
+        "images": " training, ".join(images) + " validation" if len(images) == 2 else None,
+        "input": f"{size[0]} × {size[1]} × {size[2]}" if size else None,
+        "seeds": f"{len(seeds)} ({', '.join(map(str, seeds))})" if seeds else None,
+        "epochs": run.config.get("epochs"),
+        "started": str(run.environment.get("started", ""))[:16].replace("T", " "),
+    }
+    return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
+
+
+def _averaged(run: Run) -> dict[str, float]:
+    """Mean accuracy of the moving average of the weights, per variant, where the run kept one."""
+    found: dict[str, list[float]] = {}
+    for result in run.results:
+        if result.get("val_accuracy_ema") is not None:
+            found.setdefault(result["variant"], []).append(result["val_accuracy_ema"])
+    return {variant: statistics.fmean(values) for variant, values in found.items()}
+
+
+def _figures(run: Run, summary: Summary) -> dict[str, Any]:
+    variants = run.variants
+    return {
+        "seeds": seeds_figure(summary) if run.results else None,
+        "differences": differences_figure(summary),
+        "accuracy": curve_figure(
+            run.history, variants, "val_accuracy", "Validation accuracy in percent", percent=True
+        ),
+        "loss": curve_figure(run.history, variants, "train_loss", "Training loss", percent=False),
+    }
+
+
+def _classes(run: Run, summary: Summary) -> list[dict[str, Any]]:
+    blocks = []
+    for row in summary.variants:
+        changes = class_changes(run, row.variant, summary.baseline) if row.variant != summary.baseline else []
+        if changes:
+            shown = extremes(changes)
+            figure = classes_figure(row.variant, shown, summary.baseline)
+            blocks.append({"variant": row.variant, "figure": figure, "shown": shown, "total": len(changes)})
+    return blocks
+
+
+def _pictures(run: Run) -> dict[str, Any]:
+    """Return the manifest of the pictures with every file replaced by a data URI, None where it is missing."""
+    folder = run.folder / "pictures"
+    images = []
+    for entry in run.pictures.get("images", []):
+        variants = {
+            variant: {**shown, "overlay": _embedded(folder, shown.get("overlay"))}
+            for variant, shown in entry["variants"].items()
+        }
+        images.append({**entry, "original": _embedded(folder, entry.get("original")), "variants": variants})
+    shown = [variant for variant in run.variants if any(variant in image["variants"] for image in images)]
+    size = run.pictures.get("map_size")
+    return {
+        "images": images,
+        "variants": shown,
+        "rule": run.pictures.get("rule", ""),
+        "layer": run.pictures.get("layer", ""),
+        "seed": run.pictures.get("seed"),
+        "map_size": f"{size[0]} × {size[1]}" if size else None,
+        "notes": run.pictures.get("notes") or {},
+    }
+
+
+def _embedded(folder: Path, name: str | None) -> Mapping[str, Any] | None:
+    """Return a picture as a data URI with its size; small ones lossless, so that their pixels stay sharp."""
+    file = folder / Path(name or "").name
+    if not name or not file.is_file():
+        return None
+    with Image.open(file) as opened:
+        picture = opened.convert("RGB")
+    small = max(picture.size) <= _SMALL_SIDE
+    stream = io.BytesIO()
+    if small:
+        picture.save(stream, "PNG", optimize=True)
+    else:
+        picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+        picture.save(stream, "WEBP", quality=84)
+    data = base64.b64encode(stream.getvalue()).decode()
+    return {"uri": f"data:image/{'png' if small else 'webp'};base64,{data}", "pixelated": small}
+
+
+def _tests(summary: Summary) -> int:
+    """Count the intervals on the page."""
+    gaps = [gap for row in summary.variants for gap in (row.to_baseline, row.to_control)]
+    return sum(gap is not None and gap.low is not None for gap in gaps)
+
+
+def _sampling(run: Run, summary: Summary) -> float | None:
+    mean, images = summary[summary.baseline].mean, run.data.get("val_images")
+    return sampling_error(mean, images) if mean is not None and images else None

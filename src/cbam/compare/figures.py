@@ -1,0 +1,196 @@
+"""The figures of a report: seeds, differences, learning curves, classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from cbam.compare.drawing import GRID, INK, MUTED, WIDTH, canvas, inline_svg, look, shortened, spread_labels
+from cbam.compare.statistics import PairedDifference, Summary, label, points
+from cbam.compare.tables import ClassChange
+
+_ROW = 27.0
+
+
+def seeds_figure(summary: Summary) -> Markup:
+    """Draw every seed's accuracy, one row per variant; a thin line joins the runs of the same seed."""
+    rows = [row for row in summary.variants if row.seeds]
+    with canvas(_ROW * len(rows) + 46, left=108, right=12) as axes:
+        for seed in sorted({seed for row in rows for seed in row.seeds}):
+            path = [
+                (100 * row.accuracies[row.seeds.index(seed)], y)
+                for y, row in enumerate(rows)
+                if seed in row.seeds
+            ]
+            axes.plot(*zip(*path, strict=True), color=MUTED, linewidth=0.8, alpha=0.45)
+        for y, row in enumerate(rows):
+            style = look(row.variant)
+            scores = [100 * accuracy for accuracy in row.accuracies]
+            axes.plot(scores, [y] * len(scores), style.marker, color=style.colour, markersize=6, alpha=0.8)
+            if len(scores) > 1:
+                axes.plot([100 * (row.mean or 0)] * 2, [y - 0.32, y + 0.32], color=INK, linewidth=2)
+        _rows(axes, [label(row.variant) for row in rows])
+        axes.set_xlabel("validation accuracy (%)")
+        axes.margins(x=0.06)
+        told = "; ".join(
+            f"{label(row.variant)} {', '.join(f'{100 * a:.2f}' for a in row.accuracies)}" for row in rows
+        )
+        return inline_svg(axes, "seeds", f"Validation accuracy in percent, one mark per seed. {told}.")
+
+
+def differences_figure(summary: Summary) -> Markup | None:
+    """Draw the paired differences with their intervals, to the baseline and, where there is one, to the control."""
+    rows = [(row, summary.baseline, row.to_baseline) for row in summary.variants]
+    rows += [(row, summary.control or "", row.to_control) for row in summary.variants]
+    drawn = [(row, other, gap) for row, other, gap in rows if gap is not None and gap.mean is not None]
+    if not drawn:
+        return None
+    with canvas(_ROW * len(drawn) + 46, left=138, right=12) as axes:
+        axes.axvline(0, color=INK, linewidth=1)
+        for y, (row, other, gap) in enumerate(drawn):
+            style = look(row.variant)
+            theirs = dict(zip(summary[other].seeds, summary[other].accuracies, strict=True))
+            single = [
+                100 * (a - theirs[s]) for s, a in zip(row.seeds, row.accuracies, strict=True) if s in theirs
+            ]
+            axes.plot(single, [y + 0.2] * len(single), "|", color=style.colour, markersize=7, alpha=0.9)
+            if gap.low is not None and gap.high is not None:
+                axes.plot(
+                    [100 * gap.low, 100 * gap.high], [y, y], color=style.colour, linewidth=2.4, alpha=0.75
+                )
+            axes.plot([100 * (gap.mean or 0)], [y], style.marker, color=style.colour, markersize=7)
+        _rows(axes, [f"{shortened(label(row.variant), 13)} − {label(other)}" for row, other, _ in drawn])
+        axes.set_xlabel("difference in accuracy (points)")
+        axes.margins(x=0.06)
+        told = "; ".join(
+            f"{label(row.variant)} minus {label(other)} {_told(gap)}" for row, other, gap in drawn
+        )
+        return inline_svg(axes, "differences", f"Paired differences in percentage points. {told}.")
+
+
+def _told(gap: PairedDifference) -> str:
+    text = points(gap.mean or 0)
+    return (
+        text if gap.low is None or gap.high is None else f"{text} ({points(gap.low)} to {points(gap.high)})"
+    )
+
+
+def _rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names, color=INK)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(False, axis="y")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+
+
+def curve_figure(
+    history: dict[str, list[dict[str, Any]]], variants: Sequence[str], measure: str, title: str, percent: bool
+) -> Markup | None:
+    """Draw one measure per epoch: the mean over the seeds as a thick line, every seed as a thin one.
+
+    The first fifth of the epochs may leave the axes, so that the differences at the end can be seen.
+    """
+    factor = 100 if percent else 1
+    curves = {variant: _curves(history, variant, measure, factor) for variant in variants}
+    curves = {variant: found for variant, found in curves.items() if found}
+    if not curves:
+        return None
+    with canvas(240, left=40, right=104) as axes:
+        ends = {}
+        for variant, seeds in curves.items():
+            style = look(variant)
+            common = sorted(set.intersection(*(set(seed) for seed in seeds)))
+            if len(seeds) > 1:
+                for seed in seeds:
+                    axes.plot(
+                        *zip(*sorted(seed.items()), strict=True), color=style.colour, linewidth=0.8, alpha=0.4
+                    )
+            if not common:
+                continue
+            mean = [sum(seed[epoch] for seed in seeds) / len(seeds) for epoch in common]
+            axes.plot(common, mean, color=style.colour, linewidth=2, linestyle=style.line)
+            axes.plot(common[-1:], mean[-1:], style.marker, color=style.colour, markersize=5.5)
+            ends[variant] = (common[-1], mean[-1])
+        _limits(axes, curves)
+        _end_labels(axes, ends)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        told = "; ".join(f"{label(variant)} {value:.4g}" for variant, (_, value) in ends.items())
+        return inline_svg(
+            axes, measure.replace("_", "-"), f"{title} per epoch. Mean after the last epoch: {told}."
+        )
+
+
+def _curves(
+    history: dict[str, list[dict[str, Any]]], variant: str, measure: str, factor: float
+) -> list[dict[int, float]]:
+    cells = [epochs for epochs in history.values() if epochs and epochs[0]["variant"] == variant]
+    found = [
+        {row["epoch"]: factor * row[measure] for row in epochs if _finite(row.get(measure))}
+        for epochs in cells
+    ]
+    return [curve for curve in found if curve]
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _limits(axes: Axes, curves: dict[str, list[dict[int, float]]]) -> None:
+    last = max(epoch for seeds in curves.values() for seed in seeds for epoch in seed)
+    start = math.ceil(last / 5) if last >= 5 else 1
+    late = [
+        value
+        for seeds in curves.values()
+        for seed in seeds
+        for epoch, value in seed.items()
+        if epoch >= start
+    ]
+    low, high = (min(late), max(late)) if late else axes.get_ylim()
+    margin = 0.06 * (high - low) or 0.5
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_xlim(1 - 0.02 * last, last + 0.02 * last)
+
+
+def _end_labels(axes: Axes, ends: dict[str, tuple[int, float]]) -> None:
+    low, high = axes.get_ylim()
+    heights = [(value - low) / (high - low) for _, value in ends.values()]
+    places = spread_labels(heights, gap=0.072, low=0.0, high=1.0)
+    for (variant, (_, value)), height in zip(ends.items(), places, strict=True):
+        axes.annotate(
+            label(variant),
+            xy=(1.0, (value - low) / (high - low)),
+            xytext=(1.045, height),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            color=look(variant).colour,
+            va="center",
+            fontweight="bold",
+            arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 1, "shrinkA": 0, "shrinkB": 2},
+        )
+
+
+def classes_figure(variant: str, changes: Sequence[ClassChange], baseline: str) -> Markup:
+    """Draw the change of single classes: the mean over the seeds, and a tick for every seed."""
+    longest = max(len(shortened(change.name)) for change in changes)
+    style = look(variant)
+    with canvas(22 * len(changes) + 46, left=min(24 + 6.2 * longest, WIDTH / 2), right=12) as axes:
+        axes.axvline(0, color=INK, linewidth=1)
+        for y, change in enumerate(changes):
+            single = [100 * value for value in change.differences]
+            axes.plot([0, 100 * change.mean], [y, y], color=style.colour, linewidth=3, alpha=0.35)
+            if len(single) > 1:
+                axes.plot(single, [y] * len(single), "|", color=style.colour, markersize=9)
+            axes.plot([100 * change.mean], [y], style.marker, color=style.colour, markersize=6)
+        _rows(axes, [shortened(change.name) for change in changes])
+        axes.set_xlabel(f"{label(variant)} minus {label(baseline)} (points)")
+        axes.margins(x=0.06)
+        told = "; ".join(f"{change.name} {points(change.mean)}" for change in changes)
+        name = f"classes-{variant.replace(':', '-')}"
+        return inline_svg(axes, name, f"Change of accuracy per class in points, mean over the seeds. {told}.")

@@ -1,0 +1,159 @@
+"""The numbers of a report's tables, counted from a run and written for a reader."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cbam.compare.reading import Run
+
+_SHOWN_CLASSES = 12
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One cell of the cost table: the number as a reader sees it, its spread, and its ratio to the plain network."""
+
+    text: str
+    spread: str = ""
+    ratio: str = ""
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """Accuracy of one class: the baseline's mean and the paired differences (variant minus baseline), one per seed."""
+
+    name: str
+    baseline: float
+    differences: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the differences over the seeds."""
+        return statistics.fmean(self.differences)
+
+    @property
+    def sd(self) -> float | None:
+        """Sample standard deviation of the differences, if there are two or more."""
+        return statistics.stdev(self.differences) if len(self.differences) > 1 else None
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """Write a count with three or four digits and an SI prefix.
+
+    >>> quantity(40_813_184), quantity(272_474), quantity(512, "B")
+    ('40.81 M', '272.5 k', '512 B')
+    """
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g} {prefix}{unit}"
+    return f"{value:.4g} {unit}".strip()
+
+
+COST_ROWS = (
+    ("parameters", "parameters"),
+    ("macs", "MACs"),
+    ("flops", "FLOPs"),
+    ("bytes_moved", "bytes moved"),
+    ("bytes_saved", "bytes saved for backward"),
+    ("latency:1", "latency, batch 1"),
+    ("latency:32", "latency, batch 32"),
+    ("training_images_per_s", "training images/s"),
+)
+
+
+def cost_table(run: Run, baseline: str) -> list[tuple[str, list[Cost]]]:
+    """Return (title, one cell per variant with costs) for every cost that was measured."""
+    reference = run.costs.get(baseline, {})
+    table = []
+    for key, title in COST_ROWS:
+        cells = [_cost(key, run.costs[variant], reference) for variant in costed(run)]
+        if any(cell.text != "–" for cell in cells):
+            table.append((title, cells))
+    return table
+
+
+def costed(run: Run) -> list[str]:
+    """Return the variants whose costs are known, in order."""
+    return [variant for variant in run.variants if variant in run.costs]
+
+
+def _cost(key: str, cost: Mapping[str, Any], reference: Mapping[str, Any]) -> Cost:
+    value, other = _value(key, cost), _value(key, reference)
+    if value is None:
+        return Cost("–")
+    ratio = f"×{value / other:.3f}" if other else ""
+    if key.startswith("latency"):
+        spread = cost["latency"][key.partition(":")[2]]
+        return Cost(f"{value:.2f} ms", f"{spread['low_ms']:.2f}–{spread['high_ms']:.2f}", ratio)
+    if key == "parameters":
+        return Cost(f"{value:,.0f}", "", ratio)
+    if key == "training_images_per_s":
+        return Cost(f"{value:,.0f}", "", ratio)
+    return Cost(quantity(value, "B" if key.startswith("bytes") else ""), "", ratio)
+
+
+def _value(key: str, cost: Mapping[str, Any]) -> float | None:
+    if key.startswith("latency"):
+        value = cost.get("latency", {}).get(key.partition(":")[2], {}).get("median_ms")
+    else:
+        value = cost.get(key)
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def class_changes(run: Run, variant: str, baseline: str) -> list[ClassChange]:
+    """Compare the classes of a variant with the baseline's, seed by seed; best change first.
+
+    Only seeds that both have finished count; a class without validation images is left out.
+    """
+    names: Sequence[str] = run.data.get("classes", [])
+    ours, theirs = _class_scores(run, variant), _class_scores(run, baseline)
+    changes = []
+    for position, name in enumerate(names):
+        pairs = [
+            (ours[seed][position], theirs[seed][position])
+            for seed in ours
+            if seed in theirs and position in ours[seed] and position in theirs[seed]
+        ]
+        if pairs:
+            mean = statistics.fmean(b for _, b in pairs)
+            changes.append(ClassChange(name, mean, tuple(a - b for a, b in pairs)))
+    return sorted(changes, key=lambda change: -change.mean)
+
+
+def _class_scores(run: Run, variant: str) -> dict[int, dict[int, float]]:
+    """Return seed -> class number -> accuracy, for the classes that have one."""
+    scores = {}
+    for result in run.results:
+        if result["variant"] == variant:
+            listed = enumerate(result.get("per_class_accuracy") or [])
+            scores[result["seed"]] = {
+                n: value for n, value in listed if value is not None and math.isfinite(value)
+            }
+    return scores
+
+
+def extremes(changes: Sequence[ClassChange]) -> list[ClassChange]:
+    """Return all changes if they are few, else the best and the worst ones.
+
+    >>> rows = [ClassChange(str(n), 0.5, (n / 100,)) for n in range(40, 0, -1)]
+    >>> [row.name for row in extremes(rows)][4:8]
+    ['36', '35', '6', '5']
+    """
+    if len(changes) <= _SHOWN_CLASSES:
+        return list(changes)
+    return [*changes[: _SHOWN_CLASSES // 2], *changes[-(_SHOWN_CLASSES // 2) :]]
+
+
+def sampling_error(accuracy: float, images: int) -> float:
+    """Return the half width of the 95 % interval of one accuracy that comes from having only so many images.
+
+    The normal approximation 1.96 sqrt(p (1 - p) / n).
+
+    >>> f"{sampling_error(0.9, 10_000):.4f}"
+    '0.0059'
+    """
+    return 1.96 * math.sqrt(accuracy * (1 - accuracy) / images)
