@@ -101,7 +101,8 @@ def cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), *, 
       and buffers left out, frozen layers as they are. In a module's row: what that module was first to save.
 
     The model runs once, in eval mode (batch norm reads its running statistics, dropout does nothing), on zeros
-    of the parameters' type and device. It is left as it was, after an exception too.
+    of the parameters' type and device that need no gradient, like images: what a module from the middle of a
+    network saves there stands in its row of that network. The model is left as it was, after an exception too.
 
     Args:
         model: any module that maps one tensor (N, C, H, W) to anything.

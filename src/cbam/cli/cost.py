@@ -1,0 +1,60 @@
+"""`cbam cost`: what one forward pass of a model costs, plain and with attention beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cbam.attach import attach
+from cbam.cli.plan import PlanConfig
+from cbam.evaluate import Cost, cost
+from cbam.models import build_model
+
+
+@dataclass(frozen=True)
+class CostConfig(PlanConfig):
+    """Count parameters, MACs, FLOPs, bytes moved and bytes saved of one forward pass."""
+
+    attention: str = "none"
+    """cbam, se, channel or spatial: shown beside the plain model; none: the plain model alone."""
+    batch_size: int = 1
+    """Images in the forward pass."""
+    depth: int = 1
+    """Levels of modules in the table."""
+
+
+def run(config: CostConfig) -> int:
+    """Print the table of the model, and what the attention adds, and return the exit code."""
+    size = config.image_size
+    model = build_model(config.model, config.num_classes, in_channels=size[0])
+    plain = cost(model, size, batch_size=config.batch_size)
+    if config.attention == "none":
+        print(plain.table(config.depth))
+        return 0
+    attach(model, **config.attach_arguments, init="paper")
+    attended = cost(model, size, batch_size=config.batch_size)
+    print(attended.table(config.depth))
+    print()
+    print(beside(plain, attended, config.attention))
+    return 0
+
+
+def beside(plain: Cost, attended: Cost, name: str) -> str:
+    """Return a table of two costs and their difference."""
+    rows = [("", "plain", name, "added", "")]
+    for label, before, after, unit in (
+        ("parameters", plain.parameters, attended.parameters, 1.0),
+        ("MACs (G)", plain.macs, attended.macs, 1e9),
+        ("FLOPs (G)", plain.flops, attended.flops, 1e9),
+        ("bytes moved (MB)", plain.bytes_moved, attended.bytes_moved, 1e6),
+        ("bytes saved for backward (MB)", plain.bytes_saved, attended.bytes_saved, 1e6),
+    ):
+        digits = {1.0: 0, 1e9: 3, 1e6: 2}[unit]
+        shown = [f"{value / unit:,.{digits}f}" for value in (before, after, after - before)]
+        rows.append((label, *shown, f"{(after - before) / before:+.2%}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for row in rows
+    )

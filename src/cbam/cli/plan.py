@@ -1,0 +1,61 @@
+"""`cbam plan`: where attention would go and what it would add; changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cbam.attach import plan
+from cbam.models import build_model
+from cbam.models.build import CIFAR_DEPTHS
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Show where attention would go in a model and what it would add."""
+
+    model: str
+    """A backbone: resnet20, paper_resnet50, or a name that torchvision or timm knows."""
+    attention: str = "cbam"
+    """cbam, se, channel or spatial."""
+    sites: tuple[str, ...] = ("auto",)
+    """Module paths or patterns; auto: the end of every residual branch."""
+    exclude: tuple[str, ...] = ()
+    """Sites to leave out."""
+    preset: str = "paper"
+    """CBAM's dialect: paper, official or timm."""
+    reduction_ratio: int = 16
+    """Channels over hidden channels in the channel gate."""
+    kernel_size: int = 7
+    """Kernel of the spatial gate."""
+    num_classes: int = 1000
+    """Width of the classifier."""
+    input_size: tuple[int, int, int] | None = None
+    """Channels, height and width of the images; by default 3 32 32 for the CIFAR ResNets, else 3 224 224."""
+
+    @property
+    def image_size(self) -> tuple[int, int, int]:
+        """The given input size or the model's default."""
+        if self.input_size is not None:
+            return self.input_size
+        return (3, 32, 32) if self.model in CIFAR_DEPTHS else (3, 224, 224)
+
+    @property
+    def attach_arguments(self) -> dict[str, Any]:
+        """What `cbam.plan` and `cbam.attach` take beside the model."""
+        return {
+            "attention": self.attention,
+            "sites": list(self.sites),
+            "exclude": list(self.exclude),
+            "input_size": self.image_size,
+            "preset": self.preset,
+            "reduction_ratio": self.reduction_ratio,
+            "kernel_size": self.kernel_size,
+        }
+
+
+def run(config: PlanConfig) -> int:
+    """Print the plan's table and return the exit code."""
+    model = build_model(config.model, config.num_classes, in_channels=config.image_size[0])
+    print(plan(model, **config.attach_arguments))
+    return 0
