@@ -27,8 +27,6 @@ class FolderReport:
         train: the training side, or the whole where there is no validation folder.
         val: the validation side, if it has a folder.
         bad: for each file that cannot be used, by its full path, why.
-        errors: what makes training impossible, bad files aside.
-        notices: what the user should know, bad files aside.
     """
 
     root: Path
@@ -36,8 +34,16 @@ class FolderReport:
     train: Side
     val: Side | None
     bad: dict[Path, BadImage]
-    errors: tuple[str, ...]
-    notices: tuple[str, ...]
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """What makes training impossible, bad files aside."""
+        return tuple(_class_errors(self) + _side_errors(self))
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know, bad files aside."""
+        return (*self.layout.notices, *_notices(self))
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -100,8 +106,7 @@ def check_folder(root: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> F
     except OSError as error:
         raise CBAMError(f"{root} cannot be listed: {error}") from error
     bad = _bad_images([side for side in (train, val) if side is not None], max_pixels)
-    report = FolderReport(root, layout, train, val, bad, (), ())
-    return FolderReport(root, layout, train, val, bad, _errors(report), (*layout.notices, *_notices(report)))
+    return FolderReport(root, layout, train, val, bad)
 
 
 def _bad_images(sides: list[Side], max_pixels: int) -> dict[Path, BadImage]:
@@ -116,9 +121,8 @@ def _bad_images(sides: list[Side], max_pixels: int) -> dict[Path, BadImage]:
 
     # Pillow decodes without the interpreter's lock, so threads are enough.
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        warnings.simplefilter(
-            "ignore", DecompressionBombWarning
-        )  # what it warns of is judged by `max_pixels` here
+        # What Pillow would only warn of is judged by `max_pixels` here.
+        warnings.simplefilter("ignore", DecompressionBombWarning)
         problems = [found for part in _parts(paths) for found in pool.map(problem, part)]
     return {path: error for path, error in zip(paths, problems, strict=True) if error is not None}
 
@@ -128,46 +132,47 @@ def _parts(paths: list[Path], size: int = 10_000) -> Iterator[list[Path]]:
     return (paths[start : start + size] for start in range(0, len(paths), size))
 
 
-def _errors(report: FolderReport) -> tuple[str, ...]:
+def _class_errors(report: FolderReport) -> list[str]:
+    classes, folder = report.train.classes, report.train.folder
     errors = []
-    classes = report.train.classes
     if not classes:
-        errors.append(
-            f"{report.train.folder} holds no class folders. Put the images of each class into a folder of its name."
-        )
+        errors.append(f"{folder} holds no class folders. Put each class's images into a folder of its name.")
     elif len(classes) == 1:
-        inner = report.train.folder / classes[0]
+        inner = folder / classes[0]
         nested = any(path.is_dir() for path in inner.iterdir())
-        hint = f" Did you mean {inner}?" if nested else " At least two are needed to tell apart."
-        errors.append(f"{report.train.folder} holds one class only, {classes[0]!r}.{hint}")
-    if report.val is not None and set(report.val.classes) != set(classes):
-        missing = sorted(set(classes) - set(report.val.classes))
-        extra = sorted(set(report.val.classes) - set(classes))
-        differences = [
-            f"only in {side.folder.name}/: {some(names)}"
-            for side, names in ((report.train, missing), (report.val, extra))
-            if names
-        ]
-        errors.append(f"the classes of training and validation differ; {'; '.join(differences)}.")
+        hint = f"Did you mean {inner}?" if nested else "At least two are needed."
+        errors.append(f"{folder} holds one class only, {classes[0]!r}. {hint}")
+    if report.val is not None:
+        only = {
+            folder: sorted(set(classes) - set(report.val.classes)),
+            report.val.folder: sorted(set(report.val.classes) - set(classes)),
+        }
+        if differences := [f"only in {place.name}/: {some(names)}" for place, names in only.items() if names]:
+            errors.append(f"the classes of training and validation differ; {'; '.join(differences)}.")
+    return errors
+
+
+def _side_errors(report: FolderReport) -> list[str]:
+    errors = []
     for side in report.sides:
         if empty := [name for name, images in report.good_images(side).items() if not images]:
             errors.append(
-                f"{len(empty)} empty class(es) in {side.folder}: {some(empty)}. "
+                f"{len(empty):,} empty class(es) in {side.folder}: {some(empty)}. "
                 f"Put images there ({' '.join(SUFFIXES)}) or remove the folder."
             )
         if side.closed:
-            errors.append(f"{len(side.closed)} folder(s) cannot be listed: {some(side.closed)}.")
-    return tuple(errors)
+            errors.append(f"{len(side.closed):,} folder(s) cannot be listed: {some(side.closed)}.")
+    return errors
 
 
 def _notices(report: FolderReport) -> list[str]:
     notices = []
     for side in report.sides:
         for names, what in (
-            (side.hidden, "hidden files or folders were skipped"),
-            (side.others, f"files are no images by their name ({' '.join(SUFFIXES)}) and were ignored"),
-            (side.loose, "images lie beside the class folders and were ignored"),
+            (side.hidden, "hidden, skipped"),
+            (side.others, f"ignored, as their names do not end like images ({' '.join(SUFFIXES)})"),
+            (side.loose, "ignored, as they lie beside the class folders"),
         ):
             if names:
-                notices.append(f"In {side.folder} {len(names):,} {what}: {some(names)}.")
+                notices.append(f"In {side.folder}: {len(names):,} {what}: {some(names)}.")
     return notices
