@@ -93,7 +93,7 @@ def channel_attention(
     b1: Tensor | None = None,
     *,
     pooling: str = "both",
-    scale: float = 1.0,
+    scale: float | None = None,
 ) -> Tensor:
     """Return x times its channel gate, scale * sigmoid(channel_logits(x)); arguments as `channel_logits`.
 
@@ -107,7 +107,7 @@ def channel_attention(
 
 
 def squeeze_excitation(
-    x: Tensor, w0: Tensor, w1: Tensor, b0: Tensor | None = None, b1: Tensor | None = None, *, scale: float = 1.0
+    x: Tensor, w0: Tensor, w1: Tensor, b0: Tensor | None = None, b1: Tensor | None = None, *, scale: float | None = None
 ) -> Tensor:  # fmt: skip
     """Return x times its squeeze-and-excitation gate: `channel_attention` with the average only.
 
@@ -119,7 +119,7 @@ def squeeze_excitation(
 
 
 def spatial_attention(
-    x: Tensor, kernel: Tensor, *, descriptor: str = "both", order: str = "avg-max", scale: float = 1.0
+    x: Tensor, kernel: Tensor, *, descriptor: str = "both", order: str = "avg-max", scale: float | None = None
 ) -> Tensor:
     """Return x times its spatial gate, scale * sigmoid(spatial_logits(x)); arguments as `spatial_logits`.
 
@@ -141,7 +141,7 @@ def cbam(
     *,
     order: str = "avg-max",
     arrangement: str = "channel-spatial",
-    scale: float = 1.0,
+    scale: float | None = None,
 ) -> Tensor:
     """Return the map after both gates, F'' = Ms(Mc(F) F) Mc(F) F; equation (1) of Woo et al., ECCV 2018.
 

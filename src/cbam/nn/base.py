@@ -46,23 +46,25 @@ class AttentionModule(nn.Module):
 class Gate(AttentionModule):
     """An attention module with one gate of its own, scale * activation(logits).
 
-    A scale other than 1 travels in the state dict as the extra entry `gate_scale`, so a file always says
-    which function it holds. Weights that come without the entry are in the paper's form: the scale becomes 1.
+    A scale other than 1 is a buffer, `gate_scale`, so a state dict always says which function it holds. Weights
+    that come without it are in the paper's form: the module then drops its scale.
     """
 
     _own_weight: str  # a weight that is in the state dict whenever this gate is
+    gate_scale: Tensor | None
 
     def __init__(self, activation: str, gate_scale: float):
         super().__init__()
         self.activation = activation
-        self.gate_scale = float(gate_scale)
+        self.register_buffer("gate_scale", None)
+        self.set_gate_scale(gate_scale)
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.gate_scale != 1.0:
-            destination[prefix + "gate_scale"] = torch.tensor(self.gate_scale)
+    def set_gate_scale(self, scale: float) -> None:
+        """Set the factor on the gate."""
+        device = next((p.device for p in self.parameters()), None)
+        self.gate_scale = None if scale == 1.0 else torch.tensor(float(scale), device=device)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         if prefix + self._own_weight in state_dict:
-            self.gate_scale = float(state_dict.pop(prefix + "gate_scale", 1.0))
+            self.set_gate_scale(float(state_dict.get(prefix + "gate_scale", 1.0)))
         super()._load_from_state_dict(state_dict, prefix, *args)

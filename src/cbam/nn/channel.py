@@ -95,11 +95,11 @@ class ChannelAttention(Gate):
         nn.init.zeros_(last.weight)
         if last.bias is not None:
             nn.init.zeros_(last.bias)
-        self.gate_scale = 2.0
+        self.set_gate_scale(2.0)
 
     def extra_repr(self) -> str:
         """Name the settings that the sub-modules do not show."""
-        scale = "" if self.gate_scale == 1.0 else f", gate_scale={self.gate_scale:g}"
+        scale = "" if self.gate_scale is None else f", gate_scale={self.gate_scale.item():g}"
         return f"channel_pooling={self.channel_pooling!r}, gate={self.activation!r}{scale}"
 
 

@@ -101,11 +101,11 @@ class SpatialAttention(Gate):
         else:
             nn.init.zeros_(self.norm.weight)
             nn.init.zeros_(self.norm.bias)
-        self.gate_scale = 2.0
+        self.set_gate_scale(2.0)
 
     def extra_repr(self) -> str:
         """Name the settings that the sub-modules do not show."""
-        scale = "" if self.gate_scale == 1.0 else f", gate_scale={self.gate_scale:g}"
+        scale = "" if self.gate_scale is None else f", gate_scale={self.gate_scale.item():g}"
         both = f", descriptor_order={self.descriptor_order!r}" if self.spatial_descriptor == "both" else ""
         return f"spatial_descriptor={self.spatial_descriptor!r}{both}, gate={self.activation!r}{scale}"
 

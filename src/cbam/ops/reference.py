@@ -98,10 +98,10 @@ def spatial_conv(descriptor: Tensor, weight: Tensor, bias: Tensor | None = None)
 
 
 @torch.fx.wrap
-def gate(logits: Tensor, activation: str = "sigmoid", scale: float = 1.0) -> Tensor:
-    """Return scale * activation(logits); scale 2 makes zero logits the exact identity."""
+def gate(logits: Tensor, activation: str = "sigmoid", scale: Tensor | float | None = None) -> Tensor:
+    """Return scale * activation(logits) in the dtype of the logits; scale 2 makes zero logits the exact identity."""
     value = ACTIVATIONS[activation](logits)
-    return value if scale == 1.0 else value * scale
+    return value if scale is None else value * scale
 
 
 @torch.fx.wrap
