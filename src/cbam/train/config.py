@@ -7,8 +7,8 @@ from typing import Literal
 
 from cbam.errors import CBAMError, unknown_name
 
-FROM_SCRATCH_LR = 0.1
-FINE_TUNING_LR = 0.01
+# Peak learning rates at batch 128: (from scratch, fine-tuning).
+PEAK_LR = {"sgd": (0.1, 0.01), "adamw": (1e-3, 1e-4)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +25,10 @@ class TrainConfig:
     """Passes over the training images for every model."""
     batch_size: int = 128
     """Images per step, over all processes together."""
-    optimizer: str = "sgd"
-    """timm's name of the optimiser: sgd (with Nesterov momentum 0.9), adamw, lamb, ..."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd is with Nesterov momentum 0.9."""
     lr: float | None = None
-    """Peak learning rate. None means 0.1 from scratch, 0.01 with --pretrained or --weights; both suit sgd."""
+    """Peak learning rate. None: 0.1 from scratch, 0.01 with --pretrained or --weights (adamw: 1e-3, 1e-4)."""
     weight_decay: float = 5e-4
     """Weight decay, on all weights but biases and norms."""
     label_smoothing: float = 0.0
@@ -55,6 +55,7 @@ class TrainConfig:
             if not valid:
                 raise CBAMError(f"--{name.replace('_', '-')} must be {expected}, given {given}.")
         for name, choice, choices in (
+            ("--optimizer", self.optimizer, tuple(PEAK_LR)),
             ("--precision", self.precision, ("no", "bf16", "fp16")),
             ("--device", self.device, ("auto", "cpu", "cuda", "mps")),
         ):
@@ -69,4 +70,4 @@ class TrainConfig:
         """
         if self.lr is not None:
             return self.lr
-        return FINE_TUNING_LR if fine_tuning else FROM_SCRATCH_LR
+        return PEAK_LR[self.optimizer][fine_tuning]

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cbam.evaluate.metrics import confusion_matrix
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
@@ -62,7 +64,5 @@ def evaluate(model: nn.Module, images: DataLoader, accelerator: Accelerator) -> 
         labels.append(truth.cpu())
     model.train(was_training)
     all_logits, all_labels = torch.cat(logits), torch.cat(labels)
-    classes = all_logits.shape[1]
-    cells = all_labels * classes + all_logits.argmax(1)
-    confusion = torch.bincount(cells, minlength=classes**2).reshape(classes, classes)
+    confusion = confusion_matrix(all_logits.argmax(1), all_labels, all_logits.shape[1])
     return Evaluation(F.cross_entropy(all_logits, all_labels).item(), confusion)

@@ -1,0 +1,135 @@
+"""`cbam compare`: does attention help on these images, and at what cost?"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cbam.compare.config import CompareConfig, file_arguments
+
+if TYPE_CHECKING:
+    from cbam.compare.progress import PlainProgress
+    from cbam.compare.run import Outcome
+    from cbam.compare.statistics import PairedDifference
+
+DESCRIPTION = """Train the same network plain, with SE, with CBAM, and plain but as large as with CBAM, several times.
+Ends with a table, a verdict and a report page. Stopped at any time, the same command goes on.
+
+Example: cbam compare --data fashion-mnist --model resnet20 --seeds 3 --epochs 10"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb with the `arguments` after it; return the exit code."""
+    config = parse(arguments)
+    # Heavy imports after the options are known to be right: a typing error is answered at once.
+    from cbam.compare.progress import make_progress
+    from cbam.compare.run import execute, prepare
+
+    command = ["cbam", "compare", *arguments]
+    errors = Console(stderr=True, highlight=False)
+    progress = make_progress(errors)
+    _log_to(progress)
+    try:
+        with progress:
+            outcome = execute(prepare(config, command, progress), progress)
+    except KeyboardInterrupt:
+        errors.print(
+            f"\nStopped. Finished models and epochs are kept in {config.folder}; the same command goes on from there:"
+        )
+        errors.print(f"  {shlex.join(command)}", soft_wrap=True)
+        raise
+    if outcome:
+        show(outcome, config, Console(highlight=False))
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> CompareConfig:
+    """Read the options, those of a `--config` file first; exits with code 2 and an explanation if they are wrong.
+
+    Args:
+        arguments: What follows `cbam compare`.
+
+    >>> parse(["--data", "digits", "--epochs", "2"]).train.epochs
+    2
+    """
+    arguments = list(arguments)
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--config" and (equals or position + 1 < len(arguments)):
+            file = Path(value if equals else arguments[position + 1])
+            arguments = [*file_arguments(file), *arguments]
+            break
+    flat = tyro.conf.OmitArgPrefixes
+    return tyro.cli(
+        Annotated[CompareConfig, flat], prog="cbam compare", description=DESCRIPTION, args=arguments
+    )
+
+
+def show(outcome: Outcome, config: CompareConfig, console: Console) -> None:
+    """Print the table, the verdict and where the report is."""
+    from cbam.compare.statistics import label, verdict
+
+    summary = outcome.summary
+    title = (
+        f"{config.model} on {Path(config.data).name}, validation accuracy after {config.train.epochs} epochs"
+    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("variant", no_wrap=True)
+    for heading in ("accuracy", f"vs {label(summary.baseline)}", "parameters", "MACs", "ms, batch 32"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in summary.variants:
+        cost = outcome.costs[row.variant]
+        table.add_row(
+            label(row.variant),
+            _mean_and_spread(row.mean, row.sd),
+            _difference(row.to_baseline),
+            f"{cost['parameters']:,}",
+            f"{cost['macs'] / 1e6:,.2f} M",
+            f"{cost['latency']['32']['median_ms']:.2f}",
+        )
+    console.print(table)
+    seeds = max((len(row.seeds) for row in summary.variants), default=0)
+    if seeds > 1:
+        console.print(
+            "± standard deviation over the seeds; [ ] 95 % interval of the paired difference, in points"
+        )
+    console.print(f"\n{verdict(summary)}", soft_wrap=True)
+    if seeds == 1:
+        console.print("Add seeds with --seeds 3; what is trained is kept.")
+    console.print(f"\nreport: {outcome.report}", soft_wrap=True)
+
+
+def _mean_and_spread(mean: float | None, sd: float | None) -> str:
+    if mean is None:
+        return ""
+    return f"{100 * mean:.2f} %" if sd is None else f"{100 * mean:.2f} % ± {100 * sd:.2f}"
+
+
+def _difference(difference: PairedDifference | None) -> str:
+    from cbam.compare.statistics import points
+
+    if difference is None or difference.mean is None:
+        return ""
+    if difference.low is None or difference.high is None:
+        return points(difference.mean)
+    return f"{points(difference.mean)} [{points(difference.low)}, {points(difference.high)}]"
+
+
+def _log_to(progress: PlainProgress) -> None:
+    """Show the library's warnings, e.g. of a damaged file, through the progress display."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            progress.notice(record.getMessage())
+
+    logger = logging.getLogger("cbam")
+    logger.handlers = [Handler(logging.INFO)]
+    logger.propagate = False

@@ -1,0 +1,167 @@
+"""The run's folder: who may write, what is done, and what to do about files that are damaged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cbam.compare.config import differences
+from cbam.compare.grid import Cell
+from cbam.errors import CBAMError
+from cbam.train.files import remove_leftovers, write_atomically
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes on one folder are not noticed there
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+
+class FolderInUse(CBAMError):
+    """Another process is writing to the run's folder."""
+
+    exit_code = 1
+
+
+class RunFolder:
+    """Reads and writes the files of one run.
+
+    Args:
+        path: The folder; made by `locked`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only process that writes to the folder; the lock of a process that was killed does not count.
+
+        Raises:
+            FolderInUse: Another process holds the lock.
+            OSError: The folder cannot be made or written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+", encoding="utf-8") as lock:
+            if fcntl:
+                try:
+                    # A record lock dies with its process, and worker processes do not inherit it.
+                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    lock.seek(0)
+                    holder = lock.read().strip() or "another process"
+                    raise FolderInUse(
+                        f"{self.path} is being written by {holder}. Wait for it, or give another --output"
+                    ) from None
+            lock.seek(0)
+            lock.truncate()
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            remove_leftovers(self.path)
+            yield
+
+    def check_config(self, now: dict[str, Any]) -> None:
+        """Refuse to mix two different runs in one folder; a run may get more seeds.
+
+        Args:
+            now: The resolved configuration of this call.
+
+        Raises:
+            CBAMError: The folder holds a run of another configuration, or something that is no run.
+        """
+        file = self.path / "config.yaml"
+        if not file.exists():
+            if self.path.is_dir() and any(item.name != ".lock" for item in self.path.iterdir()):
+                raise CBAMError(f"{self.path} is not empty and holds no run. Give another --output")
+            if self.path.exists() and not self.path.is_dir():
+                raise CBAMError(f"{self.path} is a file. Give another --output")
+            return
+        try:
+            before = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            before = None
+        if not isinstance(before, dict):
+            raise CBAMError(
+                f"{file} is damaged, so nobody knows what the run in this folder is. Give another --output"
+            )
+        if found := differences(before, now):
+            raise CBAMError(
+                f"{self.path} holds a run with other settings ({'; '.join(found)}). "
+                "Give another --output, or the old settings to go on"
+            )
+
+    def write_config(self, settings: dict[str, Any]) -> None:
+        """Write `config.yaml`; it never asks for fewer seeds than there were before."""
+        file = self.path / "config.yaml"
+        if file.exists():
+            before = yaml.safe_load(file.read_text(encoding="utf-8"))
+            settings = {**settings, "seeds": max(settings["seeds"], before["seeds"])}
+        write_atomically(file, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+    def read_json(self, name: str) -> Any:
+        """Return the content of a JSON file; None where there is none or a damaged one, which is moved aside."""
+        file = self.path / name
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            aside = file.with_name(file.name + ".damaged")
+            file.replace(aside)
+            logger.warning("%s is damaged (%s); kept as %s and made again", file, error, aside.name)
+            return None
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file."""
+        write_atomically(self.path / name, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    def cell(self, cell: Cell) -> Path:
+        """Return the folder of a cell."""
+        return self.path / "cells" / cell.name
+
+    def result(self, cell: Cell) -> dict[str, Any] | None:
+        """Return the result of a finished cell, else None."""
+        result = self.read_json(f"cells/{cell.name}/result.json")
+        return result if isinstance(result, dict) and "val_accuracy" in result else None
+
+    def mend_metrics(self) -> None:
+        """Drop lines of `metrics.jsonl` that a kill or a full disk tore, so that new ones can follow."""
+        if not self.metrics.exists():
+            return
+        text = self.metrics.read_text(encoding="utf-8", errors="replace")
+        whole = [line for line in text.splitlines() if _is_row(line)]
+        mended = "".join(line + "\n" for line in whole)
+        if mended != text:
+            logger.warning(
+                "%s: dropped %d damaged line(s)", self.metrics, len(text.splitlines()) - len(whole)
+            )
+            write_atomically(self.metrics, mended)
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add one line to `metrics.jsonl`."""
+        with self.metrics.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the lines of `metrics.jsonl`."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if _is_row(line)]
+
+
+def _is_row(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

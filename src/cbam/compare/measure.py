@@ -1,0 +1,88 @@
+"""What follows the training: costs side by side, and the pictures."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from cbam.compare.config import CompareConfig
+from cbam.compare.folder import RunFolder
+from cbam.compare.grid import Cell, build_cell
+from cbam.data.image_data import ImageData
+from cbam.evaluate.cost import cost
+from cbam.evaluate.latency import interleaved_latency
+from cbam.explain.pictures import gradcam_pictures
+from cbam.models.cam_layer import cam_layer
+
+BATCH_SIZES = (1, 32)
+
+
+def trained_models(
+    folder: RunFolder, config: CompareConfig, data: ImageData, device: torch.device
+) -> dict[str, nn.Module]:
+    """Return the trained models of seed 0, by variant, on `device` and in evaluation mode."""
+    models = {}
+    for variant in config.variants:
+        cell = Cell(variant, 0)
+        model = build_cell(cell, config, data)
+        model.load_state_dict(load_file(folder.cell(cell) / "model.safetensors"))
+        models[variant] = model.to(device).to(memory_format=torch.channels_last).eval()
+    return models
+
+
+def measure_costs(models: dict[str, nn.Module], input_size: tuple[int, int, int]) -> dict[str, Any]:
+    """Count and time every model; return the content of `costs.json` without the training speed.
+
+    Args:
+        models: By variant, all on the device on which to measure.
+        input_size: (C, H, W).
+    """
+    counted = {variant: cost(model, input_size) for variant, model in models.items()}
+    # Large networks on a CPU would take many minutes to time; five rounds still give a median and quartiles.
+    one_round = sum(count.macs for count in counted.values()) * sum(BATCH_SIZES)
+    rounds = max(5, min(15, round(2e12 / max(1, one_round))))
+    timed = interleaved_latency(
+        models, input_size, batch_sizes=BATCH_SIZES, rounds=rounds, channels_last=True
+    )
+    names = ("parameters", "macs", "flops", "bytes_moved", "bytes_saved")
+    return {
+        variant: {
+            **{name: getattr(count, name) for name in names},
+            "latency": {
+                str(batch): {name: getattr(time, name) for name in ("median_ms", "low_ms", "high_ms")}
+                for batch, time in timed[variant].items()
+            },
+        }
+        for variant, count in counted.items()
+    }
+
+
+def training_speed(rows: list[dict[str, Any]], variant: str) -> float | None:
+    """Return the median over all epochs of the images per second with which `variant` was trained.
+
+    >>> training_speed([{"variant": "cbam", "images_per_s": speed} for speed in (1, 5, 6)], "cbam")
+    5
+    """
+    speeds = [row["images_per_s"] for row in rows if row["variant"] == variant]
+    return statistics.median(speeds) if speeds else None
+
+
+def draw_pictures(folder: RunFolder, models: dict[str, nn.Module], data: ImageData) -> None:
+    """Draw Grad-CAM of the same validation images for every model into the run's folder."""
+    layer = cam_layer(next(iter(models.values())), data.input_size)
+    gradcam_pictures(models, layer, data.val, data.classes, folder.path / "pictures", seed=0)
+
+
+def pictures_done(folder: RunFolder, variants: tuple[str, ...]) -> bool:
+    """Whether the pictures of all variants are there."""
+    try:
+        manifest = json.loads((folder.path / "pictures" / "pictures.json").read_text(encoding="utf-8"))
+        told = set(manifest.get("notes", ()))  # of variants that could not be drawn
+        return all(set(variants) <= told | set(image["variants"]) for image in manifest["images"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
