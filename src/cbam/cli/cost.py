@@ -25,7 +25,7 @@ class CostConfig(PlanConfig):
 def run(config: CostConfig) -> int:
     """Print the table of the model, and what the attention adds, and return the exit code."""
     size = config.image_size
-    model = build_model(config.model, config.num_classes, in_channels=size[0])
+    model = build_model(config.model, config.classes, in_channels=size[0])
     plain = cost(model, size, batch_size=config.batch_size)
     if config.attention == "none":
         print(plain.table(config.depth))
@@ -40,7 +40,7 @@ def run(config: CostConfig) -> int:
 
 def beside(plain: Cost, attended: Cost, name: str) -> str:
     """Return a table of two costs and their difference."""
-    rows = [("", "plain", name, "added", "")]
+    rows: list[tuple[str, ...]] = [("", "plain", name, "added", "")]
     for label, before, after, unit in (
         ("parameters", plain.parameters, attended.parameters, 1.0),
         ("MACs (G)", plain.macs, attended.macs, 1e9),

@@ -28,14 +28,21 @@ class PlanConfig:
     """Channels over hidden channels in the channel gate."""
     kernel_size: int = 7
     """Kernel of the spatial gate."""
-    num_classes: int = 1000
-    """Width of the classifier."""
+    num_classes: int | None = None
+    """Width of the classifier; by default 10 for the CIFAR ResNets, else 1000."""
     input_size: tuple[int, int, int] | None = None
     """Channels, height and width of the images; by default 3 32 32 for the CIFAR ResNets, else 3 224 224."""
 
     @property
+    def classes(self) -> int:
+        """The given number of classes or the one that the model was made for."""
+        if self.num_classes is not None:
+            return self.num_classes
+        return 10 if self.model in CIFAR_DEPTHS else 1000
+
+    @property
     def image_size(self) -> tuple[int, int, int]:
-        """The given input size or the model's default."""
+        """The given input size or the one that the model was made for."""
         if self.input_size is not None:
             return self.input_size
         return (3, 32, 32) if self.model in CIFAR_DEPTHS else (3, 224, 224)
@@ -56,6 +63,6 @@ class PlanConfig:
 
 def run(config: PlanConfig) -> int:
     """Print the plan's table and return the exit code."""
-    model = build_model(config.model, config.num_classes, in_channels=config.image_size[0])
+    model = build_model(config.model, config.classes, in_channels=config.image_size[0])
     print(plan(model, **config.attach_arguments))
     return 0

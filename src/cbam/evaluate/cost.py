@@ -124,12 +124,12 @@ def cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), *, 
     """
     size = _check(model, input_size, batch_size)
     recorder = _Recorder(model)
-    x = probe_input(model, size)
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(untouched(model))
         stack.callback(recorder.remove_hooks)
         recorder.add_hooks()
-        stack.enter_context(torch.inference_mode(False))
+        x = probe_input(model, size)
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(recorder.pack, _never_unpacked))
         stack.enter_context(recorder)

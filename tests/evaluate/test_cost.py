@@ -1,0 +1,344 @@
+"""`cbam.cost` against the paper's printed digits and against formulas written by hand."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cbam.attach import attach
+from cbam.errors import CBAMError
+from cbam.evaluate import cost
+from cbam.models import build_model
+from cbam.nn import CBAM, SqueezeExcitation
+
+# Table 4 of the paper: GFLOPs of the plain network and with CBAM, and exact parameter counts.
+TABLE_4 = {
+    18: ("1.814", "1.815", 11_689_512, 11_779_392),
+    34: ("3.664", "3.665", 21_797_672, 21_960_468),
+    50: ("3.858", "3.864", 25_557_032, 28_089_624),
+    101: ("7.570", "7.581", 44_549_160, 49_330_172),
+}
+
+
+@pytest.mark.parametrize("depth", TABLE_4)
+def test_the_paper_s_digits(depth):
+    plain_macs, cbam_macs, plain_parameters, cbam_parameters = TABLE_4[depth]
+    model = build_model(f"paper_resnet{depth}", 1000)
+    plain = cost(model)
+    assert (f"{plain.macs / 1e9:.3f}", plain.parameters) == (plain_macs, plain_parameters)
+    assert f"{plain_macs} G" in str(plain)
+    assert f"{plain_parameters:,}" in str(plain)
+    attach(model, preset="official")
+    attended = cost(model)
+    assert (f"{attended.macs / 1e9:.3f}", attended.parameters) == (cbam_macs, cbam_parameters)
+    assert not attended.uncounted
+
+
+def test_se_costs_what_table_4_says():
+    model = build_model("paper_resnet50", 1000)
+    attach(model, "se")
+    found = cost(model)
+    assert f"{found.macs / 1e9:.4f}" == "3.8605"
+
+
+def test_torchvision_s_resnet50_has_its_stride_elsewhere():
+    assert f"{cost(build_model('resnet50', 1000)).macs / 1e9:.3f}" == "4.089"
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_cbam_module_in_a_network_against_hand_formulas(batch):
+    c, side, r, k = 64, 14, 16, 7
+    p, h, n = side * side, c // r, batch
+    net = nn.Sequential(nn.Conv2d(c, c, 1, bias=False), CBAM(c, r, k, preset="paper"))
+    found = cost(net, (c, side, side), batch_size=n)
+    row = next(module for module in found.modules if module.name == "1")
+    assert row.parameters == 2 * c * h + 2 * k * k
+    # The shared MLP runs on two pooled vectors; the k x k convolution reads two maps.
+    assert row.macs == n * (2 * 2 * c * h + 2 * k * k * p)
+    # Mean, max and product over the map for each of the two gates; ReLU twice, the sum and two sigmoids.
+    assert row.flops == 2 * row.macs + n * (6 * c * p + 2 * h + c + c + p)
+    channel_pooling = (c * p + c) + (c * p + c)
+    mlp = 2 * ((c + h * c / n + h) + 2 * h + (h + h * c / n + c)) + 3 * c
+    spatial_pooling = 2 * (c * p + p) + (2 * p + 2 * p)
+    convolution = 2 * p + 2 * k * k / n + p
+    gates = (2 * c) + (2 * c * p + c) + (2 * p) + (2 * c * p + p)
+    indices = 8 * (c + p)  # max also writes where the maximum was, as int64
+    floats = channel_pooling + mlp + spatial_pooling + convolution + gates
+    assert row.bytes_moved == n * (4 * floats + indices)
+    # Saved: the map and the map after the first gate; pooled vectors, hidden vectors, both gates, the descriptor.
+    assert row.bytes_saved == n * (4 * (2 * c * p + 2 * c + 2 * h + c + 2 * p + p) + indices)
+
+
+def test_squeeze_and_excitation_against_hand_formulas():
+    c, side, r = 32, 8, 16
+    p, h = side * side, c // r
+    found = cost(SqueezeExcitation(c, r), (c, side, side))
+    assert found.parameters == 2 * c * h + h + c
+    assert found.macs == 2 * c * h
+    assert found.flops == 2 * found.macs + 2 * c * p + h + c
+
+
+def test_conv_norm_relu_against_hand_formulas():
+    conv, norm = nn.Conv2d(3, 8, 3, padding=1, bias=True), nn.BatchNorm2d(8)
+    found = cost(nn.Sequential(conv, norm, nn.ReLU()), (3, 10, 10), batch_size=2)
+    image, maps = 2 * 3 * 100, 2 * 8 * 100
+    assert found.parameters == 8 * 27 + 8 + 16
+    assert found.macs == maps * 27
+    assert found.flops == 2 * found.macs + 2 * maps + maps
+    assert found.bytes_moved == 4 * ((image + 8 * 27 + 8 + maps) + (2 * maps + 4 * 8) + 2 * maps)
+    # The convolution keeps its input, the norm its own, the ReLU its result; weights and statistics do not count.
+    assert found.bytes_saved == 4 * (image + maps + maps)
+    assert [(row.name, row.type, row.output) for row in found.modules] == [
+        ("", "Sequential", (2, 8, 10, 10)),
+        ("0", "Conv2d", (2, 8, 10, 10)),
+        ("1", "BatchNorm2d", (2, 8, 10, 10)),
+        ("2", "ReLU", (2, 8, 10, 10)),
+    ]
+
+
+class _Ops(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+N = 4 * 6 * 6  # elements of the (1, 4, 6, 6) input below
+OPERATIONS = {
+    "relu": (torch.relu, N, 8 * N),
+    "in place": (lambda x: x.relu_(), N, 8 * N),
+    "view": (lambda x: x.flatten(1).unsqueeze(0).transpose(1, 2), 0, 0),
+    "copy": (lambda x: x.transpose(1, 2).contiguous(), 0, 8 * N),
+    "square reads once": (lambda x: x * x, N, 8 * N),
+    "broadcast read once": (lambda x: x * x[:, :1].expand(-1, 4, -1, -1), N, 4 * (2 * N + 36)),
+    "mean": (lambda x: x.mean((2, 3)), N, 4 * (N + 4)),
+    "max over an axis": (lambda x: x.max(1).values, N, 4 * N + 36 * 12),
+    "max of two": (lambda x: torch.max(x, x + 1), 2 * N, 8 * N + 12 * N),
+    "max pool": (lambda x: nn.functional.max_pool2d(x, 2), 9 * 4 * 4, 4 * N + 9 * 4 * 12),
+    "avg pool": (lambda x: nn.functional.avg_pool2d(x, (3, 2)), 6 * 4 * 6, 4 * (N + 6 * 4)),
+    "softmax": (lambda x: x.softmax(1), 5 * N, 8 * N),
+    "cat": (lambda x: torch.cat([x, x]), 0, 4 * N + 8 * N),
+    "sum of all": (torch.sum, N, 4 * (N + 1)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_against_hand_counts(name):
+    function, flops, moved = OPERATIONS[name]
+    found = cost(_Ops(function), (4, 6, 6))
+    assert (found.flops, found.bytes_moved, found.macs, found.uncounted) == (flops, moved, 0, {})
+
+
+@pytest.mark.parametrize(
+    ("module", "macs"),
+    [
+        (nn.Conv2d(4, 8, 3, groups=4), 8 * 4 * 4 * 9),
+        (nn.Conv2d(4, 6, (1, 3), stride=2), 6 * 3 * 2 * 4 * 3),
+        (nn.ConvTranspose2d(4, 6, 2, stride=2), 4 * 36 * 6 * 4),
+        (nn.Linear(6, 10), 4 * 6 * 10 * 6),
+        (_Ops(lambda x: x @ x), 4 * 6 * 6 * 6),
+        (_Ops(lambda x: nn.functional.scaled_dot_product_attention(x, x, x)), 4 * 6 * 6 * 12),
+    ],
+)
+def test_macs_of_products(module, macs):
+    assert cost(module, (4, 6, 6)).macs == macs
+
+
+@pytest.mark.parametrize("name", ["resnet20", "torchvision/mobilenet_v3_small", "timm/convnext_atto"])
+def test_macs_agree_with_torch_s_own_counter(name):
+    model = build_model(name, 10).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 64, 64))
+    assert 2 * cost(model, (3, 64, 64)).macs == counter.get_total_flops()
+
+
+def test_batch_statistics_cost_more_than_running_ones():
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    assert cost(norm, (4, 6, 6)).flops == 5 * N
+    assert cost(nn.BatchNorm2d(4), (4, 6, 6)).flops == 2 * N
+    assert cost(nn.GroupNorm(2, 4), (4, 6, 6)).flops == 5 * N
+
+
+def test_what_was_not_counted_is_reported():
+    found = cost(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Upsample(scale_factor=2, mode="bilinear")), (4, 6, 6))
+    assert found.uncounted == {"aten.upsample_bilinear2d": 1}
+    assert "aten.upsample_bilinear2d x 1" in str(found)
+    assert found.modules[2].bytes_moved == 4 * (N + 4 * N)
+
+
+def test_a_module_used_twice_is_one_row():
+    relu, conv = nn.ReLU(), nn.Conv2d(4, 4, 1)
+    found = cost(nn.Sequential(conv, relu, conv, relu), (4, 6, 6))
+    calls = {row.name: (row.calls, row.parameters) for row in found.modules}
+    assert calls == {"": (1, 20), "0": (2, 20), "1": (2, 0)}
+    assert found.parameters == 20
+    assert found.macs == 2 * 4 * 4 * 36
+
+
+def test_frozen_layers_save_less():
+    model = build_model("resnet20", 10)
+    free = cost(model, (3, 32, 32)).bytes_saved
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("fc"))
+    assert cost(model, (3, 32, 32)).bytes_saved == 4 * 64 < free
+
+
+def test_rows_of_children_add_up():
+    found = cost(build_model("resnet20", 10), (3, 32, 32))
+    children = [row for row in found.modules[1:] if "." not in row.name]
+    pooled = 64 * 8 * 8  # the model itself takes the mean
+    assert sum(row.macs for row in children) == found.macs
+    assert sum(row.flops for row in children) + pooled == found.flops
+    assert sum(row.parameters for row in children) == found.parameters
+    assert [row.name for row in children] == ["conv1", "bn1", "relu", "layer1", "layer2", "layer3", "fc"]
+
+
+class _Meddler(nn.Module):
+    """Changes everything that a forward pass can change, in eval mode too, and fails when told."""
+
+    def __init__(self, fails=False):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3, momentum=0.5)
+        self.drop = nn.Dropout(0.5)
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("kept", torch.zeros(2))
+        self.register_buffer("none", None)
+        self.fails = fails
+
+    def forward(self, x):
+        self.seen += 1
+        self.kept = torch.ones(2)
+        x = nn.functional.batch_norm(x, self.norm.running_mean, self.norm.running_var, training=True)
+        x = self.drop(x + torch.rand_like(x))
+        if self.fails:
+            raise RuntimeError("told to fail")
+        return x
+
+
+def _everything(model):
+    hooks = [
+        (name, len(hooks))
+        for module in model.modules()
+        for name, hooks in vars(module).items()
+        if "hooks" in name
+    ]
+    return {
+        "state": {name: value.clone() for name, value in model.state_dict().items()},
+        "identities": [id(value) for value in [*model.parameters(), *model.buffers()]],
+        "versions": [value._version for value in model.parameters()],
+        "training": [module.training for module in model.modules()],
+        "needs": [parameter.requires_grad for parameter in model.parameters()],
+        "grads": {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
+        "hooks": dict(enumerate(count for _, count in hooks)),
+        "rng": torch.get_rng_state(),
+    }
+
+
+def _same(before, after):
+    assert before.keys() == after.keys()
+    for key in before:
+        torch.testing.assert_close(
+            after[key], before[key], rtol=0, atol=0, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_left_as_it_was(fails):
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), _Meddler(fails), nn.Conv2d(3, 3, 1).requires_grad_(False))
+    model[0].weight.grad = torch.rand_like(model[0].weight)
+    model.train()
+    model[1].norm.eval()
+    model[0].register_forward_hook(lambda *_: None)
+    before = _everything(model)
+    if fails:
+        with pytest.raises(CBAMError, match="told to fail"):
+            cost(model, (3, 8, 8))
+    else:
+        cost(model, (3, 8, 8))
+    _same(before, _everything(model))
+
+
+def test_the_check_above_can_fail():
+    model = nn.Sequential(_Meddler())
+    before = _everything(model)
+    model(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(AssertionError):
+        _same(before, _everything(model))
+
+
+def test_a_graph_from_before_still_runs_backward():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    loss = model(torch.rand(2, 3, 5, 5)).sum()
+    cost(model, (3, 5, 5))
+    loss.backward()
+    assert model[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_saved_bytes_are_found_without_grad_mode_around(context):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    outside = cost(model, (3, 5, 5))
+    with context():
+        inside = cost(model, (3, 5, 5))
+    assert inside.bytes_saved == outside.bytes_saved > 0
+    assert inside.flops == outside.flops
+
+
+def test_double_precision_moves_twice_the_bytes():
+    model = build_model("resnet20", 10)
+    single, double = cost(model, (3, 32, 32)), cost(copy.deepcopy(model).double(), (3, 32, 32))
+    assert (double.bytes_moved, double.macs) == (2 * single.bytes_moved, single.macs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_size": 224}, r"input_size is \(C, H, W\), such as \(3, 224, 224\), given 224"),
+        ({"input_size": (224, 224)}, r"given \(224, 224\)"),
+        ({"input_size": (3, 0, 4)}, r"given \(3, 0, 4\)"),
+        ({"input_size": (3, 8, 8), "batch_size": 0}, "batch_size .* given 0"),
+        ({"input_size": (5, 8, 8)}, "Conv2d on zeros of shape 1x5x8x8 failed: .*Is input_size"),
+    ],
+)
+def test_bad_arguments_are_explained(arguments, message):
+    with pytest.raises(CBAMError, match=message):
+        cost(nn.Conv2d(3, 4, 1), **arguments)
+
+
+def test_a_function_is_not_a_model():
+    with pytest.raises(CBAMError, match=r"takes an nn\.Module, given builtin_function"):
+        cost(torch.relu, (3, 8, 8))
+
+
+def test_the_table_goes_as_deep_as_asked():
+    found = cost(build_model("resnet20", 10), (3, 32, 32))
+    assert "layer1.0.conv1" not in found.table(1)
+    assert "layer1.0.conv1" in found.table(3)
+    assert "uncounted" not in str(found)
+
+
+HEAVY = ("torchvision", "timm", "PIL", "scipy", "matplotlib", "safetensors", "sklearn")
+LOADED = "import sys; print([m for m in {heavy!r} if m in sys.modules])"
+
+
+def _loaded_by(statement):
+    code = f"{statement}; {LOADED.format(heavy=HEAVY)}"
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_evaluate_and_models_import_nothing_heavy():
+    assert _loaded_by("import cbam.evaluate, cbam.models") == "[]"
+
+
+def test_the_import_test_can_fail():
+    assert _loaded_by("import cbam.evaluate, timm") != "[]"
