@@ -176,8 +176,13 @@ def _end_labels(axes: Axes, ends: dict[str, tuple[int, float]]) -> None:
         )
 
 
-def classes_figure(variant: str, changes: Sequence[ClassChange], baseline: str) -> Markup:
-    """Draw the change of single classes: the mean over the seeds, and a tick for every seed."""
+def classes_figure(
+    variant: str, changes: Sequence[ClassChange], baseline: str, limits: tuple[float, float]
+) -> Markup:
+    """Draw the change of single classes: the mean over the seeds, and a tick for every seed.
+
+    `limits` are the smallest and the largest difference of all figures that shall be compared.
+    """
     longest = max(len(shortened(change.name)) for change in changes)
     style = look(variant)
     with canvas(22 * len(changes) + 46, left=min(24 + 6.2 * longest, WIDTH / 2), right=12) as axes:
@@ -190,7 +195,8 @@ def classes_figure(variant: str, changes: Sequence[ClassChange], baseline: str) 
             axes.plot([100 * change.mean], [y], style.marker, color=style.colour, markersize=6)
         _rows(axes, [shortened(change.name) for change in changes])
         axes.set_xlabel(f"{label(variant)} minus {label(baseline)} (points)")
-        axes.margins(x=0.06)
+        margin = 6 * (limits[1] - limits[0]) or 1.0
+        axes.set_xlim(100 * limits[0] - margin, 100 * limits[1] + margin)
         told = "; ".join(f"{change.name} {points(change.mean)}" for change in changes)
         name = f"classes-{variant.replace(':', '-')}"
         return inline_svg(axes, name, f"Change of accuracy per class in points, mean over the seeds. {told}.")

@@ -17,7 +17,7 @@ from PIL import Image
 from cbam.compare.drawing import LOOKS, OTHER_LOOK, css_name
 from cbam.compare.figures import classes_figure, curve_figure, differences_figure, seeds_figure
 from cbam.compare.reading import Run, read_run
-from cbam.compare.statistics import Summary, label, p_text, points, summarise, verdict_sentences
+from cbam.compare.statistics import Summary, findings, label, p_text, points, summarise
 from cbam.compare.tables import class_changes, cost_table, costed, extremes, sampling_error
 from cbam.explain.overlay import colour_stops
 from cbam.train.files import write_atomically
@@ -45,7 +45,7 @@ def write_report(run_dir: Path) -> Path:
         .render(
             run=run,
             summary=summary,
-            verdict=verdict_sentences(summary),
+            findings=findings(summary),
             looks={css_name(variant): style[:2] for variant, style in {**LOOKS, "other": OTHER_LOOK}.items()},
             facts=_facts(run, summary),
             averaged=_averaged(run),
@@ -114,14 +114,19 @@ def _figures(run: Run, summary: Summary) -> dict[str, Any]:
 
 
 def _classes(run: Run, summary: Summary) -> list[dict[str, Any]]:
-    blocks = []
-    for row in summary.variants:
-        changes = class_changes(run, row.variant, summary.baseline) if row.variant != summary.baseline else []
-        if changes:
-            shown = extremes(changes)
-            figure = classes_figure(row.variant, shown, summary.baseline)
-            blocks.append({"variant": row.variant, "figure": figure, "shown": shown, "total": len(changes)})
-    return blocks
+    others = [row.variant for row in summary.variants if row.variant != summary.baseline]
+    changes = {variant: class_changes(run, variant, summary.baseline) for variant in others}
+    shown = {variant: extremes(rows) for variant, rows in changes.items() if rows}
+    drawn = [value for rows in shown.values() for row in rows for value in row.differences]
+    return [
+        {
+            "variant": variant,
+            "figure": classes_figure(variant, rows, summary.baseline, (min(0.0, *drawn), max(0.0, *drawn))),
+            "shown": rows,
+            "total": len(changes[variant]),
+        }
+        for variant, rows in shown.items()
+    ]
 
 
 def _pictures(run: Run) -> dict[str, Any]:
@@ -143,6 +148,7 @@ def _pictures(run: Run) -> dict[str, Any]:
         "layer": run.pictures.get("layer", ""),
         "seed": run.pictures.get("seed"),
         "map_size": f"{size[0]} × {size[1]}" if size else None,
+        "coarse": size is not None and min(size) < 4,
         "notes": run.pictures.get("notes") or {},
     }
 

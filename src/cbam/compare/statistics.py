@@ -180,82 +180,99 @@ def points(fraction: float) -> str:
     return "0.00" if float(text) == 0 else text.replace("-", "−")
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One claim and the numbers that it stands on."""
+
+    claim: str
+    evidence: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.claim} ({self.evidence})." if self.evidence else f"{self.claim}."
+
+
 def verdict(summary: Summary) -> str:
-    """Say in plain words what the run shows, and never more than the data say."""
-    return " ".join(verdict_sentences(summary))
+    """Say in plain words what the run shows, and never more than the data say.
+
+    >>> accuracies = {"none": [0.80, 0.82, 0.80], "cbam": [0.81, 0.82, 0.79]}
+    >>> results = [
+    ...     {"variant": variant, "seed": seed, "val_accuracy": accuracy}
+    ...     for variant, row in accuracies.items()
+    ...     for seed, accuracy in enumerate(row)
+    ... ]
+    >>> print(verdict(summarise(results)))  # doctest: +ELLIPSIS
+    CBAM: no measurable gain over the plain network (0.00 points against the plain network, 95 % interval ... 3 seeds).
+    """
+    return " ".join(str(finding) for finding in findings(summary))
 
 
-def verdict_sentences(summary: Summary) -> list[str]:
-    """Return the verdict sentence by sentence: one per variant with attention, then what qualifies them."""
-    base = summary[summary.baseline]
+def findings(summary: Summary) -> list[Finding]:
+    """Return the verdict claim by claim: first what holds for all, then every variant, then what qualifies them."""
     contenders = [row for row in summary.variants if row.variant not in (summary.baseline, summary.control)]
-    if not base.seeds:
-        return [f"No verdict yet: the baseline ({label(summary.baseline)}) has no finished seed."]
+    if not summary[summary.baseline].seeds:
+        return [Finding(f"No verdict yet: the baseline ({label(summary.baseline)}) has no finished seed")]
     if not contenders:
-        return [f"Nothing to compare: only {label(summary.baseline)} and no variant with attention was run."]
-    pairs = max(row.to_baseline.n if row.to_baseline else 0 for row in contenders)
+        return [
+            Finding(
+                f"Nothing to compare: {label(summary.baseline)} was run without any variant with attention"
+            )
+        ]
+    pairs = max(row.to_baseline.n for row in contenders if row.to_baseline is not None)
     if pairs == 0:
-        return ["No verdict yet: no variant shares a finished seed with the baseline."]
-    sentences = []
-    if pairs == 1:
-        sentences.append("No claim can be made from one seed.")
-    sentences += [_sentence(row, summary) for row in contenders]
-    gains = [row for row in contenders if row.to_baseline and (row.to_baseline.low or 0) > 0]
+        return [Finding("No verdict yet: no variant has finished a seed that the baseline has finished too")]
+    found = [Finding("No claim can be made from one seed")] if pairs == 1 else []
+    found += [_row_finding(row, summary) for row in contenders]
+    gains = [row for row in contenders if _gain(row.to_baseline)]
     if gains and summary.control is None:
-        sentences.append("No control was run, so a gain cannot be told from the effect of more parameters.")
+        found.append(Finding("Without a control, a gain cannot be told from the effect of more parameters"))
     tested = [row for row in contenders if row.to_baseline and row.to_baseline.low is not None]
     if len(tested) > 1 and any(_excludes_zero(row.to_baseline) for row in tested):
-        sentences.append(f"{len(tested)} variants were tested, without correction for the number of tests.")
-    return sentences
+        found.append(Finding(f"{len(tested)} variants were tested, without correction for their number"))
+    return found
 
 
-def _excludes_zero(difference: PairedDifference | None) -> bool:
-    return (
-        difference is not None
-        and difference.low is not None
-        and not difference.low <= 0 <= (difference.high or 0)
-    )
-
-
-def _sentence(row: VariantSummary, summary: Summary) -> str:
-    against = (
-        f"the {label(summary.baseline)} network" if summary.baseline == "none" else label(summary.baseline)
-    )
-    text = f"{label(row.variant)}: {_claim(row.to_baseline, against)}"
-    if summary.control is not None and row.to_control is not None and row.to_control.n >= 2:
-        text += f"; {_claim(row.to_control, 'the control of equal size')}"
-        if _gain(row.to_baseline) and not _gain(row.to_control):
-            text += ", so the gain is not shown to come from attention rather than from more parameters"
-    return text + "."
+def _row_finding(row: VariantSummary, summary: Summary) -> Finding:
+    baseline = "the plain network" if summary.baseline == "none" else label(summary.baseline)
+    claim, evidence = _claim(row.to_baseline, baseline)
+    if row.to_control is not None and row.to_control.n > 1:
+        against_control, more = _claim(row.to_control, "the control")
+        if claim.startswith("no measurable gain") and against_control.startswith("no measurable gain"):
+            claim += " or over the control"
+        elif _gain(row.to_baseline) and not _gain(row.to_control):
+            claim += f", but {against_control}: attention is not shown to do more than extra parameters do"
+        else:
+            claim += f", {against_control}"
+        evidence = "; ".join(part for part in (evidence, more) if part)
+    return Finding(f"{label(row.variant)}: {claim}", evidence)
 
 
 def _gain(difference: PairedDifference | None) -> bool:
     return difference is not None and difference.low is not None and difference.low > 0
 
 
-def _claim(difference: PairedDifference | None, against: str) -> str:
+def _excludes_zero(difference: PairedDifference | None) -> bool:
+    if difference is None or difference.low is None or difference.high is None:
+        return False
+    return difference.low > 0 or difference.high < 0
+
+
+def _claim(difference: PairedDifference | None, against: str) -> tuple[str, str]:
+    """Return what may be said about one difference, and the numbers behind it."""
     if difference is None or difference.mean is None:
-        return f"no finished seed in common with {against} yet"
-    size = f"{points(difference.mean)} points"
+        return f"no finished seed in common with {against} yet", ""
+    size = f"{points(difference.mean)} points against {against}"
     if difference.n == 1:
-        return f"{size} against {against} in a single pair of runs, which says nothing about other seeds"
-    if difference.no_spread:
-        return (
-            f"{size} against {against} in each of {difference.n} seeds; without any spread between the seeds "
-            "no interval can be computed, so no claim is made"
-        )
-    assert difference.low is not None
-    assert difference.high is not None
-    assert difference.p_value is not None
-    evidence = (
-        f"{size}, 95 % interval {points(difference.low)} to {points(difference.high)}, "
-        f"{p_text(difference.p_value)}, {difference.n} seeds"
-    )
+        return f"{size} in a single pair of runs", ""
+    if difference.low is None or difference.high is None or difference.p_value is None:
+        same = f"all {difference.n} seeds differ by the same {points(difference.mean)} points"
+        return f"no claim against {against}", f"{same}: without spread there is no interval"
+    interval = f"95 % interval {points(difference.low)} to {points(difference.high)}"
+    evidence = f"{size}, {interval}, {p_text(difference.p_value)}, {difference.n} seeds"
     if difference.low > 0:
-        return f"measurable gain over {against} ({evidence})"
+        return f"measurable gain over {against}", evidence
     if difference.high < 0:
-        return f"measurably worse than {against} ({evidence})"
-    return f"no measurable gain over {against} ({evidence})"
+        return f"measurably worse than {against}", evidence
+    return f"no measurable gain over {against}", evidence
 
 
 def p_text(p_value: float) -> str:
@@ -264,9 +281,9 @@ def p_text(p_value: float) -> str:
     >>> p_text(0.0421), p_text(0.00002)
     ('p = 0.042', 'p < 0.001')
     """
-    return (
-        "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}" if p_value >= 0.1 else f"p = {p_value:.3f}"
-    )
+    if p_value < 0.001:
+        return "p < 0.001"
+    return f"p = {p_value:.3f}" if p_value < 0.1 else f"p = {p_value:.2f}"
 
 
 COST_COLUMNS = ("parameters", "macs", "flops", "bytes_moved", "bytes_saved", "training_images_per_s")

@@ -70,7 +70,10 @@ def cost_table(run: Run, baseline: str) -> list[tuple[str, list[Cost]]]:
     reference = run.costs.get(baseline, {})
     table = []
     for key, title in COST_ROWS:
-        cells = [_cost(key, run.costs[variant], reference) for variant in costed(run)]
+        cells = [
+            _cost(key, run.costs[variant], reference if variant != baseline else {})
+            for variant in costed(run)
+        ]
         if any(cell.text != "–" for cell in cells):
             table.append((title, cells))
     return table
@@ -85,7 +88,8 @@ def _cost(key: str, cost: Mapping[str, Any], reference: Mapping[str, Any]) -> Co
     value, other = _value(key, cost), _value(key, reference)
     if value is None:
         return Cost("–")
-    ratio = f"×{value / other:.3f}" if other else ""
+    timed = key.startswith(("latency", "training"))
+    ratio = f"×{value / other:.{2 if timed else 3}f}" if other else ""
     if key.startswith("latency"):
         spread = cost["latency"][key.partition(":")[2]]
         return Cost(f"{value:.2f} ms", f"{spread['low_ms']:.2f}–{spread['high_ms']:.2f}", ratio)
