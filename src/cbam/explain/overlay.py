@@ -29,7 +29,7 @@ def colours(values: NDArray[np.floating]) -> NDArray[np.float64]:
     [0.0, 0.72]
     """
     clipped = np.clip(np.asarray(values, dtype=np.float64), 0.0, 1.0)
-    rgba = mpl.colormaps[COLOUR_MAP](clipped)
+    rgba = np.array(mpl.colormaps[COLOUR_MAP](clipped))
     # Rising faster than the value at first: half of the maximum must be visible on a bright picture.
     rgba[..., 3] = _STRONGEST * clipped**0.8
     return rgba
