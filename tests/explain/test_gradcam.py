@@ -245,7 +245,7 @@ class TestRefusals:
                 return super().forward(images) + self.unused(self.features(images)).detach().sum()
 
         network = Detached()
-        with pytest.raises(CBAMError, match="the score does not depend on layer 'unused'"):
+        with pytest.raises(CBAMError, match="does not depend on the output of layer 'unused'"):
             class_activation_maps(network, "unused", images, LABELS)
 
     def test_wrong_number_of_labels(self, network, images):
