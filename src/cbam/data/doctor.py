@@ -94,9 +94,8 @@ def check_folder(root: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> F
     """
     root = Path(root)
     if not root.is_dir():
-        raise CBAMError(
-            f"{root} is {'a file, not a folder' if root.exists() else 'not there'}. Give a folder of images."
-        )
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise CBAMError(f"{root} {what}. Give a folder of images.")
     if not 1 <= max_pixels <= MOST_PIXELS:
         raise CBAMError(f"max_pixels must lie between 1 and {MOST_PIXELS:,}, given {max_pixels:,}.")
     try:

@@ -55,7 +55,7 @@ def find_fashion_mnist(
     folder: Path | None = None,
     *,
     download: bool = True,
-    system_folder: Path = DEBIAN_FOLDER,
+    system_folder: Path | None = None,
     cache_folder: Path | None = None,
 ) -> Found:
     """Find the four files; the first place that has them wins and nothing is fetched twice.
@@ -67,8 +67,8 @@ def find_fashion_mnist(
     Args:
         folder: an explicit folder, also one that torchvision filled (its files lie in FashionMNIST/raw).
         download: whether a download may be tried.
-        system_folder: where Debian's package puts the files.
-        cache_folder: where a downloaded copy is kept; the user's cache by default.
+        system_folder: where Debian's package puts the files; `DEBIAN_FOLDER` by default.
+        cache_folder: where a downloaded copy is kept; `default_cache()` by default.
 
     Raises:
         CBAMError: an explicit folder lacks files, which the message names.
@@ -78,13 +78,14 @@ def find_fashion_mnist(
         asked, by = Path(os.environ[ENVIRONMENT_VARIABLE]), f"from {ENVIRONMENT_VARIABLE}"
     if asked is not None:
         return Found(_require(asked.expanduser(), by), f"the folder {by}")
-    if _missing(system_folder) == []:
-        return Found(system_folder, "Debian's package dataset-fashion-mnist")
+    system = system_folder or DEBIAN_FOLDER
+    if not _missing(system):
+        return Found(system, "Debian's package dataset-fashion-mnist")
     notices = []
-    if system_folder.is_dir():
-        notices.append(f"{system_folder} lacks {', '.join(_missing(system_folder))}, so it was not used.")
-    cache = default_cache() if cache_folder is None else cache_folder
-    if _missing(cache) == []:
+    if system.is_dir():
+        notices.append(f"{system} lacks {', '.join(_missing(system))}, so it was not used.")
+    cache = cache_folder or default_cache()
+    if not _missing(cache):
         return Found(cache, "the copy downloaded earlier", tuple(notices))
     if not download:
         return Found(

@@ -28,7 +28,7 @@ def stratified_split(
         CBAMError: `val_fraction` is not between 0 and 1.
 
     >>> stratified_split(["a/1", "a/2", "a/3", "a/4", "b/1", "b/2"], [0, 0, 0, 0, 1, 1], 0.25, seed=0)
-    ([0, 1, 3, 4], [2, 5])
+    ([0, 1, 2, 5], [3, 4])
     """
     if not 0 < val_fraction < 1:
         raise CBAMError(f"val_fraction must lie between 0 and 1, given {val_fraction}. Type for example: 0.2")
