@@ -20,18 +20,23 @@ class _Net(nn.Module):
         return super().train(mode)
 
 
+def _meddle(net):
+    with untouched(net):
+        assert not any(module.training for module in net.modules())
+        net.norm.running_var += 1
+        net.norm.running_mean = torch.zeros(3)
+        torch.rand(3)
+        raise RuntimeError("inside")
+
+
 def test_flags_buffers_and_random_numbers_come_back_after_an_exception():
     net = _Net()
     net.norm.eval()
     net.norm.running_mean.fill_(float("nan"))
     mean, state = net.norm.running_mean, torch.get_rng_state()
     calls = net.evals
-    with pytest.raises(RuntimeError, match="inside"), untouched(net):
-        assert not any(module.training for module in net.modules())
-        net.norm.running_var += 1
-        net.norm.running_mean = torch.zeros(3)
-        torch.rand(3)
-        raise RuntimeError("inside")
+    with pytest.raises(RuntimeError, match="inside"):
+        _meddle(net)
     assert net.training
     assert not net.norm.training
     assert net.norm.running_mean is mean

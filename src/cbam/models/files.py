@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,11 +70,10 @@ def load_file(model: nn.Module, path: str | Path) -> LoadReport:
         for key in own
         if key.rpartition(".")[0] == classifier and key in found and _differs_in(0, found[key], own[key])
     }
-    # Older files lack these counters; a fresh one does no harm, as only momentum=None norms read it.
-    counters = {key for key in own if key.endswith("num_batches_tracked") and key not in found}
-    _refuse_misfits(path, own, found, renewed | counters)
-    model.load_state_dict({key: value for key, value in found.items() if key not in renewed}, strict=False)
-    report = LoadReport(path, len(found) - len(renewed), tuple(sorted(renewed)), adapted)
+    taken = {key: value for key, value in found.items() if key not in renewed}
+    _refuse_misfits(path, model, taken, renewed)
+    model.load_state_dict(taken, strict=False)
+    report = LoadReport(path, len(taken), tuple(sorted(renewed)), adapted)
     _log.info("%s", report)
     return report
 
@@ -185,23 +185,29 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     return read(path)
 
 
-def _refuse_misfits(
-    path: Path, own: Mapping[str, Tensor], found: Mapping[str, Tensor], excused: set[str]
-) -> None:
-    missing = [key for key in own if key not in found and key not in excused]
-    unexpected = [key for key in found if key not in own]
+def _refuse_misfits(path: Path, model: nn.Module, taken: dict[str, Tensor], renewed: set[str]) -> None:
+    own = model.state_dict()
     shapes = [
-        f"{key} is {tuple(found[key].shape)}, needs {tuple(own[key].shape)}"
+        f"{key} is {tuple(taken[key].shape)}, needs {tuple(own[key].shape)}"
         for key in own
-        if key in found and key not in excused and found[key].shape != own[key].shape
+        if key in taken and taken[key].shape != own[key].shape
     ]
+    missing: list[str] = []
+    unexpected: list[str] = []
+    if not shapes:
+        # Tried on a copy, as modules may have a say in which of their keys are optional.
+        verdict = copy.deepcopy(model).load_state_dict(taken, strict=False)
+        # Older files lack the counters; a fresh one does no harm, as only norms without a momentum read it.
+        optional = renewed | {key for key in own if key.endswith("num_batches_tracked")}
+        missing = [key for key in verdict.missing_keys if key not in optional]
+        unexpected = verdict.unexpected_keys
     problems = [
         f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
         for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if keys
     ]
     if problems:
-        raise CBAMError(
-            f"the weights in {str(path)!r} do not fit this model: {'; '.join(problems)}. "
-            "Is it the architecture that they were trained for?"
-        )
+        hint = "Is it the architecture that they were trained for?"
+        if any(".cbam." in key for key in unexpected):
+            hint = "They hold attention: attach the same attention to the model first, then load."
+        raise CBAMError(f"the weights in {str(path)!r} do not fit this model: {'; '.join(problems)}. {hint}")
