@@ -9,7 +9,8 @@ from PIL import Image
 from torch import nn
 
 from cbam.errors import CBAMError
-from cbam.explain import class_activation_maps, gradcam_pictures, overlay
+from cbam.explain import class_activation_maps, gradcam_pictures
+from cbam.explain.overlay import overlay
 
 CLASSES = ("zero", "one/../..", "<b>two</b>")
 

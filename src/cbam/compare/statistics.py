@@ -182,10 +182,11 @@ def points(fraction: float) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One claim and the numbers that it stands on."""
+    """One claim and the numbers that it stands on, or a remark that `qualifies` the other claims."""
 
     claim: str
     evidence: str = ""
+    qualifies: bool = False
 
     def __str__(self) -> str:
         return f"{self.claim} ({self.evidence})." if self.evidence else f"{self.claim}."
@@ -224,10 +225,18 @@ def findings(summary: Summary) -> list[Finding]:
     found += [_row_finding(row, summary) for row in contenders]
     gains = [row for row in contenders if _gain(row.to_baseline)]
     if gains and summary.control is None:
-        found.append(Finding("Without a control, a gain cannot be told from the effect of more parameters"))
+        found.append(
+            Finding(
+                "Without a control, a gain cannot be told from the effect of more parameters", qualifies=True
+            )
+        )
     tested = [row for row in contenders if row.to_baseline and row.to_baseline.low is not None]
     if len(tested) > 1 and any(_excludes_zero(row.to_baseline) for row in tested):
-        found.append(Finding(f"{len(tested)} variants were tested, without correction for their number"))
+        found.append(
+            Finding(
+                f"{len(tested)} variants were tested, without correction for their number", qualifies=True
+            )
+        )
     return found
 
 

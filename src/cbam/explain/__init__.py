@@ -1,7 +1,6 @@
 """Where a network looks: class activation maps and their pictures."""
 
 from cbam.explain.gradcam import ClassActivationMaps, class_activation_maps
-from cbam.explain.overlay import overlay
 from cbam.explain.pictures import gradcam_pictures
 
-__all__ = ["ClassActivationMaps", "class_activation_maps", "gradcam_pictures", "overlay"]
+__all__ = ["ClassActivationMaps", "class_activation_maps", "gradcam_pictures"]
