@@ -120,6 +120,14 @@ def test_a_download_happens_once_and_appears_whole(tmp_path, mirror):
     assert socket.getdefaulttimeout() is None
 
 
+def test_a_cache_that_lacks_a_file_is_completed(tmp_path, mirror):
+    tiny_fashion_mnist(tmp_path / "cache")
+    (tmp_path / "cache" / "train-images-idx3-ubyte.gz").unlink()
+    found = find_fashion_mnist(**places(tmp_path, download=True))
+    assert found.folder == tmp_path / "cache"
+    assert len(read_fashion_mnist(found.folder)["train"][0]) == 20
+
+
 @pytest.mark.parametrize("failure", ["missing file", "wrong content", "no server"])
 def test_a_failed_download_leaves_nothing_and_says_why(tmp_path, mirror, monkeypatch, failure):
     folder, _ = mirror

@@ -116,7 +116,7 @@ def test_formats_outside_the_list_are_not_parsed(tmp_path, format_):
     assert problem(open_image, path) == problem(check_image, path) == "not a readable image"
 
 
-@pytest.mark.filterwarnings("ignore:Truncated File Read")
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize(
     ("suffix", "options"),
     [

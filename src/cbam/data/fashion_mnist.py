@@ -147,7 +147,7 @@ def _require(folder: Path, by: str) -> Path:
 
 
 def _download(cache: Path) -> None:
-    """Fetch the four archives by torchvision, which checks their MD5; the folder appears whole or not at all."""
+    """Fetch the four archives by torchvision, which checks their MD5, and only then put them into `cache`."""
     from torchvision.datasets import FashionMNIST
     from torchvision.datasets.utils import download_url
 
@@ -156,14 +156,12 @@ def _download(cache: Path) -> None:
         tempfile.TemporaryDirectory(dir=cache.parent, prefix=f".{cache.name}.") as temporary,
         _socket_timeout(_DOWNLOAD_TIMEOUT_S),
     ):
-        whole = Path(temporary) / cache.name
         for name, md5 in FashionMNIST.resources:
-            download_url(FashionMNIST.mirrors[0] + name, str(whole), name, md5)
-        try:
-            whole.rename(cache)
-        except OSError:
-            if _missing(cache):  # otherwise another process was faster, and its copy is as good
-                raise
+            download_url(FashionMNIST.mirrors[0] + name, temporary, name, md5)
+        cache.mkdir(exist_ok=True)
+        # Whole files one by one: also right where another process is doing the same, or where some were there already.
+        for name, _ in FashionMNIST.resources:
+            (Path(temporary) / name).replace(cache / name)
 
 
 @contextmanager
