@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cbam.cli import cost, plan
+from cbam.cli.main import main
 from cbam.errors import CBAMError
 
 
@@ -53,3 +54,26 @@ def test_wrong_names_come_through_as_errors():
         cost.run(cost.CostConfig("resnet20", attention="cbma"))
     with pytest.raises(CBAMError, match="layer5"):
         plan.run(plan.PlanConfig("resnet20", sites=("layer5",)))
+
+
+def test_the_verbs_from_the_command_line(capsys):
+    assert main(["plan", "--model", "resnet20", "--sites", "layer2.*.bn2", "layer3.*.bn2"]) == 0
+    assert "6 sites" in capsys.readouterr().out
+    assert main(["cost", "--model", "resnet20", "--input-size", "1", "28", "28"]) == 0
+    assert "1x1x28x28" in capsys.readouterr().out
+    assert main(["plan", "--model", "resnet2O"]) == 2
+    hint = capsys.readouterr().err.partition("Valid")[0]
+    assert "Did you mean" in hint
+    assert "'resnet20'" in hint
+
+
+@pytest.mark.parametrize("verb", ["plan", "cost"])
+def test_wrong_options_name_the_nearest(verb, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([verb, "--model", "resnet20", "--reduction-ration", "8"])
+    assert stopped.value.code == 2
+    assert "--reduction-ratio" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main([verb])
+    assert stopped.value.code == 2
+    assert "--model" in capsys.readouterr().err

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import tyro
 
 from cbam.attach import attach
 from cbam.cli.plan import PlanConfig
 from cbam.evaluate import Cost, cost
 from cbam.models import build_model
+
+DESCRIPTION = """Count parameters, MACs, FLOPs, bytes moved and bytes saved for backward of one forward pass.
+
+Example: cbam cost --model paper_resnet50 --attention cbam --preset official"""
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,11 @@ class CostConfig(PlanConfig):
     """Images in the forward pass."""
     depth: int = 1
     """Levels of modules in the table."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb with the `arguments` after it; return the exit code."""
+    return run(tyro.cli(CostConfig, prog="cbam cost", description=DESCRIPTION, args=list(arguments)))
 
 
 def run(config: CostConfig) -> int:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import tyro
 
 from cbam.attach import plan
 from cbam.models import build_model
 from cbam.models.build import CIFAR_DEPTHS
+
+DESCRIPTION = """Show where attention would go in a model and what it would add. Changes nothing.
+
+Example: cbam plan --model resnet50 --sites 'layer3.*.bn3' 'layer4.*.bn3'"""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,11 @@ class PlanConfig:
             "reduction_ratio": self.reduction_ratio,
             "kernel_size": self.kernel_size,
         }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb with the `arguments` after it; return the exit code."""
+    return run(tyro.cli(PlanConfig, prog="cbam plan", description=DESCRIPTION, args=list(arguments)))
 
 
 def run(config: PlanConfig) -> int:

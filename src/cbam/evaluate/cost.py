@@ -125,12 +125,12 @@ def cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), *, 
     size = _check(model, input_size, batch_size)
     recorder = _Recorder(model)
     with ExitStack() as stack:
+        # Whatever mode the caller is in: this switches gradients on as well.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(untouched(model))
         stack.callback(recorder.remove_hooks)
         recorder.add_hooks()
         x = probe_input(model, size)
-        stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(recorder.pack, _never_unpacked))
         stack.enter_context(recorder)
         try:
