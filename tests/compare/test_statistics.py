@@ -156,26 +156,42 @@ class TestVerdict:
     def test_a_gain_that_the_control_has_too_is_not_credited_to_attention(self):
         rows = results(none=[0.80, 0.82, 0.80], cbam=[0.82, 0.85, 0.84], control=[0.81, 0.84, 0.845])
         text = verdict(summarise(rows))
-        assert "measurable gain over the plain network, but no measurable gain over the control" in text
+        assert (
+            "CBAM: measurable gain over the plain network, no measurable gain over the control: attention"
+            in text
+        )
         assert "attention is not shown to do more than extra parameters do" in text
         assert "Without a control" not in text
 
     def test_a_gain_over_both(self):
         rows = results(none=[0.80, 0.82, 0.80], cbam=[0.82, 0.85, 0.84], control=[0.80, 0.82, 0.81])
         text = verdict(summarise(rows))
-        assert "CBAM: measurable gain over the plain network, measurable gain over the control" in text
+        assert "CBAM: measurable gain over the plain network and the control (+3.00" in text
         assert "not shown" not in text
 
     def test_one_seed_allows_no_claim(self):
         text = verdict(summarise(results(none=[0.80], cbam=[0.99], control=[0.81])))
         assert text.startswith("No claim can be made from one seed.")
-        assert "CBAM: +19.00 points against the plain network in a single pair of runs." in text
+        assert (
+            "CBAM: one pair of runs against the plain network (+19.00 points)."
+            in text
+        )
         assert "measurable" not in text
 
     def test_equal_differences_allow_no_claim(self):
         text = verdict(summarise(results(none=[0.8, 0.6, 0.25], cbam=[0.9, 0.7, 0.35])))
         assert "CBAM: no claim against the plain network" in text
-        assert "all 3 seeds differ by the same +10.00 points: without spread there is no interval" in text
+        assert "(+10.00 points against the plain network in each of 3 seeds: without spread" in text
+
+    def test_no_gain_over_both(self):
+        rows = results(none=[0.80, 0.82, 0.80], cbam=[0.81, 0.83, 0.79], control=[0.80, 0.83, 0.81])
+        assert "CBAM: no measurable gain over the plain network or the control (+0.33" in verdict(
+            summarise(rows)
+        )
+
+    def test_two_seeds_are_called_a_hint(self):
+        text = verdict(summarise(results(none=[0.80, 0.82], cbam=[0.82, 0.85])))
+        assert "Two seeds are the fewest that have a spread at all: a hint, no more." in text
 
     def test_several_tests_are_owned_up_to_where_one_of_them_speaks(self):
         gain = results(none=[0.80, 0.82, 0.80], cbam=[0.82, 0.85, 0.84], se=[0.80, 0.83, 0.80])

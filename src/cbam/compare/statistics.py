@@ -185,11 +185,11 @@ class Finding:
     """One claim and the numbers that it stands on, or a remark that `qualifies` the other claims."""
 
     claim: str
-    evidence: str = ""
+    evidence: tuple[str, ...] = ()
     qualifies: bool = False
 
     def __str__(self) -> str:
-        return f"{self.claim} ({self.evidence})." if self.evidence else f"{self.claim}."
+        return f"{self.claim} ({'; '.join(self.evidence)})." if self.evidence else f"{self.claim}."
 
 
 def verdict(summary: Summary) -> str:
@@ -223,15 +223,19 @@ def findings(summary: Summary) -> list[Finding]:
         return [Finding("No verdict yet: no variant has finished a seed that the baseline has finished too")]
     found = [Finding("No claim can be made from one seed")] if pairs == 1 else []
     found += [_row_finding(row, summary) for row in contenders]
-    gains = [row for row in contenders if _gain(row.to_baseline)]
-    if gains and summary.control is None:
+    if pairs == 2:
+        found.append(
+            Finding("Two seeds are the fewest that have a spread at all: a hint, no more", qualifies=True)
+        )
+    outcomes = [_outcome(row.to_baseline) for row in contenders]
+    if "gain" in outcomes and summary.control is None:
         found.append(
             Finding(
                 "Without a control, a gain cannot be told from the effect of more parameters", qualifies=True
             )
         )
-    tested = [row for row in contenders if row.to_baseline and row.to_baseline.low is not None]
-    if len(tested) > 1 and any(_excludes_zero(row.to_baseline) for row in tested):
+    tested = [outcome for outcome in outcomes if outcome in ("gain", "loss", "nothing")]
+    if len(tested) > 1 and set(tested) != {"nothing"}:
         found.append(
             Finding(
                 f"{len(tested)} variants were tested, without correction for their number", qualifies=True
@@ -240,48 +244,54 @@ def findings(summary: Summary) -> list[Finding]:
     return found
 
 
+# What may be said about one difference; `{}` is what was compared with.
+_CLAIMS = {
+    "gain": "measurable gain over {}",
+    "loss": "measurably worse than {}",
+    "nothing": "no measurable gain over {}",
+    "equal": "no claim against {}",
+    "single": "one pair of runs against {}",
+    "missing": "no finished seed in common with {} yet",
+}
+
+
+def _outcome(difference: PairedDifference | None) -> str:
+    if difference is None or difference.n == 0:
+        return "missing"
+    if difference.low is None or difference.high is None:
+        return "equal" if difference.no_spread else "single"
+    if difference.low <= 0 <= difference.high:
+        return "nothing"
+    return "gain" if difference.low > 0 else "loss"
+
+
 def _row_finding(row: VariantSummary, summary: Summary) -> Finding:
     baseline = "the plain network" if summary.baseline == "none" else label(summary.baseline)
-    claim, evidence = _claim(row.to_baseline, baseline)
+    outcome = _outcome(row.to_baseline)
+    claim, evidence = _CLAIMS[outcome].format(baseline), [_evidence(row.to_baseline, baseline)]
     if row.to_control is not None and row.to_control.n > 1:
-        against_control, more = _claim(row.to_control, "the control")
-        if claim.startswith("no measurable gain") and against_control.startswith("no measurable gain"):
-            claim += " or over the control"
-        elif _gain(row.to_baseline) and not _gain(row.to_control):
-            claim += f", but {against_control}: attention is not shown to do more than extra parameters do"
+        against_control = _outcome(row.to_control)
+        if against_control == outcome:
+            joint = "and" if outcome in ("gain", "loss") else "or"
+            claim = _CLAIMS[outcome].format(f"{baseline} {joint} the control")
         else:
-            claim += f", {against_control}"
-        evidence = "; ".join(part for part in (evidence, more) if part)
-    return Finding(f"{label(row.variant)}: {claim}", evidence)
+            claim += f", {_CLAIMS[against_control].format('the control')}"
+            if outcome == "gain":
+                claim += ": attention is not shown to do more than extra parameters do"
+        evidence.append(_evidence(row.to_control, "the control"))
+    return Finding(f"{label(row.variant)}: {claim}", tuple(line for line in evidence if line))
 
 
-def _gain(difference: PairedDifference | None) -> bool:
-    return difference is not None and difference.low is not None and difference.low > 0
-
-
-def _excludes_zero(difference: PairedDifference | None) -> bool:
-    if difference is None or difference.low is None or difference.high is None:
-        return False
-    return difference.low > 0 or difference.high < 0
-
-
-def _claim(difference: PairedDifference | None, against: str) -> tuple[str, str]:
-    """Return what may be said about one difference, and the numbers behind it."""
+def _evidence(difference: PairedDifference | None, against: str) -> str:
     if difference is None or difference.mean is None:
-        return f"no finished seed in common with {against} yet", ""
+        return ""
     size = f"{points(difference.mean)} points against {against}"
-    if difference.n == 1:
-        return f"{size} in a single pair of runs", ""
+    if difference.no_spread:
+        return f"{size} in each of {difference.n} seeds: without spread there is no interval"
     if difference.low is None or difference.high is None or difference.p_value is None:
-        same = f"all {difference.n} seeds differ by the same {points(difference.mean)} points"
-        return f"no claim against {against}", f"{same}: without spread there is no interval"
+        return f"{points(difference.mean)} points"
     interval = f"95 % interval {points(difference.low)} to {points(difference.high)}"
-    evidence = f"{size}, {interval}, {p_text(difference.p_value)}, {difference.n} seeds"
-    if difference.low > 0:
-        return f"measurable gain over {against}", evidence
-    if difference.high < 0:
-        return f"measurably worse than {against}", evidence
-    return f"no measurable gain over {against}", evidence
+    return f"{size}, {interval}, {p_text(difference.p_value)}, {difference.n} seeds"
 
 
 def p_text(p_value: float) -> str:
