@@ -119,6 +119,7 @@ OPERATIONS = {
     "copy": (lambda x: x.transpose(1, 2).contiguous(), 0, 8 * N),
     "square reads once": (lambda x: x * x, N, 8 * N),
     "broadcast read once": (lambda x: x * x[:, :1].expand(-1, 4, -1, -1), N, 4 * (2 * N + 36)),
+    "hardswish": (nn.functional.hardswish, N, 8 * N),
     "mean": (lambda x: x.mean((2, 3)), N, 4 * (N + 4)),
     "max over an axis": (lambda x: x.max(1).values, N, 4 * N + 36 * 12),
     "max of two": (lambda x: torch.max(x, x + 1), 2 * N, 8 * N + 12 * N),

@@ -63,7 +63,8 @@ ONE_PER_INPUT = {
     "adaptive_max_pool3d",
 }
 WINDOWS = {"max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d"}
-ONE_PER_OUTPUT = {"hardswish", "hardtanh", "elu", "celu", "_prelu_kernel", "leaky_relu", "softplus", "gelu"}
+# Element-wise, but without torch's tag `pointwise`, in place or at all.
+ONE_PER_OUTPUT = {"hardswish", "gelu", "mish", "threshold", "rsub", "log_sigmoid_forward", "_prelu_kernel"}
 MOVES = {
     "clone",
     "copy",
@@ -150,9 +151,9 @@ def other_flops(op: OpOverload, args: tuple[Any, ...], out: Any) -> int | None:
     if name in WINDOWS:
         spatial_axes = int(name[name.index("pool") + 4])
         return _first(out).numel() * math.prod(_spread(args[1], spatial_axes))
-    if name in ONE_PER_INPUT and _is_reduction(name, args):
+    if name in ONE_PER_INPUT:
         return args[0].numel()
-    if name in ONE_PER_OUTPUT or torch.Tag.pointwise in op.tags or name in ("max", "min"):
+    if name in ONE_PER_OUTPUT or torch.Tag.pointwise in op.tags:
         return sum(tensor.numel() for tensor in _tensors(out))
     return None
 
@@ -181,11 +182,6 @@ def _convolution(args: tuple[Any, ...], out: Tensor) -> int:
     x, weight, transposed = args[0], args[1], args[6]
     positions = x if transposed else out
     return positions.numel() * math.prod(weight.shape[1:])
-
-
-def _is_reduction(name: str, args: tuple[Any, ...]) -> bool:
-    # max(a, b) and min(a, b) are element-wise.
-    return not (name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor))
 
 
 def _tensors(tree: Any) -> Iterable[Tensor]:
