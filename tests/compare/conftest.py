@@ -170,3 +170,9 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         return write_run(tmp_path / "a run", *args, **settings)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run for tests that only look at it."""
+    return write_run(tmp_path_factory.mktemp("whole") / "a run")
