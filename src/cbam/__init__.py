@@ -2,6 +2,7 @@
 
 from cbam import functional
 from cbam.attach import Attachment, Plan, attach, detach, disabled, plan
+from cbam.evaluate import Cost, cost
 from cbam.nn import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation
 
 __version__ = "0.1.0"
@@ -10,10 +11,12 @@ __all__ = [
     "CBAM",
     "Attachment",
     "ChannelAttention",
+    "Cost",
     "Plan",
     "SpatialAttention",
     "SqueezeExcitation",
     "attach",
+    "cost",
     "detach",
     "disabled",
     "functional",
