@@ -36,7 +36,7 @@ def _alive(name):
 
 def _close(found, expected):
     # In units of the largest output: sums over more (zero) terms round differently.
-    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    assert float((found - expected).detach().abs().max()) <= 1e-5 * float(expected.detach().abs().max())
 
 
 CASES = [
@@ -119,7 +119,13 @@ def test_width_is_spread_in_proportion():
 
 
 def test_the_count_that_is_planned_is_the_count_that_is_built():
-    for name, extra in (("resnet50", 1_234_567), ("resnet20", 1), ("resnet20", 5000), ("resnet18", 77_777)):
+    for name, extra in (
+        ("resnet50", 1_234_567),
+        ("resnet20", 1),
+        ("resnet20", 490),
+        ("resnet20", 5000),
+        ("resnet18", 77_777),
+    ):
         model = build_model(name, 10)
         joints, before = _find_joints(model), _parameters(model)
         plan = _distribute(joints, extra)
@@ -128,7 +134,7 @@ def test_the_count_that_is_planned_is_the_count_that_is_built():
             for joint, channels in zip(joints, plan, strict=True):
                 joint.grow(channels)
         smallest = min(joint.channel_cost(0, 0) for joint in joints)
-        assert abs(_parameters(model) - before - extra) <= smallest
+        assert abs(_parameters(model) - before - extra) <= (smallest if extra == 1 else 0.55 * smallest)
 
 
 def test_random_numbers_decide_the_new_channels_and_nothing_else_draws():
