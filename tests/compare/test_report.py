@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 
@@ -138,7 +139,10 @@ class TestContent:
         assert len(page.all("img")) == 4 + 16
 
     def test_how_to_reproduce(self, page):
-        assert "cbam compare --data fashion-mnist --output 'runs/my run'" in page.text
+        command = "cbam compare \\\n  --data fashion-mnist \\\n  --output 'runs/my run'"
+        assert command in page.text
+        typed = shlex.split(command.replace("\\\n", ""))
+        assert typed == ["cbam", "compare", "--data", "fashion-mnist", "--output", "runs/my run"]
         for detail in ("torch 2.15.0", "a <fast> one", "attention: none,se,cbam,control", "Python 3.11.2"):
             assert detail in page.words
 

@@ -173,7 +173,7 @@ class TestVerdict:
         text = verdict(summarise(results(none=[0.80], cbam=[0.99], control=[0.81])))
         assert text.startswith("No claim can be made from one seed.")
         assert (
-            "CBAM: one pair of runs against the plain network (+19.00 points)."
+            "CBAM: compared with the plain network in one pair of runs only (+19.00 points)."
             in text
         )
         assert "measurable" not in text

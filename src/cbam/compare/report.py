@@ -55,7 +55,7 @@ def write_report(run_dir: Path) -> Path:
             classes=_classes(run, summary),
             pictures=_pictures(run),
             colour_stops=colour_stops(),
-            command=shlex.join(run.environment.get("command", [])),
+            command=_shell_lines(run.environment.get("command", [])),
             config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True).strip(),
             sampling=_sampling(run, summary),
             tests=_tests(summary),
@@ -72,6 +72,16 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {"label": label, "points": points, "p": p_text, "css": css_name}
     environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f}"
     return environment
+
+
+def _shell_lines(command: list[str]) -> str:
+    """Write a command for a shell, one option a line."""
+    lines: list[list[str]] = [[]]
+    for word in command:
+        if word.startswith("--") and lines[0]:
+            lines.append([])
+        lines[-1].append(word)
+    return " \\\n  ".join(shlex.join(line) for line in lines)
 
 
 def _facts(run: Run, summary: Summary) -> list[tuple[str, str]]:

@@ -250,7 +250,7 @@ _CLAIMS = {
     "loss": "measurably worse than {}",
     "nothing": "no measurable gain over {}",
     "equal": "no claim against {}",
-    "single": "one pair of runs against {}",
+    "single": "compared with {} in one pair of runs only",
     "missing": "no finished seed in common with {} yet",
 }
 
