@@ -342,4 +342,4 @@ def test_evaluate_and_models_import_nothing_heavy():
 
 
 def test_the_import_test_can_fail():
-    assert _loaded_by("import cbam.evaluate, timm") != "[]"
+    assert _loaded_by("import cbam.evaluate, safetensors") != "[]"
