@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,18 +35,19 @@ def main(arguments: Sequence[str]) -> int:
     from cbam.compare.run import execute, prepare
 
     command = ["cbam", "compare", *arguments]
-    errors = Console(stderr=True, highlight=False)
-    progress = make_progress(errors)
+    # Of several processes (torchrun, accelerate launch) only the first one talks.
+    progress = make_progress(Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0"))
     _log_to(progress)
     try:
         with progress:
             outcome = execute(prepare(config, command, progress), progress)
-    except KeyboardInterrupt:
-        errors.print(
-            f"\nStopped. Finished models and epochs are kept in {config.folder}; the same command goes on from there:"
-        )
-        errors.print(f"  {shlex.join(command)}", soft_wrap=True)
-        raise
+    except KeyboardInterrupt as stop:
+        if not config.folder.is_dir():
+            raise
+        raise type(stop)(
+            f"stopped. Finished models and epochs are kept in {config.folder}. To go on, type the same again:\n"
+            f"  {shlex.join(command)}"
+        ) from None
     if outcome:
         show(outcome, config, Console(highlight=False))
     return 0
@@ -101,7 +103,7 @@ def show(outcome: Outcome, config: CompareConfig, console: Console) -> None:
         console.print(
             "± standard deviation over the seeds; [ ] 95 % interval of the paired difference, in points"
         )
-    console.print(f"\n{verdict(summary)}", soft_wrap=True)
+    console.print(f"\n{verdict(summary)}")
     if seeds == 1:
         console.print("Add seeds with --seeds 3; what is trained is kept.")
     console.print(f"\nreport: {outcome.report}", soft_wrap=True)
@@ -124,12 +126,17 @@ def _difference(difference: PairedDifference | None) -> str:
 
 
 def _log_to(progress: PlainProgress) -> None:
-    """Show the library's warnings, e.g. of a damaged file, through the progress display."""
+    """Show what the library logs, e.g. of a damaged file or of loaded weights, through the progress display, once."""
+    shown = set()
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            progress.notice(record.getMessage())
+            text = record.getMessage()
+            if text not in shown:
+                shown.add(text)
+                progress.notice(text)
 
     logger = logging.getLogger("cbam")
-    logger.handlers = [Handler(logging.INFO)]
+    logger.handlers = [Handler()]
+    logger.setLevel(logging.INFO)
     logger.propagate = False

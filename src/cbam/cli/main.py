@@ -9,12 +9,15 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 from cbam.errors import CBAMError, MissingExtra, nearest
 
-# Verb -> what it does; `cbam.cli.VERB:main` runs it, and is imported only then.
+# Verb -> what it does. The file of that name holds VERBConfig and run(config), or main(arguments) where reading the
+# options takes more than that; it is imported only when it is needed.
 VERBS = {
     "compare": "train plain, SE, CBAM and a control on your images; report whether attention helps",
     "plan": "show where attention would go in a model; change nothing",
@@ -53,14 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         close = nearest(verb, VERBS, count=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return _fail(f"there is no verb {verb!r}.{hint} Verbs: {', '.join(VERBS)}", 2)
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        module = importlib.import_module(f"cbam.cli.{verb}")
-        return module.main(rest)
+        with _stop_on_sigterm():
+            return _run(verb, rest)
     except KeyboardInterrupt as stop:
-        return _fail("stopped", TERMINATED if isinstance(stop, Terminated) else 130)
+        return _fail(str(stop) or "stopped", TERMINATED if isinstance(stop, Terminated) else 130)
     except BrokenPipeError:
-        # The reader of our output went away, as `cbam ... | head` does; Python would complain at exit.
+        # The reader of our output went away, as in `cbam ... | head`; Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except CBAMError as error:
@@ -74,6 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 1)
 
 
+def _run(verb: str, arguments: list[str]) -> int:
+    module = importlib.import_module(f"cbam.cli.{verb}")
+    if hasattr(module, "main"):
+        return module.main(arguments)
+    import tyro
+
+    config = tyro.cli(getattr(module, f"{verb.title()}Config"), prog=f"cbam {verb}", args=arguments)
+    return module.run(config)
+
+
 def usage() -> str:
     """Return the text of `cbam --help`."""
     verbs = "\n".join(f"  {verb:<10}{what}" for verb, what in VERBS.items())
@@ -84,8 +96,19 @@ def usage() -> str:
     )
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+@contextmanager
+def _stop_on_sigterm() -> Iterator[None]:
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # Python lets only the main thread do this
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, code: int) -> int:

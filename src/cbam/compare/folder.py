@@ -70,22 +70,25 @@ class RunFolder:
             remove_leftovers(self.path)
             yield
 
-    def check_config(self, now: dict[str, Any]) -> None:
+    def check_config(self, now: dict[str, Any]) -> int:
         """Refuse to mix two different runs in one folder; a run may get more seeds.
 
         Args:
             now: The resolved configuration of this call.
+
+        Returns:
+            How many seeds the run in the folder has; 0 if there is none yet.
 
         Raises:
             CBAMError: The folder holds a run of another configuration, or something that is no run.
         """
         file = self.path / "config.yaml"
         if not file.exists():
-            if self.path.is_dir() and any(item.name != ".lock" for item in self.path.iterdir()):
+            if self.path.is_dir() and any(item.name[0] != "." for item in self.path.iterdir()):
                 raise CBAMError(f"{self.path} is not empty and holds no run. Give another --output")
             if self.path.exists() and not self.path.is_dir():
                 raise CBAMError(f"{self.path} is a file. Give another --output")
-            return
+            return 0
         try:
             before = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError):
@@ -99,20 +102,26 @@ class RunFolder:
                 f"{self.path} holds a run with other settings ({'; '.join(found)}). "
                 "Give another --output, or the old settings to go on"
             )
+        return before["seeds"]
 
     def write_config(self, settings: dict[str, Any]) -> None:
-        """Write `config.yaml`; it never asks for fewer seeds than there were before."""
-        file = self.path / "config.yaml"
-        if file.exists():
-            before = yaml.safe_load(file.read_text(encoding="utf-8"))
-            settings = {**settings, "seeds": max(settings["seeds"], before["seeds"])}
-        write_atomically(file, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        """Write `config.yaml`."""
+        write_atomically(
+            self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        )
 
-    def read_json(self, name: str) -> Any:
-        """Return the content of a JSON file; None where there is none or a damaged one, which is moved aside."""
+    def read_json(self, name: str, *needed: str) -> dict[str, Any] | None:
+        """Return the object in a JSON file; None where there is none or a damaged one, which is moved aside.
+
+        Args:
+            name: The file, relative to the folder.
+            needed: Keys without which the file is damaged.
+        """
         file = self.path / name
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(content, dict) or not set(needed) <= set(content):
+                raise ValueError(f"expected an object with {', '.join(needed) or 'any keys'}")
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -120,6 +129,7 @@ class RunFolder:
             file.replace(aside)
             logger.warning("%s is damaged (%s); kept as %s and made again", file, error, aside.name)
             return None
+        return content
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file."""
@@ -131,8 +141,7 @@ class RunFolder:
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """Return the result of a finished cell, else None."""
-        result = self.read_json(f"cells/{cell.name}/result.json")
-        return result if isinstance(result, dict) and "val_accuracy" in result else None
+        return self.read_json(f"cells/{cell.name}/result.json", "variant", "seed", "val_accuracy")
 
     def mend_metrics(self) -> None:
         """Drop lines of `metrics.jsonl` that a kill or a full disk tore, so that new ones can follow."""

@@ -6,6 +6,7 @@ was killed anywhere is finished by the same command, and a finished one only wri
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,11 @@ from cbam.compare.progress import PlainProgress
 from cbam.compare.report import write_report
 from cbam.compare.statistics import Summary, summarise, write_summary_csv
 from cbam.data import ImageData, load_data
+from cbam.errors import CBAMError
 from cbam.train.device import make_accelerator
 from cbam.train.files import write_atomically
 from cbam.train.loop import Trained, train_cell
+from cbam.train.nonfinite import NonFiniteLoss
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,12 @@ def prepare(config: CompareConfig, command: list[str], progress: PlainProgress) 
     Raises:
         CBAMError: Something that was asked for does not exist or does not fit; the message says what to type.
     """
-    settings = resolved(config)
     folder = RunFolder(config.folder)
-    folder.check_config(settings)
+    seeds = folder.check_config(resolved(config))
+    if seeds > config.seeds:
+        progress.notice(f"{folder.path} holds a run of {seeds} seeds; it goes on with all of them")
+        config = dataclasses.replace(config, seeds=seeds)
+    settings = resolved(config)
     accelerator = make_accelerator(config.train)
     data = load_data(
         config.data,
@@ -133,7 +139,7 @@ def _open_folder(job: Job) -> None:
     folder, data = job.folder, job.data
     before = folder.read_json("env.json")
     environment = describe_environment(job.command, job.accelerator.device.type)
-    if isinstance(before, dict):
+    if before:
         environment["started"] = before.get("started", environment["started"])
         environment["continued"] = [*before.get("continued", []), now()]
     folder.write_config(job.settings)
@@ -179,18 +185,21 @@ def _train(job: Job, cell: Cell, progress: PlainProgress) -> None:
         progress.epoch(row)
 
     model = build_cell(cell, job.config, job.data)
-    trained = train_cell(
-        model,
-        job.data,
-        job.config.train,
-        seed=cell.seed,
-        state_file=path / "state.pt",
-        fine_tuning=job.config.fine_tuning,
-        accelerator=job.accelerator,
-        on_step=progress.step,
-        on_epoch=on_epoch,
-        on_resume=progress.resume_cell,
-    )
+    try:
+        trained = train_cell(
+            model,
+            job.data,
+            job.config.train,
+            seed=cell.seed,
+            state_file=path / "state.pt",
+            fine_tuning=job.config.fine_tuning,
+            accelerator=job.accelerator,
+            on_step=progress.step,
+            on_epoch=on_epoch,
+            on_resume=progress.resume_cell,
+        )
+    except NonFiniteLoss as error:
+        raise NonFiniteLoss(f"cell {cell.name}: {error}") from None
     result = _result(cell, trained, job.config.train.epochs)
     if main:
         _write_weights(path / "model.safetensors", trained.model, job, cell)
@@ -237,17 +246,20 @@ def _write_weights(file: Path, model: nn.Module, job: Job, cell: Cell) -> None:
 def _measure(job: Job, progress: PlainProgress, *, anew: bool) -> dict[str, Any]:
     """Write `costs.json` and the pictures where they are missing, or all where `anew`."""
     variants = job.config.variants
-    costs = job.folder.read_json("costs.json")
-    cost_known = isinstance(costs, dict) and set(costs) == set(variants) and not anew
+    known = job.folder.read_json("costs.json") or {}
+    costs = {} if anew or set(known) != set(variants) else known
     drawn = pictures_done(job.folder, variants) and not anew
-    if not (cost_known and drawn):
+    if not (costs and drawn):
         models = trained_models(job.folder, job.config, job.data, job.accelerator.device)
-        if not cost_known:
+        if not costs:
             progress.phase("measuring cost and latency")
             costs = measure_costs(models, job.data.input_size)
         if not drawn:
             progress.phase("drawing what the models look at (Grad-CAM)")
-            draw_pictures(job.folder, models, job.data)
+            try:
+                draw_pictures(job.folder, models, job.data)
+            except CBAMError as error:  # a network without a feature map still has its numbers
+                progress.notice(f"no pictures: {error}")
     rows = job.folder.rows()
     costs = {
         variant: {**costs[variant], "training_images_per_s": training_speed(rows, variant)}

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cbam.cli.compare import parse
+from cbam.compare.config import CompareConfig, differences, file_arguments, resolved
+from cbam.errors import CBAMError
+from cbam.train.config import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"attention": "none,cbma"}, "unknown attention 'cbma'. Did you mean 'cbam'"),
+        ({"attention": ""}, "names no variant"),
+        ({"attention": "none,se,none"}, "'none' twice"),
+        ({"attention": "none,control"}, "none,cbam,control"),
+        ({"seeds": 0}, "--seeds must be at least 1"),
+        ({"val_fraction": 1.0}, "--val-fraction must be between 0 and 1"),
+        ({"limit_train": 0}, "--limit-train must be at least 1"),
+        ({"limit_val": -5}, "--limit-val must be at least 1"),
+        ({"reduction_ratio": 0}, "--reduction-ratio must be at least 1"),
+        ({"pretrained": True, "weights": "w.pth"}, "give one of them"),
+    ],
+)
+def test_refuses_what_cannot_work(settings, expected):
+    with pytest.raises(CBAMError, match=expected):
+        CompareConfig(data="digits", **settings)
+
+
+@pytest.mark.parametrize(
+    ("data", "folder"),
+    [
+        ("fashion-mnist", "runs/fashion-mnist-resnet20"),
+        ("/data/my pets/", "runs/my pets-resnet20"),
+        ("fashion-mnist:/data/fm", "runs/fm-resnet20"),
+    ],
+)
+def test_the_default_folder(data, folder):
+    assert str(CompareConfig(data=data).folder) == folder
+
+
+def test_a_model_with_a_slash_stays_one_folder():
+    assert str(CompareConfig(data="digits", model="timm/resnet18").folder) == "runs/digits-timm-resnet18"
+
+
+def test_resolved_holds_every_option_and_real_values(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets").mkdir()
+    settings = resolved(CompareConfig(data="pets", weights=tmp_path / "w.pth", attention="none, cbam"))
+    assert settings["data"] == str(tmp_path / "pets")
+    assert settings["lr"] == 0.01, "fine-tuning"
+    assert settings["attention"] == "none,cbam"
+    assert {"model", "seeds", "epochs", "precision", "reduction_ratio", "limit_train"} <= set(settings)
+    assert "config" not in settings
+    assert yaml.safe_load(yaml.safe_dump(settings)) == settings
+
+
+def test_the_saved_configuration_gives_the_same_run(tmp_path):
+    config = CompareConfig(
+        data="digits", attention="none,cbam:official", train=TrainConfig(precision="no", ema=0.99)
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(resolved(config)))
+    assert resolved(parse(["--config", str(file)])) == resolved(config)
+
+
+def test_what_does_not_change_the_numbers_is_not_compared():
+    before = resolved(CompareConfig(data="digits"))
+    now = resolved(
+        CompareConfig(data="digits", seeds=5, output=Path("elsewhere"), train=TrainConfig(workers=4))
+    )
+    assert differences(before, now) == []
+    other = resolved(CompareConfig(data="digits", train=TrainConfig(epochs=3)))
+    assert differences(before, other) == ["epochs: 10 there, 3 now"]
+
+
+def test_a_file_gives_defaults_and_the_command_line_wins(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text(
+        "data: digits\nattention: [none, se]\nbatch-size: 32\nprecision: no\n"
+        "pretrained: true\nlr: 5e-4\nlimit_train: null\n"
+    )
+    config = parse(["--config", str(file), "--batch-size", "16"])
+    assert config.variants == ("none", "se")
+    assert config.train.batch_size == 16
+    assert config.train.precision == "no", "YAML reads a bare no as False"
+    assert config.train.lr == 5e-4
+    assert config.pretrained
+    assert not parse([f"--config={file}", "--no-pretrained"]).pretrained
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("epoch: 3", "no option 'epoch'. Did you mean 'epochs'"),
+        ("- a\n- b", "one `name: value` per line"),
+        ("a: [", "is not YAML"),
+        ("config: other.yaml", "no option 'config'"),
+        ("train: {}", "no option 'train'"),
+    ],
+)
+def test_a_wrong_file_is_explained(tmp_path, text, expected):
+    file = tmp_path / "my.yaml"
+    file.write_text(text)
+    with pytest.raises(CBAMError, match=expected):
+        file_arguments(file)
+
+
+def test_a_missing_file_is_explained(tmp_path):
+    with pytest.raises(CBAMError, match=r"none.yaml: No such file"):
+        file_arguments(tmp_path / "none.yaml")

@@ -1,0 +1,83 @@
+"""The models that the cells start from: the same backbone for every variant, and a control of the right size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cbam.compare.config import CompareConfig
+from cbam.compare.grid import VARIANTS, Cell, build_cell, cells, count_parameters, matched_by_control
+from cbam.data import load_data
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("digits", limit_train=20, limit_val=20)
+
+
+def build(variant, data, seed=0, **settings):
+    return build_cell(
+        Cell(variant, seed), CompareConfig(data="digits", attention=",".join(VARIANTS), **settings), data
+    )
+
+
+def test_seed_major_order():
+    assert [(c.variant, c.seed) for c in cells(("none", "cbam"), 3)] == [
+        (variant, seed) for seed in range(3) for variant in ("none", "cbam")
+    ]
+
+
+def test_every_variant_of_a_seed_starts_from_the_same_backbone(data):
+    plain = build("none", data, seed=3).state_dict()
+    for variant in VARIANTS:
+        if variant == "control":
+            continue
+        weights = build(variant, data, seed=3).state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in plain.items()), variant
+    other = build("none", data, seed=4).state_dict()
+    assert not torch.equal(plain["conv1.weight"], other["conv1.weight"])
+
+
+def test_building_a_cell_does_not_depend_on_what_was_built_before(data):
+    first = build("cbam", data, seed=1).state_dict()
+    build("control", data, seed=1)
+    torch.manual_seed(99)
+    again = build("cbam", data, seed=1).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+def test_building_leaves_the_generator_alone(data):
+    before = torch.get_rng_state()
+    build("control", data)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_control_computes_what_plain_computes_and_is_as_large_as_cbam(data):
+    plain, cbam, control = (build(name, data).eval() for name in ("none", "cbam", "control"))
+    assert abs(count_parameters(control) / count_parameters(cbam) - 1) <= 0.01
+    assert count_parameters(control) > count_parameters(plain)
+    images = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(control(images), plain(images))
+
+
+def test_the_control_matches_the_first_attention_without_cbam(data):
+    assert matched_by_control(("none", "channel", "se", "control")) == "channel"
+    config = CompareConfig(data="digits", attention="none,cbam:official,control")
+    target = count_parameters(build_cell(Cell("cbam:official", 0), config, data))
+    control = count_parameters(build_cell(Cell("control", 0), config, data))
+    assert abs(control / target - 1) <= 0.01
+
+
+def test_from_scratch_the_gates_are_fresh_and_fine_tuned_ones_change_nothing(data, tmp_path):
+    images = torch.randn(2, 1, 8, 8)
+    plain = build("none", data)
+    torch.save(plain.state_dict(), tmp_path / "plain.pth")
+    assert not torch.equal(build("cbam", data).eval()(images), plain.eval()(images))
+    tuned = build("cbam", data, seed=5, weights=tmp_path / "plain.pth")
+    assert torch.equal(tuned.eval()(images), plain.eval()(images))
+
+
+def test_presets_and_ratio_arrive(data):
+    official, paper = build("cbam:official", data), build("cbam", data)
+    assert count_parameters(official) > count_parameters(paper), "the authors' code has biases and a norm"
+    assert count_parameters(build("se", data, reduction_ratio=4)) > count_parameters(build("se", data))

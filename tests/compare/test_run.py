@@ -1,0 +1,99 @@
+"""What `prepare` and `execute` decide, in the process itself; whole runs are in tests/cli/test_compare.py."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from cbam.cli.main import main
+from cbam.compare.config import CompareConfig, resolved
+from cbam.compare.progress import PlainProgress
+from cbam.compare.run import execute, prepare
+from cbam.errors import CBAMError
+from cbam.models import build_model
+from cbam.train.config import TrainConfig
+
+
+@pytest.fixture
+def text():
+    return io.StringIO()
+
+
+def config(folder, **settings):
+    train = TrainConfig(epochs=1, batch_size=50, device="cpu", ema=0.9)
+    settings = {"attention": "none", "seeds": 1, **settings}
+    return CompareConfig(data="digits", limit_train=100, limit_val=30, output=folder, train=train, **settings)
+
+
+def ready(text, settings):
+    progress = PlainProgress(Console(file=text, width=200))
+    return prepare(settings, ["cbam", "compare"], progress), progress
+
+
+def test_prepare_writes_nothing_and_counts_the_models(tmp_path, text):
+    job, _ = ready(text, config(tmp_path / "run", attention="none,cbam,control"))
+    assert not (tmp_path / "run").exists()
+    assert job.parameters["none"] < job.parameters["cbam"]
+    assert "100 images to train on, 30 to validate, 10 classes, 1x8x8 each" in text.getvalue()
+
+
+def test_a_run_keeps_its_seeds(tmp_path, text):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(resolved(config(folder, seeds=4))))
+    job, _ = ready(text, config(folder, seeds=2))
+    assert job.config.seeds == job.settings["seeds"] == 4
+    assert "goes on with all of them" in text.getvalue()
+    job, _ = ready(text, config(folder, seeds=6))
+    assert job.config.seeds == 6
+
+
+def test_a_place_without_attention_is_found_out_before_training(tmp_path, text):
+    with pytest.raises(CBAMError, match="residual"):
+        ready(text, config(tmp_path / "run", model="torchvision/vgg11", attention="none,cbam", image_size=32))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_without_a_feature_map_has_no_pictures_but_a_report(tmp_path, text, monkeypatch):
+    def no_map(model, input_size):
+        raise CBAMError("no module puts out a map")
+
+    monkeypatch.setattr("cbam.compare.measure.cam_layer", no_map)
+    outcome = execute(*ready(text, config(tmp_path / "run")))
+    assert outcome.report.exists()
+    assert "no pictures: no module puts out a map" in text.getvalue()
+
+
+def test_the_moving_average_is_reported_and_kept(tmp_path, text):
+    execute(*ready(text, config(tmp_path / "run")))
+    cell = tmp_path / "run" / "cells" / "none-seed0"
+    result = json.loads((cell / "result.json").read_text())
+    assert 0 <= result["val_accuracy_ema"] <= 1
+    assert (cell / "model_ema.safetensors").exists()
+
+
+def test_weights_that_are_not_finite_end_with_code_1_and_the_module(tmp_path, capsys):
+    model = build_model("resnet20", 10, in_channels=1)
+    model.layer3[1].conv1.weight.data[0, 0, 0, 0] = math.inf
+    torch.save(model.state_dict(), tmp_path / "broken.pth")
+    options = [
+        "--data",
+        "digits",
+        "--attention",
+        "none",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    assert main(["compare", *options, "--weights", str(tmp_path / "broken.pth")]) == 1
+    err = capsys.readouterr().err
+    assert "'layer3.1.conv1' (Conv2d); its own weight is not finite" in err
+    assert "cell none-seed0" in err
+    assert err.count("broken.pth: ") == 1, "what was loaded is told once"

@@ -1,0 +1,220 @@
+"""The loop on real digits: exact resume, independence of workers, the schedule, and losses that are not finite."""
+
+from __future__ import annotations
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from cbam.data import load_data
+from cbam.models import build_model
+from cbam.train.config import TrainConfig
+from cbam.train.loop import train_cell
+from cbam.train.nonfinite import NonFiniteLoss
+from cbam.train.seeding import forked_rng
+
+CONFIG = TrainConfig(epochs=3, batch_size=64, device="cpu")
+
+
+class Killed(Exception):
+    """Stands for the end of the process at some step."""
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("digits", limit_train=200, limit_val=60)
+
+
+def fresh():
+    with forked_rng(0):
+        model = build_model("resnet20", 10, in_channels=1)
+        # Dropout makes the result depend on torch's generator, which a resumed run must not inherit.
+        model.fc = nn.Sequential(nn.Dropout(0.2), model.fc)
+    return model
+
+
+def train(data, folder, config=CONFIG, *, seed=0, kill_at=None, model=None, rows=None):
+    def on_step(epoch, step, steps, loss):
+        if kill_at == (epoch, step):
+            raise Killed
+
+    return train_cell(
+        model or fresh(),
+        data,
+        config,
+        seed=seed,
+        state_file=folder / "state.pt",
+        on_step=on_step,
+        on_epoch=(rows if rows is not None else []).append,
+    )
+
+
+def same(ours, theirs):
+    theirs = theirs.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in ours.state_dict().items())
+
+
+@pytest.mark.parametrize(("kill_at", "optimizer"), [((1, 0), "sgd"), ((2, 2), "adamw")])
+def test_goes_on_bit_for_bit(data, tmp_path, kill_at, optimizer):
+    config = TrainConfig(epochs=3, batch_size=64, device="cpu", ema=0.9, optimizer=optimizer)
+    straight_rows, rows = [], []
+    straight = train(data, tmp_path / "straight", config, rows=straight_rows)
+    with pytest.raises(Killed):
+        train(data, tmp_path / "killed", config, kill_at=kill_at, rows=rows)
+    torch.rand(17)  # the generator is somewhere else in the new process
+    resumed = train(data, tmp_path / "killed", config, rows=rows)
+    assert same(straight.model, resumed.model)
+    assert same(straight.ema, resumed.ema)
+    told = [(row["epoch"], row["train_loss"], row["val_loss"], row["val_accuracy_ema"]) for row in rows]
+    assert told == [
+        (r["epoch"], r["train_loss"], r["val_loss"], r["val_accuracy_ema"]) for r in straight_rows
+    ]
+    assert [row[0] for row in told] == [1, 2, 3]
+
+
+def test_killed_after_the_last_epoch_only_evaluates(data, tmp_path):
+    straight = train(data, tmp_path)
+    rows = []
+    again = train(data, tmp_path, rows=rows)
+    assert rows == []
+    assert same(straight.model, again.model)
+    assert torch.equal(straight.evaluation.confusion, again.evaluation.confusion)
+    assert again.seconds == pytest.approx(straight.seconds)
+
+
+def test_a_damaged_state_starts_over_to_the_same_end(data, tmp_path, caplog):
+    straight = train(data, tmp_path / "a")
+    with pytest.raises(Killed):
+        train(data, tmp_path / "b", kill_at=(2, 0))
+    state = tmp_path / "b" / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    assert same(straight.model, train(data, tmp_path / "b").model)
+    assert "starts again" in caplog.text
+
+
+def test_the_seed_decides(data, tmp_path):
+    first = train(data, tmp_path / "a", seed=0)
+    other = train(data, tmp_path / "b", seed=1)
+    assert not same(first.model, other.model)
+
+
+def test_every_epoch_has_its_own_order(data, tmp_path, monkeypatch):
+    """accelerate counts epochs by itself; ours must reach the sampler, after a resume too."""
+    seen = []
+    original = type(data.train).__getitems__
+
+    def spy(self, addresses):
+        if len(self) == len(data.train):
+            seen.extend(addresses)
+        return original(self, addresses)
+
+    monkeypatch.setattr(type(data.train), "__getitems__", spy)
+    with pytest.raises(Killed):
+        train(data, tmp_path, kill_at=(2, 0))
+    before, seen[:] = seen[:], []
+    train(data, tmp_path)
+    assert {epoch for epoch, _ in before} == {0, 1, 2}
+    assert {epoch for epoch, _ in seen} == {2}
+    orders = [[index for epoch, index in before if epoch == wanted] for wanted in (0, 1)]
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.slow
+def test_the_number_of_workers_changes_nothing(data, tmp_path):
+    alone = train(data, tmp_path / "0")
+    helped = train(data, tmp_path / "2", TrainConfig(epochs=3, batch_size=64, device="cpu", workers=2))
+    assert same(alone.model, helped.model)
+
+
+def test_it_learns(tmp_path):
+    full = load_data("digits")
+    rows = []
+    trained = train(full, tmp_path, TrainConfig(epochs=3, device="cpu"), rows=rows)
+    assert trained.evaluation.accuracy > 0.8
+    assert int(trained.evaluation.confusion.sum()) == len(full.val)
+    assert rows[-1]["train_loss"] < 0.5 * rows[0]["train_loss"]
+    assert rows[-1]["val_accuracy"] == trained.evaluation.accuracy
+
+
+def test_the_schedule_warms_up_and_falls(data, tmp_path, monkeypatch):
+    rates = []
+    original = torch.optim.SGD.step
+
+    def spy(self, *arguments, **options):
+        rates.append(self.param_groups[0]["lr"])
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
+    train(data, tmp_path, TrainConfig(epochs=10, batch_size=32, device="cpu"))
+    steps = 200 // 32
+    assert len(rates) == 10 * steps
+    assert max(rates) == rates[steps] == 0.1, "the peak follows one epoch of warm-up"
+    assert all(a < b for a, b in pairwise(rates[: steps + 1]))
+    assert all(a > b for a, b in pairwise(rates[steps:]))
+    assert 0 < rates[-1] < 0.001
+
+
+def test_norms_and_biases_do_not_decay(data, tmp_path, monkeypatch):
+    groups = []
+    original = torch.optim.SGD.step
+
+    def spy(self, *arguments, **options):
+        groups[:] = [
+            (group["weight_decay"], {p.ndim for p in group["params"]}, group["nesterov"])
+            for group in self.param_groups
+        ]
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
+    train(data, tmp_path, TrainConfig(epochs=1, device="cpu"))
+    assert {decay: dimensions for decay, dimensions, _ in groups} == {0.0: {1}, 5e-4: {2, 4}}
+    assert all(nesterov for _, _, nesterov in groups)
+
+
+def test_label_smoothing_raises_the_training_loss_only(data, tmp_path):
+    plain, smooth = [], []
+    train(data, tmp_path / "a", TrainConfig(epochs=1, device="cpu", lr=1e-9), rows=plain)
+    train(
+        data, tmp_path / "b", TrainConfig(epochs=1, device="cpu", lr=1e-9, label_smoothing=0.5), rows=smooth
+    )
+    assert smooth[0]["train_loss"] != pytest.approx(plain[0]["train_loss"], rel=1e-3)
+    assert smooth[0]["val_loss"] == pytest.approx(plain[0]["val_loss"], rel=1e-3)
+
+
+def test_the_moving_average_is_one(data, tmp_path):
+    """One step at decay d: d * first + (1 - d) * second; timm's warm-up makes d = 0 on the first step."""
+    model = fresh()
+    start = copy.deepcopy(model)
+    trained = train(data, tmp_path, TrainConfig(epochs=1, batch_size=100, device="cpu", ema=0.5), model=model)
+    ema, last = trained.ema.conv1.weight, trained.model.conv1.weight
+    assert not torch.equal(ema, last)
+    assert not torch.equal(ema, start.conv1.weight)
+    assert (ema - last).norm() < (start.conv1.weight - last).norm()
+    assert trained.ema_evaluation is not None
+
+
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_a_loss_that_is_not_finite_names_the_module(data, tmp_path, where):
+    model = fresh()
+    if where == "training":
+        model.layer2[0].conv1.weight.data[0, 0, 0, 0] = math.inf
+    else:
+        model.layer2[0].bn1.running_mean.fill_(math.nan)  # used in evaluation only
+    with pytest.raises(NonFiniteLoss) as told:
+        train(data, tmp_path, model=model)
+    message = str(told.value)
+    assert "'layer2.0.conv1' (Conv2d); its own weight" in message or "'layer2.0.bn1' (BatchNorm2d)" in message
+    assert "--lr" in message
+    assert ("epoch 1, step 1 of 3" in message) == (where == "training")
+    assert not (tmp_path / "state.pt").exists(), "a broken model is not kept as a state to go on from"
+
+
+def test_a_set_smaller_than_a_batch(tmp_path):
+    tiny = load_data("digits", limit_train=20, limit_val=20)
+    rows = []
+    train(tiny, tmp_path, TrainConfig(epochs=1, batch_size=128, device="cpu"), rows=rows)
+    assert math.isfinite(rows[0]["train_loss"])
