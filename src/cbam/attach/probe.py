@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from cbam.errors import CBAMError
+from cbam.untouched import untouched
 
 _WEIGHTED_OPERATIONS = ("convolution", "addmm", "mm", "bmm", "baddbmm", "linear")
 
@@ -121,7 +122,7 @@ def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
 
         return before, after
 
-    with _undisturbed(model), _hooks(model, seen), torch.no_grad(), recorder:
+    with untouched(model), _hooks(model, seen), torch.no_grad(), recorder:
         try:
             model(*inputs)
         except Exception as error:
@@ -155,18 +156,6 @@ def default_inputs(model: nn.Module, input_size: tuple[int, int, int] | None) ->
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, *input_size, generator=generator)
     return (image.to(parameter.device, parameter.dtype),)
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    training = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.random.fork_rng():
-            model.eval()
-            yield
-    finally:
-        for module, flag in training:
-            module.training = flag
 
 
 @contextmanager

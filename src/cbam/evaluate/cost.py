@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cbam.errors import CBAMError
 from cbam.evaluate.counting import bytes_moved, multiply_adds, other_flops
-from cbam.evaluate.untouched import probe_input, untouched
+from cbam.untouched import probe_input, untouched
 
 
 @dataclass

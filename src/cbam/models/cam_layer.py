@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cbam.errors import CBAMError
-from cbam.evaluate.untouched import probe_input, untouched
+from cbam.untouched import probe_input, untouched
 
 
 def cam_layer(model: nn.Module, input_size: tuple[int, int, int]) -> str:

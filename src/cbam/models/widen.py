@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cbam.errors import CBAMError
-from cbam.evaluate.untouched import probe_input, untouched
+from cbam.untouched import probe_input, untouched
 
 
 def widen(model: nn.Module, target_parameters: int, *, tolerance: float = 0.01) -> nn.Module:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cbam.evaluate.untouched import probe_input, untouched
+from cbam.untouched import probe_input, untouched
 
 
 class _Net(nn.Module):

@@ -25,7 +25,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """
     flags = [(module, module.training) for module in model.modules()]
     buffers = [
-        (module, name, buffer, None if buffer is None else buffer.detach().clone())
+        (module, name, buffer, None if buffer is None or buffer.is_meta else buffer.detach().clone())
         for module, _ in flags
         for name, buffer in module._buffers.items()
     ]
