@@ -300,6 +300,7 @@ class TestPage:
         assert "&lt;script&gt;alert(&#39;class&#39;)&lt;/script&gt;" in page.source
         assert "<b>digits" not in page.source
         assert "<fast>" not in page.source
+        assert re.search(r"<text[^>]*>a\$b\$ \\frac", page.source)  # a name is no formula
         assert "<script>alert('class')</script>" in page.text
 
     @pytest.mark.parametrize(

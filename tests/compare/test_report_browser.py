@@ -74,7 +74,17 @@ def test_the_page_fits_and_is_silent(make_run, tmp_path):
         "cbam:official": (0.91, 0.92),
         "control": (0.9, 0.9),
     }
-    page = write_report(make_run(accuracies, seeds=3, classes=names)).read_text(encoding="utf-8")
+    folder = make_run(accuracies, seeds=3, classes=names)
+    for name, key in (
+        ("data.json", "source"),
+        ("data.json", "name"),
+        ("env.json", "git"),
+        ("env.json", "command"),
+    ):
+        content = json.loads((folder / name).read_text())
+        content[key] = ["a" * 300] if key == "command" else "a" * 300
+        (folder / name).write_text(json.dumps(content))
+    page = write_report(folder).read_text(encoding="utf-8")
     found, console = look(page, tmp_path)
     assert console == []
     assert {name: seen["shown"] for name, seen in found.items()} == {"desktop": 1280, "phone": 390}

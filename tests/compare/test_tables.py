@@ -64,6 +64,11 @@ def test_classes_without_a_number_and_unpaired_seeds_are_left_out(make_run):
     assert [(change.name, change.sd) for change in changes] == [("a", None)]
 
 
+def test_seeds_that_only_the_variant_has_are_left_out(make_run):
+    folder = make_run({"none": (0.9,), "cbam": (0.9, 0.9)}, seeds=2)
+    assert all(len(change.differences) == 1 for change in class_changes(read_run(folder), "cbam", "none"))
+
+
 def test_many_classes_show_the_ends_only(make_run):
     names = [f"class {number}" for number in range(100)]
     changes = class_changes(read_run(make_run(classes=names)), "cbam", "none")
