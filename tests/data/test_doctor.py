@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import tempfile
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -97,6 +100,29 @@ def test_a_class_without_a_good_image_is_empty_too(tmp_path):
 def test_too_few_classes(tmp_path, make, message):
     make(tmp_path)
     assert re.search(message, check_folder(tmp_path).errors[0])
+
+
+@pytest.fixture
+def ordinary_user_folder():
+    """A folder that an ordinary user may enter; the superuser, whom no permission stops, becomes one for a while."""
+    with tempfile.TemporaryDirectory() as name:
+        root, user = Path(name), os.geteuid()
+        root.chmod(0o755)
+        yield root, lambda: os.seteuid(65534 if user == 0 else user)
+        os.seteuid(user)
+        for path in root.iterdir():
+            path.chmod(0o755)
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(ordinary_user_folder):
+    root, become_ordinary = ordinary_user_folder
+    photo_folder(root, 2)
+    (root / "cup" / "000.jpg").chmod(0o000)
+    (root / "cat").chmod(0o000)
+    become_ordinary()
+    report = check_folder(root)
+    assert f"1 folder(s) cannot be listed: {root / 'cat'}." in report.errors
+    assert ["Permission denied" in problem.detail for problem in report.bad.values()] == [True]
 
 
 def test_sides_with_different_classes(tmp_path):
