@@ -172,10 +172,7 @@ class TestVerdict:
     def test_one_seed_allows_no_claim(self):
         text = verdict(summarise(results(none=[0.80], cbam=[0.99], control=[0.81])))
         assert text.startswith("No claim can be made from one seed.")
-        assert (
-            "CBAM: compared with the plain network in one pair of runs only (+19.00 points)."
-            in text
-        )
+        assert "CBAM: compared with the plain network in one pair of runs only (+19.00 points)." in text
         assert "measurable" not in text
 
     def test_equal_differences_allow_no_claim(self):

@@ -60,18 +60,12 @@ def class_activation_maps(
     >>> maps.heat.shape, net.training, net[0].weight.grad
     (torch.Size([2, 6, 6]), True, None)
     """
-    modules = dict(model.named_modules())
-    if layer not in modules or not layer:
-        raise unknown_name("layer", layer, [name for name in modules if name])
-    if images.ndim != 4 or len(labels) != len(images):
-        raise CBAMError(
-            f"expected images (N, C, H, W) and N labels; got images {tuple(images.shape)} and {len(labels)} labels"
-        )
+    module = _checked_layer(model, layer, images, labels)
     with (
         _evaluating(model),
         torch.inference_mode(False),
         torch.enable_grad(),
-        modules[layer].register_forward_hook(_feature_map_only(layer)),
+        module.register_forward_hook(_feature_map_only(layer)),
         GradCAM(model, layer) as extractor,
     ):
         scores = model(_differentiable(images, model))
@@ -86,14 +80,24 @@ def class_activation_maps(
             ) from error
         _check_finite(f"the gradient at layer {layer!r}", extractor.hook_g[0])
         heat, flat = _scaled(raw, extractor.hook_a[0], extractor.hook_g[0])
-        chances = scores.detach().float().softmax(dim=1)
-    chosen = torch.as_tensor(labels, device=chances.device)[:, None]
+        chances = scores.detach().float().softmax(dim=1).cpu()
     return ClassActivationMaps(
         heat=heat.cpu(),
         flat=tuple(flat.tolist()),
-        probabilities=tuple(chances.gather(1, chosen)[:, 0].tolist()),
+        probabilities=tuple(chances[range(len(chances)), list(labels)].tolist()),
         predicted=tuple(chances.argmax(dim=1).tolist()),
     )
+
+
+def _checked_layer(model: nn.Module, layer: str, images: Tensor, labels: Sequence[int]) -> nn.Module:
+    modules = dict(model.named_modules())
+    if layer not in modules or not layer:
+        raise unknown_name("layer", layer, [name for name in modules if name])
+    if images.ndim != 4 or len(labels) != len(images):
+        raise CBAMError(
+            f"expected images (N, C, H, W) and N labels; got images {tuple(images.shape)} and {len(labels)} labels"
+        )
+    return modules[layer]
 
 
 def _scaled(raw: Tensor, activation: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import getpid
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,20 +77,26 @@ def gradcam_pictures(
         "notes": notes,
         "images": [],
     }
-    out_dir = Path(out_dir)
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    fresh = out_dir.with_name(f".{out_dir.name}.{getpid()}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
-        fresh.mkdir()
+    with _replacing(Path(out_dir)) as fresh:
         for row, index in enumerate(chosen):
             entry = _draw(row, dataset.picture(index), maps, classes, fresh)
             manifest["images"].append(
                 {"index": index, "label": labels[row], "class": classes[labels[row]], **entry}
             )
         (fresh / "pictures.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        shutil.rmtree(out_dir, ignore_errors=True)
-        fresh.replace(out_dir)
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Give an empty folder that takes the place of `folder` once it is filled without an exception."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.with_name(f".{folder.name}.{getpid()}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir()
+        yield fresh
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.replace(folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
