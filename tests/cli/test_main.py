@@ -97,7 +97,8 @@ def test_sigterm_stops_like_ctrl_c_and_the_handler_is_given_back(monkeypatch):
 def test_help_is_cheap_and_python_m_works():
     program = (
         "import runpy, sys\nsys.argv = ['cbam', '--help']\n"
-        "try:\n    runpy.run_module('cbam', run_name='__main__')\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "try:\n    runpy.run_module('cbam', run_name='__main__')\n"
+        "except SystemExit as stop:\n    assert stop.code == 0\n"
         "heavy = {'torchvision', 'timm', 'accelerate', 'matplotlib', 'scipy', 'rich', 'tyro'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -45,12 +45,23 @@ def _text(file):
     file.write_text("not a checkpoint")
 
 
+class _Bomb:
+    """Unpickled without care, it makes a file where the test looks for one."""
+
+    def __init__(self, file):
+        self.file = str(file)
+
+    def __reduce__(self):
+        return open, (self.file, "w")
+
+
 def _pickle_bomb(file):
-    torch.save({"format": 1, "model": print}, file)
+    state = torch.load(file, weights_only=True)
+    torch.save({**state, "bomb": _Bomb(file.parent / "exploded")}, file)
 
 
 def _other_format(file):
-    torch.save({"format": 99, "model": {}}, file)
+    torch.save({**torch.load(file, weights_only=True), "format": 99}, file)
 
 
 def _not_a_dict(file):
@@ -72,3 +83,4 @@ def test_a_file_that_does_not_fit_is_told_and_not_used(tmp_path, model, caplog, 
         assert load_state(file, model.state_dict()) is None
     assert "starts again from its first epoch" in caplog.text
     assert "state.pt" in caplog.text
+    assert not (tmp_path / "exploded").exists()

@@ -136,8 +136,8 @@ class _Job:
         self.net.train()
         self.train_images.set_epoch(epoch)  # type: ignore[attr-defined]  # accelerate's loader passes it on
         steps = len(self.train_images)
-        totals = torch.zeros(3, dtype=torch.float64)  # loss, hits, images
-        waited = 0.0
+        loss_sum, seen, waited = 0.0, 0, 0.0
+        hits = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
         started = mark = time.perf_counter()
         for step, (images, labels) in enumerate(self.train_images):
             waited += time.perf_counter() - mark
@@ -155,17 +155,18 @@ class _Job:
             self.optimizer.zero_grad()
             if self.ema:
                 self.ema.update(self.model, step=updates + 1)
-            hits = (logits.detach().argmax(1) == labels).sum().item()
-            totals += torch.tensor([value * len(labels), hits, len(labels)], dtype=torch.float64)
+            loss_sum += value * len(labels)
+            hits += (logits.detach().argmax(1) == labels).sum()
+            seen += len(labels)
             on_step(epoch, step, steps, value)
             mark = time.perf_counter()
         took = time.perf_counter() - started
-        loss_sum, hit_sum, seen = self._over_processes(totals)
+        loss_all, hits_all, seen_all = self._over_processes(loss_sum, hits.item(), seen)
         return {
-            "train_loss": loss_sum / seen,
-            "train_accuracy": hit_sum / seen,
+            "train_loss": loss_all / seen_all,
+            "train_accuracy": hits_all / seen_all,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "images_per_s": seen / took,
+            "images_per_s": seen_all / took,
             "data_wait_s": waited,
         }
 
@@ -203,10 +204,10 @@ class _Job:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return state["epochs_done"], state["seconds"]
 
-    def _over_processes(self, totals: Tensor) -> list[float]:
+    def _over_processes(self, *sums: float) -> list[float]:
         if self.accelerator.num_processes == 1:
-            return totals.tolist()
-        return self.accelerator.reduce(totals.float().to(self.accelerator.device), "sum").tolist()
+            return list(sums)
+        return self.accelerator.reduce(torch.tensor(sums, device=self.accelerator.device), "sum").tolist()
 
     def _nonfinite(self, images: Tensor, what: str) -> NonFiniteLoss:
         with self.accelerator.autocast():
