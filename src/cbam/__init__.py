@@ -1,7 +1,7 @@
 """CBAM attention for any CNN: attach it, count it, compare it."""
 
 from cbam import functional
-from cbam.attach import Attachment, Plan, attach, detach, disabled, plan
+from cbam.attach import Attachment, Plan, attach, detach, disabled, fold_gate_scale, plan
 from cbam.evaluate import Cost, cost
 from cbam.nn import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation
 
@@ -19,6 +19,7 @@ __all__ = [
     "cost",
     "detach",
     "disabled",
+    "fold_gate_scale",
     "functional",
     "plan",
 ]

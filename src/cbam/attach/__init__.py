@@ -1,7 +1,18 @@
 """Attention in any CNN: find the sites, show the plan, attach, detach."""
 
 from cbam.attach.attach import Attachment, attach, detach, disabled, plan
+from cbam.attach.fold import fold_gate_scale
 from cbam.attach.plan import Plan, Site
 from cbam.attach.wrapper import WithAttention
 
-__all__ = ["Attachment", "Plan", "Site", "WithAttention", "attach", "detach", "disabled", "plan"]
+__all__ = [
+    "Attachment",
+    "Plan",
+    "Site",
+    "WithAttention",
+    "attach",
+    "detach",
+    "disabled",
+    "fold_gate_scale",
+    "plan",
+]

@@ -59,6 +59,11 @@ class Gate(AttentionModule):
         self.register_buffer("gate_scale", None)
         self.set_gate_scale(gate_scale)
 
+    @property
+    def reading_weight(self) -> Tensor:
+        """The weight that reads the pooled map: the logits are linear in it up to the first ReLU."""
+        return self.get_parameter(self._own_weight)
+
     def set_gate_scale(self, scale: float) -> None:
         """Set the factor on the gate."""
         device = next((p.device for p in self.parameters()), None)
