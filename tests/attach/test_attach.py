@@ -31,7 +31,7 @@ class TestIdentity:
         model = resnet().train(training)
         expected = resnet().train(training)(IMAGE)
         cbam.attach(model, attention, **OPTIONS)
-        assert model.training is training
+        assert {module.training for module in model.modules()} == {training}
         assert torch.equal(model(IMAGE), expected)
 
     @pytest.mark.parametrize("preset", ["paper", "official", "timm"])

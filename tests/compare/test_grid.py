@@ -8,6 +8,7 @@ import torch
 from cbam.compare.config import CompareConfig
 from cbam.compare.grid import VARIANTS, Cell, build_cell, cells, count_parameters, matched_by_control
 from cbam.data import load_data
+from cbam.errors import CBAMError
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,15 @@ def test_presets_and_ratio_arrive(data):
     official, paper = build("cbam:official", data), build("cbam", data)
     assert count_parameters(official) > count_parameters(paper), "the authors' code has biases and a norm"
     assert count_parameters(build("se", data, reduction_ratio=4)) > count_parameters(build("se", data))
+
+
+def test_named_sites_arrive(data):
+    """A network without residual branches can be compared once its sites are named."""
+    settings = {"model": "vgg11", "image_size": 32, "sites": "features.7, features.1?"}
+    small = load_data("digits", limit_train=20, limit_val=20, image_size=32)
+    keys = {
+        key.split(".cbam.")[0] for key in build("cbam", small, **settings).state_dict() if ".cbam." in key
+    }
+    assert keys == {"features.7"} | {f"features.{i}" for i in range(10, 20)}
+    with pytest.raises(CBAMError, match="VGG has none that ends in a module"):
+        build("cbam", small, model="vgg11", image_size=32)

@@ -32,6 +32,9 @@ class CompareConfig:
     attention: str = "none,se,cbam,control"
     """Variants, with commas: none, se, cbam, cbam:official, cbam:timm, channel, spatial, and control, which is plain,
     but widened until it has as many parameters as cbam."""
+    sites: str = "auto"
+    """Where attention goes: auto is the end of every residual branch; or module paths and patterns, with commas, as
+    `cbam plan` takes them, e.g. features.4,features.9 for a VGG."""
     seeds: int = 3
     """How many times to train each variant: seeds 0 to N-1. More can be added to a finished run."""
     output: Path | None = None

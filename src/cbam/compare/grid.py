@@ -123,6 +123,7 @@ def build_cell(cell: Cell, config: CompareConfig, data: ImageData) -> nn.Module:
             attach(
                 model,
                 attention,
+                [site.strip() for site in config.sites.split(",")],
                 init="identity" if config.fine_tuning else "paper",
                 preset=preset,
                 reduction_ratio=config.reduction_ratio,
