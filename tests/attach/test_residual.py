@@ -86,6 +86,44 @@ def test_an_addition_of_equal_ways_is_no_residual():
     assert ends_of(TwoWays()) == ([], [])
 
 
+def test_two_long_ways_are_no_residual():
+    """Such as the fusions of HRNet: the shorter way is a branch of its own, not a shortcut."""
+
+    class Fusion(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.long = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(3)])
+            self.short = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(2)])
+
+        def forward(self, x):
+            return self.long(x) + self.short(x)
+
+    assert ends_of(Fusion()) == ([], [])
+
+
+def test_a_branch_whose_end_is_used_elsewhere_too_is_left_out_and_said():
+    class Leaking(Block):
+        def forward(self, x):
+            y = self.bn2(self.conv2(self.conv1(x)))
+            return torch.relu(y + x) + y.mean()
+
+    ends, notes = ends_of(Net(Leaking(8)))
+    assert ends == []
+    assert len(notes) == 1
+
+
+def test_a_branch_without_convolution_is_none_of_ours():
+    class Transformer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.mlp = nn.LayerNorm(16), nn.Linear(16, 16)
+
+        def forward(self, x):  # (N, H, W, C), as in Swin
+            return x + self.mlp(self.norm(x))
+
+    assert ends_of(nn.Sequential(nn.Conv2d(3, 8, 1), Transformer())) == ([], [])
+
+
 RESNET50 = [f"layer{s}.{b}.bn3" for s, n in enumerate((3, 4, 6, 3), 1) for b in range(n)]
 RESNET18 = [f"layer{s}.{b}.bn2" for s in range(1, 5) for b in range(2)]
 
@@ -106,7 +144,9 @@ RESNET18 = [f"layer{s}.{b}.bn2" for s in range(1, 5) for b in range(2)]
 )
 def test_resnets(name, expected):
     model = timm.create_model(name[5:]) if name.startswith("timm/") else getattr(torchvision.models, name)()
-    assert [site.name for site in cbam.plan(model, input_size=(3, 64, 64)).sites] == expected
+    plan = cbam.plan(model, input_size=(3, 64, 64))
+    assert [site.name for site in plan.sites] == expected
+    assert plan.notes == ()
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,5 @@ def _replace(model: nn.Module, new: dict[nn.Module, Any]) -> None:
     """Put new[m] wherever the model holds m: a module may be registered under several names."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
-            # A wrapper holds its own host, and that is the one place to leave alone.
-            if child in new and new[child] is not parent:
+            if child in new:
                 parent._modules[name] = new[child]
