@@ -176,6 +176,15 @@ class TestDisabled:
             interrupted()
         assert torch.equal(model(IMAGE), attended)
 
+    def test_inside_itself_it_stays_off(self):
+        model = resnet().eval()
+        plain = model(IMAGE)
+        cbam.attach(model, init="paper", **OPTIONS)
+        with cbam.disabled(model):
+            with cbam.disabled(model):
+                pass
+            assert torch.equal(model(IMAGE), plain)
+
     def test_nothing_to_switch_off(self):
         with pytest.raises(CBAMError, match="has no attention module"), cbam.disabled(resnet()):
             pass
