@@ -1,0 +1,41 @@
+"""The README's Python runs and prints what the README says; its links lead to files; its commands exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_python_prints_what_it_says():
+    code, printed = re.search(r"```python\n(.*?)```\n+```\n(.*?)```", README, re.S).groups()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == printed
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(targets) > 3
+    assert [t for t in targets if not t.startswith("http") and not (ROOT / t).exists()] == []
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^make (\w+)", README, re.M)
+    assert "demo" in targets
+    assert [t for t in targets if not re.search(rf"^{t}:", makefile, re.M)] == []
+
+
+@pytest.mark.parametrize("line", re.findall(r"^cbam compare (.*)$", README, re.M))
+def test_options_of_the_commands_exist(line):
+    done = subprocess.run(
+        [sys.executable, "-m", "cbam", "compare", "--help"], capture_output=True, text=True, check=True
+    )
+    options = re.findall(r"--[\w-]+", line)
+    assert options
+    assert [option for option in options if option not in done.stdout] == []
