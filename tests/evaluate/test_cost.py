@@ -66,7 +66,9 @@ def test_a_cbam_module_in_a_network_against_hand_formulas(batch):
     channel_pooling = (c * p + c) + (c * p + c)
     mlp = 2 * ((c + h * c / n + h) + 2 * h + (h + h * c / n + c)) + 3 * c
     spatial_pooling = 2 * (c * p + p) + (2 * p + 2 * p)
-    convolution = 2 * p + 2 * k * k / n + p
+    convolution = (
+        (2 * p + 2 * p) + 2 * k * k / n + 2 * p + p
+    )  # the descriptor is copied to channels_last first
     gates = (2 * c) + (2 * c * p + c) + (2 * p) + (2 * c * p + p)
     indices = 8 * (c + p)  # max also writes where the maximum was, as int64
     floats = channel_pooling + mlp + spatial_pooling + convolution + gates
