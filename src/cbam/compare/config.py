@@ -116,7 +116,7 @@ def resolved(config: CompareConfig) -> dict[str, Any]:
     settings["attention"] = ",".join(config.variants)
     if Path(config.data).expanduser().is_dir():
         settings["data"] = Path(config.data).expanduser().resolve()
-    settings["output"] = config.folder.resolve()
+    settings["output"] = config.folder
     settings["weights"] = config.weights.resolve() if config.weights else None
     return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
 
