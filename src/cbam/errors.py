@@ -39,5 +39,6 @@ class MissingExtra(CBAMError, ImportError):
 
     def __init__(self, feature: str, extra: str, package: str):
         super().__init__(
-            f"{feature} needs the package {package!r}, which is not installed. Type: pip install 'torch-cbam[{extra}]'"
+            f"{feature} needs the package {package!r}, which is not installed."
+            f" In the checkout type: pip install '.[{extra}]'"
         )

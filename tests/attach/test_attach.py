@@ -262,6 +262,12 @@ class TestSites:
         model(torch.rand(2, 3, 8, 8))
         assert seen[0].abs().flatten(2).sum(-1).gt(0).all()  # no channel was dropped yet
 
+    def test_a_model_on_the_meta_device(self):
+        model = resnet().to("meta")
+        assert len(cbam.attach(model, **OPTIONS).sites) == 8
+        assert {p.device.type for p in model.parameters()} == {"meta"}
+        assert cbam.cost(model, (3, 64, 64)).macs > 0
+
     def test_several_inputs(self):
         class Two(Net):
             def forward(self, x, weight):

@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cbam.compare.folder import FolderInUse, RunFolder
 from cbam.compare.grid import Cell
@@ -98,8 +100,19 @@ def test_a_damaged_result_is_told_and_kept_aside(folder, caplog):
 def test_results_come_back(folder):
     result = {"variant": "cbam", "seed": 0, "val_accuracy": 0.5}
     folder.write_json("cells/cbam-seed0/result.json", result)
+    assert folder.result(Cell("cbam", 0)) is None, "without its weights the model is not done"
+    save_file({"weight": torch.rand(9)}, folder.cell(Cell("cbam", 0)) / "model.safetensors")
     assert folder.result(Cell("cbam", 0)) == result
     assert folder.result(Cell("cbam", 1)) is None
+
+
+def test_a_result_with_damaged_weights_is_no_result(folder, caplog):
+    folder.write_json("cells/cbam-seed0/result.json", {"variant": "cbam", "seed": 0, "val_accuracy": 0.5})
+    weights = folder.cell(Cell("cbam", 0)) / "model.safetensors"
+    save_file({"weight": torch.rand(99)}, weights)
+    weights.write_bytes(weights.read_bytes()[:-8])
+    assert folder.result(Cell("cbam", 0)) is None
+    assert "the model is trained again" in caplog.text
 
 
 def test_values_that_are_no_json_are_refused(folder):

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 import yaml
+from PIL import Image
 from rich.console import Console
 
 from cbam.cli.main import main
@@ -52,6 +53,27 @@ def test_a_run_keeps_its_seeds(tmp_path, text):
     assert "goes on with all of them" in text.getvalue()
     job, _ = ready(text, config(folder, seeds=6))
     assert job.config.seeds == 6
+
+
+def test_other_images_under_the_same_name_are_refused(tmp_path, text):
+    """What `--data` finds can change between two calls: a file was added, or another set stood in."""
+    images = tmp_path / "images"
+    for name in ("cat", "dog"):
+        (images / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(images / name / f"{i}.png")
+    train = TrainConfig(epochs=1, batch_size=4, device="cpu")
+    folder = tmp_path / "run"
+    settings = CompareConfig(
+        data=str(images), image_size=32, attention="none", seeds=1, output=folder, train=train
+    )
+    execute(*ready(text, settings))
+    execute(*ready(text, settings))  # the same images: the run is known to be done
+    (images / "cat" / "0.png").rename(images / "cat" / "renamed.png")
+    with pytest.raises(
+        CBAMError, match=r"holds a run on other images \(labels_sha256: .*give another --output"
+    ):
+        ready(text, settings)
 
 
 def test_a_place_without_attention_is_found_out_before_training(tmp_path, text):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from cbam.data import load_data
@@ -27,6 +29,14 @@ class Killed(Exception):
 @pytest.fixture(scope="module")
 def data():
     return load_data("digits", limit_train=200, limit_val=60)
+
+
+@pytest.fixture(autouse=True)
+def _new_process():
+    """Let accelerate choose a precision anew: it keeps one for the life of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def fresh():
@@ -59,8 +69,11 @@ def same(ours, theirs):
 
 
 @pytest.mark.parametrize(("kill_at", "optimizer"), [((1, 0), "sgd"), ((2, 2), "adamw")])
-def test_goes_on_bit_for_bit(data, tmp_path, kill_at, optimizer):
-    config = TrainConfig(epochs=3, batch_size=64, device="cpu", ema=0.9, optimizer=optimizer)
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_goes_on_bit_for_bit(data, tmp_path, kill_at, optimizer, precision):
+    config = TrainConfig(
+        epochs=3, batch_size=64, device="cpu", ema=0.9, optimizer=optimizer, precision=precision
+    )
     straight_rows, rows = [], []
     straight = train(data, tmp_path / "straight", config, rows=straight_rows)
     with pytest.raises(Killed):
@@ -74,6 +87,17 @@ def test_goes_on_bit_for_bit(data, tmp_path, kill_at, optimizer):
         (r["epoch"], r["train_loss"], r["val_loss"], r["val_accuracy_ema"]) for r in straight_rows
     ]
     assert [row[0] for row in told] == [1, 2, 3]
+
+
+def test_bf16_is_another_arithmetic_that_learns_the_same(data, tmp_path):
+    rows, low_rows = [], []
+    plain = train(data, tmp_path / "a", rows=rows)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    config = TrainConfig(epochs=3, batch_size=64, device="cpu", precision="bf16")
+    low = train(data, tmp_path / "b", config, rows=low_rows)
+    assert not same(plain.model, low.model)
+    assert {p.dtype for p in low.model.parameters()} == {torch.float32}
+    assert low_rows[0]["train_loss"] == pytest.approx(rows[0]["train_loss"], rel=0.05)
 
 
 def test_killed_after_the_last_epoch_only_evaluates(data, tmp_path):
@@ -211,6 +235,23 @@ def test_a_loss_that_is_not_finite_names_the_module(data, tmp_path, where):
     assert "--lr" in message
     assert ("epoch 1, step 1 of 3" in message) == (where == "training")
     assert not (tmp_path / "state.pt").exists(), "a broken model is not kept as a state to go on from"
+
+
+def test_a_validation_loss_is_explained_with_the_batch_that_gave_it(data, tmp_path):
+    """The first batch is clean: one image of the second makes the module overflow."""
+
+    class Overflows(nn.Module):
+        def forward(self, x):
+            return x / (x.amax((1, 2, 3), keepdim=True) < limit) if not self.training else x
+
+    last = data.val[(0, len(data.val) - 1)][0].amax()
+    limit = float(last) - 1e-6
+    clean = [i for i in range(len(data.val)) if data.val[(0, i)][0].amax() < limit][:16]
+    assert clean
+    model = nn.Sequential(Overflows(), fresh())
+    images = replace(data, val=data.val.subset([*clean, len(data.val) - 1]))
+    with pytest.raises(NonFiniteLoss, match=r"'0' \(Overflows\)"):
+        train(images, tmp_path, TrainConfig(epochs=1, batch_size=len(clean), device="cpu"), model=model)
 
 
 def test_a_set_smaller_than_a_batch(tmp_path):

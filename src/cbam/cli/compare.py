@@ -80,9 +80,7 @@ def show(outcome: Outcome, config: CompareConfig, console: Console) -> None:
     from cbam.compare.statistics import label, verdict
 
     summary = outcome.summary
-    title = (
-        f"{config.model} on {Path(config.data).name}, validation accuracy after {config.train.epochs} epochs"
-    )
+    title = f"{config.model} on {outcome.data}, validation accuracy after {config.train.epochs} epochs"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", padding=(0, 1, 0, 0))
     table.add_column("variant", no_wrap=True)
     for heading in ("accuracy", f"vs {label(summary.baseline)}", "parameters", "MACs", "ms, batch 32"):

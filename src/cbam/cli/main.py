@@ -16,8 +16,7 @@ from types import FrameType
 
 from cbam.errors import CBAMError, MissingExtra, nearest
 
-# Verb -> what it does. The file of that name holds VERBConfig and run(config), or main(arguments) where reading the
-# options takes more than that; it is imported only when it is needed.
+# Verb -> what it does. The file of that name holds main(arguments) and is imported only when it is needed.
 VERBS = {
     "compare": "train plain, SE, CBAM and a control on your images; report whether attention helps",
     "plan": "show where attention would go in a model; change nothing",
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"there is no verb {verb!r}.{hint} Verbs: {', '.join(VERBS)}", 2)
     try:
         with _stop_on_sigterm():
-            return _run(verb, rest)
+            return importlib.import_module(f"cbam.cli.{verb}").main(rest)
     except KeyboardInterrupt as stop:
         return _fail(str(stop) or "stopped", TERMINATED if isinstance(stop, Terminated) else 130)
     except BrokenPipeError:
@@ -74,16 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(MissingExtra(f"cbam {verb}", "compare", package)), 2)
     except OSError as error:
         return _fail(str(error), 1)
-
-
-def _run(verb: str, arguments: list[str]) -> int:
-    module = importlib.import_module(f"cbam.cli.{verb}")
-    if hasattr(module, "main"):
-        return module.main(arguments)
-    import tyro
-
-    config = tyro.cli(getattr(module, f"{verb.title()}Config"), prog=f"cbam {verb}", args=arguments)
-    return module.run(config)
 
 
 def usage() -> str:

@@ -34,12 +34,13 @@ def now() -> str:
     return dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds")
 
 
-def describe_environment(command: list[str], accelerator: str) -> dict[str, Any]:
+def describe_environment(command: list[str], accelerator: str, processes: int = 1) -> dict[str, Any]:
     """Return the content of `env.json`.
 
     Args:
         command: What was typed.
         accelerator: The device that computes, e.g. "cpu" or "cuda".
+        processes: That train together.
 
     >>> describe_environment(["cbam", "compare"], "cpu")["machine"]["accelerator"] is None
     True
@@ -55,9 +56,28 @@ def describe_environment(command: list[str], accelerator: str) -> dict[str, Any]
             "cores": _cores(),
             "threads": torch.get_num_threads(),
             "accelerator": _accelerator(accelerator),
+            "processes": processes,
         },
         "git": _git(),
     }
+
+
+def with_session(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of `env.json` for a run that goes on: the first session as it was, the later ones behind it.
+
+    A later session keeps what differs from the first: numbers made on two machines must not pass for one.
+
+    Args:
+        before: What `env.json` holds; None in a new run.
+        now: Of `describe_environment`.
+
+    >>> with_session({"started": "a", "python": "3.11", "git": "1"}, {"started": "b", "python": "3.12", "git": "1"})
+    {'started': 'a', 'python': '3.11', 'git': '1', 'continued': [{'started': 'b', 'python': '3.12'}]}
+    """
+    if not before:
+        return now
+    session = {key: value for key, value in now.items() if before.get(key) != value}
+    return {**before, "continued": [*before.get("continued", []), session]}
 
 
 def _version(package: str) -> str | None:

@@ -7,11 +7,12 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from safetensors import SafetensorError, safe_open
 
 from cbam.compare.config import differences
 from cbam.compare.grid import Cell
@@ -22,6 +23,9 @@ try:
     import fcntl
 except ImportError:  # Windows: two processes on one folder are not noticed there
     fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from cbam.data.image_data import ImageData
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +97,7 @@ class RunFolder:
             before = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError):
             before = None
-        if not isinstance(before, dict):
+        if not isinstance(before, dict) or not isinstance(before.get("seeds"), int):
             raise CBAMError(
                 f"{file} is damaged, so nobody knows what the run in this folder is. Give another --output"
             )
@@ -103,6 +107,23 @@ class RunFolder:
                 "Give another --output, or the old settings to go on"
             )
         return before["seeds"]
+
+    def check_data(self, data: ImageData) -> None:
+        """Refuse to go on with other images than those that the run in the folder was started with.
+
+        Raises:
+            CBAMError: The images found now differ; the message says in what.
+        """
+        before, now = self.read_json("data.json") or {}, data.identity
+        differing = [name for name in now if name in before and before[name] != now[name]]
+        if differing:
+            told = "; ".join(
+                f"{name}: {_short(before[name])} there, {_short(now[name])} now" for name in differing
+            )
+            raise CBAMError(
+                f"{self.path} holds a run on other images ({told}). Results on both cannot be compared:"
+                " give another --output, or the old images to go on"
+            )
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Write `config.yaml`."""
@@ -126,7 +147,8 @@ class RunFolder:
             return None
         except ValueError as error:
             aside = file.with_name(file.name + ".damaged")
-            file.replace(aside)
+            with suppress(FileNotFoundError):  # another process of this run was faster
+                file.replace(aside)
             logger.warning("%s is damaged (%s); kept as %s and made again", file, error, aside.name)
             return None
         return content
@@ -140,8 +162,17 @@ class RunFolder:
         return self.path / "cells" / cell.name
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
-        """Return the result of a finished cell, else None."""
-        return self.read_json(f"cells/{cell.name}/result.json", "variant", "seed", "val_accuracy")
+        """Return the result of a finished cell whose weights are there too, else None."""
+        result = self.read_json(f"cells/{cell.name}/result.json", "variant", "seed", "val_accuracy")
+        weights = self.cell(cell) / "model.safetensors"
+        try:
+            if result is not None:
+                with safe_open(weights, framework="pt"):  # reads the header and compares the file's length
+                    pass
+        except (OSError, SafetensorError) as error:
+            logger.warning("%s cannot be read (%s); the model is trained again", weights, error)
+            return None
+        return result
 
     def mend_metrics(self) -> None:
         """Drop lines of `metrics.jsonl` that a kill or a full disk tore, so that new ones can follow."""
@@ -167,6 +198,11 @@ class RunFolder:
             return []
         lines = self.metrics.read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines if _is_row(line)]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _is_row(line: str) -> bool:

@@ -133,7 +133,7 @@ def build_cell(cell: Cell, config: CompareConfig, data: ImageData) -> nn.Module:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of scalars that training may change.
+    """Return the number of scalars in the parameters.
 
     >>> count_parameters(nn.Linear(3, 2))
     8

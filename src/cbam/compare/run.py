@@ -17,7 +17,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from cbam.compare.config import CompareConfig, resolved
-from cbam.compare.environment import describe_environment, now
+from cbam.compare.environment import describe_environment, now, with_session
 from cbam.compare.folder import RunFolder
 from cbam.compare.grid import Cell, build_cell, cells, count_parameters
 from cbam.compare.measure import (
@@ -55,6 +55,7 @@ class Job:
 class Outcome:
     """What a finished comparison leaves."""
 
+    data: str
     summary: Summary
     costs: dict[str, Any]
     report: Path
@@ -86,6 +87,7 @@ def prepare(config: CompareConfig, command: list[str], progress: PlainProgress) 
         val_fraction=config.val_fraction,
         bad_images=config.bad_images,
     )
+    folder.check_data(data)
     progress.line(f"images: {data.source}")
     for notice in data.notices:
         progress.notice(notice)
@@ -128,7 +130,7 @@ def execute(job: Job, progress: PlainProgress) -> Outcome | None:
         results = [result for cell in _grid(job) if (result := job.folder.result(cell))]
         summary = summarise(results, job.config.variants)
         write_summary_csv(job.folder.path, summary)
-        return Outcome(summary, costs, write_report(job.folder.path))
+        return Outcome(job.data.name, summary, costs, write_report(job.folder.path))
 
 
 def _grid(job: Job) -> list[Cell]:
@@ -137,22 +139,16 @@ def _grid(job: Job) -> list[Cell]:
 
 def _open_folder(job: Job) -> None:
     folder, data = job.folder, job.data
-    before = folder.read_json("env.json")
-    environment = describe_environment(job.command, job.accelerator.device.type)
-    if before:
-        environment["started"] = before.get("started", environment["started"])
-        environment["continued"] = [*before.get("continued", []), now()]
+    environment = describe_environment(
+        job.command, job.accelerator.device.type, job.accelerator.num_processes
+    )
     folder.write_config(job.settings)
-    folder.write_json("env.json", environment)
+    folder.write_json("env.json", with_session(folder.read_json("env.json"), environment))
     folder.write_json(
         "data.json",
         {
-            "name": data.name,
+            **data.identity,
             "source": data.source,
-            "classes": list(data.classes),
-            "train_images": len(data.train),
-            "val_images": len(data.val),
-            "input_size": list(data.input_size),
             "mean": list(data.mean),
             "std": list(data.std),
             "notices": list(data.notices),

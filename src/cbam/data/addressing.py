@@ -50,6 +50,10 @@ class AddressedDataset(Dataset[Item], abc.ABC):
     def subset(self, indices: Sequence[int]) -> Self:
         """Return a view of the images at `indices`, in that order."""
 
+    def identifier(self, index: int) -> str:
+        """Return what image `index` is known by: its place in the set, or its file's name."""
+        return str(index)
+
     def __getitems__(self, addresses: Sequence[Address]) -> list[Item]:
         """Return the items at several addresses; each is the same as it would be alone."""
         return [self[address] for address in addresses]

@@ -89,6 +89,10 @@ class FolderImages(AddressedDataset):
         """Return image `index` in RGB as the network sees it: resized and centre-cropped."""
         return self._centre(self._open(index))
 
+    def identifier(self, index: int) -> str:
+        """Return the file's name, relative to the folder."""
+        return self.names[index]
+
     def subset(self, indices: Sequence[int]) -> Self:
         """Return a view of the images at `indices`, in that order."""
         view = copy.copy(self)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cbam.data.addressing import AddressedDataset
 from cbam.errors import CBAMError
@@ -34,6 +36,22 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notices: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for two trainings to be comparable: a hash stands for which image has which label."""
+        digest = hashlib.sha256()
+        for side in (self.train, self.val):
+            for index, label in enumerate(side.labels):
+                digest.update(f"{side.identifier(index)}\0{label}\n".encode(errors="surrogateescape"))
+        return {
+            "name": self.name,
+            "classes": list(self.classes),
+            "train_images": len(self.train),
+            "val_images": len(self.val),
+            "input_size": list(self.input_size),
+            "labels_sha256": digest.hexdigest(),
+        }
 
 
 def checked_statistics(

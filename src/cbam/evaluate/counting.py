@@ -17,6 +17,7 @@ PRODUCTS: dict[str, Callable[..., int]] = {
     "bmm": lambda args, out: args[0].numel() * args[1].shape[-1],
     "mv": lambda args, out: args[0].numel(),
     "dot": lambda args, out: args[0].numel(),
+    "linear": lambda args, out: args[0].numel() * args[1].shape[0],  # whole on some accelerators
     "addmm": lambda args, out: args[1].numel() * args[2].shape[-1],
     "baddbmm": lambda args, out: args[1].numel() * args[2].shape[-1],
 }

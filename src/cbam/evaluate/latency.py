@@ -113,5 +113,5 @@ def _noise(like: Tensor) -> Tensor:
 
 
 def _wait(tensor: Tensor) -> None:
-    if tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)
+    if tensor.device.type != "cpu":  # accelerators answer before they have finished
+        torch.accelerator.synchronize(tensor.device)

@@ -91,7 +91,8 @@ def _replacing(folder: Path) -> Iterator[Path]:
     """Give an empty folder that takes the place of `folder` once it is filled without an exception."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{getpid()}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
+    for leftover in folder.parent.glob(f".{folder.name}.*.new"):  # of a killed run
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         fresh.mkdir()
         yield fresh

@@ -78,7 +78,7 @@ class SpatialAttention(Gate):
         """Return the gate before its activation, (N, 1, H, W), in float32 or float64."""
         kernel = self.descriptor.weight if self.spatial_descriptor == "conv" else None
         descriptor = reference.spatial_descriptor(x, self.spatial_descriptor, self.descriptor_order, kernel)
-        z = reference.spatial_conv(descriptor, self.conv.weight, self.conv.bias)
+        z = reference.spatial_conv(descriptor, self.conv.weight)
         if self.norm is None:
             return z
         if isinstance(z, torch.fx.Proxy):  # a traced model sees batches, in the dtype of its weights

@@ -36,8 +36,9 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _full_precision(x: Tensor) -> AbstractContextManager[object]:
     # Entering autocast costs microseconds per call, so only where there is something to switch off.
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
     return nullcontext()
 
 
@@ -90,14 +91,13 @@ def spatial_descriptor(
 
 
 @torch.fx.wrap
-def spatial_conv(descriptor: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def spatial_conv(descriptor: Tensor, weight: Tensor) -> Tensor:
     """Return the k x k convolution of the descriptor with "same" zero padding, (N, 1, H, W)."""
     if descriptor.device.type == "cpu" and descriptor.dim() == 4:
         # The weight gradient of a convolution with two input maps is 5 to 9 times as fast in this layout.
         descriptor = descriptor.contiguous(memory_format=torch.channels_last)
     with _full_precision(descriptor):
-        bias = None if bias is None else bias.to(descriptor.dtype)
-        return F.conv2d(descriptor, weight.to(descriptor.dtype), bias, padding=weight.shape[-1] // 2)
+        return F.conv2d(descriptor, weight.to(descriptor.dtype), padding=weight.shape[-1] // 2)
 
 
 @torch.fx.wrap

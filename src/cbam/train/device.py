@@ -27,12 +27,15 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise CBAMError(f"--device {config.device}: torch finds none here. Type: --device {usable}")
     if config.precision == "fp16" and (config.device == "cpu" or not (there["cuda"] or there["mps"])):
         raise CBAMError("--precision fp16 needs a GPU. Type: --precision bf16, or leave it out")
-    accelerator = Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision=config.precision,
-        # batch_size counts the images of all processes: their number does not change the recipe.
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=config.device == "cpu",
+            mixed_precision=config.precision,
+            # batch_size counts the images of all processes together; batch norm sees those of one process.
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+        )
+    except ValueError as error:
+        raise CBAMError(f"--device {config.device} --precision {config.precision}: {error}") from None
     if config.batch_size % accelerator.num_processes:
         raise CBAMError(
             f"--batch-size {config.batch_size} cannot be shared by {accelerator.num_processes} processes: "

@@ -99,6 +99,8 @@ def train_cell(
     schedule = _cosine(optimizer, len(train_images), config.epochs, peak)
     job = _Job(config, accelerator, net, model, ema, optimizer, schedule, train_images, val_images)
 
+    if accelerator.scaler:  # one accelerator serves all cells: none may start with the scale of the last
+        accelerator.scaler.load_state_dict(torch.amp.GradScaler(accelerator.device.type).state_dict())
     epochs_done, seconds = job.restore(state_file)
     if epochs_done:
         on_resume(epochs_done)
@@ -171,12 +173,22 @@ class _Job:
         }
 
     def validate(self) -> tuple[Evaluation, Evaluation | None]:
+        if self.ema and self.accelerator.num_processes > 1:
+            # Each process averaged the batch norm statistics of its own images; process 0's are saved, so judge those.
+            for buffer in self.ema.module.buffers():
+                torch.distributed.broadcast(buffer, 0)
         plain = evaluate(self.net, self.val_images, self.accelerator)
         if not math.isfinite(plain.loss):
-            self.net.eval()
-            images = next(iter(self.val_images))[0]
-            raise self._nonfinite(images, f"the validation loss is {plain.loss}")
+            raise self._nonfinite(self._first_nonfinite_batch(), f"the validation loss is {plain.loss}")
         return plain, evaluate(self.ema.module, self.val_images, self.accelerator) if self.ema else None
+
+    def _first_nonfinite_batch(self) -> Tensor:
+        self.net.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            for images, _ in self.val_images:
+                if not torch.isfinite(self.model(images)).all():
+                    break
+        return images
 
     def save(self, file: Path, epochs_done: int, seconds: float) -> None:
         if self.accelerator.is_main_process:
