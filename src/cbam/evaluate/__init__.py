@@ -2,7 +2,7 @@
 
 from cbam.evaluate.cost import Cost, ModuleCost, cost
 from cbam.evaluate.latency import Latency, interleaved_latency
-from cbam.evaluate.metrics import confusion_matrix, per_class_accuracy
+from cbam.evaluate.metrics import confusion_matrix
 
 __all__ = [
     "Cost",
@@ -11,5 +11,4 @@ __all__ = [
     "confusion_matrix",
     "cost",
     "interleaved_latency",
-    "per_class_accuracy",
 ]

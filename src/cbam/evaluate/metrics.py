@@ -43,22 +43,3 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, n: int) -> Tensor:
             )
     cells = labels.long() * n + predictions.to(labels.device).long()
     return torch.bincount(cells, minlength=n * n).reshape(n, n)
-
-
-def per_class_accuracy(confusion: Tensor) -> Tensor:
-    """Return the share of each class's images that were recognised (recall), NaN for a class without images.
-
-    Args:
-        confusion: (n, n) counts from `confusion_matrix`.
-
-    Returns:
-        float64 (n,), each in 0..1.
-
-    >>> import torch
-    >>> per_class_accuracy(torch.tensor([[1, 1], [0, 3]]))
-    tensor([0.5000, 1.0000], dtype=torch.float64)
-    """
-    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
-        raise CBAMError(f"per_class_accuracy takes an (n, n) matrix, given {tuple(confusion.shape)}.")
-    counts = confusion.double()
-    return counts.diagonal() / counts.sum(dim=1)
