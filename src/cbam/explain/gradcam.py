@@ -65,8 +65,9 @@ def class_activation_maps(
         _evaluating(model),
         torch.inference_mode(False),
         torch.enable_grad(),
-        module.register_forward_hook(_feature_map_only(layer)),
+        _gradients_kept(model),
         GradCAM(model, layer) as extractor,
+        module.register_forward_hook(_checked_copy(layer)),
     ):
         scores = model(_differentiable(images, model))
         _check_scores(scores, labels)
@@ -74,7 +75,9 @@ def class_activation_maps(
         _check_finite("the scores", scores)
         try:
             raw = extractor([int(label) for label in labels], scores, normalized=False)[0]
-        except RuntimeError as error:
+        except (RuntimeError, AttributeError) as error:  # the latter from torchcam 0.4
+            if extractor.hook_g[0] is not None:
+                raise
             raise CBAMError(
                 f"the score does not depend on the output of layer {layer!r}: choose another layer"
             ) from error
@@ -124,6 +127,19 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextlib.contextmanager
+def _gradients_kept(model: nn.Module) -> Iterator[None]:
+    """Put the parameters' gradients back afterwards: torchcam 0.4 (Python 3.10) zeroes and fills them."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in gradients:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
 def _differentiable(images: Tensor, model: nn.Module) -> Tensor:
     """Return images with a gradient, so that a frozen network has a graph too."""
     parameter = next(model.parameters(), None)
@@ -134,13 +150,16 @@ def _differentiable(images: Tensor, model: nn.Module) -> Tensor:
     return copy.requires_grad_(True).clone()
 
 
-def _feature_map_only(layer: str) -> Callable[[nn.Module, Any, Any], None]:
-    def check(_module: nn.Module, _inputs: Any, output: Any) -> None:
+def _checked_copy(layer: str) -> Callable[[nn.Module, Any, Any], Tensor]:
+    """Hand a copy of the layer's output on: torchcam 0.4 keeps the tensor itself, which a later step may overwrite."""
+
+    def check(_module: nn.Module, _inputs: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 4:
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise CBAMError(
                 f"layer {layer!r} must give a feature map (N, C, h, w) for Grad-CAM; it gives {found}"
             )
+        return output.clone()
 
     return check
 
