@@ -136,6 +136,18 @@ class TestKeys:
         with pytest.raises(AttributeError, match="nonsense"):
             _ = model.layer1[0].bn2.nonsense
 
+    def test_host_attributes_are_written_to_the_host(self):
+        model = resnet()
+        cbam.attach(model, **OPTIONS)
+        wrapped, host = model.layer1[0].bn2, model.layer1[0].bn2.host
+        weight = nn.Parameter(torch.full((64,), 2.0))
+        wrapped.weight, wrapped.momentum, wrapped.remark = weight, 0.3, "mine"
+        assert host.weight is weight
+        assert host.momentum == 0.3
+        assert not hasattr(host, "remark")
+        wrapped.eval()
+        assert not host.training
+
 
 class TestDetach:
     def test_restores_modules_and_values(self):

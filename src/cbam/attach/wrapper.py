@@ -2,7 +2,7 @@
 
 After `attach`, `layer1.0.bn2` is a `WithAttention` whose `host` is the batch norm. State dicts say
 `layer1.0.bn2.weight` as before, and `layer1.0.bn2.cbam.*` for the new weights. `named_parameters()` shows the
-real structure, `layer1.0.bn2.host.weight`.
+real structure, `layer1.0.bn2.host.weight`; `torch.func.functional_call` takes those names.
 """
 
 from __future__ import annotations
@@ -50,6 +50,15 @@ class WithAttention(nn.Module):
             if host is None:
                 raise
             return getattr(host, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What is read from the host is written to the host: `bn.weight = ...`, `bn.momentum = 0.1`.
+        host = self.__dict__.get("_modules", {}).get("host")
+        ours = host is None or name in self.__dict__ or name in self._modules or hasattr(type(self), name)
+        if ours or not hasattr(host, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(host, name, value)
 
     def __getitem__(self, index: Any) -> Any:
         """Return the host's part at `index`, for hosts that are containers."""
