@@ -110,7 +110,8 @@ def show(outcome: Outcome, config: CompareConfig, console: Console) -> None:
 def _mean_and_spread(mean: float | None, sd: float | None) -> str:
     if mean is None:
         return ""
-    return f"{100 * mean:.2f} %" if sd is None else f"{100 * mean:.2f} % ± {100 * sd:.2f}"
+    # The spread below the mean: one line of both is cut off at the end of an 80-column terminal.
+    return f"{100 * mean:.2f} %" if sd is None else f"{100 * mean:.2f} %\n± {100 * sd:.2f}  "
 
 
 def _difference(difference: PairedDifference | None) -> str:
@@ -120,7 +121,7 @@ def _difference(difference: PairedDifference | None) -> str:
         return ""
     if difference.low is None or difference.high is None:
         return points(difference.mean)
-    return f"{points(difference.mean)} [{points(difference.low)}, {points(difference.high)}]"
+    return f"{points(difference.mean)}\n[{points(difference.low)}, {points(difference.high)}]"
 
 
 def _log_to(progress: PlainProgress) -> None:
