@@ -37,7 +37,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def _full_precision(x: Tensor) -> AbstractContextManager[object]:
     # Entering autocast costs microseconds per call, so only where there is something to switch off.
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
 
