@@ -2,6 +2,7 @@
 
 from cbam import functional
 from cbam.attach import Attachment, Plan, attach, detach, disabled, fold_gate_scale, plan
+from cbam.errors import CBAMError
 from cbam.evaluate import Cost, cost
 from cbam.nn import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation
 
@@ -10,6 +11,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CBAM",
     "Attachment",
+    "CBAMError",
     "ChannelAttention",
     "Cost",
     "Plan",

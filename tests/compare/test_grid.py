@@ -22,6 +22,11 @@ def build(variant, data, seed=0, **settings):
     )
 
 
+def test_attention_alone_is_no_comparison():
+    with pytest.raises(CBAMError, match="Type: --attention none,cbam"):
+        CompareConfig(data="digits", attention="cbam")
+
+
 def test_seed_major_order():
     assert [(c.variant, c.seed) for c in cells(("none", "cbam"), 3)] == [
         (variant, seed) for seed in range(3) for variant in ("none", "cbam")

@@ -107,7 +107,8 @@ def attach(
 def detach(model: nn.Module) -> int:
     """Take all attached attention out of the model in place and return how many sites it had.
 
-    The model then is what it was before `attach`, except for what training has changed in its own weights.
+    The model then is what it was before `attach`, except for what training, or `fold_gate_scale`, has changed in its
+    own weights.
 
     Raises:
         CBAMError: the model carries no attached attention.

@@ -60,6 +60,10 @@ def parse_variants(text: str) -> tuple[str, ...]:
             raise unknown_name("attention", name, VARIANTS)
         if names.count(name) > 1:
             raise CBAMError(f"--attention names {name!r} twice")
+    if len(names) == 1 and names[0] in ATTENTIONS:
+        raise CBAMError(
+            f"--attention {names[0]} alone has nothing to be compared with. Type: --attention none,{names[0]}"
+        )
     if "control" in names and not set(names) & set(ATTENTIONS):
         raise CBAMError(
             "the control has as many parameters as the model with attention: name that too, "
