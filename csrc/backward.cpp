@@ -1,0 +1,417 @@
+// The backward pass, from the map, the gates and the maxima's places alone. With x1 = s x and y = t x1, g = dL/dy:
+//   first reads (g, x)   dt_p = sum_c g s x;  G_c = sum_p g t x
+//   small                dz = dt gate'(z), through the batch norm where there is one; the transposed convolution gives the
+//                        gradients dm_p of the mean over channels and dM_p of the maximum; the kernel's gradient
+//   second read (x)      B_c = sum_p dm_p x / C;  the maximum's part, sum of dM_p x over the p whose maximum is c
+//   small                ds = G + B + S, da = ds gate'(a), the perceptron backwards: davg, dpeak and the weights
+//   last read (g)        dx = s (g t + dm / C + [c = argmax_p] dM_p) + davg / P + [p = argmax_c] dpeak
+// A batch norm in front of the operator (x = alpha u + beta) gets its sums over dx and dx u from the same vectors.
+#include "small.h"
+
+namespace cbam {
+
+namespace {
+
+template <class T>
+class Backward {
+  using A = acc_t<T>;
+
+ public:
+  Backward(const Problem<T>& problem, const Saved<A>& saved, const Where<T>& where, const T* gradient, T* input_gradient,
+           bool pre_training)
+      : q(problem),
+        kept(saved),
+        at(where),
+        g(gradient),
+        dx(input_gradient),
+        through_statistics(q.pre && pre_training),
+        dt(q.spatial ? q.n * q.p : q.chunk * q.p),
+        dmaps(q.spatial ? q.n * q.planes * q.p : 0),
+        dmean(q.spatial && q.plane_of_average >= 0 ? 0 : q.p),
+        dkernels(q.spatial ? q.n * q.planes * q.k * q.k : 0),
+        flipped(q.planes * q.k * q.k),
+        dnorm(q.spatial ? 2 * q.n : 0),
+        partial(3 * q.chunk * q.blocks * q.c),
+        gtx(q.n * q.c),
+        gt(q.pre ? q.n * q.c : 0),
+        usum(q.pre ? q.n * q.c : 0),
+        da(q.n * q.c),
+        dhidden(q.chunk * q.hidden),
+        dpre(q.n * q.pooled * q.hidden),
+        dpooled(q.n * q.pooled * q.c),
+        nothing(q.c),
+        dx_sums(q.pre ? 2 * q.n * q.c : 0),
+        k1(q.c),
+        k0(q.c),
+        nowhere(std::max(q.p, q.c)),
+        s_used(q.n, q.c, q.channel, kept.s),
+        t_used(q.n, q.p, q.spatial, kept.t) {
+    std::fill_n(dmean.get(), q.spatial && q.plane_of_average >= 0 ? 0 : q.p, A(0));
+    std::fill_n(nothing.get(), q.c, A(0));
+    std::fill_n(k1.get(), q.c, A(0));
+    std::fill_n(k0.get(), q.c, A(0));
+    std::fill_n(nowhere.get(), std::max(q.p, q.c), -1);
+    for (int64_t i = 0; i < q.planes; ++i)
+      for (int64_t j = 0; j < q.k * q.k; ++j) flipped.get()[i * q.k * q.k + j] = q.kernel[(i + 1) * q.k * q.k - 1 - j];
+  }
+
+  // Batch statistics, in the spatial gate or in front, need a sum over all samples before they let the next phase begin.
+  void run(A* dpre_weight, A* dpre_bias) {
+    const bool stop_after_reads = q.norm_training, stop_before_last = through_statistics;
+    forwards([&] {
+      round_gates();
+      first_reads();
+      if (q.spatial) spatial_logits_gradient();
+      if (!stop_after_reads) small_gradients();
+      if (!stop_after_reads && !stop_before_last) last_read();
+    });
+    if (stop_after_reads) {
+      through_spatial_statistics();
+      backwards([&] {
+        small_gradients();
+        if (!stop_before_last) last_read();
+      });
+    }
+    if (q.pre) sums_in_front(dpre_weight, dpre_bias);
+    if (stop_before_last) (stop_after_reads ? forwards([&] { last_read(); }) : backwards([&] { last_read(); }));
+  }
+
+  void weight_gradients(A* dw0, A* db0, A* dw1, A* db1, A* dkernel, A* dnorm_weight, A* dnorm_bias) const {
+    const Algebra<A>& algebra = algebra_for<A>();
+    if (q.channel) {
+      Scratch<A> hidden_sums(q.n * q.hidden);
+      sum_hidden(q, 0, q.n, kept.hidden, hidden_sums.get());
+      in_parallel(q.c, q.hidden * q.n, [&](int64_t from, int64_t to) {
+        algebra.outer(da.get(), hidden_sums.get(), dw1, from, to, q.c, q.hidden, q.n);
+      });
+      in_parallel(q.hidden, q.c * q.n, [&](int64_t from, int64_t to) {
+        algebra.outer(dpre.get(), kept.pooled, dw0, from, to, q.hidden, q.c, q.n * q.pooled);
+      });
+      if (q.b0) add_rows(dpre.get(), q.n * q.pooled, q.hidden, A(1), db0);
+      if (q.b1) add_rows(da.get(), q.n, q.c, static_cast<A>(q.pooled), db1);
+    }
+    if (q.spatial) {
+      add_rows(dkernels.get(), q.n, q.planes * q.k * q.k, A(1), dkernel);
+      if (q.norm) {
+        A sums[2];
+        add_rows(dnorm.get(), q.n, 2, A(1), sums);
+        if (dnorm_weight) *dnorm_weight = sums[0];
+        if (dnorm_bias) *dnorm_bias = sums[1];
+      }
+    }
+  }
+
+ private:
+  template <class F>
+  void forwards(const F& f) {
+    for (n0 = 0; n0 < q.n; n0 += q.chunk) {
+      n1 = std::min(q.n, n0 + q.chunk);
+      f();
+    }
+  }
+  template <class F>
+  void backwards(const F& f) {
+    for (n0 = (q.n - 1) / q.chunk * q.chunk; n0 >= 0; n0 -= q.chunk) {
+      n1 = std::min(q.n, n0 + q.chunk);
+      f();
+    }
+  }
+  template <class F>
+  void each_sample(int64_t work, const F& f) const {
+    in_parallel(n1 - n0, work, [&](int64_t from, int64_t to) {
+      for (int64_t sample = n0 + from; sample < n0 + to; ++sample) f(sample);
+    });
+  }
+  static void add_rows(const A* rows, int64_t count, int64_t size, A factor, A* out) {
+    for (int64_t i = 0; i < size; ++i) {
+      A sum = 0;
+      for (int64_t row = 0; row < count; ++row) sum += rows[row * size + i];
+      out[i] = factor * sum;
+    }
+  }
+
+  void round_gates() {
+    each_sample(q.c + q.p, [&](int64_t sample) {
+      if (q.channel) s_used.round(sample, 0, q.c);
+      if (q.spatial) t_used.round(sample, 0, q.p);
+    });
+  }
+
+  A* dt_of(int64_t sample) const { return dt.get() + (q.spatial ? sample : sample - n0) * q.p; }
+
+  void first_reads() {
+    const int64_t size = q.chunk * q.blocks * q.c;
+    for_each_block(q, n0, n1, [&](int64_t sample, int64_t block) {
+      A* out = partial.get() + ((sample - n0) * q.blocks + block) * q.c;
+      q.kernels().gate_grads(q.part(sample, block), g + sample * q.sample_size(), s_used.of(sample), t_used.of(sample),
+                             dt_of(sample), out, out + size, out + 2 * size);
+    });
+    each_sample(q.blocks * q.c, [&](int64_t sample) {
+      add_blocks(sample, partial.get(), gtx.get());
+      if (q.pre) add_blocks(sample, partial.get() + size, gt.get()), add_blocks(sample, partial.get() + 2 * size, usum.get());
+    });
+  }
+  void add_blocks(int64_t sample, const A* blocks, A* out) const {
+    const A* own = blocks + (sample - n0) * q.blocks * q.c;
+    add_rows(own, q.blocks, q.c, A(1), out + sample * q.c);
+  }
+
+  // dt becomes dL/dz-hat, or dL/dz where the norm has fixed statistics.
+  void spatial_logits_gradient() {
+    each_sample(8 * q.p, [&](int64_t sample) {
+      A *d = dt_of(sample), weight = 0, bias = 0;
+      for (int64_t i = 0; i < q.p; ++i) d[i] *= q.derivative(kept.t[sample * q.p + i], q.spatial_scale);
+      if (!q.norm) return;
+      const A invstd = q.norm_training ? kept.stats[1] : A(1) / std::sqrt(q.norm_var + q.norm_eps);
+      Scratch<A> recomputed(q.norm_training ? 0 : q.p);
+      if (!q.norm_training) convolve_maps(sample, recomputed.get());
+      for (int64_t i = 0; i < q.p; ++i) {
+        const A zhat = q.norm_training ? kept.zhat[sample * q.p + i] : (recomputed.get()[i] - q.norm_mean) * invstd;
+        weight += d[i] * zhat;
+        bias += d[i];
+        d[i] *= q.norm_weight * (q.norm_training ? A(1) : invstd);
+      }
+      dnorm.get()[2 * sample] = weight, dnorm.get()[2 * sample + 1] = bias;
+    });
+  }
+  void convolve_maps(int64_t sample, A* out) const {
+    Scratch<A> padded(q.planes * q.plane_size);
+    padded_maps(sample, padded.get());
+    algebra_for<A>().convolve(padded.get(), q.planes, q.height, q.pitch, q.kernel, q.k, q.width, 0, q.height, out);
+  }
+  void padded_maps(int64_t sample, A* padded) const {
+    std::fill_n(padded, q.planes * q.plane_size, A(0));
+    for (int64_t plane = 0; plane < q.planes; ++plane)
+      pad_rows(q, kept.maps + (sample * q.planes + plane) * q.p, padded + plane * q.plane_size, 0, q.p);
+  }
+
+  // dz = invstd (dzhat - mean(dzhat) - zhat mean(dzhat zhat)), the means over the batch.
+  void through_spatial_statistics() {
+    const int64_t count = q.n * q.p;
+    double sum = 0, product = 0;
+    for (int64_t i = 0; i < count; ++i) sum += dt.get()[i], product += static_cast<double>(dt.get()[i]) * kept.zhat[i];
+    const A mean = static_cast<A>(sum / count), slope = static_cast<A>(product / count), invstd = kept.stats[1];
+    in_parallel(count, 1, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) dt.get()[i] = invstd * (dt.get()[i] - mean - kept.zhat[i] * slope);
+    });
+  }
+
+  // Everything between the reads, for the samples of this chunk: leaves dmaps, dpooled, da and the kernel's gradient.
+  void small_gradients() {
+    if (q.spatial) each_sample(q.planes * q.p * q.k * q.k, [&](int64_t sample) { through_convolution(sample); });
+    const bool needs_mean = q.plane_of_average >= 0 && (q.channel || q.pre);
+    if (needs_mean) {
+      for_each_block(q, n0, n1, [&](int64_t sample, int64_t block) {
+        q.kernels().weighted(q.part(sample, block), dmean_of(sample),
+                             partial.get() + ((sample - n0) * q.blocks + block) * q.c);
+      });
+    }
+    if (!q.channel && !q.pre) return;
+    each_sample(q.blocks * q.c + 8 * q.p, [&](int64_t sample) { channel_gate_gradient(sample, needs_mean); });
+    if (q.channel) through_perceptron();
+    if (q.pre) each_sample(4 * q.c, [&](int64_t sample) { sums_of_input_gradient(sample); });
+  }
+
+  const A* dmean_of(int64_t sample) const {  // already divided by C
+    return q.plane_of_average < 0 ? dmean.get() : dmaps.get() + (sample * q.planes + q.plane_of_average) * q.p;
+  }
+  const A* dmax_of(int64_t sample) const {
+    return q.plane_of_maximum < 0 ? dmean.get() : dmaps.get() + (sample * q.planes + q.plane_of_maximum) * q.p;
+  }
+
+  void through_convolution(int64_t sample) {
+    const Algebra<A>& algebra = algebra_for<A>();
+    Scratch<A> padded(q.planes * q.plane_size), dz(q.plane_size);
+    padded_maps(sample, padded.get());
+    std::fill_n(dz.get(), q.plane_size, A(0));
+    pad_rows(q, dt_of(sample), dz.get(), 0, q.p);
+    algebra.kernel_grad(padded.get(), q.planes, q.height, q.width, q.pitch, dz.get(), q.k,
+                        dkernels.get() + sample * q.planes * q.k * q.k);
+    for (int64_t plane = 0; plane < q.planes; ++plane) {
+      A* out = dmaps.get() + (sample * q.planes + plane) * q.p;
+      algebra.convolve(dz.get(), 1, q.height, q.pitch, flipped.get() + plane * q.k * q.k, q.k, q.width, 0, q.height, out);
+      if (plane == q.plane_of_average)
+        for (int64_t i = 0; i < q.p; ++i) out[i] /= static_cast<A>(q.c);
+    }
+  }
+
+  int64_t offset(int64_t channel, int64_t position) const {
+    return q.layout == kChannelsLast ? position * q.c + channel : channel * q.p + position;
+  }
+
+  // ds in gtx, then da. The sums are over u; x = alpha u + beta turns them into sums over x.
+  void channel_gate_gradient(int64_t sample, bool has_mean) {
+    A *of_u = gtx.get() + sample * q.c, *of_one = q.pre ? gt.get() + sample * q.c : nullptr;
+    if (has_mean) {
+      const A* own = partial.get() + (sample - n0) * q.blocks * q.c;
+      for (int64_t block = 0; block < q.blocks; ++block)
+        for (int64_t c = 0; c < q.c; ++c) of_u[c] += own[block * q.c + c];
+      if (of_one) {
+        A total = 0;
+        for (int64_t i = 0; i < q.p; ++i) total += dmean_of(sample)[i];
+        for (int64_t c = 0; c < q.c; ++c) of_one[c] += total;
+      }
+    }
+    if (q.spatial && q.plane_of_maximum >= 0) {
+      const T* u = q.x + sample * q.sample_size();
+      for (int64_t i = 0; i < q.p; ++i) {
+        const int32_t c = at.channel[sample * q.p + i];
+        of_u[c] += dmax_of(sample)[i] * read(u + offset(c, i));
+        if (of_one) of_one[c] += dmax_of(sample)[i];
+      }
+    }
+    for (int64_t c = 0; c < q.c && q.channel; ++c) {
+      const A ds = q.pre ? q.alpha[c] * of_u[c] + q.beta[c] * of_one[c] : of_u[c];
+      da.get()[sample * q.c + c] = ds * q.derivative(kept.s[sample * q.c + c], q.channel_scale);
+    }
+  }
+  static A read(const T* p) {
+    if constexpr (std::is_same_v<T, f16>) {
+      return half_to_float(p->bits);
+    } else if constexpr (std::is_same_v<T, bf16>) {
+      const uint32_t bits = static_cast<uint32_t>(p->bits) << 16;
+      A value;
+      std::memcpy(&value, &bits, sizeof(value));
+      return value;
+    } else {
+      return *p;
+    }
+  }
+
+  void through_perceptron() {
+    const Algebra<A>& algebra = algebra_for<A>();
+    const int64_t count = n1 - n0, rows = count * q.pooled;
+    in_parallel(q.hidden, q.c * count, [&](int64_t from, int64_t to) {
+      algebra.transposed(q.w1, da.get() + n0 * q.c, dhidden.get(), from, to, q.c, q.hidden, count);
+    });
+    for (int64_t row = n0 * q.pooled; row < n1 * q.pooled; ++row)
+      for (int64_t j = 0; j < q.hidden; ++j)
+        dpre.get()[row * q.hidden + j] =
+            kept.hidden[row * q.hidden + j] > 0 ? dhidden.get()[(row / q.pooled - n0) * q.hidden + j] : A(0);
+    A* out = dpooled.get() + n0 * q.pooled * q.c;
+    in_parallel(q.c, q.hidden * rows, [&](int64_t from, int64_t to) {
+      algebra.transposed(q.w0, dpre.get() + n0 * q.pooled * q.hidden, out, from, to, q.hidden, q.c, rows);
+    });
+    if (q.row_of_average >= 0)
+      for (int64_t sample = n0; sample < n1; ++sample)
+        for (int64_t c = 0; c < q.c; ++c)
+          dpooled.get()[(sample * q.pooled + q.row_of_average) * q.c + c] /= static_cast<A>(q.p);
+  }
+  const A* pooled_gradient(int64_t sample, int64_t row) const {
+    return row < 0 ? nothing.get() : dpooled.get() + (sample * q.pooled + row) * q.c;
+  }
+
+  // sum_p dx and sum_p dx u of one sample, without another look at g.
+  void sums_of_input_gradient(int64_t sample) {
+    A *ones = dx_sums.get() + 2 * sample * q.c, *us = ones + q.c;
+    const A *davg = pooled_gradient(sample, q.row_of_average), *dpeak = pooled_gradient(sample, q.row_of_maximum);
+    const T* u = q.x + sample * q.sample_size();
+    for (int64_t c = 0; c < q.c; ++c) {
+      const A s = s_used.of(sample)[c];
+      ones[c] = s * gt.get()[sample * q.c + c] + davg[c] * static_cast<A>(q.p) + dpeak[c];
+      us[c] = s * gtx.get()[sample * q.c + c] + davg[c] * usum.get()[sample * q.c + c];
+      if (q.row_of_maximum >= 0) us[c] += dpeak[c] * read(u + offset(c, at.position[sample * q.c + c]));
+    }
+  }
+
+  void sums_in_front(A* dweight, A* dbias) {
+    for (int64_t c = 0; c < q.c; ++c) {
+      double ones = 0, us = 0;
+      for (int64_t sample = 0; sample < q.n; ++sample) {
+        ones += dx_sums.get()[2 * sample * q.c + c];
+        us += dx_sums.get()[(2 * sample + 1) * q.c + c];
+      }
+      const double mean = q.pre_mean[c], invstd = q.pre_invstd[c];
+      const double slope = invstd * (us - mean * ones);  // sum of dx times the normalised input
+      if (dweight) dweight[c] = static_cast<A>(slope);
+      if (dbias) dbias[c] = static_cast<A>(ones);
+      if (through_statistics) {
+        const double count = static_cast<double>(q.n) * q.p, alpha = q.alpha[c];
+        k1.get()[c] = static_cast<A>(-alpha * invstd * slope / count);
+        k0.get()[c] = static_cast<A>(alpha * (mean * invstd * slope - ones) / count);
+      }
+    }
+  }
+
+  void last_read() {
+    for_each_block(q, n0, n1, [&](int64_t sample, int64_t block) {
+      const bool maxima = q.spatial && q.plane_of_maximum >= 0, peaks = q.row_of_maximum >= 0;
+      const typename Kernels<T>::Gradient f = {s_used.of(sample),
+                                               pooled_gradient(sample, q.row_of_average),
+                                               pooled_gradient(sample, q.row_of_maximum),
+                                               peaks ? at.position + sample * q.c : nowhere.get(),
+                                               t_used.of(sample),
+                                               dmean_of(sample),
+                                               dmax_of(sample),
+                                               maxima ? at.channel + sample * q.p : nowhere.get(),
+                                               k1.get(),
+                                               k0.get()};
+      q.kernels().input_grad(q.part(sample, block), g + sample * q.sample_size(), f, dx + sample * q.sample_size());
+    });
+  }
+
+  const Problem<T>& q;
+  const Saved<A>& kept;
+  const Where<T>& at;
+  const T* g;
+  T* dx;
+  const bool through_statistics;
+  int64_t n0 = 0, n1 = 0;
+  Scratch<A> dt;     // (N, P), then the gradient of the spatial logits
+  Scratch<A> dmaps;  // (N, planes, P)
+  Scratch<A> dmean;  // zeros (P) where a map is not read
+  Scratch<A> dkernels, flipped, dnorm, partial;
+  Scratch<A> gtx, gt, usum, da;  // (N, C)
+  Scratch<A> dhidden, dpre, dpooled, nothing, dx_sums, k1, k0;
+  Scratch<int32_t> nowhere;
+  UsedGate<T> s_used, t_used;
+};
+
+}  // namespace
+
+template <class T>
+std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weights& weights, const Switches& switches,
+                                 const Tensor& saved, const Tensor& where, bool pre_training) {
+  using A = acc_t<T>;
+  const Problem<T> problem(x, weights, switches);
+  const ScalarType type = scalar_type_of<A>();
+  const Saved<A> kept(problem, static_cast<A*>(saved.data_ptr()));
+  const Where<T> at(problem, static_cast<int32_t*>(where.data_ptr()));
+  STD_TORCH_CHECK(saved.numel() == kept.size && where.numel() == at.size && saved.scalar_type() == type &&
+                      where.scalar_type() == ScalarType::Int && saved.is_contiguous() && where.is_contiguous(),
+                  "cbam: saved and where are not those of this map's forward");
+  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && grad.dim() == 4, "cbam: the gradient is not of the map's type");
+  for (int axis = 0; axis < 4; ++axis)
+    STD_TORCH_CHECK(grad.size(axis) == x.size(axis) && (grad.size(axis) == 1 || grad.stride(axis) == x.stride(axis)),
+                    "cbam: the gradient is not in the map's memory format");
+  auto gradient_of = [&](const Weight& weight, bool wanted) {
+    Tensor out = new_vector(x, weight && wanted ? weight->numel() : 0, type);
+    if (problem.n == 0 && out.numel()) std::memset(out.mutable_data_ptr(), 0, out.numel() * sizeof(A));
+    return out;
+  };
+  std::vector<Tensor> out = {new_like(x),
+                             gradient_of(weights.w0, true),
+                             gradient_of(weights.b0, true),
+                             gradient_of(weights.w1, true),
+                             gradient_of(weights.b1, true),
+                             gradient_of(weights.kernel, true),
+                             gradient_of(weights.norm_weight, problem.norm),
+                             gradient_of(weights.norm_bias, problem.norm),
+                             gradient_of(weights.pre_weight, problem.pre),
+                             gradient_of(weights.pre_bias, problem.pre)};
+  if (problem.n == 0) return out;
+  auto data = [&](int i) { return out[i].numel() ? static_cast<A*>(out[i].mutable_data_ptr()) : nullptr; };
+  Backward<T> backward(problem, kept, at, static_cast<const T*>(grad.const_data_ptr()),
+                       static_cast<T*>(out[0].mutable_data_ptr()), pre_training);
+  backward.run(data(8), data(9));
+  backward.weight_gradients(data(1), data(2), data(3), data(4), data(5), data(6), data(7));
+  return out;
+}
+
+#define CBAM_INSTANTIATE(T)                                                                                     \
+  template std::vector<Tensor> run_backward<T>(const Tensor&, const Tensor&, const Weights&, const Switches&,   \
+                                               const Tensor&, const Tensor&, bool);
+CBAM_FOR_EACH_TYPE(CBAM_INSTANTIATE)
+#undef CBAM_INSTANTIATE
+
+}  // namespace cbam

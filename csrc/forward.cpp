@@ -1,0 +1,202 @@
+// The forward pass. Samples go through all phases in chunks small enough to be found in the caches again, so of the
+// three reads of the map two do not reach memory:
+//   pool -> perceptron -> squeeze (reads s x) -> convolution, gate, y = s t x.
+// A batch norm in the spatial gate that uses batch statistics needs the logits of all samples before the last step.
+#include "small.h"
+
+namespace cbam {
+
+namespace {
+
+template <class T>
+class Forward {
+  using A = acc_t<T>;
+
+ public:
+  Forward(const Problem<T>& problem, const Saved<A>& saved, const Where<T>& where, T* output)
+      : q(problem),
+        keep(saved),
+        at(where),
+        y(output),
+        sums(q.channel ? 2 * q.chunk * q.blocks * q.c : 0),
+        firsts(q.channel && at.position ? q.chunk * q.blocks * q.c : 0),
+        hidden_sums(q.chunk * q.hidden),
+        unread(q.spatial && q.planes == 1 ? q.chunk * q.p : 0),
+        padded(q.chunk * q.planes * q.plane_size),
+        s_used(q.n, q.c, q.channel, keep.s),
+        t_used(q.n, q.p, q.spatial, keep.t) {}
+
+  // The chunks one after the other; with batch statistics again, backwards, to begin with what is still in the caches.
+  void run(A* batch_statistics) {
+    for (n0 = 0; n0 < q.n; n0 += q.chunk) {
+      n1 = std::min(q.n, n0 + q.chunk);
+      if (q.channel) channel_gate();
+      if (q.spatial) squeeze();
+      if (!q.norm_training) gate_and_apply(true);
+      else logits(keep.zhat);
+    }
+    if (!q.norm_training) return;
+    normalise(batch_statistics);
+    for (n0 = (q.n - 1) / q.chunk * q.chunk; n0 >= 0; n0 -= q.chunk) {
+      n1 = std::min(q.n, n0 + q.chunk);
+      gate_and_apply(false);
+    }
+  }
+
+ private:
+  template <class F>
+  void each_block(const F& f) const {
+    for_each_block(q, n0, n1, f);
+  }
+
+  void channel_gate() {
+    const int64_t count = n1 - n0;
+    A* maxima = sums.get() + q.chunk * q.blocks * q.c;
+    each_block([&](int64_t sample, int64_t block) {
+      const int64_t offset = ((sample - n0) * q.blocks + block) * q.c;
+      q.kernels().pool(q.part(sample, block), sums.get() + offset, maxima + offset,
+                       at.position ? firsts.get() + offset : nullptr);
+    });
+    for (int64_t sample = n0; sample < n1; ++sample) combine(sample, maxima);
+    const Algebra<A>& algebra = algebra_for<A>();
+    const int64_t rows = count * q.pooled;
+    A* in = keep.pooled + n0 * q.pooled * q.c;
+    A* out = keep.hidden + n0 * q.pooled * q.hidden;
+    in_parallel(q.hidden, q.c * rows, [&](int64_t from, int64_t to) {
+      algebra.dense(q.w0, q.b0, in, out, from, to, q.hidden, q.c, rows);
+    });
+    sum_hidden(q, n0, n1, keep.hidden, hidden_sums.get());
+    A* s = keep.s + n0 * q.c;
+    in_parallel(q.c, q.hidden * count, [&](int64_t from, int64_t to) {
+      algebra.dense(q.w1, nullptr, hidden_sums.get(), s, from, to, q.c, q.hidden, count);
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t c = from; c < to; ++c) {
+          const A bias = q.b1 ? q.b1[c] * static_cast<A>(q.pooled) : A(0);
+          s[i * q.c + c] = q.activate(s[i * q.c + c] + bias, q.channel_scale);
+        }
+      for (int64_t i = 0; i < count; ++i) s_used.round(n0 + i, from, to);
+    });
+  }
+
+  // The blocks' sums and maxima, in order: the first maximum wins, and NaN stays.
+  void combine(int64_t sample, const A* maxima) {
+    const int64_t base = (sample - n0) * q.blocks * q.c;
+    A* rows = keep.pooled + sample * q.pooled * q.c;
+    for (int64_t c = 0; c < q.c && q.row_of_average >= 0; ++c) {
+      A sum = sums.get()[base + c];
+      for (int64_t b = 1; b < q.blocks; ++b) sum += sums.get()[base + b * q.c + c];
+      rows[q.row_of_average * q.c + c] = sum / static_cast<A>(q.p);
+    }
+    for (int64_t c = 0; c < q.c && q.row_of_maximum >= 0; ++c) {
+      int64_t best = base + c;
+      for (int64_t b = 1; b < q.blocks; ++b) {
+        const int64_t other = base + b * q.c + c;
+        if (maxima[best] == maxima[best] && !(maxima[other] <= maxima[best])) best = other;
+      }
+      rows[q.row_of_maximum * q.c + c] = maxima[best];
+      if (at.position) at.position[sample * q.c + c] = firsts.get()[best];
+    }
+    if (at.position && q.row_of_maximum < 0)
+      for (int64_t c = 0; c < q.c; ++c) at.position[sample * q.c + c] = -1;
+  }
+
+  void squeeze() {
+    clear_padding(q, padded.get(), (n1 - n0) * q.planes);
+    each_block([&](int64_t sample, int64_t block) {
+      const Part<T> part = q.part(sample, block);
+      A* maps = keep.maps + sample * q.planes * q.p;
+      A* scratch = unread.get() + (q.planes == 1 ? (sample - n0) * q.p : 0);
+      A* average = q.plane_of_average >= 0 ? maps + q.plane_of_average * q.p : scratch;
+      A* maximum = q.plane_of_maximum >= 0 ? maps + q.plane_of_maximum * q.p : scratch;
+      int32_t* channels = at.channel ? at.channel + sample * q.p : nullptr;
+      q.kernels().squeeze(part, s_used.of(sample), average, maximum, channels);
+      if (channels && q.plane_of_maximum < 0)
+        for (int64_t i = part.p0; i < part.p1; ++i) channels[i] = -1;
+      if (q.plane_of_average >= 0)
+        for (int64_t i = part.p0; i < part.p1; ++i) average[i] /= static_cast<A>(q.c);
+      for (int64_t plane = 0; plane < q.planes; ++plane)
+        pad_rows(q, maps + plane * q.p, padded.get() + ((sample - n0) * q.planes + plane) * q.plane_size, part.p0,
+                 part.p1);
+    });
+  }
+
+  void convolve(int64_t sample, const Part<T>& part, A* out) const {
+    algebra_for<A>().convolve(padded.get() + (sample - n0) * q.planes * q.plane_size, q.planes, q.height, q.pitch,
+                              q.kernel, q.k, q.width, part.p0 / q.width, part.p1 / q.width, out);
+  }
+
+  void logits(A* out) {
+    each_block([&](int64_t sample, int64_t block) { convolve(sample, q.part(sample, block), out + sample * q.p); });
+  }
+
+  void normalise(A* batch_statistics) {
+    const int64_t count = q.n * q.p;
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < count; ++i) sum += keep.zhat[i];
+    const double mean = sum / count;
+    for (int64_t i = 0; i < count; ++i) squares += (keep.zhat[i] - mean) * (keep.zhat[i] - mean);
+    const double variance = squares / count, invstd = 1 / std::sqrt(variance + q.norm_eps);
+    keep.stats[0] = static_cast<A>(mean), keep.stats[1] = static_cast<A>(invstd);
+    batch_statistics[0] = static_cast<A>(mean), batch_statistics[1] = static_cast<A>(variance);
+    in_parallel(count, 1, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) keep.zhat[i] = (keep.zhat[i] - keep.stats[0]) * keep.stats[1];
+    });
+  }
+
+  void gate_and_apply(bool from_maps) {
+    const A invstd = A(1) / std::sqrt(q.norm_var + q.norm_eps);
+    each_block([&](int64_t sample, int64_t block) {
+      const Part<T> part = q.part(sample, block);
+      A* t = keep.t + sample * q.p;
+      if (q.spatial) {
+        if (from_maps) convolve(sample, part, t);
+        for (int64_t i = part.p0; i < part.p1; ++i) {
+          A z = from_maps ? t[i] : keep.zhat[sample * q.p + i];
+          if (q.norm && from_maps) z = (z - q.norm_mean) * invstd;
+          if (q.norm) z = z * q.norm_weight + q.norm_bias;
+          t[i] = q.activate(z, q.spatial_scale);
+        }
+        t_used.round(sample, part.p0, part.p1);
+      }
+      q.kernels().apply(part, s_used.of(sample), t_used.of(sample), y + sample * q.sample_size());
+    });
+  }
+
+  const Problem<T>& q;
+  const Saved<A>& keep;
+  const Where<T>& at;
+  T* y;
+  int64_t n0 = 0, n1 = 0;
+  Scratch<A> sums;        // and maxima: (chunk, blocks, C) each
+  Scratch<int32_t> firsts;
+  Scratch<A> hidden_sums, unread, padded;
+  UsedGate<T> s_used, t_used;
+};
+
+}  // namespace
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& x, const Weights& weights,
+                                                       const Switches& switches, bool keep) {
+  using A = acc_t<T>;
+  const Problem<T> problem(x, weights, switches);
+  const ScalarType type = scalar_type_of<A>();
+  const int64_t floats = Saved<A>(problem, nullptr).size, integers = Where<T>(problem, nullptr).size;
+  Tensor y = new_like(x), kept = new_vector(x, keep ? floats : 0, type);
+  Tensor where = new_vector(x, keep ? integers : 0, ScalarType::Int);
+  Tensor stats = new_vector(x, problem.norm_training ? 2 : 0, type);
+  const Scratch<A> unkept(keep ? 0 : floats);
+  const Saved<A> saved(problem, keep ? static_cast<A*>(kept.mutable_data_ptr()) : unkept.get());
+  const Where<T> at(problem, keep ? static_cast<int32_t*>(where.mutable_data_ptr()) : nullptr);
+  if (problem.n > 0)
+    Forward<T>(problem, saved, at, static_cast<T*>(y.mutable_data_ptr())).run(static_cast<A*>(stats.mutable_data_ptr()));
+  return {y, kept, where, stats};
+}
+
+#define CBAM_INSTANTIATE(T)                                                                            \
+  template std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward<T>(const Tensor&, const Weights&,    \
+                                                                     const Switches&, bool);
+CBAM_FOR_EACH_TYPE(CBAM_INSTANTIATE)
+#undef CBAM_INSTANTIATE
+
+}  // namespace cbam

@@ -1,0 +1,213 @@
+#include "problem.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace cbam {
+
+Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                  ScalarType type) {
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+Tensor new_vector(const Tensor& like, int64_t size, ScalarType type) { return new_tensor(like, {size}, {1}, type); }
+
+Tensor new_like(const Tensor& like) {
+  const auto sizes = like.sizes(), strides = like.strides();
+  return new_tensor(like, {sizes.begin(), sizes.end()}, {strides.begin(), strides.end()}, like.scalar_type());
+}
+
+namespace {
+
+bool dense(const Tensor& x, const int (&order)[4]) {
+  int64_t stride = 1;
+  for (int axis : order) {
+    if (x.size(axis) != 1 && x.stride(axis) != stride) return false;
+    stride *= x.size(axis);
+  }
+  return true;
+}
+
+Layout layout_of(const Tensor& x) {
+  const bool contiguous = dense(x, {3, 2, 1, 0}), last = dense(x, {1, 3, 2, 0});
+  STD_TORCH_CHECK(contiguous || last || x.numel() == 0,
+                  "cbam expects a map that is dense in contiguous or channels_last memory format");
+  // A map of one position is a row of channels either way: long rows are the fast ones.
+  return last && (!contiguous || x.size(2) * x.size(3) == 1) ? kChannelsLast : kContiguous;
+}
+
+template <class A>
+const A* pointer(const Weight& weight, int64_t count, const char* name) {
+  if (!weight) return nullptr;
+  STD_TORCH_CHECK(weight->is_cpu() && weight->is_contiguous() && weight->scalar_type() == scalar_type_of<A>(),
+                  "cbam expects ", name, " contiguous on the CPU, in the map's accumulation type");
+  STD_TORCH_CHECK(weight->numel() == count, "cbam expects ", name, " with ", count, " elements, got ", weight->numel());
+  return static_cast<const A*>(weight->const_data_ptr());
+}
+template <class A>
+A scalar(const Weight& weight, A otherwise, const char* name) {
+  const A* p = pointer<A>(weight, 1, name);
+  return p ? *p : otherwise;
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A block is about as large as half of a second-level cache's share, so that a few of them stay there between phases.
+constexpr int64_t kBlockBytes = 128 << 10;
+// Rows of a contiguous map are read in pieces of a block's positions: shorter pieces than this waste the prefetcher.
+constexpr int64_t kShortestPiece = 384;
+constexpr int64_t kChunkBytes = 4 << 20;
+
+}  // namespace
+
+template <class T>
+Problem<T>::Problem(const Tensor& map, const Weights& weights, const Switches& switches) {
+  STD_TORCH_CHECK(map.dim() == 4 && map.is_cpu(), "cbam expects a map (N, C, H, W) on the CPU");
+  n = map.size(0), c = map.size(1), height = map.size(2), width = map.size(3), p = height * width;
+  STD_TORCH_CHECK(c > 0 && p > 0 && c < INT32_MAX && p < INT32_MAX, "cbam expects C, H and W of at least 1");
+  layout = layout_of(map);
+  x = static_cast<const T*>(map.const_data_ptr());
+
+  channel = weights.w0.has_value();
+  hidden = pooled = 0;
+  row_of_average = row_of_maximum = -1;
+  w0 = b0 = w1 = b1 = nullptr;
+  if (channel) {
+    STD_TORCH_CHECK(switches.pooling >= 1 && switches.pooling <= 3, "cbam: pooling is 1, 2 or 3");
+    hidden = weights.w0->numel() / c;
+    STD_TORCH_CHECK(hidden > 0, "cbam expects w0 of shape (h, C)");
+    w0 = pointer<A>(weights.w0, hidden * c, "w0"), w1 = pointer<A>(weights.w1, c * hidden, "w1");
+    b0 = pointer<A>(weights.b0, hidden, "b0"), b1 = pointer<A>(weights.b1, c, "b1");
+    STD_TORCH_CHECK(w1, "cbam expects w1 together with w0");
+    if (switches.pooling & kAverage) row_of_average = pooled++;
+    if (switches.pooling & kMaximum) row_of_maximum = pooled++;
+  }
+  channel_scale = scalar<A>(weights.channel_scale, A(1), "channel_scale");
+
+  spatial = weights.kernel.has_value();
+  k = planes = 0;
+  plane_of_average = plane_of_maximum = -1;
+  kernel = nullptr;
+  if (spatial) {
+    const int64_t d = switches.descriptor;
+    STD_TORCH_CHECK(d >= kAverage && d <= kMaximumAverage, "cbam: descriptor is 1, 2, 3 or 4");
+    planes = d >= kAverageMaximum ? 2 : 1;
+    if (d != kMaximum) plane_of_average = d == kMaximumAverage ? 1 : 0;
+    if (d != kAverage) plane_of_maximum = d == kAverageMaximum ? 1 : 0;
+    k = weights.kernel->size(weights.kernel->dim() - 1);
+    STD_TORCH_CHECK(k % 2 == 1, "cbam expects an odd kernel");
+    kernel = pointer<A>(weights.kernel, planes * k * k, "kernel");
+  }
+  spatial_scale = scalar<A>(weights.spatial_scale, A(1), "spatial_scale");
+  norm_training = spatial && switches.norm_training;
+  norm = spatial && (norm_training || weights.norm_mean.has_value());
+  norm_weight = scalar<A>(weights.norm_weight, A(1), "norm_weight");
+  norm_bias = scalar<A>(weights.norm_bias, A(0), "norm_bias");
+  norm_mean = scalar<A>(weights.norm_mean, A(0), "norm_mean");
+  norm_var = scalar<A>(weights.norm_var, A(1), "norm_var");
+  norm_eps = static_cast<A>(switches.norm_eps);
+  hard = switches.activation == 1;
+
+  pre = weights.pre_mean.has_value();
+  pre_mean = pointer<A>(weights.pre_mean, c, "pre_mean");
+  pre_invstd = pointer<A>(weights.pre_invstd, c, "pre_invstd");
+  if (pre) {
+    STD_TORCH_CHECK(pre_invstd, "cbam expects pre_invstd together with pre_mean");
+    const A *gain = pointer<A>(weights.pre_weight, c, "pre_weight"), *shift = pointer<A>(weights.pre_bias, c, "pre_bias");
+    alpha.resize(c), beta.resize(c);
+    // torch's own batch norm compiles to a fused multiply-add where the processor has one: the same bits are wanted.
+    const bool fused = isa() != Isa::plain;
+    for (int64_t i = 0; i < c; ++i) {
+      alpha[i] = gain ? pre_invstd[i] * gain[i] : pre_invstd[i];
+      const A bias = shift ? shift[i] : A(0);
+      beta[i] = fused ? std::fma(-pre_mean[i], alpha[i], bias) : bias - pre_mean[i] * alpha[i];
+    }
+  }
+
+  const int64_t row_bytes = width * c * static_cast<int64_t>(sizeof(T));
+  block_rows = ceil_div(kBlockBytes, row_bytes);
+  if (layout == kContiguous) block_rows = std::max(block_rows, ceil_div(kShortestPiece, width));
+  blocks = ceil_div(height, block_rows);
+  block_rows = ceil_div(height, blocks);  // of equal size
+  blocks = ceil_div(height, block_rows);
+  chunk = std::max<int64_t>(1, std::min(n, kChunkBytes / (c * p * static_cast<int64_t>(sizeof(T)))));
+  pitch = width + k - 1 + algebra_for<A>().lanes;
+  plane_size = spatial ? (height + k - 1) * pitch : 0;
+}
+
+template <class T>
+acc_t<T> Problem<T>::activate(A z, A scale) const {
+  if (hard) {
+    const A shifted = z + 3;
+    return scale * ((shifted < 0 ? A(0) : shifted > 6 ? A(6) : shifted) / 6);
+  }
+  return scale * (A(1) / (A(1) + std::exp(-z)));
+}
+
+template <class T>
+acc_t<T> Problem<T>::derivative(A gate, A scale) const {
+  if (scale == 0) return 0;
+  const A share = gate / scale;
+  if (hard) return share > 0 && share < 1 ? scale / 6 : share == share ? A(0) : share;
+  return gate * (1 - share);
+}
+
+#define CBAM_INSTANTIATE(T) template struct Problem<T>;
+CBAM_FOR_EACH_TYPE(CBAM_INSTANTIATE)
+#undef CBAM_INSTANTIATE
+
+// ---- the instruction set -------------------------------------------------------------------------------------------
+
+namespace {
+
+Isa detect() {
+#if defined(CBAM_X86)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  Isa best = avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::plain;
+  if (const char* asked = std::getenv("CBAM_ISA")) {
+    const Isa limit = !std::strcmp(asked, "plain") ? Isa::plain : !std::strcmp(asked, "avx2") ? Isa::avx2 : Isa::avx512;
+    if (limit < best) best = limit;
+  }
+  return best;
+#else
+  return Isa::plain;
+#endif
+}
+
+}  // namespace
+
+Isa isa() {
+  static const Isa found = detect();
+  return found;
+}
+
+template <class T>
+const Kernels<T>& kernels_for(Layout layout, bool norm) {
+#if defined(CBAM_X86)
+  if (isa() == Isa::avx512) return avx512::kernels<T>(layout, norm);
+  if (isa() == Isa::avx2) return avx2::kernels<T>(layout, norm);
+#endif
+  return plain::kernels<T>(layout, norm);
+}
+template <class A>
+const Algebra<A>& algebra_for() {
+#if defined(CBAM_X86)
+  if (isa() == Isa::avx512) return avx512::algebra<A>();
+  if (isa() == Isa::avx2) return avx2::algebra<A>();
+#endif
+  return plain::algebra<A>();
+}
+#define CBAM_INSTANTIATE(T) template const Kernels<T>& kernels_for<T>(Layout, bool);
+CBAM_FOR_EACH_TYPE(CBAM_INSTANTIATE)
+#undef CBAM_INSTANTIATE
+template const Algebra<float>& algebra_for<float>();
+template const Algebra<double>& algebra_for<double>();
+
+}  // namespace cbam

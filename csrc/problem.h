@@ -1,0 +1,166 @@
+// What one call computes: shapes, weights and switches, checked, and the layout of what is kept for backward.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include "kernels.h"
+
+namespace cbam {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Weight = std::optional<Tensor>;
+
+enum class Isa { plain = 0, avx2 = 1, avx512 = 2 };
+Isa isa();  // of this processor, lowered by CBAM_ISA
+
+template <class T>
+const Kernels<T>& kernels_for(Layout layout, bool norm);
+template <class A>
+const Algebra<A>& algebra_for();
+
+// The optional tensors in the order of the schema.
+struct Weights {
+  const Weight &w0, &b0, &w1, &b1, &channel_scale;
+  const Weight &kernel, &norm_weight, &norm_bias, &norm_mean, &norm_var, &spatial_scale;
+  const Weight &pre_weight, &pre_bias, &pre_mean, &pre_invstd;
+};
+struct Switches {
+  int64_t pooling, descriptor, activation;
+  bool norm_training;
+  double norm_eps;
+};
+enum Maps { kAverage = 1, kMaximum = 2, kAverageMaximum = 3, kMaximumAverage = 4 };
+
+// Memory that nobody has written yet, aligned for every register.
+template <class A>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : memory_(static_cast<A*>(::operator new(sizeof(A) * (count > 0 ? count : 1), std::align_val_t(64)))) {}
+  A* get() const { return memory_.get(); }
+
+ private:
+  struct Free {
+    void operator()(A* p) const { ::operator delete(p, std::align_val_t(64)); }
+  };
+  std::unique_ptr<A, Free> memory_;
+};
+
+Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                  ScalarType type);
+Tensor new_vector(const Tensor& like, int64_t size, ScalarType type);
+Tensor new_like(const Tensor& like);
+
+template <class A>
+constexpr ScalarType scalar_type_of() {
+  return sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float;
+}
+
+// Run f(begin, end) over [0, count) on torch's threads; `work` is roughly the elements that one item touches.
+template <class F>
+void in_parallel(int64_t count, int64_t work, const F& f) {
+  if (count <= 0) return;
+  const int64_t grain = 16384 / (work > 0 ? work : 1);
+  torch::stable::parallel_for(0, count, grain > 0 ? grain : 1, f);
+}
+
+template <class T>
+struct Problem {
+  using A = acc_t<T>;
+
+  Problem(const Tensor& x, const Weights& weights, const Switches& switches);
+
+  int64_t n, c, height, width, p;
+  Layout layout;
+  const T* x;
+
+  bool channel;  // the channel gate is there
+  const A *w0, *b0, *w1, *b1;
+  int64_t hidden;
+  int64_t pooled;  // rows of pooled values for a sample: 1 or 2
+  int64_t row_of_average, row_of_maximum;  // -1: not read
+  A channel_scale;
+
+  bool spatial;  // the spatial gate is there
+  const A* kernel;
+  int64_t k, planes, plane_of_average, plane_of_maximum;
+  A spatial_scale;
+  bool norm, norm_training;
+  A norm_weight, norm_bias, norm_mean, norm_var, norm_eps;
+  bool hard;
+
+  bool pre;  // a batch norm in front
+  std::vector<A> alpha, beta;
+  const A *pre_mean, *pre_invstd;
+
+  // A sample is worked on in blocks of whole rows of the map; the partition depends on the shape alone, so sums do not
+  // depend on the number of threads.
+  int64_t block_rows, blocks;
+  int64_t chunk;  // samples that pass through all phases together, to meet the caches again
+  int64_t pitch, plane_size;  // of a zero-padded map
+
+  int64_t sample_size() const { return c * p; }
+  Part<T> part(int64_t sample, int64_t block) const {
+    const int64_t h0 = block * block_rows, h1 = h0 + block_rows < height ? h0 + block_rows : height;
+    return {x + sample * sample_size(), c, p, h0 * width, h1 * width, pre ? alpha.data() : nullptr,
+            pre ? beta.data() : nullptr};
+  }
+  const Kernels<T>& kernels() const { return kernels_for<T>(layout, pre); }
+
+  A activate(A z, A scale) const;
+  A derivative(A gate, A scale) const;  // of the activation, from its value
+};
+
+// The floats kept for backward, one after the other in `saved`.
+template <class A>
+struct Saved {
+  template <class T>
+  Saved(const Problem<T>& q, A* memory) {
+    s = memory;
+    pooled = s + (q.channel ? q.n * q.c : 0);
+    hidden = pooled + (q.channel ? 2 * q.n * q.c : 0);
+    t = hidden + (q.channel ? 2 * q.n * q.hidden : 0);
+    maps = t + (q.spatial ? q.n * q.p : 0);
+    zhat = maps + (q.spatial ? 2 * q.n * q.p : 0);
+    stats = zhat + (q.norm_training ? q.n * q.p : 0);
+    size = stats - memory + (q.norm_training ? 2 : 0);
+  }
+  A* s;       // (N, C) channel gates
+  A* pooled;  // (N, rows, C) averages and maxima
+  A* hidden;  // (N, rows, h) after the ReLU
+  A* t;       // (N, P) spatial gates
+  A* maps;    // (N, planes, P) descriptors in the kernel's order
+  A* zhat;    // (N, P) normalised logits, with batch statistics only
+  A* stats;   // their mean and 1 / standard deviation
+  int64_t size;
+};
+template <class T>
+struct Where {
+  Where(const Problem<T>& q, int32_t* memory) {
+    channel = memory;
+    position = memory ? memory + (q.spatial ? q.n * q.p : 0) : nullptr;
+    size = (q.spatial ? q.n * q.p : 0) + (q.channel ? q.n * q.c : 0);
+  }
+  int32_t* channel;   // (N, P) channel of each position's maximum
+  int32_t* position;  // (N, C) position of each channel's maximum
+  int64_t size;
+};
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& x, const Weights& weights,
+                                                       const Switches& switches, bool keep);
+template <class T>
+std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weights& weights, const Switches& switches,
+                                 const Tensor& saved, const Tensor& where, bool pre_training);
+
+}  // namespace cbam

@@ -1,0 +1,85 @@
+// What the forward and the backward pass share outside the sweeps over the map.
+#pragma once
+
+#include <algorithm>
+
+#include "problem.h"
+
+namespace cbam {
+
+// f(sample, block) for every block of the samples [n0, n1), on torch's threads.
+template <class T, class F>
+void for_each_block(const Problem<T>& q, int64_t n0, int64_t n1, const F& f) {
+  in_parallel((n1 - n0) * q.blocks, q.sample_size() / q.blocks, [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; ++i) f(n0 + i / q.blocks, i % q.blocks);
+  });
+}
+
+// A gate as it multiplies the map: rounded to the map's type. An absent gate is one everywhere.
+template <class T>
+class UsedGate {
+  using A = acc_t<T>;
+  static constexpr bool kRounds = sizeof(T) < sizeof(A);
+
+ public:
+  UsedGate(int64_t samples, int64_t size, bool present, const A* exact)
+      : exact_(exact), size_(size), present_(present), own_(!present ? size : kRounds ? samples * size : 0) {
+    if (!present) std::fill_n(own_.get(), size, A(1));
+  }
+  const A* of(int64_t sample) const {
+    if (!present_) return own_.get();
+    return (kRounds ? own_.get() : exact_) + sample * size_;
+  }
+  void round(int64_t sample, int64_t from, int64_t to) const {
+    if constexpr (kRounds)
+      for (int64_t i = sample * size_ + from; i < sample * size_ + to; ++i) own_.get()[i] = stored(exact_[i]);
+  }
+
+ private:
+  static A stored(A value) {
+    if constexpr (std::is_same_v<T, f16>) return half_to_float(float_to_half(value));
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    if (value != value) return value;
+    bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+    A result = value;
+    std::memcpy(&result, &bits, sizeof(bits));
+    return result;
+  }
+
+  const A* exact_;
+  int64_t size_;
+  bool present_;
+  Scratch<A> own_;
+};
+
+// relu in place, and the sum over a sample's pooled rows: the second layer is linear, so it is applied to that.
+template <class T>
+void sum_hidden(const Problem<T>& q, int64_t n0, int64_t n1, acc_t<T>* hidden, acc_t<T>* sums) {
+  using A = acc_t<T>;
+  for (int64_t sample = n0; sample < n1; ++sample)
+    for (int64_t j = 0; j < q.hidden; ++j) {
+      A sum = 0;
+      for (int64_t row = 0; row < q.pooled; ++row) {
+        A& value = hidden[(sample * q.pooled + row) * q.hidden + j];
+        value = value < 0 ? A(0) : value;  // NaN stays
+        sum += value;
+      }
+      sums[(sample - n0) * q.hidden + j] = sum;
+    }
+}
+
+// Padded planes are (H + k - 1, pitch) with the map in the middle and zeros around it.
+template <class T>
+void clear_padding(const Problem<T>& q, acc_t<T>* planes, int64_t count) {
+  in_parallel(count, q.plane_size, [&](int64_t from, int64_t to) {
+    std::fill_n(planes + from * q.plane_size, (to - from) * q.plane_size, acc_t<T>(0));
+  });
+}
+template <class T>
+void pad_rows(const Problem<T>& q, const acc_t<T>* map, acc_t<T>* plane, int64_t p0, int64_t p1) {
+  for (int64_t h = p0 / q.width; h < p1 / q.width; ++h)
+    std::copy_n(map + h * q.width, q.width, plane + (h + q.k / 2) * q.pitch + q.k / 2);
+}
+
+}  // namespace cbam

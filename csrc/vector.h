@@ -1,0 +1,264 @@
+// One vector register of the accumulation type, for the instruction set that the including file is compiled for.
+//
+// Only compiler vector extensions (GCC, Clang) and <cstring>: no standard containers or algorithms here, because an
+// inline function of theirs compiled for AVX-512 could be the copy that the linker keeps for every caller.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) || defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "types.h"
+
+#if defined(__AVX512F__)
+#define CBAM_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define CBAM_VECTOR_BYTES 32
+#else
+#define CBAM_VECTOR_BYTES 16
+#endif
+#define CBAM_INLINE inline __attribute__((always_inline))
+
+namespace cbam {
+namespace CBAM_ISA {
+
+template <class A>
+struct Register;
+template <>
+struct Register<float> {
+  static constexpr int lanes = CBAM_VECTOR_BYTES / 4;
+  typedef float V __attribute__((vector_size(CBAM_VECTOR_BYTES)));
+  typedef int32_t I __attribute__((vector_size(CBAM_VECTOR_BYTES)));
+  typedef int32_t Index;
+};
+template <>
+struct Register<double> {
+  static constexpr int lanes = CBAM_VECTOR_BYTES / 8;
+  typedef double V __attribute__((vector_size(CBAM_VECTOR_BYTES)));
+  typedef int64_t I __attribute__((vector_size(CBAM_VECTOR_BYTES)));
+  typedef int64_t Index;
+};
+template <class A>
+using Vec = typename Register<A>::V;
+template <class A>
+using Ints = typename Register<A>::I;
+template <class A>
+inline constexpr int kLanes = Register<A>::lanes;
+
+typedef uint16_t Words __attribute__((vector_size(CBAM_VECTOR_BYTES / 2)));
+typedef uint32_t Bits __attribute__((vector_size(CBAM_VECTOR_BYTES)));
+constexpr int kFloats = CBAM_VECTOR_BYTES / 4;
+
+template <class To, class From>
+CBAM_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+template <class A>
+CBAM_INLINE Vec<A> all(A value) {
+  return value - Vec<A>{};  // keeps the sign of zero and NaN, unlike adding zeros
+}
+template <class A>
+CBAM_INLINE Ints<A> all_index(int64_t value) {
+  return static_cast<typename Register<A>::Index>(value) - Ints<A>{};
+}
+template <class A>
+CBAM_INLINE Ints<A> lane_numbers() {
+  Ints<A> numbers;
+  for (int i = 0; i < kLanes<A>; ++i) numbers[i] = i;
+  return numbers;
+}
+// Comparison results are integer masks: all ones where true.
+template <class A>
+CBAM_INLINE Ints<A> first_lanes(int64_t n) {
+  return lane_numbers<A>() < all_index<A>(n);
+}
+
+// ---- 16-bit formats --------------------------------------------------------------------------------------------
+
+CBAM_INLINE Vec<float> widen(Words words, bf16) {
+  return bit_cast<Vec<float>>(__builtin_convertvector(words, Bits) << 16);
+}
+CBAM_INLINE Words narrow(Vec<float> v, bf16) {
+  const Bits bits = bit_cast<Bits>(v);
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  return __builtin_convertvector(v == v ? rounded : Bits{} + 0x7fc0u, Words);
+}
+
+CBAM_INLINE Vec<float> widen(Words words, f16) {
+#if defined(__AVX512F__)
+  return bit_cast<Vec<float>>(_mm512_cvtph_ps(bit_cast<__m256i>(words)));
+#elif defined(__F16C__)
+  return bit_cast<Vec<float>>(_mm256_cvtph_ps(bit_cast<__m128i>(words)));
+#else
+  Vec<float> v;
+  for (int i = 0; i < kFloats; ++i) v[i] = half_to_float(words[i]);
+  return v;
+#endif
+}
+CBAM_INLINE Words narrow(Vec<float> v, f16) {
+#if defined(__AVX512F__)
+  return bit_cast<Words>(_mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+  return bit_cast<Words>(_mm256_cvtps_ph(bit_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  Words words;
+  for (int i = 0; i < kFloats; ++i) words[i] = float_to_half(v[i]);
+  return words;
+#endif
+}
+
+// ---- memory: storage type T to a register of its accumulation type and back ---------------------------------------
+
+template <class T>
+CBAM_INLINE Vec<acc_t<T>> load(const T* p) {
+  if constexpr (sizeof(T) == 2) {
+    Words words;
+    std::memcpy(&words, p, sizeof(words));
+    return widen(words, T{});
+  } else {
+    Vec<T> v;
+    std::memcpy(&v, p, sizeof(v));
+    return v;
+  }
+}
+template <class T>
+CBAM_INLINE void store(T* p, Vec<acc_t<T>> v) {
+  if constexpr (sizeof(T) == 2) {
+    const Words words = narrow(v, T{});
+    std::memcpy(p, &words, sizeof(words));
+  } else {
+    std::memcpy(p, &v, sizeof(v));
+  }
+}
+
+// The first n lanes, 0 < n < lanes; the others are zero. Nothing beyond them is touched.
+template <class T>
+CBAM_INLINE Vec<acc_t<T>> load_some(const T* p, int64_t n) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const uint32_t mask = (1u << n) - 1;
+  if constexpr (sizeof(T) == 2) {
+    return widen(bit_cast<Words>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), p)), T{});
+  } else if constexpr (sizeof(T) == 4) {
+    return bit_cast<Vec<T>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p));
+  } else {
+    return bit_cast<Vec<T>>(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p));
+  }
+#else
+#if defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    return bit_cast<Vec<T>>(_mm256_maskload_ps(p, bit_cast<__m256i>(first_lanes<float>(n))));
+  }
+#endif
+  T some[kLanes<acc_t<T>>] = {};
+  for (int64_t i = 0; i < n; ++i) some[i] = p[i];
+  return load<T>(some);
+#endif
+}
+template <class T>
+CBAM_INLINE void store_some(T* p, Vec<acc_t<T>> v, int64_t n) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const uint32_t mask = (1u << n) - 1;
+  if constexpr (sizeof(T) == 2) {
+    _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(mask), bit_cast<__m256i>(narrow(v, T{})));
+  } else if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), bit_cast<__m512>(v));
+  } else {
+    _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), bit_cast<__m512d>(v));
+  }
+#else
+#if defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    _mm256_maskstore_ps(p, bit_cast<__m256i>(first_lanes<float>(n)), bit_cast<__m256>(v));
+    return;
+  }
+#endif
+  T some[kLanes<acc_t<T>>];
+  store<T>(some, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = some[i];
+#endif
+}
+
+// Index vectors live in memory as int32 beside float and double alike.
+CBAM_INLINE Ints<float> load_index(const int32_t* p, float) {
+  Ints<float> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+CBAM_INLINE Ints<double> load_index(const int32_t* p, double) {
+  typedef int32_t Narrow __attribute__((vector_size(CBAM_VECTOR_BYTES / 2)));
+  Narrow v;
+  std::memcpy(&v, p, sizeof(v));
+  return __builtin_convertvector(v, Ints<double>);
+}
+
+// What storing to T and loading again would return.
+template <class T>
+CBAM_INLINE Vec<acc_t<T>> rounded(Vec<acc_t<T>> v) {
+  if constexpr (sizeof(T) == 2) {
+    return widen(narrow(v, T{}), T{});
+  } else {
+    return v;
+  }
+}
+template <class T>
+CBAM_INLINE acc_t<T> rounded_scalar(acc_t<T> value) {
+  if constexpr (sizeof(T) == 2) {
+    return rounded<T>(all<acc_t<T>>(value))[0];
+  } else {
+    return value;
+  }
+}
+template <class T>
+CBAM_INLINE acc_t<T> load_scalar(const T* p) {
+  if constexpr (sizeof(T) == 2) {
+    return load_some<T>(p, 1)[0];
+  } else {
+    return *p;
+  }
+}
+
+// ---- across the lanes ----------------------------------------------------------------------------------------------
+
+template <class A>
+CBAM_INLINE A sum_lanes(Vec<A> v) {
+  typedef A Quarter __attribute__((vector_size(16)));
+  constexpr int parts = CBAM_VECTOR_BYTES / 16;
+  Quarter part[parts];
+  std::memcpy(part, &v, sizeof(v));
+  for (int step = parts / 2; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) part[i] += part[i + step];
+  if constexpr (sizeof(A) == 4) {
+    return (part[0][0] + part[0][2]) + (part[0][1] + part[0][3]);
+  } else {
+    return part[0][0] + part[0][1];
+  }
+}
+template <class A>
+CBAM_INLINE A max_lanes(Vec<A> v) {
+  typedef A Quarter __attribute__((vector_size(16)));
+  constexpr int parts = CBAM_VECTOR_BYTES / 16;
+  Quarter part[parts];
+  std::memcpy(part, &v, sizeof(v));
+  for (int step = parts / 2; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) part[i] = part[i + step] > part[i] ? part[i + step] : part[i];
+  A best = part[0][0];
+  for (int i = 1; i < static_cast<int>(16 / sizeof(A)); ++i) best = part[0][i] > best ? part[0][i] : best;
+  return best;
+}
+template <class A>
+CBAM_INLINE bool any(Ints<A> mask) {
+  uint64_t part[CBAM_VECTOR_BYTES / 8], bits = 0;
+  std::memcpy(part, &mask, sizeof(mask));
+  for (uint64_t p : part) bits |= p;
+  return bits != 0;
+}
+
+}  // namespace CBAM_ISA
+}  // namespace cbam
