@@ -21,6 +21,7 @@ VERBS = {
     "compare": "train plain, SE, CBAM and a control on your images; report whether attention helps",
     "plan": "show where attention would go in a model; change nothing",
     "cost": "count parameters, multiply-adds and memory of a model",
+    "bench": "time the attention beside its rivals and beside a copy of the map",
 }
 TERMINATED = 128 + signal.SIGTERM
 
