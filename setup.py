@@ -13,7 +13,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = ["library", "problem", "forward", "backward", "kernels_plain", "kernels_avx2", "kernels_avx512"]
+SOURCES = ["library", "problem", "scratch", "forward", "backward", "kernels_plain", "kernels_avx2", "kernels_avx512"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 INSTRUCTIONS = {
     "kernels_avx2": ["-mavx2", "-mfma", "-mf16c"],

@@ -25,18 +25,16 @@ class Backward {
         g(gradient),
         dx(input_gradient),
         through_statistics(q.pre && pre_training),
-        dt(q.spatial ? q.n * q.p : q.chunk * q.p),
+        dt(q.n * q.p),
         dmaps(q.spatial ? q.n * q.planes * q.p : 0),
         dmean(q.spatial && q.plane_of_average >= 0 ? 0 : q.p),
         dkernels(q.spatial ? q.n * q.planes * q.k * q.k : 0),
         flipped(q.planes * q.k * q.k),
         dnorm(q.spatial ? 2 * q.n : 0),
-        partial(3 * q.chunk * q.blocks * q.c),
         gtx(q.n * q.c),
         gt(q.pre ? q.n * q.c : 0),
         usum(q.pre ? q.n * q.c : 0),
         da(q.n * q.c),
-        dhidden(q.chunk * q.hidden),
         dpre(q.n * q.pooled * q.hidden),
         dpooled(q.n * q.pooled * q.c),
         nothing(q.c),
@@ -58,22 +56,23 @@ class Backward {
   // Batch statistics, in the spatial gate or in front, need a sum over all samples before they let the next phase begin.
   void run(A* dpre_weight, A* dpre_bias) {
     const bool stop_after_reads = q.norm_training, stop_before_last = through_statistics;
-    forwards([&] {
-      round_gates();
-      first_reads();
-      if (q.spatial) spatial_logits_gradient();
-      if (!stop_after_reads) small_gradients();
-      if (!stop_after_reads && !stop_before_last) last_read();
+    walk(kInOrder, [&](const Samples& samples, const Work& work) {
+      round_gates(samples);
+      first_reads(samples, work);
+      if (q.spatial) spatial_logits_gradient(samples);
+      if (!stop_after_reads) small_gradients(samples, work);
+      if (!stop_after_reads && !stop_before_last) last_read(samples);
     });
     if (stop_after_reads) {
       through_spatial_statistics();
-      backwards([&] {
-        small_gradients();
-        if (!stop_before_last) last_read();
+      walk(kReversed, [&](const Samples& samples, const Work& work) {
+        small_gradients(samples, work);
+        if (!stop_before_last) last_read(samples);
       });
     }
     if (q.pre) sums_in_front(dpre_weight, dpre_bias);
-    if (stop_before_last) (stop_after_reads ? forwards([&] { last_read(); }) : backwards([&] { last_read(); }));
+    if (stop_before_last)
+      walk(stop_after_reads ? kInOrder : kReversed, [&](const Samples& samples, const Work&) { last_read(samples); });
   }
 
   void weight_gradients(A* dw0, A* db0, A* dw1, A* db1, A* dkernel, A* dnorm_weight, A* dnorm_bias) const {
@@ -102,24 +101,23 @@ class Backward {
   }
 
  private:
+  // What a chunk of samples needs between its phases.
+  struct Work {
+    explicit Work(const Problem<T>& q) : size(q.chunk * q.blocks * q.c), partial(3 * size), dhidden(q.chunk * q.hidden) {}
+    int64_t size;
+    Scratch<A> partial, dhidden;
+  };
   template <class F>
-  void forwards(const F& f) {
-    for (n0 = 0; n0 < q.n; n0 += q.chunk) {
-      n1 = std::min(q.n, n0 + q.chunk);
-      f();
-    }
+  void walk(Order order, const F& f) {
+    over_chunks(q, order, [&](int64_t, int64_t, const auto& each_chunk) {
+      const Work work(q);
+      each_chunk([&](const Samples& samples) { f(samples, work); });
+    });
   }
   template <class F>
-  void backwards(const F& f) {
-    for (n0 = (q.n - 1) / q.chunk * q.chunk; n0 >= 0; n0 -= q.chunk) {
-      n1 = std::min(q.n, n0 + q.chunk);
-      f();
-    }
-  }
-  template <class F>
-  void each_sample(int64_t work, const F& f) const {
-    in_parallel(n1 - n0, work, [&](int64_t from, int64_t to) {
-      for (int64_t sample = n0 + from; sample < n0 + to; ++sample) f(sample);
+  static void each_sample(const Samples& samples, int64_t work, const F& f) {
+    in_parallel(samples.to - samples.from, work, [&](int64_t from, int64_t to) {
+      for (int64_t sample = samples.from + from; sample < samples.from + to; ++sample) f(sample);
     });
   }
   static void add_rows(const A* rows, int64_t count, int64_t size, A factor, A* out) {
@@ -130,35 +128,34 @@ class Backward {
     }
   }
 
-  void round_gates() {
-    each_sample(q.c + q.p, [&](int64_t sample) {
+  void round_gates(const Samples& samples) {
+    each_sample(samples, q.c + q.p, [&](int64_t sample) {
       if (q.channel) s_used.round(sample, 0, q.c);
       if (q.spatial) t_used.round(sample, 0, q.p);
     });
   }
 
-  A* dt_of(int64_t sample) const { return dt.get() + (q.spatial ? sample : sample - n0) * q.p; }
+  A* dt_of(int64_t sample) const { return dt.get() + sample * q.p; }
 
-  void first_reads() {
-    const int64_t size = q.chunk * q.blocks * q.c;
-    for_each_block(q, n0, n1, [&](int64_t sample, int64_t block) {
-      A* out = partial.get() + ((sample - n0) * q.blocks + block) * q.c;
+  void first_reads(const Samples& samples, const Work& work) {
+    const int64_t size = work.size;
+    for_each_block(q, samples, [&](int64_t sample, int64_t block) {
+      A* out = work.partial.get() + ((sample - samples.from) * q.blocks + block) * q.c;
       q.kernels().gate_grads(q.part(sample, block), g + sample * q.sample_size(), s_used.of(sample), t_used.of(sample),
                              dt_of(sample), out, out + size, out + 2 * size);
     });
-    each_sample(q.blocks * q.c, [&](int64_t sample) {
-      add_blocks(sample, partial.get(), gtx.get());
-      if (q.pre) add_blocks(sample, partial.get() + size, gt.get()), add_blocks(sample, partial.get() + 2 * size, usum.get());
+    each_sample(samples, q.blocks * q.c, [&](int64_t sample) {
+      const A* own = work.partial.get() + (sample - samples.from) * q.blocks * q.c;
+      add_rows(own, q.blocks, q.c, A(1), gtx.get() + sample * q.c);
+      if (!q.pre) return;
+      add_rows(own + size, q.blocks, q.c, A(1), gt.get() + sample * q.c);
+      add_rows(own + 2 * size, q.blocks, q.c, A(1), usum.get() + sample * q.c);
     });
-  }
-  void add_blocks(int64_t sample, const A* blocks, A* out) const {
-    const A* own = blocks + (sample - n0) * q.blocks * q.c;
-    add_rows(own, q.blocks, q.c, A(1), out + sample * q.c);
   }
 
   // dt becomes dL/dz-hat, or dL/dz where the norm has fixed statistics.
-  void spatial_logits_gradient() {
-    each_sample(8 * q.p, [&](int64_t sample) {
+  void spatial_logits_gradient(const Samples& samples) {
+    each_sample(samples, 8 * q.p, [&](int64_t sample) {
       A *d = dt_of(sample), weight = 0, bias = 0;
       for (int64_t i = 0; i < q.p; ++i) d[i] *= q.derivative(kept.t[sample * q.p + i], q.spatial_scale);
       if (!q.norm) return;
@@ -197,19 +194,21 @@ class Backward {
   }
 
   // Everything between the reads, for the samples of this chunk: leaves dmaps, dpooled, da and the kernel's gradient.
-  void small_gradients() {
-    if (q.spatial) each_sample(q.planes * q.p * q.k * q.k, [&](int64_t sample) { through_convolution(sample); });
+  void small_gradients(const Samples& samples, const Work& work) {
+    if (q.spatial) each_sample(samples, q.planes * q.p * q.k * q.k, [&](int64_t sample) { through_convolution(sample); });
     const bool needs_mean = q.plane_of_average >= 0 && (q.channel || q.pre);
     if (needs_mean) {
-      for_each_block(q, n0, n1, [&](int64_t sample, int64_t block) {
+      for_each_block(q, samples, [&](int64_t sample, int64_t block) {
         q.kernels().weighted(q.part(sample, block), dmean_of(sample),
-                             partial.get() + ((sample - n0) * q.blocks + block) * q.c);
+                             work.partial.get() + ((sample - samples.from) * q.blocks + block) * q.c);
       });
     }
     if (!q.channel && !q.pre) return;
-    each_sample(q.blocks * q.c + 8 * q.p, [&](int64_t sample) { channel_gate_gradient(sample, needs_mean); });
-    if (q.channel) through_perceptron();
-    if (q.pre) each_sample(4 * q.c, [&](int64_t sample) { sums_of_input_gradient(sample); });
+    each_sample(samples, q.blocks * q.c + 8 * q.p, [&](int64_t sample) {
+      channel_gate_gradient(sample, needs_mean ? work.partial.get() + (sample - samples.from) * q.blocks * q.c : nullptr);
+    });
+    if (q.channel) through_perceptron(samples, work);
+    if (q.pre) each_sample(samples, 4 * q.c, [&](int64_t sample) { sums_of_input_gradient(sample); });
   }
 
   const A* dmean_of(int64_t sample) const {  // already divided by C
@@ -240,12 +239,11 @@ class Backward {
   }
 
   // ds in gtx, then da. The sums are over u; x = alpha u + beta turns them into sums over x.
-  void channel_gate_gradient(int64_t sample, bool has_mean) {
+  void channel_gate_gradient(int64_t sample, const A* mean_part) {
     A *of_u = gtx.get() + sample * q.c, *of_one = q.pre ? gt.get() + sample * q.c : nullptr;
-    if (has_mean) {
-      const A* own = partial.get() + (sample - n0) * q.blocks * q.c;
+    if (mean_part) {
       for (int64_t block = 0; block < q.blocks; ++block)
-        for (int64_t c = 0; c < q.c; ++c) of_u[c] += own[block * q.c + c];
+        for (int64_t c = 0; c < q.c; ++c) of_u[c] += mean_part[block * q.c + c];
       if (of_one) {
         A total = 0;
         for (int64_t i = 0; i < q.p; ++i) total += dmean_of(sample)[i];
@@ -278,16 +276,16 @@ class Backward {
     }
   }
 
-  void through_perceptron() {
+  void through_perceptron(const Samples& samples, const Work& work) {
     const Algebra<A>& algebra = algebra_for<A>();
-    const int64_t count = n1 - n0, rows = count * q.pooled;
+    const int64_t n0 = samples.from, n1 = samples.to, count = n1 - n0, rows = count * q.pooled;
     in_parallel(q.hidden, q.c * count, [&](int64_t from, int64_t to) {
-      algebra.transposed(q.w1, da.get() + n0 * q.c, dhidden.get(), from, to, q.c, q.hidden, count);
+      algebra.transposed(q.w1, da.get() + n0 * q.c, work.dhidden.get(), from, to, q.c, q.hidden, count);
     });
     for (int64_t row = n0 * q.pooled; row < n1 * q.pooled; ++row)
       for (int64_t j = 0; j < q.hidden; ++j)
         dpre.get()[row * q.hidden + j] =
-            kept.hidden[row * q.hidden + j] > 0 ? dhidden.get()[(row / q.pooled - n0) * q.hidden + j] : A(0);
+            kept.hidden[row * q.hidden + j] > 0 ? work.dhidden.get()[(row / q.pooled - n0) * q.hidden + j] : A(0);
     A* out = dpooled.get() + n0 * q.pooled * q.c;
     in_parallel(q.c, q.hidden * rows, [&](int64_t from, int64_t to) {
       algebra.transposed(q.w0, dpre.get() + n0 * q.pooled * q.hidden, out, from, to, q.hidden, q.c, rows);
@@ -333,8 +331,8 @@ class Backward {
     }
   }
 
-  void last_read() {
-    for_each_block(q, n0, n1, [&](int64_t sample, int64_t block) {
+  void last_read(const Samples& samples) {
+    for_each_block(q, samples, [&](int64_t sample, int64_t block) {
       const bool maxima = q.spatial && q.plane_of_maximum >= 0, peaks = q.row_of_maximum >= 0;
       const typename Kernels<T>::Gradient f = {s_used.of(sample),
                                                pooled_gradient(sample, q.row_of_average),
@@ -356,13 +354,12 @@ class Backward {
   const T* g;
   T* dx;
   const bool through_statistics;
-  int64_t n0 = 0, n1 = 0;
   Scratch<A> dt;     // (N, P), then the gradient of the spatial logits
   Scratch<A> dmaps;  // (N, planes, P)
   Scratch<A> dmean;  // zeros (P) where a map is not read
-  Scratch<A> dkernels, flipped, dnorm, partial;
+  Scratch<A> dkernels, flipped, dnorm;
   Scratch<A> gtx, gt, usum, da;  // (N, C)
-  Scratch<A> dhidden, dpre, dpooled, nothing, dx_sums, k1, k0;
+  Scratch<A> dpre, dpooled, nothing, dx_sums, k1, k0;
   Scratch<int32_t> nowhere;
   UsedGate<T> s_used, t_used;
 };

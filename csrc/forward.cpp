@@ -18,46 +18,50 @@ class Forward {
         keep(saved),
         at(where),
         y(output),
-        sums(q.channel ? 2 * q.chunk * q.blocks * q.c : 0),
-        firsts(q.channel && at.position ? q.chunk * q.blocks * q.c : 0),
-        hidden_sums(q.chunk * q.hidden),
-        unread(q.spatial && q.planes == 1 ? q.chunk * q.p : 0),
-        padded(q.chunk * q.planes * q.plane_size),
         s_used(q.n, q.c, q.channel, keep.s),
         t_used(q.n, q.p, q.spatial, keep.t) {}
 
-  // The chunks one after the other; with batch statistics again, backwards, to begin with what is still in the caches.
   void run(A* batch_statistics) {
-    for (n0 = 0; n0 < q.n; n0 += q.chunk) {
-      n1 = std::min(q.n, n0 + q.chunk);
-      if (q.channel) channel_gate();
-      if (q.spatial) squeeze();
-      if (!q.norm_training) gate_and_apply(true);
-      else logits(keep.zhat);
-    }
+    over_chunks(q, kInOrder, [&](int64_t from, int64_t to, const auto& each_chunk) {
+      const Work work(q, at.position != nullptr);
+      each_chunk([&](const Samples& samples) {
+        if (q.channel) channel_gate(samples, work);
+        if (q.spatial) squeeze(samples, work);
+        if (!q.norm_training) gate_and_apply(samples, &work);
+        else if (q.spatial) logits(samples, work, keep.zhat);
+      });
+    });
     if (!q.norm_training) return;
     normalise(batch_statistics);
-    for (n0 = (q.n - 1) / q.chunk * q.chunk; n0 >= 0; n0 -= q.chunk) {
-      n1 = std::min(q.n, n0 + q.chunk);
-      gate_and_apply(false);
-    }
+    over_chunks(q, kReversed, [&](int64_t from, int64_t to, const auto& each_chunk) {
+      each_chunk([&](const Samples& samples) { gate_and_apply(samples, nullptr); });
+    });
   }
 
  private:
-  template <class F>
-  void each_block(const F& f) const {
-    for_each_block(q, n0, n1, f);
-  }
+  // What a chunk of samples needs between its phases.
+  struct Work {
+    Work(const Problem<T>& q, bool places)
+        : sums(q.channel ? q.chunk * q.blocks * q.c : 0),
+          maxima(q.channel ? q.chunk * q.blocks * q.c : 0),
+          firsts(q.channel && places ? q.chunk * q.blocks * q.c : 0),
+          hidden_sums(q.chunk * q.hidden),
+          unread(q.spatial && q.planes == 1 ? q.chunk * q.p : 0),
+          padded(q.chunk * q.planes * q.plane_size) {}
+    Scratch<A> sums, maxima;  // (chunk, blocks, C)
+    Scratch<int32_t> firsts;
+    Scratch<A> hidden_sums, unread, padded;
+  };
 
-  void channel_gate() {
-    const int64_t count = n1 - n0;
-    A* maxima = sums.get() + q.chunk * q.blocks * q.c;
-    each_block([&](int64_t sample, int64_t block) {
+  void channel_gate(const Samples& samples, const Work& work) {
+    const int64_t n0 = samples.from, count = samples.to - n0;
+    for_each_block(q, samples, [&](int64_t sample, int64_t block) {
       const int64_t offset = ((sample - n0) * q.blocks + block) * q.c;
-      q.kernels().pool(q.part(sample, block), sums.get() + offset, maxima + offset,
-                       at.position ? firsts.get() + offset : nullptr);
+      q.kernels().pool(q.part(sample, block), work.sums.get() + offset, work.maxima.get() + offset,
+                       at.position ? work.firsts.get() + offset : nullptr);
     });
-    for (int64_t sample = n0; sample < n1; ++sample) combine(sample, maxima);
+    for (int64_t sample = n0; sample < samples.to; ++sample)
+      combine(sample, (sample - n0) * q.blocks * q.c, work.sums.get(), work.maxima.get(), work.firsts.get());
     const Algebra<A>& algebra = algebra_for<A>();
     const int64_t rows = count * q.pooled;
     A* in = keep.pooled + n0 * q.pooled * q.c;
@@ -65,10 +69,10 @@ class Forward {
     in_parallel(q.hidden, q.c * rows, [&](int64_t from, int64_t to) {
       algebra.dense(q.w0, q.b0, in, out, from, to, q.hidden, q.c, rows);
     });
-    sum_hidden(q, n0, n1, keep.hidden, hidden_sums.get());
+    sum_hidden(q, n0, samples.to, keep.hidden, work.hidden_sums.get());
     A* s = keep.s + n0 * q.c;
     in_parallel(q.c, q.hidden * count, [&](int64_t from, int64_t to) {
-      algebra.dense(q.w1, nullptr, hidden_sums.get(), s, from, to, q.c, q.hidden, count);
+      algebra.dense(q.w1, nullptr, work.hidden_sums.get(), s, from, to, q.c, q.hidden, count);
       for (int64_t i = 0; i < count; ++i)
         for (int64_t c = from; c < to; ++c) {
           const A bias = q.b1 ? q.b1[c] * static_cast<A>(q.pooled) : A(0);
@@ -79,12 +83,11 @@ class Forward {
   }
 
   // The blocks' sums and maxima, in order: the first maximum wins, and NaN stays.
-  void combine(int64_t sample, const A* maxima) {
-    const int64_t base = (sample - n0) * q.blocks * q.c;
+  void combine(int64_t sample, int64_t base, const A* sums, const A* maxima, const int32_t* firsts) {
     A* rows = keep.pooled + sample * q.pooled * q.c;
     for (int64_t c = 0; c < q.c && q.row_of_average >= 0; ++c) {
-      A sum = sums.get()[base + c];
-      for (int64_t b = 1; b < q.blocks; ++b) sum += sums.get()[base + b * q.c + c];
+      A sum = sums[base + c];
+      for (int64_t b = 1; b < q.blocks; ++b) sum += sums[base + b * q.c + c];
       rows[q.row_of_average * q.c + c] = sum / static_cast<A>(q.p);
     }
     for (int64_t c = 0; c < q.c && q.row_of_maximum >= 0; ++c) {
@@ -94,18 +97,19 @@ class Forward {
         if (maxima[best] == maxima[best] && !(maxima[other] <= maxima[best])) best = other;
       }
       rows[q.row_of_maximum * q.c + c] = maxima[best];
-      if (at.position) at.position[sample * q.c + c] = firsts.get()[best];
+      if (at.position) at.position[sample * q.c + c] = firsts[best];
     }
     if (at.position && q.row_of_maximum < 0)
       for (int64_t c = 0; c < q.c; ++c) at.position[sample * q.c + c] = -1;
   }
 
-  void squeeze() {
-    clear_padding(q, padded.get(), (n1 - n0) * q.planes);
-    each_block([&](int64_t sample, int64_t block) {
+  void squeeze(const Samples& samples, const Work& work) {
+    const int64_t n0 = samples.from;
+    clear_padding(q, work.padded.get(), (samples.to - n0) * q.planes);
+    for_each_block(q, samples, [&](int64_t sample, int64_t block) {
       const Part<T> part = q.part(sample, block);
       A* maps = keep.maps + sample * q.planes * q.p;
-      A* scratch = unread.get() + (q.planes == 1 ? (sample - n0) * q.p : 0);
+      A* scratch = work.unread.get() + (q.planes == 1 ? (sample - n0) * q.p : 0);
       A* average = q.plane_of_average >= 0 ? maps + q.plane_of_average * q.p : scratch;
       A* maximum = q.plane_of_maximum >= 0 ? maps + q.plane_of_maximum * q.p : scratch;
       int32_t* channels = at.channel ? at.channel + sample * q.p : nullptr;
@@ -115,18 +119,20 @@ class Forward {
       if (q.plane_of_average >= 0)
         for (int64_t i = part.p0; i < part.p1; ++i) average[i] /= static_cast<A>(q.c);
       for (int64_t plane = 0; plane < q.planes; ++plane)
-        pad_rows(q, maps + plane * q.p, padded.get() + ((sample - n0) * q.planes + plane) * q.plane_size, part.p0,
+        pad_rows(q, maps + plane * q.p, work.padded.get() + ((sample - n0) * q.planes + plane) * q.plane_size, part.p0,
                  part.p1);
     });
   }
 
-  void convolve(int64_t sample, const Part<T>& part, A* out) const {
-    algebra_for<A>().convolve(padded.get() + (sample - n0) * q.planes * q.plane_size, q.planes, q.height, q.pitch,
+  void convolve(const Work& work, int64_t index, const Part<T>& part, A* out) const {
+    algebra_for<A>().convolve(work.padded.get() + index * q.planes * q.plane_size, q.planes, q.height, q.pitch,
                               q.kernel, q.k, q.width, part.p0 / q.width, part.p1 / q.width, out);
   }
 
-  void logits(A* out) {
-    each_block([&](int64_t sample, int64_t block) { convolve(sample, q.part(sample, block), out + sample * q.p); });
+  void logits(const Samples& samples, const Work& work, A* out) const {
+    for_each_block(q, samples, [&](int64_t sample, int64_t block) {
+      convolve(work, sample - samples.from, q.part(sample, block), out + sample * q.p);
+    });
   }
 
   void normalise(A* batch_statistics) {
@@ -143,16 +149,17 @@ class Forward {
     });
   }
 
-  void gate_and_apply(bool from_maps) {
+  // The logits come from the padded maps in `work`, or with batch statistics from what is kept.
+  void gate_and_apply(const Samples& samples, const Work* work) {
     const A invstd = A(1) / std::sqrt(q.norm_var + q.norm_eps);
-    each_block([&](int64_t sample, int64_t block) {
+    for_each_block(q, samples, [&](int64_t sample, int64_t block) {
       const Part<T> part = q.part(sample, block);
       A* t = keep.t + sample * q.p;
       if (q.spatial) {
-        if (from_maps) convolve(sample, part, t);
+        if (work) convolve(*work, sample - samples.from, part, t);
         for (int64_t i = part.p0; i < part.p1; ++i) {
-          A z = from_maps ? t[i] : keep.zhat[sample * q.p + i];
-          if (q.norm && from_maps) z = (z - q.norm_mean) * invstd;
+          A z = work ? t[i] : keep.zhat[sample * q.p + i];
+          if (q.norm && work) z = (z - q.norm_mean) * invstd;
           if (q.norm) z = z * q.norm_weight + q.norm_bias;
           t[i] = q.activate(z, q.spatial_scale);
         }
@@ -166,10 +173,6 @@ class Forward {
   const Saved<A>& keep;
   const Where<T>& at;
   T* y;
-  int64_t n0 = 0, n1 = 0;
-  Scratch<A> sums;        // and maxima: (chunk, blocks, C) each
-  Scratch<int32_t> firsts;
-  Scratch<A> hidden_sums, unread, padded;
   UsedGate<T> s_used, t_used;
 };
 

@@ -35,18 +35,20 @@ CBAM_INLINE Ints<A> get_index(const int32_t* p, Full) {
 }
 template <class A>
 CBAM_INLINE Ints<A> get_index(const int32_t* p, Rest rest) {
-  int32_t some[kLanes<A>] = {};
-  for (int64_t i = 0; i < rest.n; ++i) some[i] = p[i];
-  return load_index(some, A{});
-}
-template <class A>
-CBAM_INLINE void put_index(int32_t* p, Ints<A> v, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) p[i] = static_cast<int32_t>(v[i]);
+  if constexpr (sizeof(A) == 4) {
+    return load_some_index(p, rest.n);
+  } else {
+    int32_t some[kLanes<A>] = {};
+    for (int64_t i = 0; i < rest.n; ++i) some[i] = p[i];
+    return load_index(some, A{});
+  }
 }
 CBAM_INLINE void put_index(int32_t* p, Ints<float> v, Full) { std::memcpy(p, &v, sizeof(v)); }
-CBAM_INLINE void put_index(int32_t* p, Ints<float> v, Rest rest) { put_index<float>(p, v, rest.n); }
-CBAM_INLINE void put_index(int32_t* p, Ints<double> v, Full) { put_index<double>(p, v, kLanes<double>); }
-CBAM_INLINE void put_index(int32_t* p, Ints<double> v, Rest rest) { put_index<double>(p, v, rest.n); }
+CBAM_INLINE void put_index(int32_t* p, Ints<float> v, Rest rest) { store_some_index(p, v, rest.n); }
+CBAM_INLINE void put_index(int32_t* p, Ints<double> v, Rest rest) {
+  for (int64_t i = 0; i < rest.n; ++i) p[i] = static_cast<int32_t>(v[i]);
+}
+CBAM_INLINE void put_index(int32_t* p, Ints<double> v, Full) { put_index(p, v, Rest{kLanes<double>}); }
 template <class A>
 CBAM_INLINE Vec<A> or_else(Vec<A> v, Full, A) {
   return v;
@@ -75,6 +77,12 @@ CBAM_INLINE void by_fours(int64_t from, int64_t to, F f) {
   for (; r < to; ++r) f(r, Count<1>{});
 }
 
+// The hardware's prefetchers start anew with every row: ask for the same columns of the rows that come next.
+template <class T>
+CBAM_INLINE void ahead(const T* p) {
+  __builtin_prefetch(p, 0, 3);
+}
+
 template <class A>
 constexpr A lowest() {
   return -__builtin_huge_valf();
@@ -97,6 +105,13 @@ CBAM_INLINE acc_t<T> input_scalar(const Part<T>& part, int64_t offset, int64_t c
   } else {
     return u;
   }
+}
+
+template <class A, int N>
+CBAM_INLINE void add_across(const Vec<A> (&v)[N], A* out) {
+  A sums[N];
+  across<A>(v, Plus{}, sums);
+  for (int i = 0; i < N; ++i) out[i] += sums[i];
 }
 
 // Maximum with NaN first, for the rare line whose sum is NaN: the vector loops do not look at NaN.
@@ -138,6 +153,7 @@ void reduce_rows(const Part<T>& part, int64_t stride, int64_t r0, int64_t r1, in
       if constexpr (COLS) s = get<A>(scale + k, width);
       if constexpr (NORM && COLS) a[0] = get<A>(part.alpha + k, width), b[0] = get<A>(part.beta + k, width);
       for (int i = 0; i < N; ++i) {
+        ahead(row[i] + k + N * stride);
         V v = input<T, NORM>(get<T>(row[i] + k, width), a[COLS ? 0 : i], b[COLS ? 0 : i]);
         if constexpr (COLS) v = rounded<T>(v * s);
         sums[i] += or_else<A>(v, width, A(0));
@@ -148,16 +164,11 @@ void reduce_rows(const Part<T>& part, int64_t stride, int64_t r0, int64_t r1, in
       }
       if constexpr (INDEX) index += all_index<A>(kLanes<A>);
     });
+    across<A>(sums, Plus{}, sum + r);
+    across<A>(best, Larger{}, max + r);
     for (int i = 0; i < N; ++i) {
       const int64_t line = r + i;
-      sum[line] = sum_lanes<A>(sums[i]);
-      max[line] = max_lanes<A>(best[i]);
-      if constexpr (INDEX) {
-        int64_t first = INT32_MAX;
-        for (int l = 0; l < kLanes<A>; ++l)
-          if (best[i][l] == max[line] && at[i][l] < first) first = at[i][l];
-        where[line] = static_cast<int32_t>(first);
-      }
+      if constexpr (INDEX) where[line] = static_cast<int32_t>(first_at<A>(best[i], max[line], at[i]));
       if (sum[line] != sum[line]) {
         max_with_nan<A>(
             k0, k1,
@@ -198,6 +209,7 @@ void reduce_columns(const Part<T>& part, int64_t stride, int64_t r0, int64_t r1,
       if constexpr (INDEX) at = get_index<A>(where + k, width);
       if constexpr (NORM && COLS) a[0] = get<A>(part.alpha + k, width), b[0] = get<A>(part.beta + k, width);
       for (int i = 0; i < N; ++i) {
+        ahead(row[i] + k + N * stride);
         V v = input<T, NORM>(get<T>(row[i] + k, width), a[COLS ? 0 : i], b[COLS ? 0 : i]);
         if constexpr (!COLS) v = rounded<T>(v * s[i]);
         sums += v;
@@ -267,6 +279,7 @@ struct Sweeps {
       const A* gates = LAST ? s : t;
       along<A>(k0, k1, [&](int64_t k, auto width) __attribute__((always_inline)) {
         if constexpr (NORM && LAST) a = get<A>(part.alpha + k, width), b = get<A>(part.beta + k, width);
+        ahead(row + k + 2 * stride);
         const V x = input<T, NORM>(get<T>(row + k, width), a, b), other = get<A>(gates + k, width);
         put<T>(out + k, LAST ? rounded<T>(x * other) * gate : rounded<T>(x * gate) * other, width);
       });
@@ -314,6 +327,7 @@ struct Sweeps {
             a[0] = get<A>(part.alpha + k, width), b[0] = get<A>(part.beta + k, width);
           }
           for (int i = 0; i < N; ++i) {
+            ahead(urow[i] + k + N * stride), ahead(grow[i] + k + N * stride);
             const V u = get<T>(urow[i] + k, width), grad = get<T>(grow[i] + k, width);
             if constexpr (NORM) {
               const V x = or_else<A>(input<T, true>(u, a[LAST ? 0 : i], b[LAST ? 0 : i]), width, A(0));
@@ -335,13 +349,11 @@ struct Sweeps {
           put<A>(per_column + k, columns, width);
           if constexpr (NORM && LAST) put<A>(gt + k, columns_gt, width), put<A>(usum + k, columns_u, width);
         });
-        for (int i = 0; i < N; ++i) {
-          if constexpr (LAST) {
-            dt[r + i] = sum_lanes<A>(per_row[i]);
-          } else {
-            gtx[r + i] += sum_lanes<A>(per_row[i]);
-            if constexpr (NORM) gt[r + i] += sum_lanes<A>(per_row_gt[i]), usum[r + i] += sum_lanes<A>(per_row_u[i]);
-          }
+        if constexpr (LAST) {
+          across<A>(per_row, Plus{}, dt + r);
+        } else {
+          add_across<A>(per_row, gtx + r);
+          if constexpr (NORM) add_across<A>(per_row_gt, gt + r), add_across<A>(per_row_u, usum + r);
         }
       });
     }
@@ -371,8 +383,7 @@ struct Sweeps {
           for (int i = 0; i < N; ++i) sums[i] += get<T>(row[i] + k, width) * ws;
         }
       });
-      if constexpr (!LAST)
-        for (int i = 0; i < N; ++i) out[r + i] = sum_lanes<A>(sums[i]);
+      if constexpr (!LAST) across<A>(sums, Plus{}, out + r);
     });
   }
 
@@ -389,6 +400,7 @@ struct Sweeps {
       T* out = dx + r * stride;
       const Ints<A> here = all_index<A>(r);
       auto value = [&](int64_t k, auto width, bool at_row_maximum) __attribute__((always_inline)) {
+        ahead(grow + k + 2 * stride);
         const V grad = get<T>(grow + k, width);
         const Ints<A> hit = get_index<A>(where_columns + k, width) == here;
         V v;
@@ -402,6 +414,7 @@ struct Sweeps {
           v = all<A>(f.s[r]) * (grad * get<A>(f.t + k, width) + get<A>(f.dmean + k, width) + peak) + all<A>(davg);
         }
         if constexpr (NORM) {
+          ahead(urow + k + 2 * stride);
           const V u = get<T>(urow + k, width);
           if constexpr (LAST) {
             v = v * get<A>(part.alpha + k, width) + u * get<A>(f.k1 + k, width) + get<A>(f.k0 + k, width);
@@ -438,33 +451,73 @@ struct Small {
       const A start = bias ? bias[j] : A(0);
       by_fours(0, d, [&](int64_t i, auto count) __attribute__((always_inline)) {
         constexpr int N = decltype(count)::value;
-        V sums[N];
-        for (int n = 0; n < N; ++n) sums[n] = V{};
-        along<A>(0, k, [&](int64_t c, auto width) __attribute__((always_inline)) {
-          const V weight = get<A>(row + c, width);
-          for (int n = 0; n < N; ++n) sums[n] += weight * get<A>(in + (i + n) * k + c, width);
+        V sums[N], more[N];
+        for (int n = 0; n < N; ++n) sums[n] = more[n] = V{};
+        int64_t c = 0;
+        for (; c + 2 * kLanes<A> <= k; c += 2 * kLanes<A>) {
+          const V weight = load<A>(row + c), next = load<A>(row + c + kLanes<A>);
+          for (int n = 0; n < N; ++n) {
+            sums[n] += weight * load<A>(in + (i + n) * k + c);
+            more[n] += next * load<A>(in + (i + n) * k + c + kLanes<A>);
+          }
+        }
+        along<A>(c, k, [&](int64_t l, auto width) __attribute__((always_inline)) {
+          const V weight = get<A>(row + l, width);
+          for (int n = 0; n < N; ++n) sums[n] += weight * get<A>(in + (i + n) * k + l, width);
         });
-        for (int n = 0; n < N; ++n) out[(i + n) * rows + j] = start + sum_lanes<A>(sums[n]);
+        A results[N];
+        for (int n = 0; n < N; ++n) sums[n] += more[n];
+        across<A>(sums, Plus{}, results);
+        for (int n = 0; n < N; ++n) out[(i + n) * rows + j] = start + results[n];
       });
     }
   }
 
   static void transposed(const A* w, const A* in, A* out, int64_t k0, int64_t k1, int64_t rows, int64_t k, int64_t d) {
-    for (int64_t i = 0; i < d; ++i)
-      along<A>(k0, k1, [&](int64_t c, auto width) __attribute__((always_inline)) {
-        V sums = V{};
-        for (int64_t j = 0; j < rows; ++j) sums += all<A>(in[i * rows + j]) * get<A>(w + j * k + c, width);
-        put<A>(out + i * k + c, sums, width);
+    by_fours(0, d, [&](int64_t i, auto count) __attribute__((always_inline)) {
+      constexpr int N = decltype(count)::value;
+      int64_t c = k0;
+      for (; c + 2 * kLanes<A> <= k1; c += 2 * kLanes<A>) {
+        V sums[N], more[N];
+        for (int n = 0; n < N; ++n) sums[n] = more[n] = V{};
+        for (int64_t j = 0; j < rows; ++j) {
+          const V weight = load<A>(w + j * k + c), next = load<A>(w + j * k + c + kLanes<A>);
+          for (int n = 0; n < N; ++n) {
+            const V factor = all<A>(in[(i + n) * rows + j]);
+            sums[n] += factor * weight;
+            more[n] += factor * next;
+          }
+        }
+        for (int n = 0; n < N; ++n) {
+          store<A>(out + (i + n) * k + c, sums[n]);
+          store<A>(out + (i + n) * k + c + kLanes<A>, more[n]);
+        }
+      }
+      along<A>(c, k1, [&](int64_t l, auto width) __attribute__((always_inline)) {
+        V sums[N];
+        for (int n = 0; n < N; ++n) sums[n] = V{};
+        for (int64_t j = 0; j < rows; ++j) {
+          const V weight = get<A>(w + j * k + l, width);
+          for (int n = 0; n < N; ++n) sums[n] += all<A>(in[(i + n) * rows + j]) * weight;
+        }
+        for (int n = 0; n < N; ++n) put<A>(out + (i + n) * k + l, sums[n], width);
       });
+    });
   }
 
   static void outer(const A* a, const A* b, A* out, int64_t j0, int64_t j1, int64_t rows, int64_t k, int64_t d) {
-    for (int64_t j = j0; j < j1; ++j)
+    by_fours(j0, j1, [&](int64_t j, auto count) __attribute__((always_inline)) {
+      constexpr int N = decltype(count)::value;
       along<A>(0, k, [&](int64_t c, auto width) __attribute__((always_inline)) {
-        V sums = V{};
-        for (int64_t i = 0; i < d; ++i) sums += all<A>(a[i * rows + j]) * get<A>(b + i * k + c, width);
-        put<A>(out + j * k + c, sums, width);
+        V sums[N];
+        for (int n = 0; n < N; ++n) sums[n] = V{};
+        for (int64_t i = 0; i < d; ++i) {
+          const V value = get<A>(b + i * k + c, width);
+          for (int n = 0; n < N; ++n) sums[n] += all<A>(a[i * rows + j + n]) * value;
+        }
+        for (int n = 0; n < N; ++n) put<A>(out + (j + n) * k + c, sums[n], width);
       });
+    });
   }
 
   static void convolve(const A* padded, int64_t planes, int64_t height, int64_t pitch, const A* kernel, int64_t k,
@@ -505,7 +558,7 @@ struct Small {
               for (int n = 0; n < N; ++n) sums[n] += grad * load<A>(row + w + n);
             }
           }
-          for (int n = 0; n < N; ++n) dkernel[(m * k + i) * k + j + n] = sum_lanes<A>(sums[n]);
+          across<A>(sums, Plus{}, dkernel + (m * k + i) * k + j);
         });
   }
 

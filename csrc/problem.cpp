@@ -60,7 +60,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t kBlockBytes = 128 << 10;
 // Rows of a contiguous map are read in pieces of a block's positions: shorter pieces than this waste the prefetcher.
 constexpr int64_t kShortestPiece = 384;
-constexpr int64_t kChunkBytes = 4 << 20;
+constexpr int64_t kChunkBytes = 2 << 20;
 
 }  // namespace
 

@@ -41,19 +41,26 @@ struct Switches {
 };
 enum Maps { kAverage = 1, kMaximum = 2, kAverageMaximum = 3, kMaximumAverage = 4 };
 
+// Working memory of one thread, taken and given back in the order of a stack and kept from call to call: a malloc and
+// free of a few megabytes beside a large map makes glibc return the map's pages to the system, which costs more than
+// the whole operator.
+void* take_scratch(size_t bytes);
+void return_scratch(size_t bytes);
+
 // Memory that nobody has written yet, aligned for every register.
 template <class A>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : memory_(static_cast<A*>(::operator new(sizeof(A) * (count > 0 ? count : 1), std::align_val_t(64)))) {}
-  A* get() const { return memory_.get(); }
+      : bytes_(static_cast<size_t>(count) * sizeof(A)), memory_(static_cast<A*>(take_scratch(bytes_))) {}
+  ~Scratch() { return_scratch(bytes_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  A* get() const { return memory_; }
 
  private:
-  struct Free {
-    void operator()(A* p) const { ::operator delete(p, std::align_val_t(64)); }
-  };
-  std::unique_ptr<A, Free> memory_;
+  size_t bytes_;
+  A* memory_;
 };
 
 Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,

@@ -7,11 +7,36 @@
 
 namespace cbam {
 
-// f(sample, block) for every block of the samples [n0, n1), on torch's threads.
+// Samples [from, to) that go through the phases together.
+struct Samples {
+  int64_t from, to;
+};
+enum Order { kInOrder, kReversed };
+
+// walk(from, to, each_chunk) where each_chunk(f) calls f(Samples) for chunk after chunk. With enough samples every
+// thread walks over its own and waits for nobody; a few samples are split inside, with a barrier after each phase.
+// The second of two walks is reversed, to begin with what is still in the caches.
 template <class T, class F>
-void for_each_block(const Problem<T>& q, int64_t n0, int64_t n1, const F& f) {
-  in_parallel((n1 - n0) * q.blocks, q.sample_size() / q.blocks, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i) f(n0 + i / q.blocks, i % q.blocks);
+void over_chunks(const Problem<T>& q, Order order, const F& walk) {
+  const auto over = [&](int64_t from, int64_t to) {
+    walk(from, to, [&](const auto& f) {
+      const int64_t count = (to - from + q.chunk - 1) / q.chunk;
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t start = from + (order == kInOrder ? i : count - 1 - i) * q.chunk;
+        f(Samples{start, std::min(to, start + q.chunk)});
+      }
+    });
+  };
+  const int64_t threads = torch::stable::get_num_threads();
+  if (threads > 1 && (q.n % threads == 0 || q.n >= 4 * threads)) torch::stable::parallel_for(0, q.n, 1, over);
+  else over(0, q.n);
+}
+
+// f(sample, block) for every block of the samples, on torch's threads unless this is one of them.
+template <class T, class F>
+void for_each_block(const Problem<T>& q, const Samples& samples, const F& f) {
+  in_parallel((samples.to - samples.from) * q.blocks, q.sample_size() / q.blocks, [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; ++i) f(samples.from + i / q.blocks, i % q.blocks);
   });
 }
 

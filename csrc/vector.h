@@ -185,6 +185,23 @@ CBAM_INLINE void store_some(T* p, Vec<acc_t<T>> v, int64_t n) {
 #endif
 }
 
+CBAM_INLINE Ints<float> load_some_index(const int32_t* p, int64_t n) {
+#if defined(__AVX512F__)
+  return bit_cast<Ints<float>>(_mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << n) - 1), p));
+#else
+  Ints<float> some = {};
+  for (int64_t i = 0; i < n; ++i) some[i] = p[i];
+  return some;
+#endif
+}
+CBAM_INLINE void store_some_index(int32_t* p, Ints<float> v, int64_t n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_epi32(p, static_cast<__mmask16>((1u << n) - 1), bit_cast<__m512i>(v));
+#else
+  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+#endif
+}
+
 // Index vectors live in memory as int32 beside float and double alike.
 CBAM_INLINE Ints<float> load_index(const int32_t* p, float) {
   Ints<float> v;
@@ -227,37 +244,87 @@ CBAM_INLINE acc_t<T> load_scalar(const T* p) {
 // ---- across the lanes ----------------------------------------------------------------------------------------------
 
 template <class A>
-CBAM_INLINE A sum_lanes(Vec<A> v) {
-  typedef A Quarter __attribute__((vector_size(16)));
+struct Quarter;  // sixteen bytes
+template <>
+struct Quarter<float> {
+  typedef float V __attribute__((vector_size(16)));
+  typedef int32_t I __attribute__((vector_size(16)));
+};
+template <>
+struct Quarter<double> {
+  typedef double V __attribute__((vector_size(16)));
+  typedef int64_t I __attribute__((vector_size(16)));
+};
+struct Plus {
+  template <class Q>
+  CBAM_INLINE Q operator()(Q a, Q b) const {
+    return a + b;
+  }
+};
+struct Larger {
+  template <class Q>
+  CBAM_INLINE Q operator()(Q a, Q b) const {
+    return a > b ? a : b;
+  }
+};
+struct Smaller {
+  template <class Q>
+  CBAM_INLINE Q operator()(Q a, Q b) const {
+    return a < b ? a : b;
+  }
+};
+
+template <class Q, class V, class Op>
+CBAM_INLINE Q fold(V v, Op op) {
   constexpr int parts = CBAM_VECTOR_BYTES / 16;
-  Quarter part[parts];
+  Q part[parts];
   std::memcpy(part, &v, sizeof(v));
   for (int step = parts / 2; step > 0; step /= 2)
-    for (int i = 0; i < step; ++i) part[i] += part[i + step];
-  if constexpr (sizeof(A) == 4) {
-    return (part[0][0] + part[0][2]) + (part[0][1] + part[0][3]);
+    for (int i = 0; i < step; ++i) part[i] = op(part[i], part[i + step]);
+  return part[0];
+}
+template <class Q, class Op>
+CBAM_INLINE auto fold_quarter(Q q, Op op) {
+  if constexpr (sizeof(q[0]) == 4) {
+    q = op(q, __builtin_shufflevector(q, q, 2, 3, 0, 1));
+    return op(q, __builtin_shufflevector(q, q, 1, 0, 3, 2))[0];
   } else {
-    return part[0][0] + part[0][1];
+    return op(q, __builtin_shufflevector(q, q, 1, 0))[0];
   }
 }
-template <class A>
-CBAM_INLINE A max_lanes(Vec<A> v) {
-  typedef A Quarter __attribute__((vector_size(16)));
-  constexpr int parts = CBAM_VECTOR_BYTES / 16;
-  Quarter part[parts];
-  std::memcpy(part, &v, sizeof(v));
-  for (int step = parts / 2; step > 0; step /= 2)
-    for (int i = 0; i < step; ++i) part[i] = part[i + step] > part[i] ? part[i + step] : part[i];
-  A best = part[0][0];
-  for (int i = 1; i < static_cast<int>(16 / sizeof(A)); ++i) best = part[0][i] > best ? part[0][i] : best;
-  return best;
+template <class A, class Op>
+CBAM_INLINE A across(Vec<A> v, Op op) {
+  return fold_quarter(fold<typename Quarter<A>::V>(v, op), op);
+}
+// The same for four registers at once, which saves half of the shuffles.
+template <class A, class Op>
+CBAM_INLINE void across(const Vec<A> (&v)[4], Op op, A* out) {
+  typedef typename Quarter<A>::V Q;
+  Q q[4];
+  for (int i = 0; i < 4; ++i) q[i] = fold<Q>(v[i], op);
+  if constexpr (sizeof(A) == 4) {
+    const Q low = op(__builtin_shufflevector(q[0], q[1], 0, 4, 1, 5), __builtin_shufflevector(q[0], q[1], 2, 6, 3, 7));
+    const Q high = op(__builtin_shufflevector(q[2], q[3], 0, 4, 1, 5), __builtin_shufflevector(q[2], q[3], 2, 6, 3, 7));
+    const Q all_four =
+        op(__builtin_shufflevector(low, high, 0, 1, 4, 5), __builtin_shufflevector(low, high, 2, 3, 6, 7));
+    std::memcpy(out, &all_four, sizeof(all_four));
+  } else {
+    for (int i = 0; i < 4; ++i) out[i] = fold_quarter(q[i], op);
+  }
+}
+template <class A, class Op>
+CBAM_INLINE void across(const Vec<A> (&v)[1], Op op, A* out) {
+  *out = across<A>(v[0], op);
 }
 template <class A>
-CBAM_INLINE bool any(Ints<A> mask) {
-  uint64_t part[CBAM_VECTOR_BYTES / 8], bits = 0;
-  std::memcpy(part, &mask, sizeof(mask));
-  for (uint64_t p : part) bits |= p;
-  return bits != 0;
+CBAM_INLINE A sum_lanes(Vec<A> v) {
+  return across<A>(v, Plus{});
+}
+// The smallest of the indices at which the register holds `value`.
+template <class A>
+CBAM_INLINE int64_t first_at(Vec<A> v, A value, Ints<A> index) {
+  const Ints<A> found = v == all<A>(value) ? index : all_index<A>(INT32_MAX);
+  return fold_quarter(fold<typename Quarter<A>::I>(found, Smaller{}), Smaller{});
 }
 
 }  // namespace CBAM_ISA
