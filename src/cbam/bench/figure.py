@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -35,7 +37,12 @@ def draw(results: Sequence[Result], folder: Path) -> Path | None:
     modes = [mode for mode in (FORWARD, BOTH) if select(results, "modules", mode)]
     if not modes:
         return None
-    settings = {"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "cbam", "text.parse_math": False}
+    settings: dict[Any, Any] = {
+        "font.size": 10,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "cbam",
+        "text.parse_math": False,
+    }
     with mpl.rc_context(settings):
         rows = len(providers(select(results, "modules", modes[0])))
         figure = Figure(figsize=(11, 1.9 + 0.42 * rows), dpi=110, layout="constrained")
@@ -60,7 +67,7 @@ def _panel(axes: Axes, results: Sequence[Result], mode: str) -> None:
             colour = _OURS if name.startswith("cbam") else _LIMIT if name.startswith(COPY) else _THEIRS
             mean, y = mean_ratio(found, name), row + offset
             # From 1, so that a bar's length is the (logarithm of the) price over a copy.
-            axes.barh(y, mean - 1, _THICK * 0.9, left=1, color=colour, alpha=1 if place == 0 else 0.55)
+            axes.barh(y, mean - 1, _THICK * 0.9, left=1, color=colour if place == 0 else _lighter(colour))
             single = [result.ratio(name) for result in found]
             axes.plot(single, [y] * len(single), "|", color=_INK, markersize=5, alpha=0.55)
             axes.annotate(
@@ -78,7 +85,8 @@ def _panel(axes: Axes, results: Sequence[Result], mode: str) -> None:
     axes.set_ylim(len(names) - 0.4, -0.6)
     left, right = axes.get_xlim()
     axes.set_xlim(min(0.7, left), right * 1.5)
-    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    decades = math.log10(axes.get_xlim()[1] / axes.get_xlim()[0])
+    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if decades < 2.8 else (1, 3)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(True, axis="x", color=_GRID, linewidth=0.8)
@@ -90,6 +98,10 @@ def _panel(axes: Axes, results: Sequence[Result], mode: str) -> None:
     axes.set_xlabel("times a plain copy of the feature map (log scale; 1 = the copy)")
 
 
+def _lighter(colour: str) -> tuple[float, ...]:
+    return tuple(0.5 + 0.5 * part for part in to_rgb(colour))
+
+
 def _title(results: Sequence[Result]) -> str:
     cell = results[0].cell
     shapes = ", ".join(dict.fromkeys(shape_text(result.cell.shape[1:]) for result in results))
@@ -98,5 +110,5 @@ def _title(results: Sequence[Result]) -> str:
     threads = f"{cell.threads} thread{'s' if cell.threads > 1 else ''}"
     return (
         f"CBAM's price: geometric mean over {shapes} at N={cell.shape[0]}, {cell.dtype}, {threads}\n"
-        f"Bars: {bars}; ticks: the single shapes."
+        f"Blue: this library. Bars: {bars}; ticks: the single shapes."
     )

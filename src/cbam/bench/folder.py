@@ -114,7 +114,7 @@ def csv_rows(results: Sequence[Result], environment: dict[str, Any]) -> Iterator
     packages = environment.get("packages", {})
     for result in results:
         cell = result.cell
-        common = dict(zip(("batch", "channels", "height", "width"), cell.shape, strict=True))
+        common: dict[str, Any] = dict(zip(("batch", "channels", "height", "width"), cell.shape, strict=True))
         common |= {
             name: getattr(cell, name)
             for name in ("part", "study", "mode", "dtype", "memory_format", "threads")

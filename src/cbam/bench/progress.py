@@ -45,6 +45,8 @@ class Progress:
         self._cells, self._number, self._before = cells, done, done
         kept = f", {done} of them done before" if done else ""
         self._line(f"{cells} measurements{kept}")
+        if done == cells:
+            self.note("nothing is left to measure; --restart measures everything anew")
 
     def compiling(self, cells: int) -> None:
         """The rivals are being compiled."""

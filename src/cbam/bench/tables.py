@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cbam.bench.cells import BOTH, FORWARD, INFERENCE, TRAINING, Result, geometric_mean
 from cbam.bench.rivals import COPY
@@ -23,8 +25,24 @@ from cbam.bench.summary import (
 )
 
 
-def tables(results: Sequence[Result]) -> Iterator[Table | str]:
-    """Yield the tables of whatever parts there are, and the lines between them."""
+def show(results: Sequence[Result], console: Console) -> None:
+    """Print the tables of whatever parts there are, their titles above them, and how far to trust them."""
+    for table in _tables(results):
+        if table.title:
+            # As a line of its own: rich would break it to the width of the table.
+            console.print(Text(str(table.title), style="bold"))
+            table.title = None
+        console.print(table)
+    spread = widest_spread(results)
+    if spread is not None:
+        share, result, provider = spread
+        console.print(
+            "Times are medians over the rounds; quartiles are in bench.csv. "
+            f"Widest spread: quartiles {100 * share:.0f} % of the median apart ({provider}, {result.cell.name})."
+        )
+
+
+def _tables(results: Sequence[Result]) -> Iterator[Table]:
     if timed := select(results, "modules"):
         yield from module_tables(timed)
         yield memory_table(select(timed, "modules", BOTH))
@@ -35,13 +53,6 @@ def tables(results: Sequence[Result]) -> Iterator[Table | str]:
     for study, title in (("batch", "growing batch"), ("map", "growing map")):
         if grown := select(results, "scaling", study=study):
             yield growth_table(grown, title)
-    spread = widest_spread(results)
-    if spread is not None:
-        share, result, provider = spread
-        yield (
-            "Times are medians over the rounds; quartiles are in bench.csv. "
-            f"Widest spread: quartiles {100 * share:.0f} % of the median apart ({provider}, {result.cell.name})."
-        )
 
 
 def module_tables(results: Sequence[Result]) -> Iterator[Table]:
@@ -55,7 +66,7 @@ def module_tables(results: Sequence[Result]) -> Iterator[Table]:
 def _module_table(results: Sequence[Result], mode: str, layout: str) -> Table:
     cell = results[0].cell
     table = _table(
-        f"{mode}, {layout}, N={cell.shape[0]}, {cell.dtype}, {_threads(cell.threads)}: ms, and times a copy of the map"
+        f"{mode}, {layout}, N={cell.shape[0]}, {cell.dtype}, {_threads(cell.threads)}: ms, times a copy"
     )
     table.add_column("module", no_wrap=True)
     for result in results:
@@ -65,10 +76,9 @@ def _module_table(results: Sequence[Result], mode: str, layout: str) -> Table:
         cells = [f"{_three(r.quartiles(provider)[1])} {_times(r.ratio(provider)):>5}" for r in results]
         table.add_row(provider, *cells, _times(mean_ratio(results, provider)))
     table.add_section()
-    mine = ours(results[0])
     measures: tuple[tuple[str, Callable[[Result], float | None]], ...] = (
-        (f"textbook / {mine}", textbook_over_ours),
-        (f"best compiled / {mine}", best_compiled_over_ours),
+        ("textbook / ours", textbook_over_ours),
+        ("best compiled / ours", best_compiled_over_ours),
     )
     for label, measure in measures:
         mean = mean_of(results, measure)
@@ -101,7 +111,7 @@ def network_table(results: Sequence[Result]) -> Table:
     cell = results[0].cell
     table = _table(
         f"network, batch {cell.shape[0]}, {cell.shape[-1]} px, {cell.dtype}, {_threads(cell.threads)}: "
-        "ms, and times the plain one"
+        "ms, times plain"
     )
     for heading in ("", "inference", "", "training", "", "saved", "peak"):
         table.add_column(heading, justify="right" if table.columns else "left", no_wrap=True)
@@ -146,18 +156,19 @@ def threads_table(results: Sequence[Result]) -> Table:
 def growth_table(results: Sequence[Result], title: str) -> Table:
     """Return the time per element from small to large, and the exponent of time over size."""
     mine, cell = ours(results[0]), results[0].cell
-    table = _table(f"{title}, {mine}, {_threads(cell.threads)}: ps per element, and times a copy of the map")
+    table = _table(f"{title}, {mine}, {_threads(cell.threads)}: ps per element, times a copy")
     table.add_column("map", no_wrap=True)
     columns = [(mode, layout) for mode in (FORWARD, BOTH) for layout in _layouts(results)]
     groups = [select(results, "scaling", mode, layout, cell.study) for mode, layout in columns]
     for mode, layout in columns:
-        table.add_column(f"{mode},\n{layout}", justify="right", no_wrap=True)
+        heading = mode.replace("+", "\n+")
+        table.add_column(f"{heading}\n{layout}", justify="right", no_wrap=True)
     for row in zip(*groups, strict=True):
         cells = [f"{1e9 * r.quartiles(mine)[1] / _elements(r):.0f} {_times(r.ratio(mine)):>5}" for r in row]
         table.add_row(shape_text(row[0].cell.shape), *cells)
     table.add_section()
     slopes = [slope([_elements(r) for r in rs], [r.quartiles(mine)[1] for r in rs]) for rs in groups]
-    table.add_row("time ~ elements to the", *(f"{value:.2f}" for value in slopes))
+    table.add_row("time ~ size^", *(f"{value:.2f}" for value in slopes))
     return table
 
 

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     # Heavy imports after the options are known to be right: a typing error is answered at once.
     from cbam.bench.progress import Progress
     from cbam.bench.run import execute
-    from cbam.bench.tables import tables
+    from cbam.bench.tables import show
 
     command = ["cbam", "bench", *arguments]
     try:
@@ -37,8 +37,7 @@ def main(arguments: Sequence[str]) -> int:
             f"stopped. What is measured is kept in {config.output}. To go on, type:\n  {again}"
         ) from None
     console = Console(highlight=False)
-    for table in tables(outcome.results):
-        console.print(table)
+    show(outcome.results, console)
     if config.quick:
         console.print("--quick only tries whether everything works: these numbers mean nothing.")
     for name in ("bench.json", "bench.csv", *(["bench.png"] if outcome.picture else [])):
