@@ -5,6 +5,7 @@ from cbam.attach import Attachment, Plan, attach, detach, disabled, fold_gate_sc
 from cbam.errors import CBAMError
 from cbam.evaluate import Cost, cost
 from cbam.nn import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation
+from cbam.ops.dispatch import set_backend
 
 __version__ = "0.1.0"
 
@@ -24,4 +25,5 @@ __all__ = [
     "fold_gate_scale",
     "functional",
     "plan",
+    "set_backend",
 ]

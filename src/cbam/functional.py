@@ -5,11 +5,13 @@ Maps are (N, C, H, W) or (C, H, W); see `cbam.ops.reference` for the numerics.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from cbam.errors import unknown_name
 from cbam.nn.presets import ARRANGEMENTS
-from cbam.ops import checks, reference
+from cbam.ops import checks, dispatch, fused, reference
+from cbam.ops.plain import DESCRIPTORS, POOLINGS, Settings, Weights
 
 __all__ = [
     "cbam",
@@ -102,6 +104,11 @@ def channel_attention(
     >>> torch.equal(channel_attention(x, torch.rand(1, 8), torch.zeros(8, 1), scale=2.0), x)
     True
     """
+    checks.check_feature_map(x, "channel_attention", w0.shape[1])
+    if pooling in reference.CHANNEL_POOLINGS and _layers_fit(w0, w1, b0, b1):
+        weights = Weights(w0, b0, w1, b1, _tensor(scale))
+        if dispatch.takes(x, weights):
+            return fused.attend(x, weights, Settings(POOLINGS[pooling]))[0]
     logits = channel_logits(x, w0, w1, b0, b1, pooling=pooling)
     return reference.apply_gate(x, reference.gate(logits, scale=scale))
 
@@ -127,6 +134,12 @@ def spatial_attention(
     >>> spatial_attention(torch.rand(2, 8, 5, 5), torch.rand(1, 2, 7, 7)).shape
     torch.Size([2, 8, 5, 5])
     """
+    checks.check_feature_map(x, "spatial_attention")
+    number = DESCRIPTORS.get((descriptor, order))
+    if number is not None and _kernel_fits(kernel, descriptor):
+        weights = Weights(kernel=kernel, spatial_scale=_tensor(scale))
+        if dispatch.takes(x, weights):
+            return fused.attend(x, weights, Settings(0, number))[0]
     logits = spatial_logits(x, kernel, descriptor=descriptor, order=order)
     return reference.apply_gate(x, reference.gate(logits, scale=scale))
 
@@ -161,12 +174,36 @@ def cbam(
     torch.Size([2, 8, 5, 5])
     """
     if arrangement == "parallel":
+        dispatch.takes(x, "one call does not compute arrangement 'parallel'")  # raises where that must run
         logits = channel_logits(x, w0, w1, b0, b1) + spatial_logits(x, kernel, order=order)
         return reference.apply_gate(x, reference.gate(logits, scale=scale))
     if arrangement == "channel-spatial":
+        checks.check_feature_map(x, "cbam", w0.shape[1])
+        number = DESCRIPTORS.get(("both", order))
+        if number is not None and _layers_fit(w0, w1, b0, b1) and _kernel_fits(kernel, "both"):
+            weights = Weights(w0, b0, w1, b1, _tensor(scale), kernel, spatial_scale=_tensor(scale))
+            if dispatch.takes(x, weights):
+                return fused.attend(x, weights, Settings(POOLINGS["both"], number))[0]
         x = channel_attention(x, w0, w1, b0, b1, scale=scale)
         return spatial_attention(x, kernel, order=order, scale=scale)
     if arrangement == "spatial-channel":
         x = spatial_attention(x, kernel, order=order, scale=scale)
         return channel_attention(x, w0, w1, b0, b1, scale=scale)
     raise unknown_name("arrangement", arrangement, ARRANGEMENTS[:3])
+
+
+def _tensor(scale: float | None) -> Tensor | None:
+    return None if scale is None else torch.tensor(float(scale))
+
+
+def _layers_fit(w0: Tensor, w1: Tensor, b0: Tensor | None, b1: Tensor | None) -> bool:
+    """Return whether the operator can take the layers; what does not fit goes to torch, whose errors tell why."""
+    hidden, channels = w0.shape[:2]
+    expected = [(w0, hidden * channels), (b0, hidden), (b1, channels), (w1, hidden * channels)]
+    sizes = all(tensor is None or tensor.numel() == size for tensor, size in expected)
+    return sizes and tuple(w1.shape[:2]) == (channels, hidden)
+
+
+def _kernel_fits(kernel: Tensor, descriptor: str) -> bool:
+    size = kernel.shape[-1]
+    return size % 2 == 1 and tuple(kernel.shape) == (1, 2 if descriptor == "both" else 1, size, size)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cbam.errors import CBAMError
-from cbam.ops import checks
+from cbam.ops import checks, dispatch, fused
+from cbam.ops.plain import Settings, Weights
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def positive_int(name: str, value: Any) -> int:
@@ -18,6 +22,41 @@ def positive_int(name: str, value: Any) -> int:
     if value < 1:
         raise CBAMError(f"{name} must be at least 1, got {value}.")
     return value
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether hooks wait for this module to be called; those that only observe do not count."""
+    # Written out and on the dicts themselves: it runs at every call.
+    if not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    ):
+        return False
+    return not all(
+        getattr(hook, "observes_only", False) for name in _HOOKS for hook in getattr(module, name).values()
+    )
+
+
+def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Return whether calling `module` does what `kind` does and nothing else: no hooks, no wrapper, no subclass."""
+    return type(module) is kind and not is_hooked(module) and "forward" not in vars(module)
+
+
+def weight_is_all(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Return whether `module` is a plain `kind`, its weight possibly computed by a parametrisation."""
+    if is_plain(module, kind):
+        return True
+    if module is None or type(module).__bases__ != (kind,):
+        return False
+    return "parametrizations" in module._modules and not is_hooked(module)
+
+
+def tensor_of(module: nn.Module, name: str) -> Tensor | None:
+    """Return module.name, by the short way if that is a parameter: `nn.Module` searches for what it holds."""
+    parameters = module._parameters
+    return parameters[name] if name in parameters else getattr(module, name)
 
 
 class AttentionModule(nn.Module):
@@ -31,12 +70,46 @@ class AttentionModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gated map."""
+        if isinstance(x, torch.fx.Proxy):
+            return self._traced(x)
         checks.check_feature_map(x, type(self).__name__, self.in_channels)
         return self.attend(x) if self.enabled else x
 
     def attend(self, x: Tensor) -> Tensor:
-        """Return the gated map of a checked input."""
+        """Return the gated map of a checked input, by the fused operator where that can run."""
+        weights = self.operator_weights(x)
+        if dispatch.takes(x, weights):
+            assert not isinstance(weights, str)
+            y, stats = fused.attend(x, weights, self.operator_settings())
+            self.after_operator(x, stats)
+            return y
+        return self.attend_eagerly(x)
+
+    def attend_eagerly(self, x: Tensor) -> Tensor:
+        """Return the gated map of a checked input, in plain torch."""
         raise NotImplementedError
+
+    def operator_weights(self, x: Tensor | None = None) -> Weights | str:
+        """Return the tensors that the fused operator takes for a map like x, or why it cannot compute this module."""
+        return f"{type(self).__name__} has no fused operator"
+
+    def operator_settings(self) -> Settings:
+        """Return the operator's numbers for this module."""
+        raise NotImplementedError
+
+    def after_operator(self, x: Tensor, stats: Tensor) -> None:
+        """Take note of the batch statistics that the operator computed on x, where there is a norm."""
+
+    def _traced(self, x: Any) -> Any:
+        """Put this module as a whole into a graph that `torch.fx` traces, so that the operator runs there too."""
+        path = None
+        if not is_hooked(self) and hasattr(x.tracer, "path_of_module"):
+            with contextlib.suppress(NameError):  # not a part of what is traced
+                path = x.tracer.path_of_module(self)
+        if path:  # empty where this module itself is being traced
+            return x.tracer.create_proxy("call_module", path, (x,), {})
+        checks.check_feature_map(x, type(self).__name__, self.in_channels)
+        return self.attend_eagerly(x) if self.enabled else x
 
     def set_identity(self) -> None:
         """Make the module return its input bit for bit, with every gate at the steepest point of its sigmoid."""

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cbam.nn.base import AttentionModule, positive_int
+from cbam.nn.base import AttentionModule, is_hooked, positive_int
 from cbam.nn.channel import ChannelAttention
 from cbam.nn.presets import Preset, resolve_preset
 from cbam.nn.spatial import SpatialAttention
 from cbam.ops import reference
+from cbam.ops.plain import Settings, Weights
 
 
 class CBAM(AttentionModule):
@@ -99,8 +100,8 @@ class CBAM(AttentionModule):
         ordered = both[::-1] if self.arrangement == "spatial-channel" else both
         return [half for half in ordered if half is not None]
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Return the map after both gates."""
+    def attend_eagerly(self, x: Tensor) -> Tensor:
+        """Return the map after both gates, in plain torch, or by the operator for each gate that it can compute."""
         if self.arrangement == "parallel":
             channel, spatial = self.channel_attention, self.spatial_attention
             assert channel is not None
@@ -108,8 +109,52 @@ class CBAM(AttentionModule):
             logits = channel.logits(x) + spatial.logits(x)  # (N, C, H, W): one gate per element
             return reference.apply_gate(x, reference.gate(logits, channel.activation, channel.gate_scale))
         for half in self.halves:
-            x = half.attend(x)
+            as_module = isinstance(x, torch.fx.Proxy) or is_hooked(half) or not half.enabled
+            x = half(x) if as_module else half.attend(x)
         return x
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Return the map after both gates, by the fused operator where that can run."""
+        # Two calls of the operator: it computes the channel gate first.
+        return self.attend_eagerly(x) if self.arrangement == "spatial-channel" else super().attend(x)
+
+    def operator_weights(self, x: Tensor | None = None) -> Weights | str:
+        """Return the tensors for the fused operator, or why one call of it cannot compute this arrangement."""
+        if self.arrangement in ("parallel", "spatial-channel"):
+            return f"one call does not compute arrangement {self.arrangement!r}"
+        channel, spatial = self._gates()
+        tensors: tuple[Tensor | None, ...] = (None,) * 5
+        if channel is not None:
+            found = _operator_tensors(channel, x)
+            if isinstance(found, str):
+                return found
+            tensors = found
+        if spatial is None:
+            return Weights(*tensors)
+        found = _operator_tensors(spatial, x)
+        if isinstance(found, str):
+            return found
+        if channel is not None and channel.activation != spatial.activation:
+            return "the gates have different activations"
+        return Weights(*tensors, *found)
+
+    def operator_settings(self) -> Settings:
+        """Return the operator's numbers for this module."""
+        channel, spatial = self._gates()
+        if spatial is None:
+            return channel.operator_settings()
+        settings = spatial.operator_settings()
+        return settings if channel is None else settings._replace(pooling=channel.operator_settings().pooling)
+
+    def _gates(self) -> tuple[Any, Any]:
+        modules = self._modules  # the short way to them
+        return modules.get("channel_attention"), modules.get("spatial_attention")
+
+    def after_operator(self, x: Tensor, stats: Tensor) -> None:
+        """Take note of the batch statistics of the spatial norm."""
+        _, spatial = self._gates()
+        if spatial is not None:
+            spatial.after_operator(x, stats)
 
     def set_identity(self) -> None:
         """Make the module return its input bit for bit: zero logits, and 2 * sigmoid(0) = 1 for every gate.
@@ -128,6 +173,16 @@ class CBAM(AttentionModule):
     def extra_repr(self) -> str:
         """Name the channels, the preset and the arrangement."""
         return f"{self.in_channels}, preset={self.preset!r}, arrangement={self.arrangement!r}"
+
+
+def _operator_tensors(half: Any, x: Tensor | None) -> tuple[Tensor | None, ...] | str:
+    if is_hooked(half):
+        return f"{type(half).__name__} has hooks"
+    if not half.enabled:
+        return f"{type(half).__name__} is switched off"
+    if type(half).attend is not AttentionModule.attend:
+        return f"{type(half).__name__} has an attend of its own"
+    return half.operator_tensors(x)
 
 
 def _initialise_as_authors(block: CBAM) -> None:

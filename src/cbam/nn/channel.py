@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from cbam.errors import unknown_name
-from cbam.nn.base import Gate, positive_int
+from cbam.nn.base import Gate, is_plain, positive_int, tensor_of, weight_is_all
 from cbam.ops import reference
+from cbam.ops.plain import ACTIVATIONS, POOLINGS, Settings, Weights
 
 
 class ChannelAttention(Gate):
@@ -76,18 +77,58 @@ class ChannelAttention(Gate):
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the gate before its activation, (N, C, 1, 1), in float32 or float64."""
+        if not isinstance(x, torch.fx.Proxy) and not self._is_plain():
+            return self._logits_of_layers(x)
         first, last = self.layers
         return reference.channel_logits(
             x, first.weight, first.bias, last.weight, last.bias, self.channel_pooling
         )
 
+    def _is_plain(self) -> bool:
+        """Return whether the perceptron is the one that was built, so that its weights tell everything."""
+        mlp: Any = self._modules["mlp"]
+        if not is_plain(mlp, nn.Sequential) or len(mlp._modules) != 3:
+            return False
+        first, relu, last = mlp._modules.values()
+        return is_plain(relu, nn.ReLU) and weight_is_all(first, nn.Conv2d) and weight_is_all(last, nn.Conv2d)
+
+    def _logits_of_layers(self, x: Tensor) -> Tensor:
+        """Return the logits by calling the layers: somebody has hooked, wrapped or replaced one."""
+        pooled = reference.channel_descriptors(x, self.channel_pooling)
+        dtype = next((p.dtype for p in self.mlp.parameters() if p.is_floating_point()), pooled[0].dtype)
+        with reference.full_precision(x):
+            logits = [self.mlp(p.to(dtype)[..., None, None]).to(p.dtype) for p in pooled]
+        return sum(logits[1:], logits[0])
+
     def gate(self, x: Tensor) -> Tensor:
         """Return the gate itself, (N, C, 1, 1), in float32 or float64."""
         return reference.gate(self.logits(x), self.activation, self.gate_scale)
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Return x times its channel gate."""
+    def attend_eagerly(self, x: Tensor) -> Tensor:
+        """Return x times its channel gate, in plain torch."""
         return reference.apply_gate(x, self.gate(x))
+
+    def operator_weights(self, x: Tensor | None = None) -> Weights | str:
+        """Return the tensors for the fused operator, or why it cannot compute this gate."""
+        tensors = self.operator_tensors(x)
+        return tensors if isinstance(tensors, str) else Weights(*tensors)
+
+    def operator_tensors(self, x: Tensor | None = None) -> tuple[Tensor | None, ...] | str:
+        """Return weights, biases and scale in the operator's order, or why it cannot compute this gate."""
+        if not self._is_plain():
+            return "a layer of the perceptron has hooks or was replaced"
+        if type(self).logits is not ChannelAttention.logits or type(self).gate is not ChannelAttention.gate:
+            return f"{type(self).__name__} has a gate of its own"
+        mlp: Any = self._modules["mlp"]
+        first, _, last = mlp._modules.values()
+        return (
+            tensor_of(first, "weight"), tensor_of(first, "bias"),
+            tensor_of(last, "weight"), tensor_of(last, "bias"), self._buffers["gate_scale"],
+        )  # fmt: skip
+
+    def operator_settings(self) -> Settings:
+        """Return the operator's numbers for this gate."""
+        return Settings(POOLINGS[self.channel_pooling], 0, ACTIVATIONS[self.activation])
 
     def set_identity(self) -> None:
         """Zero the last layer and double the gate: 2 * sigmoid(0) = 1."""

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from cbam.errors import CBAMError, unknown_name
-from cbam.nn.base import Gate, positive_int
+from cbam.nn import norms
+from cbam.nn.base import Gate, is_plain, positive_int, tensor_of, weight_is_all
 from cbam.ops import reference
+from cbam.ops.plain import ACTIVATIONS, DESCRIPTORS, Settings, Weights
 
 
 class SpatialAttention(Gate):
@@ -76,9 +78,7 @@ class SpatialAttention(Gate):
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the gate before its activation, (N, 1, H, W), in float32 or float64."""
-        kernel = self.descriptor.weight if self.spatial_descriptor == "conv" else None
-        descriptor = reference.spatial_descriptor(x, self.spatial_descriptor, self.descriptor_order, kernel)
-        z = reference.spatial_conv(descriptor, self.conv.weight)
+        z = self._convolved(x)
         if self.norm is None:
             return z
         if isinstance(z, torch.fx.Proxy):  # a traced model sees batches, in the dtype of its weights
@@ -86,13 +86,74 @@ class SpatialAttention(Gate):
         batch = z.unsqueeze(0) if z.dim() == 3 else z  # nn.BatchNorm2d takes no unbatched maps
         return self.norm(batch.to(self.norm.weight.dtype)).to(z.dtype).view_as(z)
 
+    def _convolved(self, x: Tensor) -> Tensor:
+        """Return the gate before its norm; calls the layers that somebody has hooked, wrapped or replaced."""
+        as_built = isinstance(x, torch.fx.Proxy)
+        if (
+            self.spatial_descriptor == "conv"
+            and not as_built
+            and not weight_is_all(self.descriptor, nn.Conv2d)
+        ):
+            maps = _called(self.descriptor, x, reference.accumulation_dtype(x.dtype))
+        else:
+            kernel = self.descriptor.weight if self.spatial_descriptor == "conv" else None
+            maps = reference.spatial_descriptor(x, self.spatial_descriptor, self.descriptor_order, kernel)
+        if as_built or weight_is_all(self._modules["conv"], nn.Conv2d):
+            return reference.spatial_conv(maps, self.conv.weight)
+        return _called(self.conv, maps, maps.dtype)
+
     def gate(self, x: Tensor) -> Tensor:
         """Return the gate itself, (N, 1, H, W), in float32 or float64."""
         return reference.gate(self.logits(x), self.activation, self.gate_scale)
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Return x times its spatial gate."""
+    def attend_eagerly(self, x: Tensor) -> Tensor:
+        """Return x times its spatial gate, in plain torch."""
         return reference.apply_gate(x, self.gate(x))
+
+    def operator_weights(self, x: Tensor | None = None) -> Weights | str:
+        """Return the tensors for the fused operator, or why it cannot compute this gate."""
+        tensors = self.operator_tensors(x)
+        return tensors if isinstance(tensors, str) else Weights(None, None, None, None, None, *tensors)
+
+    def operator_tensors(self, x: Tensor | None = None) -> tuple[Tensor | None, ...] | str:
+        """Return kernel, norm and scale in the operator's order, or why it cannot compute this gate."""
+        modules: dict[str, Any] = self._modules
+        if self.spatial_descriptor == "conv":
+            return "the learned descriptor is a convolution of its own"
+        if not weight_is_all(modules["conv"], nn.Conv2d):
+            return "the spatial convolution has hooks or was replaced"
+        if type(self).logits is not SpatialAttention.logits or type(self).gate is not SpatialAttention.gate:
+            return f"{type(self).__name__} has a gate of its own"
+        norm, kernel, scale = (
+            modules.get("norm"),
+            tensor_of(modules["conv"], "weight"),
+            self._buffers["gate_scale"],
+        )
+        if norm is None:
+            return kernel, None, None, None, None, scale
+        if not is_plain(norm, nn.BatchNorm2d):
+            return "the spatial norm has hooks or is not exactly nn.BatchNorm2d"
+        if not norms.uses_batch(norm):
+            mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
+        elif x is not None and x.numel() <= x.shape[-3]:
+            return "batch statistics of a single value"
+        else:
+            mean = var = None
+        return kernel, tensor_of(norm, "weight"), tensor_of(norm, "bias"), mean, var, scale
+
+    def operator_settings(self) -> Settings:
+        """Return the operator's numbers for this gate."""
+        descriptor = DESCRIPTORS[self.spatial_descriptor, self.descriptor_order]
+        norm: Any = self._modules.get("norm")
+        if norm is None:
+            return Settings(0, descriptor, ACTIVATIONS[self.activation])
+        return Settings(0, descriptor, ACTIVATIONS[self.activation], norms.uses_batch(norm), norm.eps)
+
+    def after_operator(self, x: Tensor, stats: Tensor) -> None:
+        """Move the norm's running statistics, as its own forward pass does in training."""
+        norm: Any = self._modules.get("norm")
+        if norm is not None and norm.training:
+            norms.move_running(norm, stats[:1], stats[1:], x.numel() // x.shape[-3])
 
     def set_identity(self) -> None:
         """Zero the norm's weight, or the convolution where there is no norm, and double the gate."""
@@ -108,6 +169,13 @@ class SpatialAttention(Gate):
         scale = "" if self.gate_scale is None else f", gate_scale={self.gate_scale.item():g}"
         both = f", descriptor_order={self.descriptor_order!r}" if self.spatial_descriptor == "both" else ""
         return f"spatial_descriptor={self.spatial_descriptor!r}{both}, gate={self.activation!r}{scale}"
+
+
+def _called(module: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return module(x) in the dtype of its weights, converted to `dtype` and untouched by autocast."""
+    own = next((p.dtype for p in module.parameters() if p.is_floating_point()), dtype)
+    with reference.full_precision(x):
+        return module(x.to(own)).to(dtype)
 
 
 def _check(kernel_size: int, descriptor: str, order: str, in_channels: int | None, gate: str) -> None:

@@ -34,7 +34,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _full_precision(x: Tensor) -> AbstractContextManager[object]:
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which autocast leaves the arithmetic on x's device alone."""
     # Entering autocast costs microseconds per call, so only where there is something to switch off.
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
@@ -55,6 +56,19 @@ def first_index_max(x: Tensor, dim: int) -> Tensor:
 
 
 @torch.fx.wrap
+def channel_descriptors(x: Tensor, pooling: str = "both") -> list[Tensor]:
+    """Return what the channel gate reads: average and/or maximum of each channel, (N, C) each."""
+    dtype = accumulation_dtype(x.dtype)
+    with full_precision(x):
+        pooled = []
+        if pooling in ("both", "avg"):
+            pooled.append(x.mean((-2, -1), dtype=dtype))
+        if pooling in ("both", "max"):
+            pooled.append(first_index_max(x.flatten(-2), -1).squeeze(-1).to(dtype))
+    return pooled
+
+
+@torch.fx.wrap
 def channel_logits(
     x: Tensor, w0: Tensor, b0: Tensor | None, w1: Tensor, b1: Tensor | None, pooling: str = "both"
 ) -> Tensor:
@@ -62,12 +76,8 @@ def channel_logits(
     dtype = accumulation_dtype(x.dtype)
     w0, w1 = w0.flatten(1).to(dtype), w1.flatten(1).to(dtype)
     b0, b1 = (b if b is None else b.to(dtype) for b in (b0, b1))
-    with _full_precision(x):
-        pooled = []
-        if pooling in ("both", "avg"):
-            pooled.append(x.mean((-2, -1), dtype=dtype))
-        if pooling in ("both", "max"):
-            pooled.append(first_index_max(x.flatten(-2), -1).squeeze(-1).to(dtype))
+    with full_precision(x):
+        pooled = channel_descriptors(x, pooling)
         logits = [F.linear(F.relu(F.linear(p, w0, b0)), w1, b1) for p in pooled]  # (N, C) each
         return sum(logits[1:], logits[0]).unsqueeze(-1).unsqueeze(-1)
 
@@ -78,7 +88,7 @@ def spatial_descriptor(
 ) -> Tensor:
     """Return the map that the spatial convolution reads: (N, 2, H, W) for "both", otherwise (N, 1, H, W)."""
     dtype = accumulation_dtype(x.dtype)
-    with _full_precision(x):
+    with full_precision(x):
         if kind == "conv":
             assert weight is not None  # the modules build the 1x1 kernel together with kind="conv"
             return F.conv2d(x.to(dtype), weight.to(dtype))
@@ -96,7 +106,7 @@ def spatial_conv(descriptor: Tensor, weight: Tensor) -> Tensor:
     if descriptor.device.type == "cpu" and descriptor.dim() == 4:
         # The weight gradient of a convolution with two input maps takes several times as long in the other layout.
         descriptor = descriptor.contiguous(memory_format=torch.channels_last)
-    with _full_precision(descriptor):
+    with full_precision(descriptor):
         return F.conv2d(descriptor, weight.to(descriptor.dtype), padding=weight.shape[-1] // 2)
 
 

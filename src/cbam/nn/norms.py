@@ -1,0 +1,41 @@
+"""What `nn.BatchNorm2d` does around its arithmetic, for batch norms whose arithmetic runs in the fused operator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def uses_batch(norm: nn.BatchNorm2d) -> bool:
+    """Return whether a forward pass takes the statistics of its batch, not the running ones."""
+    return norm.training or norm._buffers["running_mean"] is None
+
+
+def count_batch(norm: nn.BatchNorm2d) -> float | Tensor:
+    """Count one batch in training and return the weight of its statistics in the running ones.
+
+    >>> norm = nn.BatchNorm2d(3, momentum=0.2)
+    >>> count_batch(norm), norm.num_batches_tracked
+    (0.2, tensor(1))
+    """
+    if norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:  # a plain average over all batches
+            return norm.num_batches_tracked.float().reciprocal()
+    return 0.0 if norm.momentum is None else norm.momentum
+
+
+def move_running(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+    """Move the running statistics towards those of a batch, as the norm's own forward pass does in training.
+
+    Args:
+        norm: in training mode.
+        mean, var: of the batch, the variance divided by `count`.
+        count: values per channel.
+    """
+    share = count_batch(norm)
+    if norm.running_mean is None or norm.running_var is None or not norm.track_running_stats:
+        return
+    with torch.no_grad():
+        norm.running_mean.mul_(1 - share).add_(mean * share)
+        norm.running_var.mul_(1 - share).add_(var * (share * (count / (count - 1))))

@@ -1,0 +1,118 @@
+"""What torch's compiler, exporter and counters need to know about `cbam::forward` and `cbam::backward`.
+
+The schemas and the CPU kernels come with the C++ library; `register` is called once, when that has been loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import register_decomposition
+from torch.utils.flop_counter import register_flop_formula
+
+from cbam.ops import fused, plain
+from cbam.ops.plain import DIFFERENTIABLE, TENSORS
+from cbam.ops.reference import accumulation_dtype
+
+
+def register() -> None:
+    """Register shapes, derivative, decomposition and FLOP formulas."""
+    forward, backward = torch.ops.cbam.forward, torch.ops.cbam.backward
+    torch.library.register_fake("cbam::forward", _fake_forward)
+    torch.library.register_fake("cbam::backward", _fake_backward)
+    torch.library.register_autograd("cbam::forward", _derivative, setup_context=_keep)
+    register_decomposition(forward.default)(decomposed)
+    # As a meta function too: fake tensors would otherwise take their shapes from the decomposition.
+    register_decomposition(forward.default, type="meta")(_fake_forward)
+    register_flop_formula(forward)(_forward_flops)
+    register_flop_formula(backward)(_backward_flops)
+
+
+def saved_numbers(x: Any, w0: Any, kernel: Any, norm_training: bool) -> tuple[Any, Any]:
+    """Return how many numbers and how many indices a forward pass keeps, from the shapes of its arguments."""
+    n, c, height, width = x
+    positions = n * height * width
+    numbers = indices = 0
+    if w0 is not None:
+        numbers, indices = 3 * n * c + 2 * n * w0[0], n * c
+    if kernel is not None:
+        numbers += 3 * positions + (positions + 2 if norm_training else 0)
+        indices += positions
+    return numbers, indices
+
+
+def multiply_adds(x: Any, w0: Any, kernel: Any, pooling: int) -> int:
+    """Count the multiply-adds of the perceptron and of the convolution, from the shapes of the arguments."""
+    n, c, height, width = x
+    count = 0
+    if w0 is not None:
+        count += n * (2 if pooling == 3 else 1) * 2 * c * w0[0]
+    if kernel is not None:
+        count += n * height * width * kernel[1] * kernel[2] * kernel[3]
+    return count
+
+
+def _fake_forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    w0, kernel = arguments[0], arguments[5]
+    norm_training, _, keep = arguments[-3:]
+    dtype = accumulation_dtype(x.dtype)
+    numbers = indices = 0
+    if keep:
+        numbers, indices = saved_numbers(x.shape, _shape(w0), _shape(kernel), norm_training)
+    saved = x.new_empty(numbers, dtype=dtype)
+    where = x.new_empty(indices, dtype=torch.int32)
+    return torch.empty_like(x), saved, where, x.new_empty(2 if norm_training else 0, dtype=dtype)
+
+
+def _fake_backward(grad: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    tensors = (x, *arguments[: TENSORS - 1])
+    dtype = accumulation_dtype(x.dtype)
+    found = [torch.empty_like(x)]
+    for i in DIFFERENTIABLE[1:]:
+        tensor = tensors[i]
+        found.append(x.new_empty(0 if tensor is None else tensor.shape, dtype=dtype))
+    return tuple(found)
+
+
+def decomposed(x: Tensor, *arguments: Any) -> Any:
+    """Return what the operator returns, in plain operations: for exporters that know no others.
+
+    A call that keeps numbers for backward stays as it is, since only the operator itself can read them.
+    """
+    keep = arguments[-1]
+    if keep:
+        return NotImplemented
+    weights, before = plain.Weights(*arguments[:11]), plain.NormBefore(*arguments[11 : TENSORS - 1])
+    y, stats = plain.forward(x, weights, before, plain.Settings(*arguments[TENSORS - 1 : -1]))
+    return y, stats.new_empty(0), stats.new_empty(0, dtype=torch.int32), stats
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, saved, where, stats = output
+    ctx.mark_non_differentiable(saved, where, stats)
+    ctx.set_materialize_grads(False)
+    ctx.settings, ctx.kept = plain.Settings(*inputs[TENSORS:-1]), inputs[-1]
+    ctx.save_for_backward(*inputs[:TENSORS], saved, where)
+
+
+def _derivative(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    count = TENSORS + len(ctx.settings) + 1
+    if grad is None:
+        return (None,) * count
+    found = fused.gradients(grad, ctx.saved_tensors, ctx.settings, ctx.needs_input_grad, usable=ctx.kept)
+    return (*found, *[None] * (count - TENSORS))
+
+
+def _shape(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.shape
+
+
+def _forward_flops(x: Any, *arguments: Any, **_: Any) -> int:
+    return 2 * multiply_adds(x, arguments[0], arguments[5], arguments[TENSORS - 1])
+
+
+def _backward_flops(grad: Any, x: Any, *arguments: Any, **_: Any) -> int:
+    # Each product has two gradients.
+    return 4 * multiply_adds(x, arguments[0], arguments[5], arguments[TENSORS + 1])
