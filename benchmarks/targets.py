@@ -27,6 +27,7 @@ from cbam.bench.summary import (
 from cbam.errors import CBAMError
 
 LARGEST = (8, 256, 56, 56)
+SHAPES = {LARGEST, (8, 512, 28, 28), (8, 1024, 14, 14), (8, 2048, 7, 7)}
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,16 @@ class Target:
         for name, bound in (("aim met", self.aim), ("must met", self.must)):
             if self.measured >= bound if self.faster else self.measured <= bound:
                 return name
-        return f"MISSED by {abs(self.measured / self.must - 1):.1%}"
+        return f"MISSED by {abs(self.measured / self.must - 1):.0%}"
 
 
 def targets(results: Sequence[Result]) -> Iterator[Target]:
     """Yield every promise with what the results say about it; where layouts are not averaged, the worse one counts."""
     for mode, textbook, compiled in ((FORWARD, (10, 15), (2, 3)), (BOTH, (8, 12), (3, 5))):
         cells = select(results, "modules", mode)
-        yield Target(f"module {mode}: textbook / ours", *textbook, True, mean_of(cells, textbook_over_ours))
+        yield Target(f"{mode}: textbook / ours", *textbook, True, mean_of(cells, textbook_over_ours))
         yield Target(
-            f"module {mode}: best compiled / ours", *compiled, True, mean_of(cells, best_compiled_over_ours)
+            f"{mode}: best compiled / ours", *compiled, True, mean_of(cells, best_compiled_over_ours)
         )
     largest = [r for r in select(results, "modules", FORWARD) if r.cell.shape == LARGEST]
     for layout, cells in _by_layout(largest):
@@ -73,14 +74,28 @@ def targets(results: Sequence[Result]) -> Iterator[Target]:
         )
     for mode, must, aim in ((INFERENCE, 1.08, 1.03), (TRAINING, 1.15, 1.05)):
         for layout, cells in _by_layout(select(results, "network", mode)):
-            figure = f"{mode} with CBAM / plain, {layout}"
+            figure = f"{mode} / plain, {layout}"
             yield Target(figure, must, aim, False, mean_of(cells, _over_reference))
     for layout, cells in _by_layout(select(results, "network", TRAINING)):
-        yield Target(f"bytes saved with CBAM / plain, {layout}", 1.02, 1.01, False, mean_of(cells, _saved))
+        yield Target(f"bytes saved / plain, {layout}", 1.02, 1.01, False, mean_of(cells, _saved))
     for mode in (FORWARD, BOTH):
         for layout, cells in _by_layout(select(results, "scaling", mode, study="threads")):
-            figure = f"N=1, 1 thread / all threads, {mode}, {layout}"
+            figure = f"1 thread / 2, {mode}, {layout}"
             yield Target(figure, 1.6, 1.8, True, mean_of(cells, _faster_by_threads))
+
+
+def deviations(results: Sequence[Result]) -> Iterator[str]:
+    """Yield in what a run differs from the settings that the promises are made for."""
+    for name, expected in (("threads", {2}), ("dtype", {"float32"})):
+        given = {getattr(result.cell, name) for result in results}
+        if given != expected:
+            yield f"{name} {', '.join(map(str, sorted(given)))} instead of {expected.pop()}"
+    shapes = {result.cell.shape for result in select(results, "modules")}
+    if shapes and shapes != SHAPES:
+        yield f"module shapes {sorted(shapes)} instead of {sorted(SHAPES)}"
+    images = {result.cell.shape for result in select(results, "network")}
+    if images and images != {(8, 3, 224, 224)}:
+        yield f"images {sorted(images)} instead of (8, 3, 224, 224)"
 
 
 def _by_layout(results: Sequence[Result]) -> Iterator[tuple[str, list[Result]]]:

@@ -37,13 +37,7 @@ def draw(results: Sequence[Result], folder: Path) -> Path | None:
     modes = [mode for mode in (FORWARD, BOTH) if select(results, "modules", mode)]
     if not modes:
         return None
-    settings: dict[Any, Any] = {
-        "font.size": 10,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "cbam",
-        "text.parse_math": False,
-    }
-    with mpl.rc_context(settings):
+    with mpl.rc_context({"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "cbam"}):
         rows = len(providers(select(results, "modules", modes[0])))
         figure = Figure(figsize=(11, 1.9 + 0.42 * rows), dpi=110, layout="constrained")
         panels = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
