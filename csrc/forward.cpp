@@ -26,9 +26,11 @@ class Forward {
       const Work work(q, at.position != nullptr);
       each_chunk([&](const Samples& samples) {
         if (q.channel) channel_gate(samples, work);
+        if (q.spatial) clear_padding(q, work.padded.get(), (samples.to - samples.from) * q.planes);
+        if (q.spatial && !q.norm_training && samples.one_thread) return squeeze_and_apply(samples, work);
         if (q.spatial) squeeze(samples, work);
         if (!q.norm_training) gate_and_apply(samples, &work);
-        else if (q.spatial) logits(samples, work, keep.zhat);
+        else logits(samples, work, keep.zhat);
       });
     });
     if (!q.norm_training) return;
@@ -104,24 +106,36 @@ class Forward {
   }
 
   void squeeze(const Samples& samples, const Work& work) {
-    const int64_t n0 = samples.from;
-    clear_padding(q, work.padded.get(), (samples.to - n0) * q.planes);
-    for_each_block(q, samples, [&](int64_t sample, int64_t block) {
-      const Part<T> part = q.part(sample, block);
-      A* maps = keep.maps + sample * q.planes * q.p;
-      A* scratch = work.unread.get() + (q.planes == 1 ? (sample - n0) * q.p : 0);
-      A* average = q.plane_of_average >= 0 ? maps + q.plane_of_average * q.p : scratch;
-      A* maximum = q.plane_of_maximum >= 0 ? maps + q.plane_of_maximum * q.p : scratch;
-      int32_t* channels = at.channel ? at.channel + sample * q.p : nullptr;
-      q.kernels().squeeze(part, s_used.of(sample), average, maximum, channels);
-      if (channels && q.plane_of_maximum < 0)
-        for (int64_t i = part.p0; i < part.p1; ++i) channels[i] = -1;
-      if (q.plane_of_average >= 0)
-        for (int64_t i = part.p0; i < part.p1; ++i) average[i] /= static_cast<A>(q.c);
-      for (int64_t plane = 0; plane < q.planes; ++plane)
-        pad_rows(q, maps + plane * q.p, work.padded.get() + ((sample - n0) * q.planes + plane) * q.plane_size, part.p0,
-                 part.p1);
-    });
+    for_each_block(q, samples, [&](int64_t sample, int64_t block) { squeeze(sample, sample - samples.from, block, work); });
+  }
+  void squeeze(int64_t sample, int64_t index, int64_t block, const Work& work) {
+    const Part<T> part = q.part(sample, block);
+    A* maps = keep.maps + sample * q.planes * q.p;
+    A* scratch = work.unread.get() + (q.planes == 1 ? index * q.p : 0);
+    A* average = q.plane_of_average >= 0 ? maps + q.plane_of_average * q.p : scratch;
+    A* maximum = q.plane_of_maximum >= 0 ? maps + q.plane_of_maximum * q.p : scratch;
+    int32_t* channels = at.channel ? at.channel + sample * q.p : nullptr;
+    q.kernels().squeeze(part, s_used.of(sample), average, maximum, channels);
+    if (channels && q.plane_of_maximum < 0)
+      for (int64_t i = part.p0; i < part.p1; ++i) channels[i] = -1;
+    if (q.plane_of_average >= 0)
+      for (int64_t i = part.p0; i < part.p1; ++i) average[i] /= static_cast<A>(q.c);
+    for (int64_t plane = 0; plane < q.planes; ++plane)
+      pad_rows(q, maps + plane * q.p, work.padded.get() + (index * q.planes + plane) * q.plane_size, part.p0, part.p1);
+  }
+
+  // Within one thread the convolution follows the squeeze at the distance of its reach, so that the rows of the map
+  // that are read again are still in the second-level cache.
+  void squeeze_and_apply(const Samples& samples, const Work& work) {
+    for (int64_t sample = samples.from; sample < samples.to; ++sample) {
+      int64_t next = 0;
+      for (int64_t block = 0; block < q.blocks; ++block) {
+        squeeze(sample, sample - samples.from, block, work);
+        const bool last = block + 1 == q.blocks;
+        while (next < q.blocks && (last || (next + 1) * q.block_rows + q.k / 2 <= (block + 1) * q.block_rows))
+          gate_and_apply(sample, sample - samples.from, next++, &work);
+      }
+    }
   }
 
   void convolve(const Work& work, int64_t index, const Part<T>& part, A* out) const {
@@ -151,22 +165,25 @@ class Forward {
 
   // The logits come from the padded maps in `work`, or with batch statistics from what is kept.
   void gate_and_apply(const Samples& samples, const Work* work) {
-    const A invstd = A(1) / std::sqrt(q.norm_var + q.norm_eps);
     for_each_block(q, samples, [&](int64_t sample, int64_t block) {
-      const Part<T> part = q.part(sample, block);
-      A* t = keep.t + sample * q.p;
-      if (q.spatial) {
-        if (work) convolve(*work, sample - samples.from, part, t);
-        for (int64_t i = part.p0; i < part.p1; ++i) {
-          A z = work ? t[i] : keep.zhat[sample * q.p + i];
-          if (q.norm && work) z = (z - q.norm_mean) * invstd;
-          if (q.norm) z = z * q.norm_weight + q.norm_bias;
-          t[i] = q.activate(z, q.spatial_scale);
-        }
-        t_used.round(sample, part.p0, part.p1);
-      }
-      q.kernels().apply(part, s_used.of(sample), t_used.of(sample), y + sample * q.sample_size());
+      gate_and_apply(sample, sample - samples.from, block, work);
     });
+  }
+  void gate_and_apply(int64_t sample, int64_t index, int64_t block, const Work* work) {
+    const Part<T> part = q.part(sample, block);
+    A* t = keep.t + sample * q.p;
+    if (q.spatial) {
+      const A invstd = A(1) / std::sqrt(q.norm_var + q.norm_eps);
+      if (work) convolve(*work, index, part, t);
+      for (int64_t i = part.p0; i < part.p1; ++i) {
+        A z = work ? t[i] : keep.zhat[sample * q.p + i];
+        if (q.norm && work) z = (z - q.norm_mean) * invstd;
+        if (q.norm) z = z * q.norm_weight + q.norm_bias;
+        t[i] = q.activate(z, q.spatial_scale);
+      }
+      t_used.round(sample, part.p0, part.p1);
+    }
+    q.kernels().apply(part, s_used.of(sample), t_used.of(sample), y + sample * q.sample_size());
   }
 
   const Problem<T>& q;

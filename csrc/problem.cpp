@@ -59,7 +59,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // A block is about as large as half of a second-level cache's share, so that a few of them stay there between phases.
 constexpr int64_t kBlockBytes = 128 << 10;
 // Rows of a contiguous map are read in pieces of a block's positions: shorter pieces than this waste the prefetcher.
-constexpr int64_t kShortestPiece = 384;
+constexpr int64_t kShortestPiece = 800;
 constexpr int64_t kChunkBytes = 2 << 20;
 
 }  // namespace

@@ -10,6 +10,7 @@ namespace cbam {
 // Samples [from, to) that go through the phases together.
 struct Samples {
   int64_t from, to;
+  bool one_thread;  // the others are busy with samples of their own
 };
 enum Order { kInOrder, kReversed };
 
@@ -18,17 +19,18 @@ enum Order { kInOrder, kReversed };
 // The second of two walks is reversed, to begin with what is still in the caches.
 template <class T, class F>
 void over_chunks(const Problem<T>& q, Order order, const F& walk) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const bool apart = threads == 1 || q.n % threads == 0 || q.n >= 4 * threads;
   const auto over = [&](int64_t from, int64_t to) {
     walk(from, to, [&](const auto& f) {
       const int64_t count = (to - from + q.chunk - 1) / q.chunk;
       for (int64_t i = 0; i < count; ++i) {
         const int64_t start = from + (order == kInOrder ? i : count - 1 - i) * q.chunk;
-        f(Samples{start, std::min(to, start + q.chunk)});
+        f(Samples{start, std::min(to, start + q.chunk), apart});
       }
     });
   };
-  const int64_t threads = torch::stable::get_num_threads();
-  if (threads > 1 && (q.n % threads == 0 || q.n >= 4 * threads)) torch::stable::parallel_for(0, q.n, 1, over);
+  if (apart && threads > 1) torch::stable::parallel_for(0, q.n, 1, over);
   else over(0, q.n);
 }
 
