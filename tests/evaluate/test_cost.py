@@ -8,14 +8,18 @@ import sys
 
 import pytest
 import torch
+from tests.ops.library import needs_operator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cbam import set_backend
 from cbam.attach import attach
 from cbam.errors import CBAMError
 from cbam.evaluate import cost
 from cbam.models import build_model
 from cbam.nn import CBAM, SqueezeExcitation
+
+BACKENDS = ["eager", pytest.param("cpp", marks=needs_operator)]
 
 # Table 4 of the paper: GFLOPs of the plain network and with CBAM, and exact parameter counts.
 TABLE_4 = {
@@ -26,8 +30,14 @@ TABLE_4 = {
 }
 
 
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    with set_backend(request.param):
+        yield request.param
+
+
 @pytest.mark.parametrize("depth", TABLE_4)
-def test_the_paper_s_digits(depth):
+def test_the_paper_s_digits(depth, backend):
     plain_macs, cbam_macs, plain_parameters, cbam_parameters = TABLE_4[depth]
     model = build_model(f"paper_resnet{depth}", 1000)
     plain = cost(model)
@@ -40,7 +50,7 @@ def test_the_paper_s_digits(depth):
     assert not attended.uncounted
 
 
-def test_se_costs_what_table_4_says():
+def test_se_costs_what_table_4_says(backend):
     model = build_model("paper_resnet50", 1000)
     attach(model, "se")
     found = cost(model)
@@ -52,7 +62,7 @@ def test_torchvision_s_resnet50_has_its_stride_elsewhere():
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_cbam_module_in_a_network_against_hand_formulas(batch):
+def test_a_cbam_module_in_a_network_against_hand_formulas(batch, backend):
     c, side, r, k = 64, 14, 16, 7
     p, h, n = side * side, c // r, batch
     net = nn.Sequential(nn.Conv2d(c, c, 1, bias=False), CBAM(c, r, k, preset="paper"))
@@ -63,6 +73,12 @@ def test_a_cbam_module_in_a_network_against_hand_formulas(batch):
     assert row.macs == n * (2 * 2 * c * h + 2 * k * k * p)
     # Mean, max and product over the map for each of the two gates; ReLU twice, the sum and two sigmoids.
     assert row.flops == 2 * row.macs + n * (6 * c * p + 2 * h + c + c + p)
+    if backend == "cpp":
+        # Three sweeps read the map, one writes it; every weight is read once.
+        vectors, indices = n * (3 * c + 2 * h + 3 * p), n * (c + p)
+        assert row.bytes_moved == 4 * (n * 4 * c * p + 2 * c * h + 2 * k * k + vectors + indices)
+        assert row.bytes_saved == 4 * (n * c * p + vectors + indices)
+        return
     channel_pooling = (c * p + c) + (c * p + c)
     mlp = 2 * ((c + h * c / n + h) + 2 * h + (h + h * c / n + c)) + 3 * c
     spatial_pooling = 2 * (c * p + p) + (2 * p + 2 * p)
@@ -77,13 +93,61 @@ def test_a_cbam_module_in_a_network_against_hand_formulas(batch):
     assert row.bytes_saved == n * (4 * (2 * c * p + 2 * c + 2 * h + c + 2 * p + p) + indices)
 
 
-def test_squeeze_and_excitation_against_hand_formulas():
+def test_squeeze_and_excitation_against_hand_formulas(backend):
     c, side, r = 32, 8, 16
     p, h = side * side, c // r
     found = cost(SqueezeExcitation(c, r), (c, side, side))
     assert found.parameters == 2 * c * h + h + c
     assert found.macs == 2 * c * h
     assert found.flops == 2 * found.macs + 2 * c * p + h + c
+    if backend == "cpp":
+        weights, vectors = 2 * c * h + h + c, 3 * c + 2 * h + c
+        assert found.bytes_moved == 4 * (3 * c * p + weights + vectors)
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"preset": "official"},
+        {"preset": "timm", "gate_scale": 2.0},
+        {"channel_pooling": "max"},
+        {"spatial_descriptor": "avg", "kernel_size": 3},
+        {"arrangement": "channel"},
+        {"arrangement": "spatial"},
+        {"arrangement": "spatial-channel", "gate": "hardsigmoid"},
+    ],
+    ids=str,
+)
+@needs_operator
+def test_the_operator_counts_what_its_parts_count(switches):
+    found = {}
+    for name in ("eager", "cpp"):
+        with set_backend(name):
+            found[name] = cost(CBAM(24, 8, **switches), (24, 10, 9), batch_size=2)
+    assert found["cpp"].macs == found["eager"].macs
+    assert found["cpp"].flops == found["eager"].flops
+    assert not found["cpp"].uncounted
+    assert found["cpp"].bytes_moved < found["eager"].bytes_moved
+
+
+@needs_operator
+def test_a_norm_inside_the_operator_is_counted_with_it():
+    """The attached block: the norm's own row is gone, its two operations per element are not."""
+    model = build_model("resnet20", 10)
+    plain = cost(model, (3, 32, 32))
+    attach(model, preset="paper", init="paper")
+    found = {}
+    for name in ("eager", "cpp"):
+        with set_backend(name):
+            found[name] = cost(model, (3, 32, 32))
+    assert found["cpp"].macs == found["eager"].macs
+    channels = 3 * (16 + 32 + 64)
+    # The operator takes 1/sqrt(var + eps) as a vector: two small operations per norm.
+    assert found["cpp"].flops == found["eager"].flops + 2 * channels
+    rows = {row.name: row for row in found["cpp"].modules}
+    assert rows["layer1.0.bn2.cbam"].macs > 0
+    assert "layer1.0.bn2.host" not in rows
+    assert found["cpp"].bytes_saved < 1.06 * plain.bytes_saved < found["eager"].bytes_saved
 
 
 def test_conv_norm_relu_against_hand_formulas():

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from cbam.nn import after_norm
 from cbam.nn.base import AttentionModule
 
 _HOST = "host."
@@ -36,9 +37,14 @@ class WithAttention(nn.Module):
         self.register_load_state_dict_pre_hook(_find_host)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return attention(host(x)), or host(attention(x))."""
+        """Return attention(host(x)), or host(attention(x)); a batch norm and its attention run together."""
         if self.position == "input":
             return self.host(self.cbam(args[0]), *args[1:], **kwargs)
+        parts: Any = self._modules
+        if len(args) == 1 and not kwargs:
+            together = after_norm.attend(parts["host"], parts["cbam"], args[0])
+            if together is not None:
+                return together
         return self.cbam(self.host(*args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:

@@ -11,6 +11,11 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_iter
 
+from cbam.ops.plain import attention_multiply_adds
+
+# Places of what is counted among the arguments of `cbam::forward` after the map.
+_W0, _CHANNEL_SCALE, _KERNEL, _NORM_MEAN, _SPATIAL_SCALE, _BEFORE_MEAN = 0, 4, 5, 8, 10, 13
+_POOLING, _NORM_TRAINING = 15, 18
 PRODUCTS: dict[str, Callable[..., int]] = {
     "convolution": lambda args, out: _convolution(args, out),
     "mm": lambda args, out: args[0].numel() * args[1].shape[-1],
@@ -63,6 +68,8 @@ ONE_PER_INPUT = {
     "adaptive_max_pool2d",
     "adaptive_max_pool3d",
 }
+# Of the batch norms: their statistics, taken apart.
+THREE_PER_INPUT = {"batch_norm_update_stats"}
 WINDOWS = {"max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d"}
 # Element-wise, but without torch's tag `pointwise`, in place or at all.
 ONE_PER_OUTPUT = {"hardswish", "gelu", "mish", "threshold", "rsub", "log_sigmoid_forward", "_prelu_kernel"}
@@ -123,6 +130,8 @@ def multiply_adds(op: OpOverload, args: tuple[Any, ...], out: Any) -> int:
     >>> multiply_adds(torch.ops.aten.mm.default, (torch.ones(2, 3), torch.ones(3, 4)), None)
     24
     """
+    if _is_attention(op):
+        return _attention_multiply_adds(args)
     name = base_name(op)
     if name in PRODUCTS:
         return PRODUCTS[name](args, out)
@@ -140,6 +149,8 @@ def other_flops(op: OpOverload, args: tuple[Any, ...], out: Any) -> int | None:
     >>> other_flops(torch.ops.aten.relu.default, (torch.ones(2, 3),), torch.ones(2, 3))
     6
     """
+    if _is_attention(op):
+        return _attention_flops(args)
     name = base_name(op)
     if name in PRODUCTS or name.startswith("_scaled_dot_product") or name in MOVES or name in NOTHING:
         return 0
@@ -149,6 +160,8 @@ def other_flops(op: OpOverload, args: tuple[Any, ...], out: Any) -> int | None:
         return args[0].numel() * (5 if with_batch_statistics and args[5] is True else 2)
     if name in FIVE_PER_INPUT:
         return 5 * args[0].numel()
+    if name in THREE_PER_INPUT:
+        return 3 * args[0].numel()
     if name in WINDOWS:
         spatial_axes = int(name[name.index("pool") + 4])
         return _first(out).numel() * math.prod(_spread(args[1], spatial_axes))
@@ -162,7 +175,8 @@ def other_flops(op: OpOverload, args: tuple[Any, ...], out: Any) -> int | None:
 def bytes_moved(op: OpOverload, inputs: Any, out: Any) -> int:
     """Count the bytes that an operation reads and writes: every input once, every output once; views move none.
 
-    A broadcast (stride 0) axis is read once. What caches keep between two operations is not considered.
+    A broadcast (stride 0) axis is read once. What caches keep between two operations is not considered. The fused
+    attention reads its map once to pool it and once more for each of its gates.
 
     >>> x = torch.ones(2, 3)
     >>> bytes_moved(torch.ops.aten.relu.default, (x,), torch.relu(x))
@@ -176,7 +190,41 @@ def bytes_moved(op: OpOverload, inputs: Any, out: Any) -> int:
         storages = {_storage(tensor) for tensor in read.values()}
         if written and all(_storage(tensor) in storages for tensor in written):
             return 0
-    return sum(map(_bytes, read.values())) + sum(map(_bytes, written))
+    again = 0
+    if _is_attention(op):
+        x, *weights = inputs[0]
+        again = sum(weights[i] is not None for i in (_W0, _KERNEL)) * _bytes(x)
+    return again + sum(map(_bytes, read.values())) + sum(map(_bytes, written))
+
+
+def _is_attention(op: OpOverload) -> bool:
+    return op._schema.name == "cbam::forward"
+
+
+def _attention_multiply_adds(args: tuple[Any, ...]) -> int:
+    x, *weights = args
+    w0, kernel = (None if weights[i] is None else weights[i].shape for i in (_W0, _KERNEL))
+    return attention_multiply_adds(x.shape, w0, kernel, weights[_POOLING])
+
+
+def _attention_flops(args: tuple[Any, ...]) -> int:
+    """Count what the same attention costs in plain operations, outside its products."""
+    x, *weights = args
+    n, c, height, width = x.shape
+    elements, positions = x.numel(), n * height * width
+    count = 0 if weights[_BEFORE_MEAN] is None else 2 * elements
+    if weights[_W0] is not None:
+        pooled = 2 if weights[_POOLING] == 3 else 1
+        scaled = weights[_CHANNEL_SCALE] is not None
+        # Pooling and ReLU per pooled vector; their sum, the gate, and the product with the map.
+        count += (
+            pooled * (elements + n * weights[_W0].shape[0]) + n * c * (pooled - 1 + 1 + scaled) + elements
+        )
+    if weights[_KERNEL] is not None:
+        maps, scaled = weights[_KERNEL].shape[1], weights[_SPATIAL_SCALE] is not None
+        norm = 5 if weights[_NORM_TRAINING] else 0 if weights[_NORM_MEAN] is None else 2
+        count += maps * elements + positions * (norm + 1 + scaled) + elements
+    return count
 
 
 def _convolution(args: tuple[Any, ...], out: Tensor) -> int:

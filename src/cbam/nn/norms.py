@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 
@@ -11,17 +10,17 @@ def uses_batch(norm: nn.BatchNorm2d) -> bool:
     return norm.training or norm._buffers["running_mean"] is None
 
 
-def count_batch(norm: nn.BatchNorm2d) -> float | Tensor:
+def counted_share(norm: nn.BatchNorm2d) -> float:
     """Count one batch in training and return the weight of its statistics in the running ones.
 
     >>> norm = nn.BatchNorm2d(3, momentum=0.2)
-    >>> count_batch(norm), norm.num_batches_tracked
+    >>> counted_share(norm), norm.num_batches_tracked
     (0.2, tensor(1))
     """
-    if norm.track_running_stats and norm.num_batches_tracked is not None:
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:  # a plain average over all batches
-            return norm.num_batches_tracked.float().reciprocal()
+            return 1.0 / float(norm.num_batches_tracked)
     return 0.0 if norm.momentum is None else norm.momentum
 
 
@@ -33,9 +32,8 @@ def move_running(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) ->
         mean, var: of the batch, the variance divided by `count`.
         count: values per channel.
     """
-    share = count_batch(norm)
+    share = counted_share(norm)
     if norm.running_mean is None or norm.running_var is None or not norm.track_running_stats:
         return
-    with torch.no_grad():
-        norm.running_mean.mul_(1 - share).add_(mean * share)
-        norm.running_var.mul_(1 - share).add_(var * (share * (count / (count - 1))))
+    norm.running_mean.mul_(1 - share).add_(mean * share)
+    norm.running_var.mul_(1 - share).add_(var * (share * (count / (count - 1))))

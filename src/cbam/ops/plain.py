@@ -5,7 +5,7 @@ All functions take the operator's arguments in the operator's order and with its
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +107,21 @@ def forward(
             )
         x = reference.apply_gate(x, reference.gate(z, activation, w.spatial_scale))
     return x, stats
+
+
+def attention_multiply_adds(x: Any, w0: Any, kernel: Any, pooling: int) -> int:
+    """Count the multiply-adds of the perceptron and of the convolution, from the shapes of the operator's arguments.
+
+    >>> attention_multiply_adds((2, 64, 7, 7), (4, 64), None, 3)  # two pooled vectors, two layers
+    2048
+    """
+    n, c, height, width = x
+    count = 0
+    if w0 is not None:
+        count += n * (2 if pooling == 3 else 1) * 2 * c * w0[0]
+    if kernel is not None:
+        count += n * height * width * kernel[1] * kernel[2] * kernel[3]
+    return count
 
 
 def _normalised(u: Tensor, before: NormBefore, batch_eps: float | None) -> Tensor:

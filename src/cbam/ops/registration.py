@@ -43,17 +43,6 @@ def saved_numbers(x: Any, w0: Any, kernel: Any, norm_training: bool) -> tuple[An
     return numbers, indices
 
 
-def multiply_adds(x: Any, w0: Any, kernel: Any, pooling: int) -> int:
-    """Count the multiply-adds of the perceptron and of the convolution, from the shapes of the arguments."""
-    n, c, height, width = x
-    count = 0
-    if w0 is not None:
-        count += n * (2 if pooling == 3 else 1) * 2 * c * w0[0]
-    if kernel is not None:
-        count += n * height * width * kernel[1] * kernel[2] * kernel[3]
-    return count
-
-
 def _fake_forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     w0, kernel = arguments[0], arguments[5]
     norm_training, _, keep = arguments[-3:]
@@ -110,9 +99,9 @@ def _shape(tensor: Tensor | None) -> Any:
 
 
 def _forward_flops(x: Any, *arguments: Any, **_: Any) -> int:
-    return 2 * multiply_adds(x, arguments[0], arguments[5], arguments[TENSORS - 1])
+    return 2 * plain.attention_multiply_adds(x, arguments[0], arguments[5], arguments[TENSORS - 1])
 
 
 def _backward_flops(grad: Any, x: Any, *arguments: Any, **_: Any) -> int:
     # Each product has two gradients.
-    return 4 * multiply_adds(x, arguments[0], arguments[5], arguments[TENSORS + 1])
+    return 4 * plain.attention_multiply_adds(x, arguments[0], arguments[5], arguments[TENSORS + 1])

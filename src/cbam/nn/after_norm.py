@@ -1,0 +1,125 @@
+"""Attention right behind a batch norm, in one call of the operator: the norm's output is never in memory.
+
+A plain network keeps the input of each batch norm for backward. Attention computed on its own would keep the
+norm's output as well, one more map per block; computed together with the norm, it keeps nothing of that size.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
+from torch.utils._python_dispatch import _disable_current_modes
+
+from cbam.nn.base import AttentionModule, is_hooked, is_plain
+from cbam.nn.norms import counted_share, uses_batch
+from cbam.ops import cpp, dispatch, fused
+from cbam.ops.plain import NormBefore, Settings, Weights
+
+_MAPS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def attend(norm: nn.Module, attention: AttentionModule, u: Any) -> Tensor | None:
+    """Return attention(norm(u)), with all that the norm's forward pass does; None where the two must run apart.
+
+    The result equals norm(u) bit for bit where the gates are the identity.
+    """
+    if torch.compiler.is_compiling() or type(norm) is not nn.BatchNorm2d or type(u) is not Tensor:
+        return None
+    weights = _weights(norm, attention, u)
+    if isinstance(weights, str) or not dispatch.takes(u, weights):
+        return None
+    if not exact(u.dtype, not u.is_contiguous(), uses_batch(norm)):
+        return None
+    before, batch_eps = _statistics(norm, u)
+    for hook in attention._forward_pre_hooks.values():  # they only observe
+        hook(attention, (u,))
+    y, stats = fused.attend(u, weights, attention.operator_settings(), before, batch_eps)
+    attention.after_operator(u, stats)
+    for hook in attention._forward_hooks.values():
+        hook(attention, (u,), y)
+    return y
+
+
+def obstacle(norm: nn.Module, attention: AttentionModule) -> str | None:
+    """Return what stops the two from being computed together, whatever the map; None if nothing does."""
+    if type(norm) is not nn.BatchNorm2d:
+        return f"{type(norm).__name__} in front is not exactly nn.BatchNorm2d"
+    if not is_plain(norm, nn.BatchNorm2d) or is_hooked(attention):
+        return "the norm in front or the attention has hooks"
+    if (
+        global_hooks._global_forward_hooks
+        or global_hooks._global_forward_pre_hooks
+        or global_hooks._global_backward_hooks
+        or global_hooks._global_backward_pre_hooks
+    ):
+        return "there are hooks on all modules"
+    if not attention.enabled:
+        return "the attention is switched off"
+    if type(attention).forward is not AttentionModule.forward or "forward" in vars(attention):
+        return f"{type(attention).__name__} has a forward of its own"
+    return None
+
+
+def _weights(norm: nn.BatchNorm2d, attention: AttentionModule, u: Tensor) -> Weights | str:
+    """Return the operator's weights for a map u in front of the norm, or why the two must run apart."""
+    why = obstacle(norm, attention)
+    if why is not None:
+        return why
+    if u.dim() != 4 or u.dtype not in _MAPS or u.shape[1] != norm.num_features or u.numel() <= u.shape[1]:
+        return "a map that the norm, or the comparison with it, does not take"
+    if attention.in_channels not in (None, u.shape[1]):
+        return "a map that the attention does not take"
+    if not u.is_contiguous() and not u.is_contiguous(memory_format=torch.channels_last):
+        return "a map with gaps"
+    for tensor in (*norm._parameters.values(), norm._buffers["running_mean"], norm._buffers["running_var"]):
+        if tensor is not None and (tensor.dtype is not torch.float32 or not tensor.is_cpu):
+            return "a norm that is not in float32 on the CPU"
+    if type(norm._parameters["weight"]) not in (nn.Parameter, Tensor, type(None)):
+        return "a norm whose parameters are not plain tensors"
+    return attention.operator_weights(u)
+
+
+def _statistics(norm: nn.BatchNorm2d, u: Tensor) -> tuple[NormBefore, float | None]:
+    """Return the norm in numbers, and its epsilon if these come from this batch; counts and averages as it does."""
+    mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
+    with torch.no_grad():
+        if not uses_batch(norm):
+            assert var is not None
+            invstd = (var + norm.eps).rsqrt_()
+            return NormBefore(norm.weight, norm.bias, mean, invstd), None
+        share = counted_share(norm)
+        tracked = (mean, var) if norm.track_running_stats else (None, None)
+        mean, var = torch.batch_norm_update_stats(u, *tracked, share)
+        invstd = (var.double() + norm.eps).sqrt_().reciprocal_().float()
+    return NormBefore(norm.weight, norm.bias, mean, invstd), norm.eps
+
+
+@cache
+def exact(dtype: torch.dtype, channels_last: bool, training: bool) -> bool:
+    """Return whether the operator's norm gives torch's bits, found by trying it on a small random map.
+
+    The last bit hangs on whether products and sums are rounded together, which differs between builds of torch.
+    """
+    if not cpp.available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    with _disable_current_modes(), torch.no_grad():
+        u = torch.randn(4, 48, 9, 7, generator=generator, device="cpu", dtype=torch.float32) * 3 + 1
+        u = u.to(dtype)
+        if channels_last:
+            u = u.contiguous(memory_format=torch.channels_last)
+        norm: Any = nn.BatchNorm2d(48, device="cpu", dtype=torch.float32).train(training)
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor.copy_(torch.rand(48, generator=generator, device="cpu", dtype=torch.float32) + 0.5)
+        running = norm.running_mean.clone(), norm.running_var.clone()
+        expected = F.batch_norm(u, *running, norm.weight, norm.bias, training, 0.1, norm.eps)
+        before, _ = _statistics(norm, u)
+        zeros = torch.zeros(48, device="cpu", dtype=torch.float32)
+        identity = Weights(zeros, None, zeros, None, torch.full((), 2.0, device="cpu", dtype=torch.float32))
+        y, _ = fused.attend(u, identity, Settings(pooling=1), before)
+        return torch.equal(y, expected) and torch.equal(norm.running_var, running[1])
