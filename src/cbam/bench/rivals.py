@@ -141,17 +141,7 @@ def build_rivals(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        ours = cbam.CBAM(channels)
-    weights = ours.state_dict()
-    rivals: dict[str, Rival] = {}
-    if operator_missing() is None:
-        rivals[OPERATOR] = Rival(ours, "cpp")
-    rivals[EAGER] = Rival(copy.deepcopy(ours), "eager")
-    for name, module in (("textbook", Textbook(channels)), ("careful", Careful(channels))):
-        module.load_state_dict(weights)
-        rivals[name] = Rival(module)
-    if importlib.util.find_spec("timm"):
-        rivals["timm"] = Rival(timm_module(weights, channels), same_in_training=False)
+        rivals = _uncompiled(channels)
     for rival in rivals.values():
         rival.module.to(dtype).to(memory_format=memory_format)
     if compiled:
@@ -162,6 +152,21 @@ def build_rivals(
             rivals[label] = Rival(
                 copy.deepcopy(rival.module), rival.backend, rival.same_in_training, compiled=True
             )
+    return rivals
+
+
+def _uncompiled(channels: int) -> dict[str, Rival]:
+    ours = cbam.CBAM(channels)
+    weights = ours.state_dict()
+    rivals: dict[str, Rival] = {}
+    if operator_missing() is None:
+        rivals[OPERATOR] = Rival(ours, "cpp")
+    rivals[EAGER] = Rival(copy.deepcopy(ours), "eager")
+    for name, module in (("textbook", Textbook(channels)), ("careful", Careful(channels))):
+        module.load_state_dict(weights)
+        rivals[name] = Rival(module)
+    if importlib.util.find_spec("timm"):
+        rivals["timm"] = Rival(timm_module(weights, channels), same_in_training=False)
     return rivals
 
 

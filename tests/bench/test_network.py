@@ -1,0 +1,70 @@
+"""The network rows: the same function in all networks that say so, sane activations, a real training step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cbam.bench.cells import INFERENCE, TRAINING, Cell
+from cbam.bench.modules import RivalsDiffer
+from cbam.bench.network import Networks, measure
+from cbam.bench.rivals import Textbook
+from cbam.bench.settings import BenchConfig
+
+
+def cell(mode, layout="contiguous", size=32):
+    return Cell("network", "", mode, (2, 3, size, size), "float32", layout, 1)
+
+
+def config(model="resnet20"):
+    return BenchConfig(threads=1, rounds=2, model=model, image_size=32)
+
+
+@pytest.mark.parametrize("mode", [INFERENCE, TRAINING])
+def test_all_networks_are_timed(mode):
+    result = measure(cell(mode), config())
+    ours = [name for name in result.samples_ms if name.startswith("cbam")]
+    assert len(ours) == 1
+    assert set(result.samples_ms) == {"plain", "textbook", "se", *ours}
+    assert result.ratio("plain") == 1.0
+    if mode == TRAINING:
+        assert result.saved_bytes["textbook"] > result.saved_bytes["plain"] > 0
+        assert set(result.peak_bytes) == set(result.samples_ms)
+
+
+def test_the_textbook_sits_at_the_same_sites_with_the_same_weights():
+    networks = Networks(cell(INFERENCE), "resnet20")
+    assert sum(isinstance(m, Textbook) for m in networks.networks["textbook"].modules()) == 9
+    networks.check()
+    assert networks.networks["plain"].training is False
+
+
+def test_a_textbook_network_that_computes_something_else_is_not_timed(monkeypatch):
+    monkeypatch.setattr(Textbook, "forward", lambda self, x: 0.5 * x)
+    with pytest.raises(RivalsDiffer, match="textbook's CBAM differ at network inference"):
+        measure(cell(INFERENCE), config())
+
+
+def test_untrained_networks_have_sane_activations():
+    networks = Networks(cell(INFERENCE, size=128), "resnet18")
+    for name, net in networks.networks.items():
+        with torch.inference_mode():
+            assert net(networks.x).abs().max() < 100, name
+        assert all(m.momentum == 0.1 for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_a_training_step_trains():
+    networks = Networks(cell(TRAINING), "resnet20")
+    net = networks.networks["plain"]
+    step, before = networks.calls()["plain"], networks.loss(net).item()
+    for _ in range(100):
+        step()
+    assert networks.loss(net).item() < before
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_the_layout_reaches_the_weights():
+    networks = Networks(cell(INFERENCE, "channels_last"), "resnet20")
+    assert networks.x.is_contiguous(memory_format=torch.channels_last)
+    weight = next(p for p in networks.networks["textbook"].parameters() if p.dim() == 4 and p.shape[2] == 3)
+    assert weight.is_contiguous(memory_format=torch.channels_last)

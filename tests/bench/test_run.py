@@ -1,0 +1,140 @@
+"""Whole runs, in this process and in one that gets killed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from rich.console import Console
+
+from cbam.bench import modules, run
+from cbam.bench.ahead import compile_ahead
+from cbam.bench.cells import BOTH, FORWARD, Cell, Result
+from cbam.bench.progress import Progress
+from cbam.bench.run import execute
+from cbam.bench.settings import BenchConfig
+from cbam.errors import CBAMError
+
+
+def config(path, **options):
+    values = {
+        "parts": ("modules",), "shapes": ("16x5x5",), "batch_size": 2, "rounds": 2, "threads": 1, "compile": False,
+        "output": path,
+    }  # fmt: skip
+    return BenchConfig(**{**values, **options})
+
+
+def progress():
+    return Progress(Console(file=io.StringIO(), width=200))
+
+
+def test_a_run_writes_its_files(tmp_path):
+    shown = progress()
+    outcome = execute(config(tmp_path / "run"), ["cbam", "bench"], shown)
+    assert [result.cell.mode for result in outcome.results] == [FORWARD, FORWARD, BOTH, BOTH]
+    files = {item.name for item in (tmp_path / "run").iterdir()} - {".lock"}
+    assert files == {
+        "bench.json", "bench.csv", "bench.png", "bench.svg", "measurements.jsonl", "settings.json",
+    }  # fmt: skip
+    content = json.loads((tmp_path / "run" / "bench.json").read_text())
+    assert content["environment"]["command"] == ["cbam", "bench"]
+    assert content["environment"]["machine"]["threads"] == 1
+    assert (
+        "[4/4] modules forward+backward 2x16x5² float32 channels_last 1 thread"
+        in shown.console.file.getvalue()
+    )
+
+
+def test_the_second_call_measures_nothing_again_and_another_part_joins(tmp_path, monkeypatch):
+    first = execute(config(tmp_path), [], progress())
+    shown = progress()
+    assert execute(config(tmp_path), [], shown).results == first.results
+    assert "4 measurements, 4 of them done before\nnote: nothing is left" in shown.console.file.getvalue()
+    monkeypatch.setitem(run._MEASURE, "network", lambda cell, config: Result(cell, {"plain": [1.0]}))
+    both = execute(config(tmp_path, parts=("network",)), [], progress())
+    assert both.results[:4] == first.results
+    assert {result.cell.part for result in both.results} == {"modules", "network"}
+
+
+def test_what_was_measured_before_an_error_is_kept_and_written(tmp_path, monkeypatch):
+    real, calls = modules.measure, []
+
+    def breaks(cell, config):
+        calls.append(cell)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(cell, config)
+
+    monkeypatch.setitem(run._MEASURE, "modules", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        execute(config(tmp_path), [], progress())
+    assert len(json.loads((tmp_path / "bench.json").read_text())["results"]) == 2
+    assert len(execute(config(tmp_path), [], progress()).results) == 4
+    assert len(calls) == 3 + 2
+
+
+def test_other_settings_are_refused_before_any_work(tmp_path, monkeypatch):
+    execute(config(tmp_path), [], progress())
+    monkeypatch.setitem(run._MEASURE, "modules", None)
+    with pytest.raises(CBAMError, match="rounds: 2 there, 4 now"):
+        execute(config(tmp_path, rounds=4), [], progress())
+    with pytest.raises(CBAMError, match="unknown model 'resnet5'"):
+        execute(config(tmp_path / "new", parts=("network",), model="resnet5"), [], progress())
+    assert not (tmp_path / "new").exists()
+
+
+def test_threads_are_given_back(tmp_path):
+    before = torch.get_num_threads()
+    execute(config(tmp_path, threads=before + 1), [], progress())
+    assert torch.get_num_threads() == before
+
+
+def cells(folder):
+    file = folder / "measurements.jsonl"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+@pytest.mark.slow
+def test_after_kill_9_the_same_command_goes_on(tmp_path):
+    command = [sys.executable, "-m", "cbam", "bench", "--quick", "--parts", "modules", "--threads", "1"]
+    command += ["--output", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(cells(tmp_path / "run")) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    kept = cells(tmp_path / "run")
+    assert 2 <= len(kept) < 8
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    whole = [line for line in kept if line.endswith("}")]
+    assert f"8 measurements, {len(whole)} of them done before" in done.stderr
+    assert cells(tmp_path / "run")[: len(whole)] == whole, "measured once, kept as it was"
+    assert len(cells(tmp_path / "run")) == 8
+    assert "forward+backward, channels_last" in done.stdout
+
+
+@pytest.mark.slow
+def test_compiling_ahead_fills_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    todo = [Cell("modules", "", mode, (1, 4, 3, 3), "float32", "contiguous", 1) for mode in (FORWARD, BOTH)]
+    done = []
+    compile_ahead(todo, 2, done.append)
+    if not done:
+        pytest.skip("nothing compiles here")
+    assert sorted(cell.mode for cell in done) == [FORWARD, BOTH]
+    assert len(list((tmp_path / "cache").rglob("*.so"))) > 0
+
+
+def test_compiling_ahead_that_fails_stops_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "executable", os.devnull if os.name == "nt" else "/bin/false")
+    done = []
+    compile_ahead([Cell("modules", "", FORWARD, (1, 4, 3, 3), "float32", "contiguous", 1)], 2, done.append)
+    assert done == []

@@ -1,0 +1,65 @@
+"""`cbam bench`: what it prints, and how it answers wrong options."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cbam.bench import run
+from cbam.cli.main import main
+
+
+@pytest.mark.slow
+def test_quick_runs_from_end_to_end(tmp_path, capsys):
+    assert main(["bench", "--quick", "--threads", "1", "--output", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    for words in (
+        "forward+backward, channels_last",
+        "memory of",
+        "network, batch 2",
+        "growing batch",
+        "growing map",
+    ):
+        assert words in shown.out, words
+    assert "--quick only tries" in shown.out
+    assert str(tmp_path / "bench.csv") in shown.out
+    assert "32 measurements" in shown.err
+    content = json.loads((tmp_path / "bench.json").read_text())
+    assert len(content["results"]) == 32
+    assert content["settings"]["quick"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--parts", "module"], "Did you mean 'modules'?"),
+        (["--shapes", "256x56"], "--shapes expects CxHxW"),
+        (["--thread", "2"], "--threads"),
+        (["--rounds", "many"], "many"),
+    ],
+)
+def test_wrong_options_end_with_2_and_what_to_type(arguments, told, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *arguments, "--output", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_model_or_folder_ends_with_2(capsys, tmp_path):
+    assert main(["bench", "--model", "resnet5O", "--output", str(tmp_path / "run")]) == 2
+    assert "unknown model 'resnet5O'. Did you mean" in capsys.readouterr().err
+    (tmp_path / "thesis.tex").write_text("x")
+    assert main(["bench", "--output", str(tmp_path)]) == 2
+    assert "holds no run of `cbam bench`" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+    def stop(cell, config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(run._MEASURE, "modules", stop)
+    line = ["bench", "--quick", "--restart", "--output", str(tmp_path)]
+    assert main(line) == 130
+    assert f"To go on, type:\n  cbam bench --quick --output {tmp_path}\n" in capsys.readouterr().err
