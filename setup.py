@@ -8,12 +8,22 @@ import importlib.util
 import os
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = ["library", "problem", "scratch", "forward", "backward", "kernels_plain", "kernels_avx2", "kernels_avx512"]
+SOURCES = [
+    "library",
+    "problem",
+    "scratch",
+    "forward",
+    "backward",
+    "kernels_plain",
+    "kernels_avx2",
+    "kernels_avx512",
+]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 INSTRUCTIONS = {
     "kernels_avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -33,7 +43,12 @@ def extensions() -> list[Extension]:
     if torch is None or sys.platform == "win32" or os.environ.get("CBAM_BUILD_CPP") == "0":
         return []
     names = [name for name in SOURCES if X86 or name not in INSTRUCTIONS]
-    checked = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-fno-omit-frame-pointer"]
+    checked = [
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+        "-g",
+        "-fno-omit-frame-pointer",
+    ]
     sanitize = checked if os.environ.get("CBAM_SANITIZE") == "1" else []
     define = [("TORCH_TARGET_VERSION", "0x020B000000000000")] + ([("CBAM_X86", "1")] if X86 else [])
     return [
@@ -57,22 +72,34 @@ def extensions() -> list[Extension]:
 
 
 class BuildOperator(build_ext):
-    """Compile every instruction set's file with its own options, two files at a time."""
+    """Compile the files side by side, every instruction set's with its own options."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Give the compiler a look at the file's name before it gets its options."""
+        """Compile and link one extension."""
         compiler = self.compiler
-        compile_one = compiler._compile
+        one_after_the_other = compiler.compile
 
-        def _compile(obj, src, ext_, cc_args, extra_postargs, pp_opts):  # type: ignore[no-untyped-def]
-            extra = INSTRUCTIONS.get(Path(src).stem, [])
-            return compile_one(obj, src, ext_, cc_args, [*extra_postargs, *extra], pp_opts)
+        def compile(sources, output_dir=None, macros=None, include_dirs=None, debug=0, extra_preargs=None,
+                    extra_postargs=None, depends=None):  # fmt: skip
+            macros, objects, postargs, pp_opts, build = compiler._setup_compile(
+                output_dir, macros, include_dirs, sources, depends, extra_postargs
+            )
+            cc_args = compiler._get_cc_args(pp_opts, debug, extra_preargs)
 
-        compiler._compile = _compile
+            def one(obj: str) -> None:
+                source, suffix = build[obj]
+                options = [*postargs, *INSTRUCTIONS.get(Path(source).stem, [])]
+                compiler._compile(obj, source, suffix, cc_args, options, pp_opts)
+
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(one, [obj for obj in objects if obj in build]))
+            return objects
+
+        compiler.compile = compile
         try:
             super().build_extension(ext)
         finally:
-            compiler._compile = compile_one
+            compiler.compile = one_after_the_other
 
 
 limited = {"bdist_wheel": {"py_limited_api": "cp310"}}

@@ -122,9 +122,9 @@ class Backward {
   }
   static void add_rows(const A* rows, int64_t count, int64_t size, A factor, A* out) {
     for (int64_t i = 0; i < size; ++i) {
-      A sum = 0;
+      double sum = 0;
       for (int64_t row = 0; row < count; ++row) sum += rows[row * size + i];
-      out[i] = factor * sum;
+      out[i] = static_cast<A>(factor * sum);
     }
   }
 
@@ -156,7 +156,8 @@ class Backward {
   // dt becomes dL/dz-hat, or dL/dz where the norm has fixed statistics.
   void spatial_logits_gradient(const Samples& samples) {
     each_sample(samples, 8 * q.p, [&](int64_t sample) {
-      A *d = dt_of(sample), weight = 0, bias = 0;
+      A* d = dt_of(sample);
+      double weight = 0, bias = 0;
       for (int64_t i = 0; i < q.p; ++i) d[i] *= q.derivative(kept.t[sample * q.p + i], q.spatial_scale);
       if (!q.norm) return;
       const A invstd = q.norm_training ? kept.stats[1] : A(1) / std::sqrt(q.norm_var + q.norm_eps);
@@ -164,11 +165,11 @@ class Backward {
       if (!q.norm_training) convolve_maps(sample, recomputed.get());
       for (int64_t i = 0; i < q.p; ++i) {
         const A zhat = q.norm_training ? kept.zhat[sample * q.p + i] : (recomputed.get()[i] - q.norm_mean) * invstd;
-        weight += d[i] * zhat;
+        weight += static_cast<double>(d[i]) * zhat;
         bias += d[i];
         d[i] *= q.norm_weight * (q.norm_training ? A(1) : invstd);
       }
-      dnorm.get()[2 * sample] = weight, dnorm.get()[2 * sample + 1] = bias;
+      dnorm.get()[2 * sample] = static_cast<A>(weight), dnorm.get()[2 * sample + 1] = static_cast<A>(bias);
     });
   }
   void convolve_maps(int64_t sample, A* out) const {
@@ -379,7 +380,8 @@ std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weig
                   "cbam: saved and where are not those of this map's forward");
   STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && grad.dim() == 4, "cbam: the gradient is not of the map's type");
   for (int axis = 0; axis < 4; ++axis)
-    STD_TORCH_CHECK(grad.size(axis) == x.size(axis) && (grad.size(axis) == 1 || grad.stride(axis) == x.stride(axis)),
+    STD_TORCH_CHECK(grad.size(axis) == x.size(axis) &&
+                        (x.numel() == 0 || grad.size(axis) == 1 || grad.stride(axis) == x.stride(axis)),
                     "cbam: the gradient is not in the map's memory format");
   auto gradient_of = [&](const Weight& weight, bool wanted) {
     Tensor out = new_vector(x, weight && wanted ? weight->numel() : 0, type);
