@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import cbam
 from cbam.bench.cells import INFERENCE, TRAINING, Cell
 from cbam.bench.modules import RivalsDiffer
 from cbam.bench.network import Networks, measure
@@ -45,12 +46,17 @@ def test_a_textbook_network_that_computes_something_else_is_not_timed(monkeypatc
         measure(cell(INFERENCE), config())
 
 
-def test_untrained_networks_have_sane_activations():
+def test_batch_norms_of_untrained_networks_normalise():
     networks = Networks(cell(INFERENCE, size=128), "resnet18")
     for name, net in networks.networks.items():
-        with torch.inference_mode():
-            assert net(networks.x).abs().max() < 100, name
-        assert all(m.momentum == 0.1 for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
+        norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        spreads = []
+        for norm in norms:
+            norm.register_forward_hook(lambda m, i, y, spreads=spreads: spreads.append(y.std().item()))
+        with cbam.set_backend("eager"), torch.inference_mode():
+            net(networks.x)
+        assert 0.8 < sorted(spreads)[len(spreads) // 2] < 1.2, name
+        assert all(norm.momentum == 0.1 for norm in norms)
 
 
 def test_a_training_step_trains():

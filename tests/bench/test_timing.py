@@ -77,13 +77,14 @@ def test_the_budget_ends_a_measurement_but_not_before_five_rounds():
 
 
 def test_inference_mode_unless_autograd_is_asked_for_and_preparations_outside_the_clock():
-    seen, clock = {}, Clock()
+    seen, prepared, clock = {}, [], Clock()
 
     def look(name):
         seen[name] = torch.is_inference_mode_enabled()
         clock.now += 0.03
 
     def prepare():
+        prepared.append(clock.now)
         clock.now += 5.0
 
     times = interleave(
@@ -96,6 +97,7 @@ def test_inference_mode_unless_autograd_is_asked_for_and_preparations_outside_th
     )
     assert seen == {"forward": True, "both": False}
     assert times["forward"] == pytest.approx([30.0, 30.0])
+    assert len(prepared) == 2 + 2, "before every turn, in the warm-up too"
 
 
 def test_the_garbage_collector_is_back_after_an_error():

@@ -150,8 +150,8 @@ def _with_textbook(plain: nn.Module, attended: nn.Module, attachment: Attachment
 def _calibrate(network: nn.Module, images: Tensor) -> None:
     """Give the batch norms of an untrained network the statistics of some images.
 
-    Without, activations grow from block to block until the gates' sigmoids return numbers that processors are slow
-    with (denormals), and times are those of an accident.
+    In eval mode they would do nothing otherwise, and activations would grow or shrink from block to block, to another
+    size in each of the networks; in trained networks they do not.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
