@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
+from cbam.bench import figure
 from cbam.bench.cells import BOTH, FORWARD, Cell, Result
 from cbam.bench.figure import draw
 from cbam.bench.folder import BenchFolder
@@ -117,6 +119,22 @@ def test_the_picture_is_drawn_and_is_the_same_each_time(results, tmp_path):
     draw(results, tmp_path)
     assert (tmp_path / "bench.svg").read_bytes() == svg
     assert draw(select(results, "network"), tmp_path) is None
+
+
+def test_bars_stand_beside_their_names_also_where_somebody_is_missing(results):
+    modules = select(results, "modules")
+    forward, both = (select(modules, "modules", mode) for mode in (FORWARD, BOTH))
+    both = without(both, "cbam compiled", "careful compiled")
+    names = figure._names([forward, both])
+    assert set(names) == set(figure._names([both, forward]))
+    axes = Figure().add_subplot()
+    figure._panel(axes, both, names)
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == names
+    drawn = {labels[round(bar.get_y() + bar.get_height() / 2)]: 1 + bar.get_width() for bar in axes.patches}
+    assert set(drawn) == set(names) - {"cbam compiled", "careful compiled"}
+    for name, length in drawn.items():
+        assert length == pytest.approx(mean_ratio(both, name)), name
 
 
 def test_promises_that_are_kept(targets, results, tmp_path, capsys):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from cbam.bench.cells import BOTH, FORWARD, Result
-from cbam.bench.rivals import COPY
+from cbam.bench.rivals import COMPILED, COPY
 from cbam.bench.settings import shape_text
 from cbam.bench.summary import mean_ratio, providers, select
 from cbam.train.files import write_atomically
@@ -38,11 +38,12 @@ def draw(results: Sequence[Result], folder: Path) -> Path | None:
     if not modes:
         return None
     with mpl.rc_context({"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "cbam"}):
-        rows = len(providers(select(results, "modules", modes[0])))
-        figure = Figure(figsize=(11, 1.9 + 0.42 * rows), dpi=110, layout="constrained")
+        names = _names([select(results, "modules", mode) for mode in modes])
+        figure = Figure(figsize=(11, 1.9 + 0.42 * len(names)), dpi=110, layout="constrained")
         panels = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
         for axes, mode in zip(panels, modes, strict=True):
-            _panel(axes, select(results, "modules", mode), mode)
+            _panel(axes, select(results, "modules", mode), names)
+            axes.set_title(mode, loc="left", fontsize=10.5, fontweight="bold", color=_INK)
         figure.suptitle(_title(select(results, "modules")), x=0.01, ha="left", fontsize=11, color=_INK)
         for kind in ("svg", "png"):
             stream = io.BytesIO()
@@ -51,13 +52,21 @@ def draw(results: Sequence[Result], folder: Path) -> Path | None:
     return folder / "bench.png"
 
 
-def _panel(axes: Axes, results: Sequence[Result], mode: str) -> None:
-    names = [name for name in providers(results) if name != COPY]
+def _names(panels: Sequence[Sequence[Result]]) -> list[str]:
+    """Return the rows that the panels share: everybody who is in one of them."""
+    found = dict.fromkeys(name for results in panels for name in providers(results))
+    # Compiled ones stay behind the others, also where the first panel lacks one.
+    return sorted((name for name in found if name != COPY), key=lambda name: name.endswith(COMPILED))
+
+
+def _panel(axes: Axes, results: Sequence[Result], names: Sequence[str]) -> None:
     layouts = list(dict.fromkeys(result.cell.memory_format for result in results))
     for place, layout in enumerate(layouts):
-        found = select(results, "modules", mode, layout)
+        found = [result for result in results if result.cell.memory_format == layout]
         offset = (place - (len(layouts) - 1) / 2) * _THICK
         for row, name in enumerate(names):
+            if name not in providers(found):
+                continue
             colour = _OURS if name.startswith("cbam") else _LIMIT if name.startswith(COPY) else _THEIRS
             mean, y = mean_ratio(found, name), row + offset
             # From 1, so that a bar's length is the (logarithm of the) price over a copy.
@@ -88,7 +97,6 @@ def _panel(axes: Axes, results: Sequence[Result], mode: str) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
     axes.tick_params(which="minor", length=0)
-    axes.set_title(mode, loc="left", fontsize=10.5, fontweight="bold", color=_INK)
     axes.set_xlabel("times a plain copy of the feature map (log scale; 1 = the copy)")
 
 

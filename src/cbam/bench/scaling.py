@@ -15,7 +15,7 @@ from cbam.bench.timing import Candidate, interleave
 from cbam.ops.dispatch import set_backend
 
 ONE_THREAD = ", 1 thread"
-_SECONDS = 1 / 6  # of the setting: there are many sizes
+_SECONDS = 1 / 8  # of the setting: there are many sizes
 
 
 def measure(cell: Cell, config: BenchConfig) -> Result:

@@ -48,7 +48,7 @@ class BenchConfig:
     """CPU threads; by default what torch uses here."""
     rounds: int = 21
     """Rounds of each measurement; in a round every rival runs once, in turn."""
-    seconds: float = 6.0
+    seconds: float = 4.0
     """A measurement ends early after so long, but not before 5 rounds (or `rounds`, if those are fewer)."""
     compile: bool = True
     """Measure the rivals under torch.compile as well; needs a C++ compiler and, the first time, some minutes."""
