@@ -84,7 +84,8 @@ class SpatialAttention(Gate):
         if isinstance(z, torch.fx.Proxy):  # a traced model sees batches, in the dtype of its weights
             return self.norm(z)
         batch = z.unsqueeze(0) if z.dim() == 3 else z  # nn.BatchNorm2d takes no unbatched maps
-        return self.norm(batch.to(self.norm.weight.dtype)).to(z.dtype).view_as(z)
+        own = z.dtype if self.norm.weight is None else self.norm.weight.dtype
+        return self.norm(batch.to(own)).to(z.dtype).view_as(z)
 
     def _convolved(self, x: Tensor) -> Tensor:
         """Return the gate before its norm; calls the layers that somebody has hooked, wrapped or replaced."""
@@ -119,7 +120,7 @@ class SpatialAttention(Gate):
         """Return kernel, norm and scale in the operator's order, or why it cannot compute this gate."""
         modules: dict[str, Any] = self._modules
         if self.spatial_descriptor == "conv":
-            return "the learned descriptor is a convolution of its own"
+            return "its learned descriptor runs in plain torch"
         if not weight_is_all(modules["conv"], nn.Conv2d):
             return "the spatial convolution has hooks or was replaced"
         if type(self).logits is not SpatialAttention.logits or type(self).gate is not SpatialAttention.gate:

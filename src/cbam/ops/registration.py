@@ -61,7 +61,7 @@ def _fake_backward(grad: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ..
     found = [torch.empty_like(x)]
     for i in DIFFERENTIABLE[1:]:
         tensor = tensors[i]
-        found.append(x.new_empty(0 if tensor is None else tensor.shape, dtype=dtype))
+        found.append(x.new_empty(0 if tensor is None else tensor.numel(), dtype=dtype))  # flat
     return tuple(found)
 
 

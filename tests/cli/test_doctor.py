@@ -1,0 +1,78 @@
+"""`cbam doctor`: what it tells, and that it tells the truth."""
+
+import pytest
+
+from cbam import set_backend
+from cbam.cli import doctor
+from cbam.cli.main import main
+from cbam.ops import cpp
+from tests.ops.library import needs_operator
+
+
+def rows(text):
+    """First column -> the words behind it."""
+    return {line[:28].strip(): line[28:].split(None, 2) for line in text.splitlines()}
+
+
+@needs_operator
+def test_with_the_operator(capsys):
+    with set_backend("auto"):
+        assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert f"there, with {cpp.instruction_set()} kernels" in out
+    assert "runs in the operator," in out
+    found = rows(out)
+    for name in ("preset paper", "preset official", "preset timm", "SqueezeExcitation", "bfloat16 on cpu"):
+        assert found[name][:2] == ["operator", "operator"], name
+    assert found["arrangement parallel"][:2] == ["eager", "eager"]
+    assert found["arrangement spatial-channel"] == ["operator", "operator", "one call for each gate"]
+    assert found["spatial descriptor conv"][0] == "both"
+
+
+def test_without_a_library(capsys, monkeypatch):
+    monkeypatch.setattr(
+        cpp, "obstacle", lambda: "the C++ operator is not built; reinstall with a C++ compiler: pip"
+    )
+    with set_backend("auto"):
+        assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "missing: the C++ operator is not built; reinstall with a C++ compiler" in " ".join(out.split())
+    assert rows(out)["preset paper"] == ["eager", "eager", "no operator"]
+
+
+def test_eager_by_choice(capsys):
+    with set_backend("eager"):
+        main(["doctor"])
+    assert rows(capsys.readouterr().out)["preset paper"] == ["eager", "eager", "the backend is 'eager'"]
+
+
+@needs_operator
+def test_forced(capsys):
+    with set_backend("cpp"):
+        main(["doctor"])
+    assert rows(capsys.readouterr().out)["arrangement parallel"][:2] == ["error", "error"]
+
+
+def test_where_the_norm_runs_apart(capsys, monkeypatch):
+    monkeypatch.setattr(cpp, "available", lambda: True)
+    monkeypatch.setattr(doctor.after_norm, "exact", lambda dtype, channels_last, training: not channels_last)
+    with set_backend("auto"):
+        text = doctor._norm_before()
+    assert "float32 channels_last training" in text
+    assert "contiguous" not in text
+
+
+def test_wrong_use(capsys, monkeypatch):
+    assert main(["doctor", "me"]) == 2
+    assert "takes no arguments, given 'me'" in capsys.readouterr().err
+    monkeypatch.setattr("cbam.ops.dispatch._chosen", None)
+    monkeypatch.setenv("CBAM_BACKEND", "gpu")
+    assert main(["doctor"]) == 2
+    assert "unknown backend in CBAM_BACKEND 'gpu'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help(option, capsys):
+    assert main(["doctor", option]) == 0
+    assert "usage: cbam doctor" in capsys.readouterr().out

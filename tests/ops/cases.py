@@ -1,0 +1,87 @@
+"""Maps and modules for the operator's tests, and the same computation in plain torch beside it."""
+
+import copy
+
+import torch
+
+from cbam import set_backend
+from tests.nn import conformance
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+# H or W of 1, odd, prime; one channel, fewer than the ratio, no multiple of any vector's length; batches of 0 and 1.
+SHAPES = [
+    (2, 32, 7, 9), (1, 64, 56, 56), (1, 5, 1, 1), (3, 1, 4, 1), (2, 17, 1, 6), (0, 8, 3, 3), (2, 3, 13, 11),
+    (1, 1, 1, 1), (1, 100, 2, 31), (5, 16, 8, 8), (2, 33, 17, 3), (1, 257, 5, 5), (9, 7, 3, 3), (1, 2048, 7, 7),
+]  # fmt: skip
+# What one call, or two, of the operator compute; the other dialects run in plain torch.
+DIALECTS = [
+    name for name in conformance.NAMES if name not in ("conv descriptor", "parallel", "parallel official")
+]
+WITH_NORM = ["official", "timm"]
+MODES = [
+    (name, training) for name in DIALECTS for training in ([False, True] if name in WITH_NORM else [False])
+]
+
+
+def block_of(name, channels, dtype=torch.float32, training=False):
+    """A module with random weights, in float32 unless the map is float64."""
+    own = torch.float64 if dtype == torch.float64 else torch.float32
+    return conformance.build(name, channels, dtype=own).train(training)
+
+
+def maps(shape, dtype, layout, seed=0):
+    """A random map and a random gradient for it."""
+    generator = torch.Generator().manual_seed(seed)
+    x, grad = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    return x.contiguous(memory_format=layout), grad
+
+
+def single_value(name, shape, training):
+    """Whether a batch norm would see one value or none, which plain torch refuses or does not define."""
+    return training and name in WITH_NORM and shape[0] * shape[2] * shape[3] <= 1
+
+
+def outcome(block, x, grad, backend):
+    """Output, gradients of the map and of all parameters, and buffers, from a copy of the module."""
+    block, leaf = copy.deepcopy(block), x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    with set_backend(backend):
+        y = block(leaf)
+        y.backward(grad.to(y.dtype))
+    gradients = {name: parameter.grad for name, parameter in block.named_parameters()}
+    buffers = {name: buffer for name, buffer in block.named_buffers() if buffer.is_floating_point()}
+    return {"y": y.detach(), "x": leaf.grad, **gradients, **buffers}
+
+
+def truth(block, x, grad):
+    """The same in float64 and plain torch."""
+    return outcome(copy.deepcopy(block).double(), x.double(), grad.double(), "eager")
+
+
+def error(got, expected):
+    """The largest deviation of a tensor; where both are the same infinity or NaN there is none."""
+    got, expected = got.double(), expected.double()
+    same = (got == expected) | (got.isnan() & expected.isnan())
+    deviation = torch.where(same, torch.zeros_like(got), (got - expected).abs()).nan_to_num(torch.inf)
+    return deviation.amax().item() if got.numel() else 0.0
+
+
+# Beyond twice the error of plain torch in the same precision, as a share of the largest value. Plain torch's own
+# hardsigmoid has a derivative of float32's 1/6, in float64 too.
+SLACK = {torch.float32: 3e-5, torch.float64: 1e-7, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+
+
+def assert_as_good_as_eager(block, x, grad):
+    """Judge the operator as flash-attention judges itself: error at most twice that of plain torch."""
+    got, eager, exact = (
+        outcome(block, x, grad, "cpp"),
+        outcome(block, x, grad, "eager"),
+        truth(block, x, grad),
+    )
+    for name, expected in exact.items():
+        scale = 1e-3 + (expected.abs().nan_to_num(0, 0, 0).amax().item() if expected.numel() else 0.0)
+        # A single number may be a small difference of large sums, and plain torch's may be right by luck.
+        slack = SLACK[x.dtype] * scale * (10 if expected.numel() == 1 else 1)
+        found, allowed = error(got[name], expected), 2 * error(eager[name], expected) + slack
+        assert found <= allowed, f"{name}: {found:.3g} > {allowed:.3g}, values up to {scale:.3g}"
+    return got, eager
