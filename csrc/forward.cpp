@@ -207,6 +207,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& x, const We
   Tensor stats = new_vector(x, problem.norm_training ? 2 : 0, type);
   const Scratch<A> unkept(keep ? 0 : floats);
   const Saved<A> saved(problem, keep ? static_cast<A*>(kept.mutable_data_ptr()) : unkept.get());
+  if (keep && (problem.pooled == 1 || problem.planes == 1)) std::fill_n(saved.s, floats, A(0));  // not all of it is used
   const Where<T> at(problem, keep ? static_cast<int32_t*>(where.mutable_data_ptr()) : nullptr);
   if (problem.n > 0)
     Forward<T>(problem, saved, at, static_cast<T*>(y.mutable_data_ptr())).run(static_cast<A*>(stats.mutable_data_ptr()));

@@ -17,6 +17,7 @@ struct Part {
   const T* u;
   int64_t channels, positions, p0, p1;
   const acc_t<T>*alpha, *beta;  // (C), or null: x = u
+  bool streaming;               // the output is too large to wait in the caches for its reader
 };
 
 template <class T, class A = acc_t<T>>

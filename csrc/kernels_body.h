@@ -13,6 +13,7 @@ struct Full {};
 struct Rest {
   int64_t n;
 };
+struct Streamed {};  // full, and written past the caches
 template <class T>
 CBAM_INLINE Vec<acc_t<T>> get(const T* p, Full) {
   return load<T>(p);
@@ -28,6 +29,18 @@ CBAM_INLINE void put(T* p, Vec<acc_t<T>> v, Full) {
 template <class T>
 CBAM_INLINE void put(T* p, Vec<acc_t<T>> v, Rest rest) {
   store_some<T>(p, v, rest.n);
+}
+template <class T>
+CBAM_INLINE Vec<acc_t<T>> get(const T* p, Streamed) {
+  return load<T>(p);
+}
+template <class T>
+CBAM_INLINE void put(T* p, Vec<acc_t<T>> v, Streamed) {
+  stream<T>(p, v);
+}
+template <class A>
+CBAM_INLINE Ints<A> get_index(const int32_t* p, Streamed) {
+  return load_index(p, A{});
 }
 template <class A>
 CBAM_INLINE Ints<A> get_index(const int32_t* p, Full) {
@@ -63,6 +76,22 @@ template <class A, class F>
 CBAM_INLINE void along(int64_t from, int64_t to, F f) {
   int64_t k = from;
   for (; k + kLanes<A> <= to; k += kLanes<A>) f(k, Full{});
+  if (k < to) f(k, Rest{to - k});
+}
+// The same for a row that is written: streamed if wanted, between the borders that are not aligned.
+template <class T, class F>
+CBAM_INLINE void along_output(const T* out, bool streaming, int64_t from, int64_t to, F f) {
+  using A = acc_t<T>;
+  if (!streaming) return along<A>(from, to, f);
+  constexpr int64_t line = kLanes<A> * static_cast<int64_t>(sizeof(T));
+  const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out + from) % line);
+  int64_t k = from;
+  if (past > 0) {
+    const int64_t head = (line - past) / static_cast<int64_t>(sizeof(T));
+    k = from + head < to ? from + head : to;
+    f(from, Rest{k - from});
+  }
+  for (; k + kLanes<A> <= to; k += kLanes<A>) f(k, Streamed{});
   if (k < to) f(k, Rest{to - k});
 }
 // f(row, number of rows as a constant): in fours, then one by one.
@@ -277,13 +306,14 @@ struct Sweeps {
       V a = V{}, b = V{};
       if constexpr (NORM && !LAST) a = all<A>(part.alpha[r]), b = all<A>(part.beta[r]);
       const A* gates = LAST ? s : t;
-      along<A>(k0, k1, [&](int64_t k, auto width) __attribute__((always_inline)) {
+      along_output<T>(out, part.streaming, k0, k1, [&](int64_t k, auto width) __attribute__((always_inline)) {
         if constexpr (NORM && LAST) a = get<A>(part.alpha + k, width), b = get<A>(part.beta + k, width);
         ahead(row + k + 2 * stride);
         const V x = input<T, NORM>(get<T>(row + k, width), a, b), other = get<A>(gates + k, width);
         put<T>(out + k, LAST ? rounded<T>(x * other) * gate : rounded<T>(x * gate) * other, width);
       });
     }
+    if (part.streaming) streamed();
   }
 
   static void gate_grads(const Part<T>& part, const T* g, const A* s, const A* t, A* dt, A* gtx, A* gt, A* usum) {
@@ -424,12 +454,13 @@ struct Sweeps {
         }
         return v;
       };
-      along<A>(k0, k1, [&](int64_t k, auto width) __attribute__((always_inline)) {
+      along_output<T>(out, part.streaming, k0, k1, [&](int64_t k, auto width) __attribute__((always_inline)) {
         put<T>(out + k, value(k, width, false), width);
       });
       const int64_t peak = where_rows[r];
       if (peak >= k0 && peak < k1) put<T>(out + peak, value(peak, Rest{1}, true), Rest{1});
     }
+    if (part.streaming) streamed();
   }
 
   static const Kernels<T>& table() {

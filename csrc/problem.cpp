@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+
 namespace cbam {
 
 Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
@@ -61,6 +62,9 @@ constexpr int64_t kBlockBytes = 128 << 10;
 // Rows of a contiguous map are read in pieces of a block's positions: shorter pieces than this waste the prefetcher.
 constexpr int64_t kShortestPiece = 800;
 constexpr int64_t kChunkBytes = 2 << 20;
+
+// A result of this size or more is written past the caches: by the time it is complete its beginning has left them.
+constexpr int64_t kStreamingBytes = 8 << 20;
 
 }  // namespace
 
@@ -135,6 +139,7 @@ Problem<T>::Problem(const Tensor& map, const Weights& weights, const Switches& s
   block_rows = ceil_div(height, blocks);  // of equal size
   blocks = ceil_div(height, block_rows);
   chunk = std::max<int64_t>(1, std::min(n, kChunkBytes / (c * p * static_cast<int64_t>(sizeof(T)))));
+  streaming = n * c * p * static_cast<int64_t>(sizeof(T)) >= kStreamingBytes;
   pitch = width + k - 1 + algebra_for<A>().lanes;
   plane_size = spatial ? (height + k - 1) * pitch : 0;
 }

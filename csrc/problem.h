@@ -115,12 +115,13 @@ struct Problem {
   int64_t block_rows, blocks;
   int64_t chunk;  // samples that pass through all phases together, to meet the caches again
   int64_t pitch, plane_size;  // of a zero-padded map
+  bool streaming;  // the result is larger than what the caches keep of it
 
   int64_t sample_size() const { return c * p; }
   Part<T> part(int64_t sample, int64_t block) const {
     const int64_t h0 = block * block_rows, h1 = h0 + block_rows < height ? h0 + block_rows : height;
     return {x + sample * sample_size(), c, p, h0 * width, h1 * width, pre ? alpha.data() : nullptr,
-            pre ? beta.data() : nullptr};
+            pre ? beta.data() : nullptr, streaming};
   }
   const Kernels<T>& kernels() const { return kernels_for<T>(layout, pre); }
 

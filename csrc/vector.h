@@ -202,6 +202,33 @@ CBAM_INLINE void store_some_index(int32_t* p, Ints<float> v, int64_t n) {
 #endif
 }
 
+// A whole register past the caches, to an aligned address: what is written is larger than they are, and the line need
+// not be read first.
+template <class T>
+CBAM_INLINE void stream(T* p, Vec<acc_t<T>> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 2) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(narrow(v, T{})));
+  } else {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bit_cast<__m512i>(v));
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 2) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), bit_cast<__m128i>(narrow(v, T{})));
+  } else {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(v));
+  }
+#else
+  store<T>(p, v);
+#endif
+}
+// Other threads may read what was streamed.
+CBAM_INLINE void streamed() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 // Index vectors live in memory as int32 beside float and double alike.
 CBAM_INLINE Ints<float> load_index(const int32_t* p, float) {
   Ints<float> v;
