@@ -46,6 +46,7 @@ def test_a_run_writes_its_files(tmp_path):
     content = json.loads((tmp_path / "run" / "bench.json").read_text())
     assert content["environment"]["command"] == ["cbam", "bench"]
     assert content["environment"]["machine"]["threads"] == 1
+    assert "malloc" in content["environment"]["machine"]["allocator"]
     assert (
         "[4/4] modules forward+backward 2x16x5² float32 channels_last 1 thread"
         in shown.console.file.getvalue()

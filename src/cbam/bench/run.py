@@ -13,6 +13,7 @@ import torch
 
 from cbam.bench import modules, network, scaling
 from cbam.bench.ahead import compile_ahead
+from cbam.bench.allocator import keep_freed_memory
 from cbam.bench.cells import Cell, Result, grid
 from cbam.bench.folder import BenchFolder
 from cbam.bench.progress import Progress
@@ -37,6 +38,8 @@ class Outcome:
 
 def execute(config: BenchConfig, command: Sequence[str], progress: Progress) -> Outcome:
     """Measure, or go on measuring, and write `bench.json`, `bench.csv` and the picture into the output folder.
+
+    The process keeps freed memory from then on, see `keep_freed_memory`.
 
     Args:
         config: What to measure.
@@ -63,6 +66,7 @@ def _execute(config: BenchConfig, command: Sequence[str], progress: Progress) ->
         with torch.device("meta"):
             build_model(config.model, 10)  # is there such a model?
     environment = describe_environment(list(command), "cpu")
+    environment["machine"]["allocator"] = keep_freed_memory()
     identity = _identity(config, environment)
     folder = BenchFolder(config.output)
     folder.check(identity, config.restart)
