@@ -158,7 +158,7 @@ class Backward {
     each_sample(samples, 8 * q.p, [&](int64_t sample) {
       A* d = dt_of(sample);
       double weight = 0, bias = 0;
-      for (int64_t i = 0; i < q.p; ++i) d[i] *= q.derivative(kept.t[sample * q.p + i], q.spatial_scale);
+      algebra_for<A>().through_activation(d, kept.t + sample * q.p, q.p, q.spatial_scale, q.hard);
       if (!q.norm) return;
       const A invstd = q.norm_training ? kept.stats[1] : A(1) / std::sqrt(q.norm_var + q.norm_eps);
       Scratch<A> recomputed(q.norm_training ? 0 : q.p);
@@ -259,10 +259,10 @@ class Backward {
         if (of_one) of_one[c] += dmax_of(sample)[i];
       }
     }
-    for (int64_t c = 0; c < q.c && q.channel; ++c) {
-      const A ds = q.pre ? q.alpha[c] * of_u[c] + q.beta[c] * of_one[c] : of_u[c];
-      da.get()[sample * q.c + c] = ds * q.derivative(kept.s[sample * q.c + c], q.channel_scale);
-    }
+    if (!q.channel) return;
+    A* gradient = da.get() + sample * q.c;
+    for (int64_t c = 0; c < q.c; ++c) gradient[c] = q.pre ? q.alpha[c] * of_u[c] + q.beta[c] * of_one[c] : of_u[c];
+    algebra_for<A>().through_activation(gradient, kept.s + sample * q.c, q.c, q.channel_scale, q.hard);
   }
   static A read(const T* p) {
     if constexpr (std::is_same_v<T, f16>) {

@@ -75,12 +75,11 @@ class Forward {
     A* s = keep.s + n0 * q.c;
     in_parallel(q.c, q.hidden * count, [&](int64_t from, int64_t to) {
       algebra.dense(q.w1, nullptr, work.hidden_sums.get(), s, from, to, q.c, q.hidden, count);
-      for (int64_t i = 0; i < count; ++i)
-        for (int64_t c = from; c < to; ++c) {
-          const A bias = q.b1 ? q.b1[c] * static_cast<A>(q.pooled) : A(0);
-          s[i * q.c + c] = q.activate(s[i * q.c + c] + bias, q.channel_scale);
-        }
-      for (int64_t i = 0; i < count; ++i) s_used.round(n0 + i, from, to);
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t c = from; c < to && q.b1; ++c) s[i * q.c + c] += q.b1[c] * static_cast<A>(q.pooled);
+        algebra.activate(s + i * q.c + from, to - from, q.channel_scale, q.hard);
+        s_used.round(n0 + i, from, to);
+      }
     });
   }
 
@@ -175,12 +174,11 @@ class Forward {
     if (q.spatial) {
       const A invstd = A(1) / std::sqrt(q.norm_var + q.norm_eps);
       if (work) convolve(*work, index, part, t);
-      for (int64_t i = part.p0; i < part.p1; ++i) {
-        A z = work ? t[i] : keep.zhat[sample * q.p + i];
-        if (q.norm && work) z = (z - q.norm_mean) * invstd;
-        if (q.norm) z = z * q.norm_weight + q.norm_bias;
-        t[i] = q.activate(z, q.spatial_scale);
+      for (int64_t i = part.p0; i < part.p1 && q.norm; ++i) {
+        const A zhat = work ? (t[i] - q.norm_mean) * invstd : keep.zhat[sample * q.p + i];
+        t[i] = zhat * q.norm_weight + q.norm_bias;
       }
+      algebra_for<A>().activate(t + part.p0, part.p1 - part.p0, q.spatial_scale, q.hard);
       t_used.round(sample, part.p0, part.p1);
     }
     q.kernels().apply(part, s_used.of(sample), t_used.of(sample), y + sample * q.sample_size());

@@ -60,6 +60,10 @@ struct Algebra {
   // dkernel[plane, i, j] = sum_{h, w} dz[h, w] padded[plane, h + i, w + j]; dz is padded like the planes.
   void (*kernel_grad)(const A* padded, int64_t planes, int64_t height, int64_t width, int64_t pitch, const A* dz,
                       int64_t k, A* dkernel);
+  // z becomes scale * sigmoid(z), or of the hard sigmoid
+  void (*activate)(A* z, int64_t count, A scale, bool hard);
+  // d becomes d * dgate/dz, told from the gate's value
+  void (*through_activation)(A* d, const A* gate, int64_t count, A scale, bool hard);
   int lanes;
 };
 

@@ -475,33 +475,36 @@ template <class A>
 struct Small {
   using V = Vec<A>;
 
+  // R rows of w at a time, so that each load of an input serves all of them.
+  template <int R>
+  static CBAM_INLINE void dense_rows(const A* w, const A* bias, const A* in, A* out, int64_t j, int64_t rows, int64_t k,
+                                     int64_t d) {
+    by_fours(0, d, [&](int64_t i, auto count) __attribute__((always_inline)) {
+      constexpr int N = decltype(count)::value;
+      V sums[R][N];
+      for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n) sums[r][n] = V{};
+      along<A>(0, k, [&](int64_t c, auto width) __attribute__((always_inline)) {
+        V weight[R];
+        for (int r = 0; r < R; ++r) weight[r] = get<A>(w + (j + r) * k + c, width);
+        for (int n = 0; n < N; ++n) {
+          const V value = get<A>(in + (i + n) * k + c, width);
+          for (int r = 0; r < R; ++r) sums[r][n] += weight[r] * value;
+        }
+      });
+      for (int r = 0; r < R; ++r) {
+        A results[N];
+        across<A>(sums[r], Plus{}, results);
+        for (int n = 0; n < N; ++n) out[(i + n) * rows + j + r] = (bias ? bias[j + r] : A(0)) + results[n];
+      }
+    });
+  }
+
   static void dense(const A* w, const A* bias, const A* in, A* out, int64_t j0, int64_t j1, int64_t rows, int64_t k,
                     int64_t d) {
-    for (int64_t j = j0; j < j1; ++j) {
-      const A* row = w + j * k;
-      const A start = bias ? bias[j] : A(0);
-      by_fours(0, d, [&](int64_t i, auto count) __attribute__((always_inline)) {
-        constexpr int N = decltype(count)::value;
-        V sums[N], more[N];
-        for (int n = 0; n < N; ++n) sums[n] = more[n] = V{};
-        int64_t c = 0;
-        for (; c + 2 * kLanes<A> <= k; c += 2 * kLanes<A>) {
-          const V weight = load<A>(row + c), next = load<A>(row + c + kLanes<A>);
-          for (int n = 0; n < N; ++n) {
-            sums[n] += weight * load<A>(in + (i + n) * k + c);
-            more[n] += next * load<A>(in + (i + n) * k + c + kLanes<A>);
-          }
-        }
-        along<A>(c, k, [&](int64_t l, auto width) __attribute__((always_inline)) {
-          const V weight = get<A>(row + l, width);
-          for (int n = 0; n < N; ++n) sums[n] += weight * get<A>(in + (i + n) * k + l, width);
-        });
-        A results[N];
-        for (int n = 0; n < N; ++n) sums[n] += more[n];
-        across<A>(sums, Plus{}, results);
-        for (int n = 0; n < N; ++n) out[(i + n) * rows + j] = start + results[n];
-      });
-    }
+    int64_t j = j0;
+    for (; j + 4 <= j1; j += 4) dense_rows<4>(w, bias, in, out, j, rows, k, d);
+    for (; j < j1; ++j) dense_rows<1>(w, bias, in, out, j, rows, k, d);
   }
 
   static void transposed(const A* w, const A* in, A* out, int64_t k0, int64_t k1, int64_t rows, int64_t k, int64_t d) {
@@ -593,8 +596,63 @@ struct Small {
         });
   }
 
+  // 1 / (1 + exp(-z)); exactly one half at zero, and NaN stays.
+  static CBAM_INLINE V sigmoid(V z) {
+    if constexpr (sizeof(A) == 8) {
+      V result;
+      for (int i = 0; i < kLanes<A>; ++i) result[i] = 1 / (1 + __builtin_exp(-z[i]));
+      return result;
+    } else {
+      const V huge = all<A>(88.3f), v = -z;
+      V x = v > huge ? huge : v;
+      x = x < -87.3f - V{} ? -87.3f - V{} : x;
+      // exp(x) = 2^n exp(r) with |r| <= log(2) / 2; adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+      const V magic = all<A>(12582912.0f), shifted = x * 1.44269504f + magic, n = shifted - magic;
+      const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+      V p = all<A>(1.0f / 5040);
+      p = p * r + 1.0f / 720;
+      p = p * r + 1.0f / 120;
+      p = p * r + 1.0f / 24;
+      p = p * r + 1.0f / 6;
+      p = p * r + 0.5f;
+      p = p * r + 1.0f;
+      p = p * r + 1.0f;
+      const Ints<A> exponent = bit_cast<Ints<A>>(shifted) - bit_cast<Ints<A>>(magic);
+      const V power = bit_cast<V>((exponent + 127) << 23);
+      const V result = 1.0f / (1.0f + p * power);
+      return z == z ? (v > huge ? V{} : result) : z;
+    }
+  }
+
+  static void activate(A* z, int64_t count, A scale, bool hard) {
+    along<A>(0, count, [&](int64_t i, auto width) __attribute__((always_inline)) {
+      V v = get<A>(z + i, width);
+      if (hard) {
+        v += 3;
+        v = v < V{} ? V{} : v;
+        v = (v > 6 - V{} ? 6 - V{} : v) / 6;
+      } else {
+        v = sigmoid(v);
+      }
+      put<A>(z + i, v * scale, width);
+    });
+  }
+
+  static void through_activation(A* d, const A* gate, int64_t count, A scale, bool hard) {
+    along<A>(0, count, [&](int64_t i, auto width) __attribute__((always_inline)) {
+      const V g = get<A>(gate + i, width), share = g / scale;
+      V slope = g * (1 - share);
+      if (hard) {
+        const Ints<A> inside = (share > V{}) & (share < 1 - V{});
+        slope = inside ? all<A>(scale / 6) : share == share ? V{} : share;
+      }
+      put<A>(d + i, scale == 0 ? V{} : get<A>(d + i, width) * slope, width);
+    });
+  }
+
   static const Algebra<A>& table() {
-    static const Algebra<A> algebra = {dense, transposed, outer, convolve, kernel_grad, kLanes<A>};
+    static const Algebra<A> algebra = {dense,       transposed, outer,  convolve, kernel_grad,
+                                       activate, through_activation, kLanes<A>};
     return algebra;
   }
 };

@@ -144,23 +144,6 @@ Problem<T>::Problem(const Tensor& map, const Weights& weights, const Switches& s
   plane_size = spatial ? (height + k - 1) * pitch : 0;
 }
 
-template <class T>
-acc_t<T> Problem<T>::activate(A z, A scale) const {
-  if (hard) {
-    const A shifted = z + 3;
-    return scale * ((shifted < 0 ? A(0) : shifted > 6 ? A(6) : shifted) / 6);
-  }
-  return scale * (A(1) / (A(1) + std::exp(-z)));
-}
-
-template <class T>
-acc_t<T> Problem<T>::derivative(A gate, A scale) const {
-  if (scale == 0) return 0;
-  const A share = gate / scale;
-  if (hard) return share > 0 && share < 1 ? scale / 6 : share == share ? A(0) : share;
-  return gate * (1 - share);
-}
-
 #define CBAM_INSTANTIATE(T) template struct Problem<T>;
 CBAM_FOR_EACH_TYPE(CBAM_INSTANTIATE)
 #undef CBAM_INSTANTIATE

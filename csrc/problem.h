@@ -124,9 +124,6 @@ struct Problem {
             pre ? beta.data() : nullptr, streaming};
   }
   const Kernels<T>& kernels() const { return kernels_for<T>(layout, pre); }
-
-  A activate(A z, A scale) const;
-  A derivative(A gate, A scale) const;  // of the activation, from its value
 };
 
 // The floats kept for backward, one after the other in `saved`.

@@ -15,8 +15,8 @@ struct Samples {
 enum Order { kInOrder, kReversed };
 
 // walk(from, to, each_chunk) where each_chunk(f) calls f(Samples) for chunk after chunk. With enough samples every
-// thread walks over its own and waits for nobody; a few samples are split inside, with a barrier after each phase.
-// The second of two walks is reversed, to begin with what is still in the caches.
+// thread walks over its own and waits for nobody; a few samples are split inside, with a barrier after each phase. The
+// second of two walks is reversed, to begin with what is still in the caches.
 template <class T, class F>
 void over_chunks(const Problem<T>& q, Order order, const F& walk) {
   const int64_t threads = torch::stable::get_num_threads();
