@@ -193,7 +193,7 @@ def cbam(
 
 
 def _tensor(scale: float | None) -> Tensor | None:
-    return None if scale is None else torch.tensor(float(scale))
+    return None if scale is None else torch.tensor(float(scale), device="cpu")
 
 
 def _layers_fit(w0: Tensor, w1: Tensor, b0: Tensor | None, b1: Tensor | None) -> bool:

@@ -169,6 +169,14 @@ def subclass(module):
     module.host.__class__ = Mine
 
 
+def attention_subclass(module):
+    class Mine(CBAM):
+        def attend(self, x):
+            return x
+
+    module.cbam.__class__ = Mine
+
+
 class TestApartWhereItMust:
     @pytest.mark.parametrize(
         "change",
@@ -181,6 +189,8 @@ class TestApartWhereItMust:
             lambda m: setattr(m.host, "forward", m.host.forward),
             lambda m: m.host.double().float().to(torch.bfloat16),
             subclass,
+            attention_subclass,
+            lambda m: setattr(m.cbam, "attend", m.cbam.attend),
             lambda m: setattr(m, "host", nn.SyncBatchNorm(16)),
             lambda m: setattr(m, "host", nn.GroupNorm(4, 16)),
             lambda m: setattr(m, "cbam", CBAM(16, arrangement="parallel")),

@@ -120,6 +120,16 @@ def test_a_subclass_with_a_gate_of_its_own():
     torch.testing.assert_close(Half(16)(X), X / 2)
 
 
+@pytest.mark.parametrize("name", ["gate", "logits", "attend"])
+def test_a_method_replaced_on_one_object(name):
+    block = CBAM(16)
+    original = getattr(block.channel_attention, name)
+    setattr(block.channel_attention, name, lambda x: original(x) * 0.5)
+    expected = CBAM(16)
+    expected.load_state_dict(block.state_dict())
+    assert not torch.allclose(block(X), expected(X))
+
+
 def test_another_norm_in_the_spatial_gate():
     block = cases.block_of("official", 16)
     block.spatial_attention.norm = nn.InstanceNorm2d(1, affine=True)

@@ -60,8 +60,11 @@ def obstacle(norm: nn.Module, attention: AttentionModule) -> str | None:
         return "there are hooks on all modules"
     if not attention.enabled:
         return "the attention is switched off"
-    if type(attention).forward is not AttentionModule.forward or "forward" in vars(attention):
-        return f"{type(attention).__name__} has a forward of its own"
+    cls, own = type(attention), vars(attention)
+    if cls.forward is not AttentionModule.forward or cls.attend is not AttentionModule.attend:
+        return f"{cls.__name__} has a forward of its own"
+    if "forward" in own or "attend" in own:
+        return "the attention's forward was replaced"
     return None
 
 

@@ -66,6 +66,7 @@ class AttentionModule(nn.Module):
     """
 
     enabled: bool = True
+    takes_two_calls: bool = False
     in_channels: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,6 +78,8 @@ class AttentionModule(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """Return the gated map of a checked input, by the fused operator where that can run."""
+        if self.takes_two_calls:
+            return self.attend_eagerly(x)  # where each half goes its own way
         weights = self.operator_weights(x)
         if dispatch.takes(x, weights):
             assert not isinstance(weights, str)
@@ -136,6 +139,19 @@ class Gate(AttentionModule):
     def reading_weight(self) -> Tensor:
         """The weight that reads the pooled map: the logits are linear in it up to the first ReLU."""
         return self.get_parameter(self._own_weight)
+
+    def has_own_gate(self, kind: type[Gate]) -> bool:
+        """Return whether somebody replaced what `kind` computes, in a subclass or on this object."""
+        cls, own = type(self), vars(self)
+        return cls.logits is not kind.logits or cls.gate is not kind.gate or "logits" in own or "gate" in own
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the gate before its activation."""
+        raise NotImplementedError
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Return the gate itself."""
+        raise NotImplementedError
 
     def set_gate_scale(self, scale: float) -> None:
         """Set the factor on the gate."""

@@ -113,10 +113,10 @@ class CBAM(AttentionModule):
             x = half(x) if as_module else half.attend(x)
         return x
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Return the map after both gates, by the fused operator where that can run."""
-        # Two calls of the operator: it computes the channel gate first.
-        return self.attend_eagerly(x) if self.arrangement == "spatial-channel" else super().attend(x)
+    @property
+    def takes_two_calls(self) -> bool:  # type: ignore[override]
+        """Whether it takes two calls of the operator, which computes the channel gate first."""
+        return self.arrangement == "spatial-channel"
 
     def operator_weights(self, x: Tensor | None = None) -> Weights | str:
         """Return the tensors for the fused operator, or why one call of it cannot compute this arrangement."""
@@ -180,7 +180,7 @@ def _operator_tensors(half: Any, x: Tensor | None) -> tuple[Tensor | None, ...] 
         return f"{type(half).__name__} has hooks"
     if not half.enabled:
         return f"{type(half).__name__} is switched off"
-    if type(half).attend is not AttentionModule.attend:
+    if type(half).attend is not AttentionModule.attend or "attend" in vars(half):
         return f"{type(half).__name__} has an attend of its own"
     return half.operator_tensors(x)
 

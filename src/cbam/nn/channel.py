@@ -117,7 +117,7 @@ class ChannelAttention(Gate):
         """Return weights, biases and scale in the operator's order, or why it cannot compute this gate."""
         if not self._is_plain():
             return "a layer of the perceptron has hooks or was replaced"
-        if type(self).logits is not ChannelAttention.logits or type(self).gate is not ChannelAttention.gate:
+        if self.has_own_gate(ChannelAttention):
             return f"{type(self).__name__} has a gate of its own"
         mlp: Any = self._modules["mlp"]
         first, _, last = mlp._modules.values()

@@ -123,7 +123,7 @@ class SpatialAttention(Gate):
             return "its learned descriptor runs in plain torch"
         if not weight_is_all(modules["conv"], nn.Conv2d):
             return "the spatial convolution has hooks or was replaced"
-        if type(self).logits is not SpatialAttention.logits or type(self).gate is not SpatialAttention.gate:
+        if self.has_own_gate(SpatialAttention):
             return f"{type(self).__name__} has a gate of its own"
         norm, kernel, scale = (
             modules.get("norm"),
