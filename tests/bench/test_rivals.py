@@ -48,7 +48,9 @@ def test_timm_computes_the_same_in_eval_mode_and_not_in_training(shape):
 
 
 def test_who_takes_part():
-    names = list(build_rivals(32, torch.float32, torch.channels_last))
+    found = build_rivals(32, torch.float32, torch.channels_last)
+    names = list(found)
+    assert found["cbam compiled"].backend == found[ours_of(names)].backend, "what a user gets, compiled"
     assert ("cbam operator" in names) is (operator_missing() is None)
     plain = [name for name in names if not name.endswith("compiled")]
     assert [name for name in plain if not name.startswith("cbam")] == ["textbook", "careful", "timm"]
