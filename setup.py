@@ -17,6 +17,7 @@ from setuptools.command.build_ext import build_ext
 SOURCES = [
     "library",
     "problem",
+    "isa",
     "scratch",
     "forward",
     "backward",
