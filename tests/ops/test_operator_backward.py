@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cbam.functional as F
 from cbam import CBAM, set_backend
 from tests.nn import conformance
 from tests.ops import cases
@@ -155,6 +156,18 @@ class TestAgainstDifferences:
             results.append([p.grad for p in twin.parameters()])
         for got, expected in zip(*results, strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+
+    def test_weights_that_depend_on_the_map(self):
+        """The second derivative must not count the way through the weights twice."""
+        base = torch.randn(3, 6, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+
+        def run(x):
+            w0, w1 = (w * x.mean() for w in base)
+            return F.channel_attention(x, w0, w1)
+
+        x = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(run, x)
+        assert torch.autograd.gradgradcheck(run, x)
 
 
 class TestTies:
