@@ -112,25 +112,22 @@ struct Small {
       });
   }
 
-  static void kernel_grad(const A* padded, int64_t planes, int64_t height, int64_t width, int64_t pitch, const A* dz,
-                          int64_t k, A* dkernel) {
-    const int64_t plane = (height + k - 1) * pitch;
-    for (int64_t m = 0; m < planes; ++m)
-      for (int64_t i = 0; i < k; ++i)
-        by_fours(0, k, [&](int64_t j, auto count) __attribute__((always_inline)) {
-          constexpr int N = decltype(count)::value;
-          V sums[N];
-          for (int n = 0; n < N; ++n) sums[n] = V{};
-          for (int64_t h = 0; h < height; ++h) {
-            const A* row = padded + m * plane + (h + i) * pitch + j;
-            const A* grads = dz + (h + k / 2) * pitch + k / 2;
-            for (int64_t w = 0; w < width; w += kLanes<A>) {
-              const V grad = load<A>(grads + w);  // zero beyond the map
-              for (int n = 0; n < N; ++n) sums[n] += grad * load<A>(row + w + n);
-            }
-          }
-          across<A>(sums, Plus{}, dkernel + (m * k + i) * k + j);
-        });
+  static void kernel_grad(const A* plane, int64_t height, int64_t width, int64_t pitch, const A* dz, int64_t k,
+                          int64_t i, A* dkernel) {
+    by_fours(0, k, [&](int64_t j, auto count) __attribute__((always_inline)) {
+      constexpr int N = decltype(count)::value;
+      V sums[N];
+      for (int n = 0; n < N; ++n) sums[n] = V{};
+      for (int64_t h = 0; h < height; ++h) {
+        const A* row = plane + (h + i) * pitch + j;
+        const A* grads = dz + (h + k / 2) * pitch + k / 2;
+        for (int64_t w = 0; w < width; w += kLanes<A>) {
+          const V grad = load<A>(grads + w);  // zero beyond the map
+          for (int n = 0; n < N; ++n) sums[n] += grad * load<A>(row + w + n);
+        }
+      }
+      across<A>(sums, Plus{}, dkernel + j);
+    });
   }
 
   // 1 / (1 + exp(-z)); exactly one half at zero, and NaN stays.

@@ -103,9 +103,14 @@ class Backward {
  private:
   // What a chunk of samples needs between its phases.
   struct Work {
-    explicit Work(const Problem<T>& q) : size(q.chunk * q.blocks * q.c), partial(3 * size), dhidden(q.chunk * q.hidden) {}
+    explicit Work(const Problem<T>& q)
+        : size(q.chunk * q.blocks * q.c),
+          partial(3 * size),
+          dhidden(q.chunk * q.hidden),
+          padded(q.chunk * q.planes * q.plane_size),
+          dz(q.chunk * q.plane_size) {}
     int64_t size;
-    Scratch<A> partial, dhidden;
+    Scratch<A> partial, dhidden, padded, dz;
   };
   template <class F>
   void walk(Order order, const F& f) {
@@ -196,7 +201,7 @@ class Backward {
 
   // Everything between the reads, for the samples of this chunk: leaves dmaps, dpooled, da and the kernel's gradient.
   void small_gradients(const Samples& samples, const Work& work) {
-    if (q.spatial) each_sample(samples, q.planes * q.p * q.k * q.k, [&](int64_t sample) { through_convolution(sample); });
+    if (q.spatial) through_convolution(samples, work);
     const bool needs_mean = q.plane_of_average >= 0 && (q.channel || q.pre);
     if (needs_mean) {
       for_each_block(q, samples, [&](int64_t sample, int64_t block) {
@@ -219,20 +224,33 @@ class Backward {
     return q.plane_of_maximum < 0 ? dmean.get() : dmaps.get() + (sample * q.planes + q.plane_of_maximum) * q.p;
   }
 
-  void through_convolution(int64_t sample) {
+  void through_convolution(const Samples& samples, const Work& work) {
     const Algebra<A>& algebra = algebra_for<A>();
-    Scratch<A> padded(q.planes * q.plane_size), dz(q.plane_size);
-    padded_maps(sample, padded.get());
-    std::fill_n(dz.get(), q.plane_size, A(0));
-    pad_rows(q, dt_of(sample), dz.get(), 0, q.p);
-    algebra.kernel_grad(padded.get(), q.planes, q.height, q.width, q.pitch, dz.get(), q.k,
-                        dkernels.get() + sample * q.planes * q.k * q.k);
-    for (int64_t plane = 0; plane < q.planes; ++plane) {
-      A* out = dmaps.get() + (sample * q.planes + plane) * q.p;
-      algebra.convolve(dz.get(), 1, q.height, q.pitch, flipped.get() + plane * q.k * q.k, q.k, q.width, 0, q.height, out);
-      if (plane == q.plane_of_average)
-        for (int64_t i = 0; i < q.p; ++i) out[i] /= static_cast<A>(q.c);
-    }
+    each_sample(samples, q.p, [&](int64_t sample) {
+      A* dz = work.dz.get() + (sample - samples.from) * q.plane_size;
+      padded_maps(sample, work.padded.get() + (sample - samples.from) * q.planes * q.plane_size);
+      std::fill_n(dz, q.plane_size, A(0));
+      pad_rows(q, dt_of(sample), dz, 0, q.p);
+    });
+    const int64_t planes = (samples.to - samples.from) * q.planes;
+    in_parallel(planes * q.k, q.p * q.k, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const int64_t plane = i / q.k;
+        algebra.kernel_grad(work.padded.get() + plane * q.plane_size, q.height, q.width, q.pitch,
+                            work.dz.get() + plane / q.planes * q.plane_size, q.k, i % q.k,
+                            dkernels.get() + (samples.from * q.planes * q.k + i) * q.k);
+      }
+    });
+    in_parallel(planes * q.height, q.width * q.k * q.k, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const int64_t plane = i / q.height, which = plane % q.planes, h = i % q.height;
+        A* out = dmaps.get() + (samples.from * q.planes + plane) * q.p;
+        algebra.convolve(work.dz.get() + plane / q.planes * q.plane_size, 1, q.height, q.pitch,
+                         flipped.get() + which * q.k * q.k, q.k, q.width, h, h + 1, out);
+        for (int64_t w = h * q.width; w < (h + 1) * q.width && which == q.plane_of_average; ++w)
+          out[w] /= static_cast<A>(q.c);
+      }
+    });
   }
 
   int64_t offset(int64_t channel, int64_t position) const {

@@ -57,9 +57,9 @@ struct Algebra {
   // (height + k - 1, pitch), pitch >= width + k - 1 + one register.
   void (*convolve)(const A* padded, int64_t planes, int64_t height, int64_t pitch, const A* kernel, int64_t k,
                    int64_t width, int64_t h0, int64_t h1, A* out);
-  // dkernel[plane, i, j] = sum_{h, w} dz[h, w] padded[plane, h + i, w + j]; dz is padded like the planes.
-  void (*kernel_grad)(const A* padded, int64_t planes, int64_t height, int64_t width, int64_t pitch, const A* dz,
-                      int64_t k, A* dkernel);
+  // One row of the kernel's gradient: dkernel[j] = sum_{h, w} dz[h, w] plane[h + i, w + j]; dz is padded like the plane.
+  void (*kernel_grad)(const A* plane, int64_t height, int64_t width, int64_t pitch, const A* dz, int64_t k, int64_t i,
+                      A* dkernel);
   // z becomes scale * sigmoid(z), or of the hard sigmoid
   void (*activate)(A* z, int64_t count, A scale, bool hard);
   // d becomes d * dgate/dz, told from the gate's value

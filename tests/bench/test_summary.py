@@ -106,7 +106,7 @@ def test_half_a_run_has_the_tables_of_that_half(results):
     assert "training" in text
     assert "ps per element" not in text
     assert text_of([]) == ""
-    assert "best compiled" not in text_of(without(results, "compiled"))
+    assert "compiled / ours" not in text_of(without(results, "compiled"))
 
 
 def test_the_picture_is_drawn_and_is_the_same_each_time(results, tmp_path):
