@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from cbam import set_backend
+from cbam import CBAM, set_backend
 from tests.nn import conformance
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -37,6 +37,22 @@ def maps(shape, dtype, layout, seed=0):
     return x.contiguous(memory_format=layout), grad
 
 
+def clear_maps(block, shape, dtype, layout):
+    """A random map whose largest channels differ by more than rounding: which of two equals wins is no error."""
+    for seed in range(20):
+        x, grad = maps(shape, dtype, layout, seed)
+        if dtype != torch.float32 or min(shape[:2]) < 1 or shape[1] == 1:
+            return x, grad
+        gated = x.double()
+        if isinstance(block, CBAM) and block.arrangement == "channel-spatial":
+            with torch.no_grad():
+                gated = gated * copy.deepcopy(block).double().channel_attention.gate(gated)
+        first, second = gated.topk(2, 1).values.unbind(1)
+        if (first - second).min() > 1e-5:
+            break
+    return x, grad
+
+
 def single_value(name, shape, training):
     """Whether a batch norm would see one value or none, which plain torch refuses or does not define."""
     return training and name in WITH_NORM and shape[0] * shape[2] * shape[3] <= 1
@@ -66,9 +82,8 @@ def error(got, expected):
     return deviation.amax().item() if got.numel() else 0.0
 
 
-# Beyond twice the error of plain torch in the same precision, as a share of the largest value. Plain torch's own
-# hardsigmoid has a derivative of float32's 1/6, in float64 too.
-SLACK = {torch.float32: 3e-5, torch.float64: 1e-7, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+# Beyond twice the error of plain torch in the same precision, as a share of the largest value.
+SLACK = {torch.float32: 3e-5, torch.float64: 1e-10, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
 
 def assert_as_good_as_eager(block, x, grad):
@@ -81,7 +96,10 @@ def assert_as_good_as_eager(block, x, grad):
     for name, expected in exact.items():
         scale = 1e-3 + (expected.abs().nan_to_num(0, 0, 0).amax().item() if expected.numel() else 0.0)
         # A single number may be a small difference of large sums, and plain torch's may be right by luck.
-        slack = SLACK[x.dtype] * scale * (10 if expected.numel() == 1 else 1)
+        factor = 10 if expected.numel() == 1 else 1
+        if x.dtype == torch.float64 and "hardsigmoid" in repr(block):
+            factor = 1e5  # its derivative in plain torch is float32's 1/6, in float64 too
+        slack = SLACK[x.dtype] * scale * factor
         found, allowed = error(got[name], expected), 2 * error(eager[name], expected) + slack
         assert found <= allowed, f"{name}: {found:.3g} > {allowed:.3g}, values up to {scale:.3g}"
     return got, eager

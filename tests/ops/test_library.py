@@ -91,6 +91,15 @@ def test_forced_without_a_library(tmp_path):
 
 
 @needs_operator
+def test_a_library_that_somebody_loaded_before():
+    """torch crashes where an operator is defined twice."""
+    code = "import torch; torch.ops.load_library({!r}); import cbam; cbam.set_backend('cpp'); print('done')"
+    copy = "import shutil, tempfile; d = tempfile.mkdtemp(); f = shutil.copy({!r}, d + '/copy.abi3.so');"
+    done = python(copy.format(str(cpp.library_file())) + code.replace("{!r}", "f"))
+    assert done.stdout.split() == ["done"]
+
+
+@needs_operator
 def test_a_library_from_other_sources_is_refused(monkeypatch):
     """As after a `git pull` without a new build: its arguments are not those of the Python code."""
     monkeypatch.setitem(cpp._ARGUMENTS, "forward", 23)

@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cbam import CBAM, set_backend
+from cbam.ops import registration
 from cbam.ops.plain import NormBefore
 from tests.ops import cases
 from tests.ops.library import needs_operator
@@ -176,6 +177,13 @@ class TestExport:
         assert all(name.startswith("aten.") for name in nodes(opened.graph))
         x = torch.randn(2, 8, 5, 7)
         torch.testing.assert_close(opened.module()(x), block(x))
+
+    def test_what_is_kept_for_backward_is_never_decomposed(self):
+        """Only the operator's own backward can read it: a decomposition would hand it zeros."""
+        assert registration.decomposed(*arguments("paper")) is NotImplemented
+        x, *_ = plain = arguments("paper", keep=False, grad=False)
+        y, saved, where, _ = registration.decomposed(*plain)
+        assert (y.shape, saved.numel(), where.numel()) == (x.shape, 0, 0)
 
     @pytest.mark.slow
     def test_an_exported_program_still_trains(self):

@@ -32,15 +32,16 @@ def obstacle() -> str | None:
     True
     """
     file = library_file()
-    if not file.exists():
-        return f"the C++ operator is not built (no {file.name}); reinstall with a C++ compiler: {INSTALL}"
-    try:
-        torch.ops.load_library(str(file))
-    except OSError as error:  # made for another torch, or for another machine
-        return (
-            f"{file.name} does not load with torch {torch.__version__} ({_one_line(error)});"
-            f" reinstall with a C++ compiler: {INSTALL}"
-        )
+    if not hasattr(torch.ops.cbam, "forward"):  # to define an operator twice crashes torch
+        if not file.exists():
+            return f"the C++ operator is not built (no {file.name}); reinstall with a C++ compiler: {INSTALL}"
+        try:
+            torch.ops.load_library(str(file))
+        except OSError as error:  # made for another torch, or for another machine
+            return (
+                f"{file.name} does not load with torch {torch.__version__} ({_one_line(error)});"
+                f" reinstall with a C++ compiler: {INSTALL}"
+            )
     for name, expected in _ARGUMENTS.items():
         packet = getattr(torch.ops.cbam, name, None)
         if packet is None or len(packet.default._schema.arguments) != expected:
