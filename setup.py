@@ -59,7 +59,7 @@ def extensions() -> list[Extension]:
             depends=[str(path) for path in Path("csrc").glob("*.h")],
             include_dirs=[str(torch / "include")],
             define_macros=define,
-            extra_compile_args=["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra",
+            extra_compile_args=["-std=c++20", "-O1" if sanitize else "-O3", "-fvisibility=hidden", "-Wall", "-Wextra",
                                 "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-Wno-unused-parameter",
                                 *(sanitize or ["-g0"])],
             library_dirs=[str(torch / "lib")],
