@@ -6,7 +6,7 @@ from cbam import set_backend
 from cbam.cli import doctor
 from cbam.cli.main import main
 from cbam.ops import cpp
-from tests.ops.library import needs_operator
+from tests.ops.library import needs_operator, needs_same_bits
 
 
 def rows(text):
@@ -15,6 +15,7 @@ def rows(text):
 
 
 @needs_operator
+@needs_same_bits
 def test_with_the_operator(capsys):
     with set_backend("auto"):
         assert main(["doctor"]) == 0

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from tests.ops.library import needs_operator
+from tests.ops.library import needs_operator, needs_same_bits
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -133,6 +133,7 @@ def test_the_operator_counts_what_its_parts_count(switches):
 
 
 @needs_operator
+@needs_same_bits
 def test_a_norm_inside_the_operator_is_counted_with_it():
     """The attached block: the norm's own row is gone, its two operations per element are not."""
     model = build_model("resnet20", 10)

@@ -12,9 +12,9 @@ import cbam
 from cbam import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation, set_backend
 from cbam.attach.wrapper import WithAttention
 from cbam.nn import after_norm
-from tests.ops.library import needs_operator
+from tests.ops.library import needs_operator, needs_same_bits
 
-pytestmark = needs_operator
+pytestmark = [needs_operator, needs_same_bits]
 
 BLOCKS = {
     "paper": lambda: CBAM(16, 4),

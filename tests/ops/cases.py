@@ -82,12 +82,16 @@ def error(got, expected):
     return deviation.amax().item() if got.numel() else 0.0
 
 
-# Beyond twice the error of plain torch in the same precision, as a share of the largest value.
+# Beyond what plain torch's error allows, as a share of the largest value.
 SLACK = {torch.float32: 3e-5, torch.float64: 1e-10, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
 
 def assert_as_good_as_eager(block, x, grad):
-    """Judge the operator as flash-attention judges itself: error at most twice that of plain torch."""
+    """Judge the operator by plain torch in the same precision, both against float64.
+
+    On one map the larger error may be luck, so four times is let pass; over many maps it must be less than twice
+    (`test_the_error_over_many_maps_is_no_larger_than_plain_torch_s`).
+    """
     got, eager, exact = (
         outcome(block, x, grad, "cpp"),
         outcome(block, x, grad, "eager"),
@@ -100,6 +104,6 @@ def assert_as_good_as_eager(block, x, grad):
         if x.dtype == torch.float64 and "hardsigmoid" in repr(block):
             factor = 1e5  # its derivative in plain torch is float32's 1/6, in float64 too
         slack = SLACK[x.dtype] * scale * factor
-        found, allowed = error(got[name], expected), 2 * error(eager[name], expected) + slack
+        found, allowed = error(got[name], expected), 4 * error(eager[name], expected) + slack
         assert found <= allowed, f"{name}: {found:.3g} > {allowed:.3g}, values up to {scale:.3g}"
     return got, eager
