@@ -114,7 +114,7 @@ class Backward {
   };
   template <class F>
   void walk(Order order, const F& f) {
-    over_chunks(q, order, [&](int64_t, int64_t, const auto& each_chunk) {
+    over_chunks(q, order, [&](const auto& each_chunk) {
       const Work work(q);
       each_chunk([&](const Samples& samples) { f(samples, work); });
     });
@@ -402,7 +402,7 @@ std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weig
                         (x.numel() == 0 || grad.size(axis) == 1 || grad.stride(axis) == x.stride(axis)),
                     "cbam: the gradient is not in the map's memory format");
   auto gradient_of = [&](const Weight& weight, bool wanted) {
-    Tensor out = new_vector(x, weight && wanted ? weight->numel() : 0, type);
+    Tensor out = new_vector(weight && wanted ? weight->numel() : 0, type);
     if (problem.n == 0 && out.numel()) std::memset(out.mutable_data_ptr(), 0, out.numel() * sizeof(A));
     return out;
   };

@@ -22,7 +22,7 @@ class Forward {
         t_used(q.n, q.p, q.spatial, keep.t) {}
 
   void run(A* batch_statistics) {
-    over_chunks(q, kInOrder, [&](int64_t from, int64_t to, const auto& each_chunk) {
+    over_chunks(q, kInOrder, [&](const auto& each_chunk) {
       const Work work(q, at.position != nullptr);
       each_chunk([&](const Samples& samples) {
         if (q.channel) channel_gate(samples, work);
@@ -35,7 +35,7 @@ class Forward {
     });
     if (!q.norm_training) return;
     normalise(batch_statistics);
-    over_chunks(q, kReversed, [&](int64_t from, int64_t to, const auto& each_chunk) {
+    over_chunks(q, kReversed, [&](const auto& each_chunk) {
       each_chunk([&](const Samples& samples) { gate_and_apply(samples, nullptr); });
     });
   }
@@ -200,9 +200,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& x, const We
   const Problem<T> problem(x, weights, switches);
   const ScalarType type = scalar_type_of<A>();
   const int64_t floats = Saved<A>(problem, nullptr).size, integers = Where<T>(problem, nullptr).size;
-  Tensor y = new_like(x), kept = new_vector(x, keep ? floats : 0, type);
-  Tensor where = new_vector(x, keep ? integers : 0, ScalarType::Int);
-  Tensor stats = new_vector(x, problem.norm_training ? 2 : 0, type);
+  Tensor y = new_like(x), kept = new_vector(keep ? floats : 0, type);
+  Tensor where = new_vector(keep ? integers : 0, ScalarType::Int);
+  Tensor stats = new_vector(problem.norm_training ? 2 : 0, type);
   const Scratch<A> unkept(keep ? 0 : floats);
   const Saved<A> saved(problem, keep ? static_cast<A*>(kept.mutable_data_ptr()) : unkept.get());
   if (keep && (problem.pooled == 1 || problem.planes == 1)) std::fill_n(saved.s, floats, A(0));  // not all of it is used

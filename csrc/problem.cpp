@@ -5,7 +5,7 @@
 
 namespace cbam {
 
-Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+Tensor new_tensor(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                   ScalarType type) {
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
@@ -14,11 +14,11 @@ Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, const s
   return Tensor(handle);
 }
 
-Tensor new_vector(const Tensor& like, int64_t size, ScalarType type) { return new_tensor(like, {size}, {1}, type); }
+Tensor new_vector(int64_t size, ScalarType type) { return new_tensor({size}, {1}, type); }
 
 Tensor new_like(const Tensor& like) {
   const auto sizes = like.sizes(), strides = like.strides();
-  return new_tensor(like, {sizes.begin(), sizes.end()}, {strides.begin(), strides.end()}, like.scalar_type());
+  return new_tensor({sizes.begin(), sizes.end()}, {strides.begin(), strides.end()}, like.scalar_type());
 }
 
 namespace {

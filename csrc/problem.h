@@ -63,9 +63,9 @@ class Scratch {
   A* memory_;
 };
 
-Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+Tensor new_tensor(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                   ScalarType type);
-Tensor new_vector(const Tensor& like, int64_t size, ScalarType type);
+Tensor new_vector(int64_t size, ScalarType type);
 Tensor new_like(const Tensor& like);
 
 template <class A>

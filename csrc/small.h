@@ -14,7 +14,7 @@ struct Samples {
 };
 enum Order { kInOrder, kReversed };
 
-// walk(from, to, each_chunk) where each_chunk(f) calls f(Samples) for chunk after chunk. With enough samples every
+// walk(each_chunk) where each_chunk(f) calls f(Samples) for chunk after chunk. With enough samples every
 // thread walks over its own and waits for nobody; a few samples are split inside, with a barrier after each phase. The
 // second of two walks is reversed, to begin with what is still in the caches.
 template <class T, class F>
@@ -22,7 +22,7 @@ void over_chunks(const Problem<T>& q, Order order, const F& walk) {
   const int64_t threads = torch::stable::get_num_threads();
   const bool apart = threads == 1 || q.n % threads == 0 || q.n >= 4 * threads;
   const auto over = [&](int64_t from, int64_t to) {
-    walk(from, to, [&](const auto& f) {
+    walk([&](const auto& f) {
       const int64_t count = (to - from + q.chunk - 1) / q.chunk;
       for (int64_t i = 0; i < count; ++i) {
         const int64_t start = from + (order == kInOrder ? i : count - 1 - i) * q.chunk;
