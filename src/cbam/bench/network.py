@@ -127,15 +127,16 @@ def _build(model: str, ours: str, size: tuple[int, ...], images: Tensor) -> dict
     networks = {
         PLAIN: plain,
         ours: attended,
-        TEXTBOOK: _with_textbook(plain, attended, attachment),
+        TEXTBOOK: with_textbook(plain, attended, attachment),
         SE: excited,
     }
     for network in networks.values():
-        _calibrate(network, images)
+        calibrate(network, images)
     return networks
 
 
-def _with_textbook(plain: nn.Module, attended: nn.Module, attachment: Attachment) -> nn.Module:
+def with_textbook(plain: nn.Module, attended: nn.Module, attachment: Attachment) -> nn.Module:
+    """Return the plain network with the textbook's module where `attended` has ours, and with its weights."""
     network = copy.deepcopy(plain)
     for site in attachment.sites:
         block = Textbook(site.channels)
@@ -146,7 +147,7 @@ def _with_textbook(plain: nn.Module, attended: nn.Module, attachment: Attachment
     return network
 
 
-def _calibrate(network: nn.Module, images: Tensor) -> None:
+def calibrate(network: nn.Module, images: Tensor) -> None:
     """Give the batch norms of an untrained network the statistics of some images.
 
     In eval mode they would do nothing otherwise, and activations would grow or shrink from block to block, to another

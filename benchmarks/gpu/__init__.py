@@ -1,0 +1,1 @@
+"""What the fused operator does on a GPU, measured by `python benchmarks/gpu/measure.py`."""
