@@ -5,6 +5,8 @@
 //   second read (x)      B_c = sum_p dm_p x / C;  the maximum's part, sum of dM_p x over the p whose maximum is c
 //   small                ds = G + B + S, da = ds gate'(a), the perceptron backwards: davg, dpeak and the weights
 //   last read (g)        dx = s (g t + dm / C + [c = argmax_p] dM_p) + davg / P + [p = argmax_c] dpeak
+// Behind y = relu(t x1 + residual), g is what passes the ReLU: the first reads take it from (dL/dy, y), write it down as
+// the residual's gradient, and the last read finds it there.
 // A batch norm in front of the operator (x = alpha u + beta) gets its sums over dx and dx u from the same vectors.
 #include "small.h"
 
@@ -17,12 +19,15 @@ class Backward {
   using A = acc_t<T>;
 
  public:
-  Backward(const Problem<T>& problem, const Saved<A>& saved, const Where<T>& where, const T* gradient, T* input_gradient,
-           bool pre_training)
+  // `output` and `masked_gradient` are null unless a ReLU came last.
+  Backward(const Problem<T>& problem, const Saved<A>& saved, const Where<T>& where, const T* gradient, const T* output,
+           T* masked_gradient, T* input_gradient, bool pre_training)
       : q(problem),
         kept(saved),
         at(where),
         g(gradient),
+        y(output),
+        masked(masked_gradient),
         dx(input_gradient),
         through_statistics(q.pre && pre_training),
         dt(q.n * q.p),
@@ -146,8 +151,10 @@ class Backward {
     const int64_t size = work.size;
     for_each_block(q, samples, [&](int64_t sample, int64_t block) {
       A* out = work.partial.get() + ((sample - samples.from) * q.blocks + block) * q.c;
-      q.kernels().gate_grads(q.part(sample, block), g + sample * q.sample_size(), s_used.of(sample), t_used.of(sample),
-                             dt_of(sample), out, out + size, out + 2 * size);
+      const int64_t offset = sample * q.sample_size();
+      q.kernels().gate_grads[y != nullptr](q.part(sample, block), g + offset, y ? y + offset : nullptr,
+                                           y ? masked + offset : nullptr, s_used.of(sample), t_used.of(sample),
+                                           dt_of(sample), out, out + size, out + 2 * size);
     });
     each_sample(samples, q.blocks * q.c, [&](int64_t sample) {
       const A* own = work.partial.get() + (sample - samples.from) * q.blocks * q.c;
@@ -363,15 +370,16 @@ class Backward {
                                                maxima ? at.channel + sample * q.p : nowhere.get(),
                                                k1.get(),
                                                k0.get()};
-      q.kernels().input_grad(q.part(sample, block), g + sample * q.sample_size(), f, dx + sample * q.sample_size());
+      const int64_t offset = sample * q.sample_size();
+      q.kernels().input_grad(q.part(sample, block), (y ? masked : g) + offset, f, dx + offset);
     });
   }
 
   const Problem<T>& q;
   const Saved<A>& kept;
   const Where<T>& at;
-  const T* g;
-  T* dx;
+  const T *g, *y;
+  T *masked, *dx;
   const bool through_statistics;
   Scratch<A> dt;     // (N, P), then the gradient of the spatial logits
   Scratch<A> dmaps;  // (N, planes, P)
@@ -387,7 +395,7 @@ class Backward {
 
 template <class T>
 std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weights& weights, const Switches& switches,
-                                 const Tensor& saved, const Tensor& where, bool pre_training) {
+                                 const Weight& output, const Tensor& saved, const Tensor& where, bool pre_training) {
   using A = acc_t<T>;
   const Problem<T> problem(x, weights, switches);
   const ScalarType type = scalar_type_of<A>();
@@ -396,11 +404,8 @@ std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weig
   STD_TORCH_CHECK(saved.numel() == kept.size && where.numel() == at.size && saved.scalar_type() == type &&
                       where.scalar_type() == ScalarType::Int && saved.is_contiguous() && where.is_contiguous(),
                   "cbam: saved and where are not those of this map's forward");
-  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && grad.dim() == 4, "cbam: the gradient is not of the map's type");
-  for (int axis = 0; axis < 4; ++axis)
-    STD_TORCH_CHECK(grad.size(axis) == x.size(axis) &&
-                        (x.numel() == 0 || grad.size(axis) == 1 || grad.stride(axis) == x.stride(axis)),
-                    "cbam: the gradient is not in the map's memory format");
+  check_like(grad, x, "the gradient");
+  if (output) check_like(*output, x, "the output");
   auto gradient_of = [&](const Weight& weight, bool wanted) {
     Tensor out = new_vector(weight && wanted ? weight->numel() : 0, type);
     if (problem.n == 0 && out.numel()) std::memset(out.mutable_data_ptr(), 0, out.numel() * sizeof(A));
@@ -415,10 +420,13 @@ std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weig
                              gradient_of(weights.norm_weight, problem.norm),
                              gradient_of(weights.norm_bias, problem.norm),
                              gradient_of(weights.pre_weight, problem.pre),
-                             gradient_of(weights.pre_bias, problem.pre)};
+                             gradient_of(weights.pre_bias, problem.pre),
+                             output ? new_like(x) : new_vector(0, x.scalar_type())};
   if (problem.n == 0) return out;
   auto data = [&](int i) { return out[i].numel() ? static_cast<A*>(out[i].mutable_data_ptr()) : nullptr; };
   Backward<T> backward(problem, kept, at, static_cast<const T*>(grad.const_data_ptr()),
+                       output ? static_cast<const T*>(output->const_data_ptr()) : nullptr,
+                       output ? static_cast<T*>(out[10].mutable_data_ptr()) : nullptr,
                        static_cast<T*>(out[0].mutable_data_ptr()), pre_training);
   backward.run(data(8), data(9));
   backward.weight_gradients(data(1), data(2), data(3), data(4), data(5), data(6), data(7));
@@ -427,7 +435,7 @@ std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weig
 
 #define CBAM_INSTANTIATE(T)                                                                                     \
   template std::vector<Tensor> run_backward<T>(const Tensor&, const Tensor&, const Weights&, const Switches&,   \
-                                               const Tensor&, const Tensor&, bool);
+                                               const Weight&, const Tensor&, const Tensor&, bool);
 CBAM_FOR_EACH_TYPE(CBAM_INSTANTIATE)
 #undef CBAM_INSTANTIATE
 

@@ -1,6 +1,6 @@
 // The forward pass. Samples go through all phases in chunks small enough to be found in the caches again, so of the
 // three reads of the map two do not reach memory:
-//   pool -> perceptron -> squeeze (reads s x) -> convolution, gate, y = s t x.
+//   pool -> perceptron -> squeeze (reads s x) -> convolution, gate, y = s t x, or relu(s t x + residual).
 // A batch norm in the spatial gate that uses batch statistics needs the logits of all samples before the last step.
 #include "small.h"
 
@@ -13,10 +13,13 @@ class Forward {
   using A = acc_t<T>;
 
  public:
-  Forward(const Problem<T>& problem, const Saved<A>& saved, const Where<T>& where, T* output)
+  Forward(const Problem<T>& problem, const Saved<A>& saved, const Where<T>& where, const T* residual_map, Tail ending,
+          T* output)
       : q(problem),
         keep(saved),
         at(where),
+        residual(residual_map),
+        tail(ending),
         y(output),
         s_used(q.n, q.c, q.channel, keep.s),
         t_used(q.n, q.p, q.spatial, keep.t) {}
@@ -181,12 +184,16 @@ class Forward {
       algebra_for<A>().activate(t + part.p0, part.p1 - part.p0, q.spatial_scale, q.hard);
       t_used.round(sample, part.p0, part.p1);
     }
-    q.kernels().apply(part, s_used.of(sample), t_used.of(sample), y + sample * q.sample_size());
+    const int64_t offset = sample * q.sample_size();
+    q.kernels().apply[tail](part, s_used.of(sample), t_used.of(sample), residual ? residual + offset : nullptr,
+                            y + offset);
   }
 
   const Problem<T>& q;
   const Saved<A>& keep;
   const Where<T>& at;
+  const T* residual;  // null without a tail
+  const Tail tail;
   T* y;
   UsedGate<T> s_used, t_used;
 };
@@ -195,9 +202,12 @@ class Forward {
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& x, const Weights& weights,
-                                                       const Switches& switches, bool keep) {
+                                                       const Switches& switches, const Weight& residual,
+                                                       bool relu, bool keep) {
   using A = acc_t<T>;
   const Problem<T> problem(x, weights, switches);
+  STD_TORCH_CHECK(residual || !relu, "cbam: a ReLU comes after a residual only");
+  if (residual) check_like(*residual, x, "the residual");
   const ScalarType type = scalar_type_of<A>();
   const int64_t floats = Saved<A>(problem, nullptr).size, integers = Where<T>(problem, nullptr).size;
   Tensor y = new_like(x), kept = new_vector(keep ? floats : 0, type);
@@ -208,13 +218,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& x, const We
   if (keep && (problem.pooled == 1 || problem.planes == 1)) std::fill_n(saved.s, floats, A(0));  // not all of it is used
   const Where<T> at(problem, keep ? static_cast<int32_t*>(where.mutable_data_ptr()) : nullptr);
   if (problem.n > 0)
-    Forward<T>(problem, saved, at, static_cast<T*>(y.mutable_data_ptr())).run(static_cast<A*>(stats.mutable_data_ptr()));
+    Forward<T>(problem, saved, at, residual ? static_cast<const T*>(residual->const_data_ptr()) : nullptr,
+               relu ? kAddRelu : residual ? kAdd : kNoTail, static_cast<T*>(y.mutable_data_ptr()))
+        .run(static_cast<A*>(stats.mutable_data_ptr()));
   return {y, kept, where, stats};
 }
 
 #define CBAM_INSTANTIATE(T)                                                                            \
   template std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward<T>(const Tensor&, const Weights&,    \
-                                                                     const Switches&, bool);
+                                                                     const Switches&, const Weight&, \
+                                                                     bool, bool);
 CBAM_FOR_EACH_TYPE(CBAM_INSTANTIATE)
 #undef CBAM_INSTANTIATE
 

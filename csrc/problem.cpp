@@ -21,6 +21,15 @@ Tensor new_like(const Tensor& like) {
   return new_tensor({sizes.begin(), sizes.end()}, {strides.begin(), strides.end()}, like.scalar_type());
 }
 
+void check_like(const Tensor& tensor, const Tensor& map, const char* name) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == map.scalar_type() && tensor.dim() == 4, "cbam: ", name,
+                  " is not of the map's type");
+  for (int axis = 0; axis < 4; ++axis)
+    STD_TORCH_CHECK(tensor.size(axis) == map.size(axis) && (map.numel() == 0 || tensor.size(axis) == 1 ||
+                                                            tensor.stride(axis) == map.stride(axis)),
+                    "cbam: ", name, " is not of the map's shape, or not in its memory format");
+}
+
 namespace {
 
 bool dense(const Tensor& x, const int (&order)[4]) {

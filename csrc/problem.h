@@ -67,6 +67,8 @@ Tensor new_tensor(const std::vector<int64_t>& sizes, const std::vector<int64_t>&
                   ScalarType type);
 Tensor new_vector(int64_t size, ScalarType type);
 Tensor new_like(const Tensor& like);
+// Refuse a tensor that is not of the map's type, shape and memory format.
+void check_like(const Tensor& tensor, const Tensor& map, const char* name);
 
 template <class A>
 constexpr ScalarType scalar_type_of() {
@@ -163,9 +165,10 @@ struct Where {
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& x, const Weights& weights,
-                                                       const Switches& switches, bool keep);
+                                                       const Switches& switches, const Weight& residual,
+                                                       bool relu, bool keep);
 template <class T>
 std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weights& weights, const Switches& switches,
-                                 const Tensor& saved, const Tensor& where, bool pre_training);
+                                 const Weight& output, const Tensor& saved, const Tensor& where, bool pre_training);
 
 }  // namespace cbam

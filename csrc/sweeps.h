@@ -36,12 +36,13 @@ struct Sweeps {
   }
 
   // One row of the sample: row gate, column gates; s multiplies before t in both layouts.
-  static void apply(const Part<T>& part, const A* s, const A* t, T* y) {
+  template <Tail TAIL>
+  static void apply(const Part<T>& part, const A* s, const A* t, const T* residual, T* y) {
     const int64_t stride = LAST ? part.channels : part.positions;
     const int64_t r0 = LAST ? part.p0 : 0, r1 = LAST ? part.p1 : part.channels;
     const int64_t k0 = LAST ? 0 : part.p0, k1 = LAST ? part.channels : part.p1;
     for (int64_t r = r0; r < r1; ++r) {
-      const T* row = part.u + r * stride;
+      const T *row = part.u + r * stride, *rest = TAIL == kNoTail ? nullptr : residual + r * stride;
       T* out = y + r * stride;
       const V gate = all<A>(LAST ? t[r] : s[r]);
       V a = V{}, b = V{};
@@ -51,13 +52,21 @@ struct Sweeps {
         if constexpr (NORM && LAST) a = get<A>(part.alpha + k, width), b = get<A>(part.beta + k, width);
         ahead(row + k + 2 * stride);
         const V x = input<T, NORM>(get<T>(row + k, width), a, b), other = get<A>(gates + k, width);
-        put<T>(out + k, LAST ? rounded<T>(x * other) * gate : rounded<T>(x * gate) * other, width);
+        V v = LAST ? rounded<T>(x * other) * gate : rounded<T>(x * gate) * other;
+        if constexpr (TAIL != kNoTail) {
+          ahead(rest + k + 2 * stride);
+          v = rounded_before_sum<T>(v) + get<T>(rest + k, width);
+        }
+        if constexpr (TAIL == kAddRelu) v = v < V{} ? V{} : v;
+        put<T>(out + k, v, width);
       });
     }
     if (part.streaming) streamed();
   }
 
-  static void gate_grads(const Part<T>& part, const T* g, const A* s, const A* t, A* dt, A* gtx, A* gt, A* usum) {
+  template <bool MASK>
+  static void gate_grads(const Part<T>& part, const T* g, const T* out, T* masked, const A* s, const A* t, A* dt,
+                         A* gtx, A* gt, A* usum) {
     if constexpr (LAST) {
       for (int64_t c = 0; c < part.channels; ++c) {
         gtx[c] = 0;
@@ -79,10 +88,12 @@ struct Sweeps {
       by_fours(r0, r1, [&](int64_t r, auto count) __attribute__((always_inline)) {
         constexpr int N = decltype(count)::value;
         V per_row[N], per_row_gt[N], per_row_u[N], a[N], b[N], gate[N];
-        const T *urow[N], *grow[N];
+        const T *urow[N], *grow[N], *outrow[N];
+        T* maskedrow[N];
         for (int i = 0; i < N; ++i) {
           urow[i] = part.u + (r + i) * stride;
           grow[i] = g + (r + i) * stride;
+          if constexpr (MASK) outrow[i] = out + (r + i) * stride, maskedrow[i] = masked + (r + i) * stride;
           per_row[i] = per_row_gt[i] = per_row_u[i] = V{};
           gate[i] = all<A>(LAST ? t[r + i] : s[r + i]);
           if constexpr (NORM && !LAST) a[i] = all<A>(part.alpha[r + i]), b[i] = all<A>(part.beta[r + i]);
@@ -99,7 +110,13 @@ struct Sweeps {
           }
           for (int i = 0; i < N; ++i) {
             ahead(urow[i] + k + N * stride), ahead(grow[i] + k + N * stride);
-            const V u = get<T>(urow[i] + k, width), grad = get<T>(grow[i] + k, width);
+            const V u = get<T>(urow[i] + k, width);
+            V grad = get<T>(grow[i] + k, width);
+            if constexpr (MASK) {
+              ahead(outrow[i] + k + N * stride);
+              grad = get<T>(outrow[i] + k, width) <= V{} ? V{} : grad;
+              put<T>(maskedrow[i] + k, grad, width);
+            }
             if constexpr (NORM) {
               const V x = or_else<A>(input<T, true>(u, a[LAST ? 0 : i], b[LAST ? 0 : i]), width, A(0));
               if constexpr (LAST) {
@@ -205,7 +222,12 @@ struct Sweeps {
   }
 
   static const Kernels<T>& table() {
-    static const Kernels<T> kernels = {pool, squeeze, apply, gate_grads, weighted, input_grad};
+    static const Kernels<T> kernels = {pool,
+                                       squeeze,
+                                       {apply<kNoTail>, apply<kAdd>, apply<kAddRelu>},
+                                       {gate_grads<false>, gate_grads<true>},
+                                       weighted,
+                                       input_grad};
     return kernels;
   }
 };

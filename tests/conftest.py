@@ -1,4 +1,7 @@
-"""One thread per test process: the suite runs in parallel, and small tensors gain nothing from more."""
+"""One thread per test process: the suite runs in parallel, and small tensors gain nothing from more.
+
+Without a GPU the Triton kernels are interpreted, which Triton decides when it is imported.
+"""
 
 import os
 
@@ -8,3 +11,5 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")

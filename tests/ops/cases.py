@@ -3,8 +3,11 @@
 import copy
 
 import torch
+from torch import nn
 
 from cbam import CBAM, set_backend
+from cbam.ops import dispatch, fused
+from cbam.ops.plain import NormBefore
 from tests.nn import conformance
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -28,6 +31,60 @@ def block_of(name, channels, dtype=torch.float32, training=False):
     """A module with random weights, in float32 unless the map is float64."""
     own = torch.float64 if dtype == torch.float64 else torch.float32
     return conformance.build(name, channels, dtype=own).train(training)
+
+
+class Tailed(nn.Module):
+    """relu(attention(norm(x)) + residual): one call of the operator, or its steps where the backend is plain torch.
+
+    The residual is a parameter here, so that what looks at gradients of parameters looks at its gradient too.
+    """
+
+    def __init__(self, attention, residual, relu=True, norm=None):
+        super().__init__()
+        self.attention, self.relu, self.norm = attention, relu, norm
+        self.residual = nn.Parameter(residual)
+
+    def forward(self, x):
+        return self.in_steps(x) if dispatch.backend() == "eager" else self.in_one_call(x)
+
+    def in_steps(self, x):
+        y = self.attention(x if self.norm is None else self.norm(x)) + self.residual
+        return y.relu() if self.relu else y
+
+    def in_two_steps(self, x):
+        """The operator, with the norm if there is one, and the end of the block by itself."""
+        y = self._attend(x, None, False) + self.residual
+        return y.relu() if self.relu else y
+
+    def in_one_call(self, x):
+        return self._attend(x, self.residual, self.relu)
+
+    def _attend(self, x, residual, relu):
+        before, batch_eps = NormBefore(), None
+        if self.norm is not None:
+            n, own = self.norm, self.norm.weight.dtype
+            if n.training:
+                var, mean = torch.var_mean(x.detach().to(own), (0, 2, 3), correction=0)
+                batch_eps = n.eps
+            else:
+                mean, var = n.running_mean, n.running_var
+            before = NormBefore(n.weight, n.bias, mean, (var + n.eps).rsqrt())
+        weights = self.attention.operator_weights(x)
+        settings = self.attention.operator_settings()._replace(relu=relu)
+        y, stats = fused.attend(x, weights, settings, before, batch_eps, residual)
+        self.attention.after_operator(x, stats)
+        return y
+
+
+def norm_of(channels, dtype=torch.float32, training=False):
+    """A batch norm with random numbers, in float32 unless the map is float64; its running statistics stay."""
+    generator = torch.Generator().manual_seed(2)
+    own = torch.float64 if dtype == torch.float64 else torch.float32
+    norm = nn.BatchNorm2d(channels, momentum=0.0, dtype=own).train(training)
+    with torch.no_grad():
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor.copy_(torch.rand(channels, generator=generator) + 0.5)
+    return norm
 
 
 def maps(shape, dtype, layout, seed=0):
@@ -82,18 +139,35 @@ def error(got, expected):
     return deviation.amax().item() if got.numel() else 0.0
 
 
+def saved_bytes(block, x):
+    """Bytes kept for backward, beyond parameters and buffers, each storage once."""
+    found = {}
+    own = {t.untyped_storage().data_ptr() for t in [*block.parameters(), *block.buffers()]}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = block(x)
+    assert y.requires_grad
+    return sum(storage.nbytes() for storage in found.values())
+
+
 # Beyond what plain torch's error allows, as a share of the largest value.
 SLACK = {torch.float32: 3e-5, torch.float64: 1e-10, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
 
-def assert_as_good_as_eager(block, x, grad):
+def assert_as_good_as_eager(block, x, grad, backend="cpp"):
     """Judge the operator by plain torch in the same precision, both against float64.
 
     On one map the larger error may be luck, so four times is let pass; over many maps it must be less than twice
     (`test_the_error_over_many_maps_is_no_larger_than_plain_torch_s`).
     """
     got, eager, exact = (
-        outcome(block, x, grad, "cpp"),
+        outcome(block, x, grad, backend),
         outcome(block, x, grad, "eager"),
         truth(block, x, grad),
     )

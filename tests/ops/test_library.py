@@ -102,7 +102,7 @@ def test_a_library_that_somebody_loaded_before():
 @needs_operator
 def test_a_library_from_other_sources_is_refused(monkeypatch):
     """As after a `git pull` without a new build: its arguments are not those of the Python code."""
-    monkeypatch.setitem(cpp._ARGUMENTS, "forward", 23)
+    monkeypatch.setitem(cpp._ARGUMENTS, "forward", 23)  # before it took the end of a block
     assert "built from other sources" in cpp.obstacle.__wrapped__()
 
 

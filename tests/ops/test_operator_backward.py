@@ -23,23 +23,6 @@ def operator():
         yield
 
 
-def saved_bytes(block, x):
-    """Bytes kept for backward, beyond parameters and buffers, each storage once."""
-    found = {}
-    own = {t.untyped_storage().data_ptr() for t in [*block.parameters(), *block.buffers()]}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = block(x)
-    assert y.requires_grad
-    return sum(storage.nbytes() for storage in found.values())
-
-
 class TestAgainstFloat64:
     @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
     @pytest.mark.parametrize(("name", "training"), cases.MODES, ids=lambda v: str(v))
@@ -220,7 +203,7 @@ class TestWhatIsKept:
             block = CBAM(c, preset=preset)
             vectors = 3 * n * c + 2 * n * (c // 16) + 3 * n * p + extra
             indices = n * c + n * p
-            assert saved_bytes(block, x) == 4 * (n * c * p + vectors + indices)
+            assert cases.saved_bytes(block, x) == 4 * (n * c * p + vectors + indices)
 
     def test_nothing_at_all_without_a_gradient(self):
         block, x = CBAM(8), torch.randn(1, 8, 4, 4)

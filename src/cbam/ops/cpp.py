@@ -6,11 +6,15 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 # What the Python code below was written for; a library built from other sources has other arguments.
-_ARGUMENTS = {"forward": 22, "backward": 25}
+_ARGUMENTS = {"forward": 24, "backward": 26}
 _SETS = {0: "plain", 1: "avx2", 2: "avx512"}
 INSTALL = "pip install --no-build-isolation torch-cbam"
 
@@ -32,7 +36,11 @@ def obstacle() -> str | None:
     True
     """
     file = library_file()
-    if not hasattr(torch.ops.cbam, "forward"):  # to define an operator twice crashes torch
+    if not hasattr(torch.ops.cbam, "isa"):
+        if hasattr(
+            torch.ops.cbam, "forward"
+        ):  # defined by `schema.py`, and to define an operator twice crashes torch
+            return f"{file.name} was not there when the operator was first used; start Python again"
         if not file.exists():
             return f"the C++ operator is not built (no {file.name}); reinstall with a C++ compiler: {INSTALL}"
         try:
@@ -55,6 +63,18 @@ def obstacle() -> str | None:
 def available() -> bool:
     """Return whether the C++ operator can be called; loads its library at the first call."""
     return obstacle() is None
+
+
+def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Call `cbam::forward` below autograd."""
+    with _BelowAutograd():
+        return torch.ops.cbam.forward.default(*arguments)
+
+
+def backward(*arguments: Any) -> tuple[Tensor, ...]:
+    """Call `cbam::backward` below autograd."""
+    with _BelowAutograd():
+        return torch.ops.cbam.backward.default(*arguments)
 
 
 # torch.compile runs it once and keeps the answer: it cannot trace the loading of a library. The mark is what

@@ -1,24 +1,24 @@
-"""Call the C++ operator: its autograd function, and the layouts and dtypes that it wants.
+"""Call the operator, in C++ or Triton: its autograd function, and the layouts and dtypes that it wants.
 
-Nothing is kept for backward but the operator's input and small vectors. In eager mode the kernels are called
-below autograd, which saves the detour over Python that a registered derivative costs; a compiler or an exporter
-gets the registered operator, one node.
+Nothing is kept for backward but the operator's input and small vectors, and its output where that ends in a ReLU.
+In eager mode the kernels are called below autograd, which saves the detour over Python that a registered derivative
+costs; a compiler or an exporter gets the registered operator, one node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cbam.ops import plain
+from cbam.ops import cpp, dispatch, plain
 from cbam.ops.plain import DIFFERENTIABLE, TENSORS, NormBefore, Settings, Weights
 from cbam.ops.reference import accumulation_dtype
 
-_BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _NO_NORM = NormBefore()
+_RESIDUAL = TENSORS - 1
 
 
 def attend(
@@ -27,18 +27,22 @@ def attend(
     settings: Settings,
     before: NormBefore = _NO_NORM,
     batch_eps: float | None = None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the gated map, in x's memory format, and the spatial norm's batch statistics [mean, biased variance].
 
     Args:
-        x: map (N, C, H, W) or (C, H, W), on the CPU, dense or not.
+        x: map (N, C, H, W) or (C, H, W), dense or not.
         weights: the gates' tensors, of any floating dtype.
         settings: the numbers.
         before: a norm in front of the gates; x is then its input.
         batch_eps: if `before` holds the statistics of this very batch, the epsilon of that norm.
+        residual: map of x's shape and dtype that is added to the gated one, in any layout; then comes the ReLU, if
+            the settings ask for it.
     """
     if x.dim() == 3:
-        y, stats = attend(x.unsqueeze(0), weights, settings, before, batch_eps)
+        rest = residual if residual is None else residual.unsqueeze(0)
+        y, stats = attend(x.unsqueeze(0), weights, settings, before, batch_eps, rest)
         return y.squeeze(0), stats
     x = _dense(x)
     dtype = accumulation_dtype(x.dtype)
@@ -46,14 +50,14 @@ def attend(
         w if w is None or (w.dtype is dtype and w.is_contiguous()) else w.to(dtype).contiguous()
         for w in (*weights, *before)
     ]
+    tensors.append(residual if residual is None else residual.contiguous(memory_format=_layout(x)))
     if torch.compiler.is_compiling():
         return _as_one_node(x, tensors, settings)
     if torch.is_grad_enabled() and (
         x.requires_grad or any(w is not None and w.requires_grad for w in tensors)
     ):
         return _Attend.apply(x, *tensors, *settings, batch_eps)
-    with _BelowAutograd():
-        y, _, _, stats = torch.ops.cbam.forward.default(x, *tensors, *settings, False)
+    y, _, _, stats = dispatch.operator_for(x).forward(x, *tensors, *settings, False)
     return y, stats
 
 
@@ -61,10 +65,10 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         *inputs, batch_eps = arguments
-        with _BelowAutograd():
-            y, saved, where, stats = torch.ops.cbam.forward.default(*inputs, True)
-        ctx.save_for_backward(*inputs[:TENSORS], saved, where)
-        ctx.settings, ctx.batch_eps = inputs[TENSORS:], batch_eps
+        ctx.operator = dispatch.operator_for(inputs[0])
+        y, saved, where, stats = ctx.operator.forward(*inputs, True)
+        ctx.settings, ctx.batch_eps = Settings(*inputs[TENSORS:]), batch_eps
+        ctx.save_for_backward(*to_keep(inputs, ctx.settings, y), saved, where)
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         return y, stats
@@ -72,17 +76,25 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * (TENSORS + 6)
-        found = gradients(grad, ctx.saved_tensors, ctx.settings, ctx.needs_input_grad, ctx.batch_eps)
-        return (*found, None, None, None, None, None, None)
+            return (None,) * (TENSORS + len(ctx.settings) + 1)
+        found = gradients(
+            grad, ctx.saved_tensors, ctx.settings, ctx.needs_input_grad, ctx.batch_eps, ctx.operator.backward
+        )
+        return (*found, *[None] * (len(ctx.settings) + 1))
+
+
+def to_keep(inputs: Sequence[Any], settings: Settings, y: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the maps and weights that backward needs: the output of a ReLU takes the place of the residual."""
+    return (*inputs[: TENSORS - 1], y if settings.relu else None)
 
 
 def gradients(
     grad: Tensor,
     kept: Sequence[Any],
-    settings: Sequence[Any],
+    settings: Settings,
     needed: Sequence[bool],
     batch_eps: float | None = None,
+    backward: Callable[..., Sequence[Tensor]] = cpp.backward,
     *,
     usable: bool = True,
 ) -> list[Tensor | None]:
@@ -90,46 +102,51 @@ def gradients(
 
     Args:
         grad: of y.
-        kept: x and the other tensors, then the two vectors that the forward pass kept.
+        kept: what `to_keep` returned, then the two vectors that the forward pass kept.
         settings: the numbers.
         needed: which of the tensors need a gradient.
         batch_eps: as in `attend`.
+        backward: the operator's; by default torch looks for it by the map's device.
         usable: whether the forward pass kept its vectors; without them it is done again, in plain operations.
     """
     tensors = kept[:TENSORS]
     if torch.is_grad_enabled() or not usable:  # a second derivative is wanted
         return _through_plain_operations(grad, tensors, settings, needed, batch_eps)
     x = tensors[0]
-    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-    grad = grad.to(x.dtype).contiguous(memory_format=layout)
-    with _BelowAutograd():
-        computed = torch.ops.cbam.backward.default(grad, *kept, *settings, batch_eps is not None)
+    dense = grad.to(x.dtype).contiguous(memory_format=_layout(x))
+    computed = backward(dense, *kept, *settings[:-1], batch_eps is not None)
     found: list[Tensor | None] = [None] * TENSORS
     for i, gradient in zip(DIFFERENTIABLE, computed, strict=True):
         if needed[i]:
-            found[i] = gradient.view_as(tensors[i])
+            found[i] = grad if i == _RESIDUAL and not settings.relu else gradient.view_as(tensors[i])
     return found
 
 
 def _through_plain_operations(
     grad: Tensor,
     tensors: Sequence[Any],
-    settings: Sequence[Any],
+    settings: Settings,
     needed: Sequence[bool],
     batch_eps: float | None,
 ) -> list[Tensor | None]:
     """Return the gradients by way of `plain.forward`, so that they can be differentiated again."""
     again = torch.is_grad_enabled()
+    *tensors, out = tensors
+    if out is not None:
+        grad = torch.ops.aten.threshold_backward(grad, out.detach(), 0)
     with torch.enable_grad():
         # Views, so that a tensor computed from another one is still an input of its own here.
         inputs = [t.view_as(t) if need else t for t, need in zip(tensors, needed, strict=False)]
         weights, before = Weights(*inputs[1:12]), NormBefore(*inputs[12:])
-        y, _ = plain.forward(inputs[0], weights, before, Settings(*settings), batch_eps)
-        wanted = [i for i in range(TENSORS) if needed[i]]
-        computed = torch.autograd.grad(
-            y, [inputs[i] for i in wanted], grad, create_graph=again, allow_unused=True
-        )
+        y, _ = plain.forward(inputs[0], weights, before, settings._replace(relu=False), batch_eps)
+        wanted = [i for i in range(_RESIDUAL) if needed[i]]
+        computed: Sequence[Tensor | None] = ()
+        if wanted:
+            computed = torch.autograd.grad(
+                y, [inputs[i] for i in wanted], grad, create_graph=again, allow_unused=True
+            )
     found: list[Tensor | None] = [None] * TENSORS
+    found[_RESIDUAL] = grad if needed[_RESIDUAL] else None
     for i, gradient in zip(wanted, computed, strict=True):
         found[i] = gradient
     return found
@@ -145,6 +162,10 @@ def _as_one_node(x: Tensor, tensors: Sequence[Any], settings: Settings) -> tuple
     )
     y, _, _, stats = torch.ops.cbam.forward.default(x, *tensors, *settings, keep)
     return y, stats
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ DESCRIPTORS = {
 }  # fmt: skip
 ACTIVATIONS = {"sigmoid": 0, "hardsigmoid": 1}
 
-TENSORS = 16  # x, the gates' 11, 4 of the norm in front
-# Those that have a gradient: x, w0, b0, w1, b1, kernel, norm weight and bias, weight and bias of the norm in front.
-DIFFERENTIABLE = (0, 1, 2, 3, 4, 6, 7, 8, 12, 13)
+TENSORS = 17  # x, the gates' 11, 4 of the norm in front, the residual
+# Those that have a gradient: x, w0, b0, w1, b1, kernel, norm weight and bias, weight and bias of the norm in front, the
+# residual.
+DIFFERENTIABLE = (0, 1, 2, 3, 4, 6, 7, 8, 12, 13, 16)
 
 _POOLING_NAMES = {number: name for name, number in POOLINGS.items()}
 _DESCRIPTOR_NAMES = {number: names for names, number in DESCRIPTORS.items()}
@@ -61,17 +62,23 @@ class NormBefore(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The operator's numbers; pooling and descriptor are 0 where their gate is absent."""
+    """The operator's numbers; pooling and descriptor are 0 where their gate is absent, relu needs a residual."""
 
     pooling: int = 0
     descriptor: int = 0
     activation: int = 0
     norm_training: bool = False
     norm_eps: float = 1e-5
+    relu: bool = False
 
 
 def forward(
-    x: Tensor, weights: Weights, before: NormBefore, settings: Settings, batch_eps: float | None = None
+    x: Tensor,
+    weights: Weights,
+    before: NormBefore,
+    settings: Settings,
+    batch_eps: float | None = None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the gated map, differentiable as often as one likes, and the spatial norm's batch statistics.
 
@@ -82,6 +89,7 @@ def forward(
         settings: the numbers.
         batch_eps: if `before` holds the statistics of this very batch, the epsilon of that norm: they are then
             computed again, so that derivatives go through them.
+        residual: what is added to the gated map, of its shape; the ReLU, if there is one, follows.
 
     Returns:
         y and [mean, biased variance], the latter empty unless the norm takes batch statistics.
@@ -106,6 +114,10 @@ def forward(
                 z, *running, w.norm_weight, w.norm_bias, settings.norm_training, 0.0, settings.norm_eps
             )
         x = reference.apply_gate(x, reference.gate(z, activation, w.spatial_scale))
+    if residual is not None:
+        x = x + residual
+    if settings.relu:
+        x = F.relu(x)
     return x, stats
 
 

@@ -45,7 +45,7 @@ def saved_numbers(x: Any, w0: Any, kernel: Any, norm_training: bool) -> tuple[An
 
 def _fake_forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     w0, kernel = arguments[0], arguments[5]
-    norm_training, _, keep = arguments[-3:]
+    norm_training, _, _, keep = arguments[-4:]
     dtype = accumulation_dtype(x.dtype)
     numbers = indices = 0
     if keep:
@@ -56,12 +56,14 @@ def _fake_forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _fake_backward(grad: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    tensors = (x, *arguments[: TENSORS - 1])
+    *weights, out = arguments[: TENSORS - 1]
+    tensors = (x, *weights)
     dtype = accumulation_dtype(x.dtype)
     found = [torch.empty_like(x)]
-    for i in DIFFERENTIABLE[1:]:
+    for i in DIFFERENTIABLE[1:-1]:
         tensor = tensors[i]
         found.append(x.new_empty(0 if tensor is None else tensor.numel(), dtype=dtype))  # flat
+    found.append(x.new_empty(0) if out is None else torch.empty_like(x))
     return tuple(found)
 
 
@@ -73,17 +75,19 @@ def decomposed(x: Tensor, *arguments: Any) -> Any:
     keep = arguments[-1]
     if keep:
         return NotImplemented
-    weights, before = plain.Weights(*arguments[:11]), plain.NormBefore(*arguments[11 : TENSORS - 1])
-    y, stats = plain.forward(x, weights, before, plain.Settings(*arguments[TENSORS - 1 : -1]))
+    *gates_and_norm, residual = arguments[: TENSORS - 1]
+    weights, before = plain.Weights(*gates_and_norm[:11]), plain.NormBefore(*gates_and_norm[11:])
+    settings = plain.Settings(*arguments[TENSORS - 1 : -1])
+    y, stats = plain.forward(x, weights, before, settings, residual=residual)
     return y, stats.new_empty(0), stats.new_empty(0, dtype=torch.int32), stats
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, saved, where, stats = output
+    y, saved, where, stats = output
     ctx.mark_non_differentiable(saved, where, stats)
     ctx.set_materialize_grads(False)
     ctx.settings, ctx.kept = plain.Settings(*inputs[TENSORS:-1]), inputs[-1]
-    ctx.save_for_backward(*inputs[:TENSORS], saved, where)
+    ctx.save_for_backward(*fused.to_keep(inputs, ctx.settings, y), saved, where)
 
 
 def _derivative(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:

@@ -1,0 +1,71 @@
+"""How the map is cut into programs and tiles: heuristics by shape, memory format and the device's multiprocessors.
+
+A tile has at most 4096 elements, so 16 or 32 a thread; its longer side is the contiguous axis. Programs read long
+pieces, but there should be a few for every multiprocessor, so a small batch is cut finer.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from cbam.ops.triton import INTERPRETED
+
+PROGRAMS_PER_MULTIPROCESSOR = 1 if INTERPRETED else 8
+
+
+class Tile(NamedTuple):
+    """Channels and positions of a tile, and the warps that work on it."""
+
+    channels: int
+    positions: int
+    warps: int
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Return how many multiprocessors the device has."""
+    return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def tile(
+    elements: int, shortest: int, channels: int, positions: int, channels_last: bool, warps: int
+) -> Tile:
+    """Return a tile of about `elements`, at least `shortest` long on the axis that is not contiguous.
+
+    >>> tile(4096, 8, 256, 3136, True, 4), tile(4096, 8, 256, 3136, False, 4)
+    (Tile(channels=256, positions=16, warps=4), Tile(channels=16, positions=256, warps=4))
+    """
+    if INTERPRETED:  # so small that small maps have several of them
+        return Tile(32, 16, 1)
+    contiguous, other = (channels, positions) if channels_last else (positions, channels)
+    long = min(_power_of_two(contiguous), 256, elements // shortest)
+    short = max(1, min(_power_of_two(other), elements // long))
+    return Tile(long, short, warps) if channels_last else Tile(short, long, warps)
+
+
+@cache
+def parts(whole: int, block: int, others: int, device: torch.device, at_most: int = 64) -> tuple[int, int]:
+    """Return (number, size) of the shares that an axis is cut into so that all multiprocessors have work.
+
+    Args:
+        whole: length of the axis.
+        block: the tile's side along it; a share is a multiple of it.
+        others: programs that there are along the other axes.
+        device: of the map.
+        at_most: shares, each of which leaves sums to be added up.
+
+    >>> parts(3136, 16, 10**6, torch.device("cpu"))
+    (1, 3136)
+    """
+    blocks = -(-whole // block)
+    wanted = -(-PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(device) // others)
+    size = -(-blocks // max(1, min(wanted, blocks, at_most)))
+    return -(-blocks // size), size * block
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,430 @@
+"""The end of a residual block inside the operator: relu(attention(norm(u)) + residual) and its gradients."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from cbam import CBAM, set_backend
+from cbam.ops import fused, registration
+from cbam.ops.plain import NormBefore, Settings, Weights
+from tests.ops import cases
+from tests.ops.cases import Tailed
+from tests.ops.library import needs_operator
+
+pytestmark = needs_operator
+every_layout = pytest.mark.parametrize("layout", cases.LAYOUTS.values(), ids=list(cases.LAYOUTS))
+every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+with_and_without_relu = pytest.mark.parametrize("relu", [True, False], ids=["relu", "sum"])
+one_call = pytest.mark.parametrize(
+    ("name", "training"), [mode for mode in cases.MODES if mode[0] != "spatial first"], ids=str
+)
+NAN, INF = float("nan"), float("inf")
+# Of the norm in front: none, running statistics, the batch's.
+FRONTS = {"no norm": None, "norm": False, "norm in training": True}
+every_front = pytest.mark.parametrize("front", FRONTS.values(), ids=list(FRONTS))
+
+
+@pytest.fixture(autouse=True)
+def operator():
+    with set_backend("cpp"):
+        yield
+
+
+def block_of(name, shape, dtype=torch.float32, training=False, relu=True, front=None):
+    norm = None if front is None else cases.norm_of(shape[1], dtype, front)
+    residual = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+    return Tailed(cases.block_of(name, shape[1], dtype, training), residual, relu, norm)
+
+
+def away_from_zero(block, x, distance):
+    """Move the residual until no sum is so close to zero that rounding decides what passes the ReLU."""
+    exact = copy.deepcopy(block).double()
+    exact.relu = False
+    with torch.no_grad(), set_backend("eager"):
+        y = exact(x.double())
+        step = torch.where(y < 0, -2 * distance, 2 * distance).where(y.abs() < distance, 0)
+        block.residual.add_(step.to(block.residual.dtype))
+
+
+def gradients(run, block, x, grad):
+    """The output, and the gradients of the map and of every parameter."""
+    leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    y = run(leaf)
+    found = torch.autograd.grad(y, [leaf, *block.parameters()], grad)
+    return {
+        "y": y.detach(),
+        "x": found[0],
+        **dict(zip(dict(block.named_parameters()), found[1:], strict=True)),
+    }
+
+
+def same_bits(got, expected):
+    """Whether two tensors are the same to the last bit, the sign of zero and NaN's place included."""
+    got, expected = (t.detach().contiguous() for t in (got, expected))
+    equal = (got == expected) & (got.signbit() == expected.signbit())
+    return got.shape == expected.shape and bool((equal | (got.isnan() & expected.isnan())).all())
+
+
+class TestBitsOfTheSteps:
+    """The operator, torch's sum and torch's ReLU, one after the other, are what a call in one must return."""
+
+    @one_call
+    @every_dtype
+    @every_layout
+    @with_and_without_relu
+    def test_every_shape(self, name, training, dtype, layout, relu):
+        for shape in cases.SHAPES:
+            if cases.single_value(name, shape, training):
+                continue
+            block = block_of(name, shape, dtype, training, relu)
+            x, grad = cases.maps(shape, dtype, layout)
+            got = gradients(block.in_one_call, block, x, grad)
+            expected = gradients(block.in_two_steps, block, x, grad)
+            assert (got["y"].dtype, got["y"].stride()) == (dtype, x.stride())
+            for key, value in expected.items():
+                assert same_bits(got[key], value), (key, shape)
+
+    @every_front
+    @every_dtype
+    @every_layout
+    @with_and_without_relu
+    def test_a_norm_in_front(self, front, dtype, layout, relu):
+        for name, training in (("official", True), ("paper", False), ("channel only", False)):
+            for shape in ((2, 33, 17, 9), (3, 20, 5, 7), (5, 128, 28, 28)):
+                block = block_of(name, shape, dtype, training, relu, front)
+                x, grad = cases.maps(shape, dtype, layout)
+                got = gradients(block.in_one_call, block, x, grad)
+                for key, value in gradients(block.in_two_steps, block, x, grad).items():
+                    assert same_bits(got[key], value), (name, key, shape)
+
+    @every_layout
+    def test_a_map_that_is_written_past_the_caches(self, layout):
+        shape = (2, 256, 64, 67)
+        block = block_of("paper", shape)
+        x, grad = cases.maps(shape, torch.float32, layout)
+        got = gradients(block.in_one_call, block, x, grad)
+        for key, value in gradients(block.in_two_steps, block, x, grad).items():
+            assert same_bits(got[key], value), key
+
+    @every_dtype
+    @every_layout
+    @with_and_without_relu
+    def test_what_is_not_finite_and_signed_zeros(self, dtype, layout, relu):
+        shape = (2, 37, 5, 6)
+        values = torch.tensor([NAN, INF, -INF, 0.0, -0.0, 1.0, -1.0])
+        generator = torch.Generator().manual_seed(0)
+        pick = torch.randint(len(values), (2, *shape), generator=generator)
+        x, residual = values[pick[0]].clone(), values[pick[1]]
+        x[:, :3] = values[3:5][pick[0][:, :3] % 2]  # finite, next to a residual that may not be
+        identity = CBAM(37, 4, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        identity.set_identity()
+        for gates in (identity, cases.block_of("paper", 37, dtype)):
+            block = Tailed(gates, residual.to(dtype), relu)
+            for leaf in (x, x.nan_to_num(0.5, 2.0, -2.0)):
+                leaf = leaf.to(dtype).contiguous(memory_format=layout)
+                with torch.no_grad():
+                    assert same_bits(block.in_one_call(leaf), block.in_two_steps(leaf))
+
+    def test_every_lane_passes_nan(self):
+        """Out of the sum forward, and the gradient where the output is NaN; nothing at a sum of zero."""
+        for place in range(37):
+            x = torch.ones(1, 37, 1, 1)
+            residual = torch.full_like(x, -2.0)
+            residual[0, place], residual[0, (place + 1) % 37] = NAN, -1.0
+            block = CBAM(37, 4)
+            block.set_identity()
+            tailed = Tailed(block, residual)
+            y = tailed(x)
+            assert y.isnan().nonzero()[:, 1].tolist() == [place]
+            assert y.nan_to_num(0).eq(0).all()
+            y.backward(torch.ones_like(x))
+            assert tailed.residual.grad.flatten().nonzero().flatten().tolist() == [place]
+
+
+class TestAgainstFloat64:
+    @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+    @one_call
+    @every_layout
+    def test_every_shape(self, name, training, dtype, layout):
+        for shape in cases.SHAPES:
+            if cases.single_value(name, shape, training):
+                continue
+            block = block_of(name, shape, dtype, training)
+            x, grad = cases.clear_maps(block.attention, shape, dtype, layout)
+            away_from_zero(block, x, 0.1 if dtype.itemsize == 2 else 1e-3)
+            cases.assert_as_good_as_eager(block, x, grad)
+
+    @every_front
+    @every_layout
+    @with_and_without_relu
+    def test_against_differences(self, front, layout, relu):
+        for name, training in (("official", True), ("paper", False)):
+            block = block_of(name, (2, 5, 3, 4), torch.float64, training, relu, front)
+            x = cases.maps((2, 5, 3, 4), torch.float64, layout)[0].requires_grad_()
+            away_from_zero(block, x, 0.05)
+            names = list(dict(block.named_parameters()))
+
+            def run(x, *values, block=block, names=names):
+                return torch.func.functional_call(block, dict(zip(names, values, strict=True)), (x,))
+
+            assert "_Attend" in run(x, *block.parameters()).grad_fn.name()
+            assert torch.autograd.gradcheck(run, (x, *block.parameters()))
+
+    @with_and_without_relu
+    def test_the_second_derivative(self, relu):
+        block = block_of("official", (2, 3, 3, 2), torch.float64, True, relu, True)
+        x = torch.randn(2, 3, 3, 2, dtype=torch.float64, requires_grad=True)
+        away_from_zero(block, x, 0.05)
+        names = list(dict(block.named_parameters()))
+
+        def run(x, *values):
+            return torch.func.functional_call(block, dict(zip(names, values, strict=True)), (x,))
+
+        assert torch.autograd.gradgradcheck(run, (x, *block.parameters()), rtol=1e-3, atol=1e-4)
+
+    @with_and_without_relu
+    def test_the_first_derivative_again_is_the_first(self, relu):
+        block = block_of("paper", (2, 8, 5, 4), torch.float64, relu=relu)
+        x = torch.randn(2, 8, 5, 4, dtype=torch.float64, requires_grad=True)
+        tensors = [x, *block.parameters()]
+        once, again = (
+            torch.autograd.grad(block(x).square().sum(), tensors, create_graph=g) for g in (False, True)
+        )
+        for got, expected in zip(again, once, strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+RESIDUALS = {
+    "other layout": lambda r: (
+        r.contiguous() if r.stride(1) == 1 else r.contiguous(memory_format=torch.channels_last)
+    ),
+    "expanded": lambda r: r[:1, :, :1].expand_as(r),
+    "transposed": lambda r: r.transpose(2, 3).contiguous().transpose(2, 3),
+    "sliced": lambda r: torch.cat([r, r], 3)[..., ::2],
+    "every other channel": lambda r: torch.cat([r, r], 1)[:, ::2],
+}
+
+
+class TestResidual:
+    @pytest.mark.parametrize("stretch", RESIDUALS.values(), ids=list(RESIDUALS))
+    @every_layout
+    @with_and_without_relu
+    def test_in_any_layout(self, stretch, layout, relu):
+        block = block_of("paper", (2, 20, 6, 5), relu=relu)
+        x, grad = cases.maps((2, 20, 6, 5), torch.float32, layout)
+        base = torch.randn_like(x)
+        results = []
+        for run in (block.in_one_call, block.in_two_steps):
+            leaf, rest = x.clone().requires_grad_(), base.clone().requires_grad_()
+            block.__dict__["residual"] = stretch(rest)  # in the parameter's place
+            y = run(leaf)
+            results.append((y, *torch.autograd.grad(y, [leaf, rest], stretch(grad))))
+        assert results[0][0].stride() == x.stride()
+        assert all(map(same_bits, *results))
+
+    def test_unbatched(self):
+        block, x, rest = (
+            cases.block_of("paper", 20),
+            torch.randn(20, 7, 5),
+            torch.randn(20, 7, 5, requires_grad=True),
+        )
+        settings = block.operator_settings()._replace(relu=True)
+        y, _ = fused.attend(x, block.operator_weights(x), settings, residual=rest)
+        whole, _ = fused.attend(x[None], block.operator_weights(x), settings, residual=rest[None])
+        assert torch.equal(y, whole[0])
+        y.sum().backward()
+        assert torch.equal(rest.grad, y.gt(0).float())
+
+    @with_and_without_relu
+    def test_it_may_be_the_map_itself(self, relu):
+        block, (x, grad) = cases.block_of("paper", 20), cases.maps((2, 20, 6, 5), *PLAIN)
+        settings = block.operator_settings()._replace(relu=relu)
+        results = []
+        for together in (True, False):
+            leaf = x.clone().requires_grad_()
+            weights = block.operator_weights(leaf)
+            if together:
+                y, _ = fused.attend(leaf, weights, settings, residual=leaf)
+            else:
+                y = block(leaf) + leaf
+                y = y.relu() if relu else y
+            y.backward(grad)
+            results.append((y, leaf.grad))
+        assert all(map(same_bits, *results))
+
+    def test_without_a_relu_the_gradient_is_handed_on_uncopied(self):
+        block = block_of("paper", (2, 20, 6, 5), relu=False)
+        x, grad = cases.maps((2, 20, 6, 5), torch.float32, torch.channels_last)
+        (found,) = torch.autograd.grad(block(x), block.residual, grad)
+        assert found.data_ptr() == grad.data_ptr()
+
+    @with_and_without_relu
+    @pytest.mark.parametrize("wanted", ["x", "residual", "attention.channel_attention.mlp.0.weight"])
+    @pytest.mark.parametrize("again", [False, True])
+    def test_one_gradient_alone(self, wanted, relu, again):
+        block = block_of("paper", (2, 8, 5, 4), relu=relu).requires_grad_(False)
+        x = torch.randn(2, 8, 5, 4)
+        tensors = {**dict(block.named_parameters()), "x": x}
+        tensors[wanted].requires_grad_()
+        (found,) = torch.autograd.grad(block(x).square().sum(), tensors[wanted], create_graph=again)
+        expected = gradients(block.requires_grad_().in_two_steps, block, x, 2 * block(x).detach())[wanted]
+        torch.testing.assert_close(found, expected)
+
+    def test_what_does_not_fit_is_refused(self):
+        x, weights = torch.randn(2, 8, 5, 4), Weights(kernel=torch.randn(1, 2, 3, 3))
+        settings = Settings(descriptor=3, relu=True)
+        with pytest.raises(RuntimeError, match="a ReLU comes after a residual only"):
+            fused.attend(x, weights, settings)
+        for wrong in (x.double(), x[:1], x[:, :4], x[..., :2], torch.randn(2, 8, 4, 5)):
+            with pytest.raises(RuntimeError, match="the residual is not of the map's"):
+                fused.attend(x, weights, settings, residual=wrong)
+        other = x.contiguous(memory_format=torch.channels_last)
+        with pytest.raises(RuntimeError, match="or not in its memory format"):
+            torch.ops.cbam.forward(x, *weights, *NormBefore(), other, *settings, False)
+
+
+PLAIN = (torch.float32, torch.contiguous_format)
+
+
+class TestBits:
+    @every_layout
+    @pytest.mark.parametrize("front", [None, True], ids=["no norm", "norm in training"])
+    @pytest.mark.parametrize(
+        "shape", [(1, 64, 56, 56), (3, 200, 14, 14), (1, 2048, 7, 7), (16, 8, 5, 5)], ids=str
+    )
+    def test_two_runs_and_any_number_of_threads_give_the_same(self, shape, layout, front):
+        block = block_of("official", shape, training=True, front=front)
+        x, grad = cases.maps(shape, torch.float32, layout)
+        runs = []
+        try:
+            for threads in (1, 2, 1, 2, 3):
+                torch.set_num_threads(threads)
+                runs.append(cases.outcome(block, x, grad, "cpp"))
+        finally:
+            torch.set_num_threads(1)
+        for name, expected in runs[0].items():
+            for run in runs[1:]:
+                assert same_bits(run[name], expected), name
+
+
+class TestWhatIsKept:
+    @every_layout
+    @with_and_without_relu
+    def test_of_the_map_s_size_the_map_and_the_output_of_a_relu(self, layout, relu):
+        n, c, p = 2, 64, 28 * 28
+        block = block_of("paper", (n, c, 28, 28), relu=relu)
+        x = torch.randn(n, c, 28, 28).contiguous(memory_format=layout).requires_grad_()
+        vectors = 3 * n * c + 2 * n * (c // 4) + 3 * n * p
+        indices = n * c + n * p
+        assert cases.saved_bytes(block, x) == 4 * ((1 + relu) * n * c * p + vectors + indices)
+
+    def test_the_residual_is_not(self):
+        x, rest = torch.randn(1, 8, 4, 4, requires_grad=True), torch.randn(1, 8, 4, 4)
+        block = cases.block_of("paper", 8)
+        y, _ = fused.attend(
+            x, block.operator_weights(x), block.operator_settings()._replace(relu=True), residual=rest
+        )
+        rest.zero_()  # as the next block may do with its input
+        y.sum().backward()
+        assert x.grad.isfinite().all()
+
+    def test_an_output_that_changed_is_noticed_where_it_is_kept(self):
+        x = torch.randn(2, 8, 5, 4, requires_grad=True)
+        y = block_of("paper", x.shape)(x)
+        y += 1.0
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+        y = block_of("paper", x.shape, relu=False)(x)
+        y += 1.0
+        y.relu_().sum().backward()
+        assert x.grad.isfinite().all()
+
+    def test_nothing_at_all_without_a_gradient(self):
+        block, x = block_of("paper", (1, 8, 4, 4)), torch.randn(1, 8, 4, 4)
+        with torch.no_grad():
+            assert block(x).grad_fn is None
+        assert block.requires_grad_(False)(x).grad_fn is None
+        with torch.inference_mode():
+            assert block(x).is_inference()
+
+    def test_checkpointing(self):
+        block, x = block_of("paper", (2, 8, 5, 5)), torch.randn(2, 8, 5, 5, requires_grad=True)
+        torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False).square().sum().backward()
+        again = x.detach().clone().requires_grad_()
+        block(again).square().sum().backward()
+        assert torch.equal(x.grad, again.grad)
+
+
+class TestCompile:
+    @pytest.fixture(autouse=True)
+    def fresh_compiler(self):
+        torch._dynamo.reset()
+        yield
+        torch._dynamo.reset()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+    @pytest.mark.parametrize("front", [None, False], ids=["no norm", "norm"])
+    @with_and_without_relu
+    def test_forward_and_backward_as_one_node(self, backend, front, relu):
+        block = block_of("official", (3, 8, 5, 7), relu=relu, front=front)
+        compiled = torch.compile(block.in_one_call, fullgraph=True, backend=backend)
+        for layout in cases.LAYOUTS.values():  # the residual stays contiguous
+            x, grad = cases.maps((3, 8, 5, 7), torch.float32, layout)
+            got, expected = (gradients(run, block, x, grad) for run in (compiled, block.in_one_call))
+            assert got["y"].stride() == x.stride()
+            for key, value in expected.items():
+                torch.testing.assert_close(got[key], value, msg=key)
+
+    @pytest.mark.slow
+    def test_dynamic_shapes(self):
+        graphs, block = [], cases.block_of("paper", 8)
+
+        def look(module, inputs):
+            graphs.append(module.graph)
+            return module
+
+        def run(x, residual):
+            settings = block.operator_settings()._replace(relu=True)
+            return fused.attend(x, block.operator_weights(x), settings, residual=residual)[0]
+
+        compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=look)
+        for shape in ((2, 8, 5, 7), (3, 8, 4, 6)):
+            x, residual = torch.randn(shape), torch.randn(shape)
+            torch.testing.assert_close(compiled(x, residual), run(x, residual))
+        assert len(graphs) == 1, "the second shape must not compile again"
+
+    @with_and_without_relu
+    def test_exporters_get_plain_operations(self, relu):
+        block = block_of("paper", (2, 8, 5, 7), relu=relu).requires_grad_(False)
+        x = torch.randn(2, 8, 5, 7)
+        weights = block.attention.operator_weights(x)
+        settings = block.attention.operator_settings()._replace(relu=relu)
+        arguments = (x, *weights, *NormBefore(), block.residual, *settings)
+        y, saved, where, _ = registration.decomposed(*arguments, False)
+        torch.testing.assert_close(y, block(x))
+        assert (saved.numel(), where.numel()) == (0, 0)
+        assert registration.decomposed(*arguments, True) is NotImplemented
+
+    @pytest.mark.slow
+    @with_and_without_relu
+    def test_an_exported_program_still_trains(self, relu):
+        """It kept no numbers, so its backward goes through plain operations."""
+        block = block_of("paper", (2, 8, 5, 7), relu=relu)
+        x, grad = cases.maps((2, 8, 5, 7), *PLAIN)
+        twin = torch.export.export(copy.deepcopy(block), (x,)).module()
+        twin(x).backward(grad)
+        expected = gradients(block, block, x, grad)
+        for name, parameter in twin.named_parameters():
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_empty_batch():
+    block = block_of("paper", (0, 8, 5, 4))
+    x = torch.empty(0, 8, 5, 4, requires_grad=True)
+    y = block(x)
+    y.sum().backward()
+    assert y.shape == x.shape == block.residual.grad.shape
+    assert math.isfinite(sum(p.grad.sum() for p in block.parameters()))

@@ -1,0 +1,40 @@
+"""Every kernel compiles for GPUs, and what comes out is what was meant; no GPU is needed for that."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ops.library import needs_triton
+
+pytestmark = [needs_triton, pytest.mark.slow]
+SWEEPS = {"pool", "squeeze", "apply", "gate_grads", "weighted", "input_grad"}
+SMALL = {
+    "hidden", "channel_gate", "logits", "statistics", "logit_grads", "through_statistics", "convolution_grads",
+    "channel_sums", "hidden_grads", "pooled_grads", "weight_grads", "kernel_grads", "norm_grads",
+}  # fmt: skip
+
+
+# One target for each instruction set that is new for us: Ampere, Hopper, and AMD's MI300, with waves of 64.
+@pytest.mark.parametrize("target", ["cuda 80 32", "cuda 90 32", "hip gfx942 64"])
+def test_all_kernels_compile(target, tmp_path):
+    script = Path(__file__).with_name("compile_for_gpu.py")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(script), *target.split()], capture_output=True, text=True, timeout=300,
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {kernel["kernel"] for kernel in found} == SWEEPS | SMALL
+    for kernel in found:
+        assert kernel["bytes"] > 0
+        assert kernel["atomics"] == 0, kernel  # the order of sums is fixed
+        assert kernel["shared"] <= 80 << 10, kernel  # two programs on every multiprocessor, in float64 too
+    if target.startswith("cuda"):
+        for name in SWEEPS:  # even shapes are read in vectors, in both layouts
+            assert sum(k["vector_loads"] > 0 for k in found if k["kernel"] == name) >= 3, name
+        assert not any(kernel["local"] for kernel in found)

@@ -1,0 +1,40 @@
+"""Maps past 2^31 elements: only the last sample is read, by the kernels that begin with it."""
+
+import pytest
+import torch
+
+from tests.ops.library import GPU, needs_triton
+
+pytestmark = [
+    needs_triton,
+    pytest.mark.skipif(GPU.type != "cpu", reason="benchmarks/gpu does it with all kernels"),
+]
+N, C, P = 2**22 + 1, 32, 16
+
+
+@pytest.fixture
+def x():
+    """A map of 4 GiB, of which no page but the last is ever touched."""
+    x = torch.empty(N, C, P, dtype=torch.float16)
+    x[-1] = torch.randn(C, P)
+    return x
+
+
+def test_squeeze(x):
+    from cbam.ops.triton.forward_kernels import squeeze
+
+    maps, where = torch.empty(N, 2, P), torch.empty(N, P, dtype=torch.int32)
+    squeeze[(1,)](x, None, None, None, None, None, maps, where, N, C, P, 1,
+                  AVERAGE=0, MAXIMUM=1, LAST=False, BC=32, BP=16)  # fmt: skip
+    torch.testing.assert_close(maps[-1, 0], x[-1].float().mean(0))
+    assert torch.equal(where[-1].long(), x[-1].argmax(0))
+
+
+def test_gate_grads(x):
+    from cbam.ops.triton.backward_kernels import gate_grads
+
+    dt, sums = torch.empty(N, 1, P), torch.empty(N, C)
+    gate_grads[(1, 1)](x, None, None, None, None, x, None, None, None, None, dt, sums, N, C, P, 1, C,
+                       SUMS=1, LAST=False, BC=32, BP=16)  # fmt: skip
+    torch.testing.assert_close(dt[-1, 0], x[-1].float().square().sum(0))
+    torch.testing.assert_close(sums[-1], x[-1].float().square().sum(1))

@@ -1,0 +1,75 @@
+"""The choice of tiles, by heuristics and by trying."""
+
+import pytest
+import torch
+
+from cbam import set_backend
+from cbam.ops.triton import blocks
+from tests.ops import cases
+from tests.ops.library import GPU, needs_triton
+
+pytestmark = needs_triton
+
+
+@pytest.mark.parametrize("whole", [1, 49, 3136])
+@pytest.mark.parametrize("others", [1, 7, 10**6])
+def test_shares_cover_the_axis_and_none_is_empty(whole, others):
+    for block in (1, 16, 64):
+        number, size = blocks.parts(whole, block, others, torch.device("cpu"), 8)
+        assert (number - 1) * size < whole <= number * size
+        assert number <= 8
+        assert size % block == 0
+
+
+def test_tiles_are_long_where_memory_is(monkeypatch):
+    monkeypatch.setattr(blocks, "INTERPRETED", False)
+    for channels_last in (True, False):
+        for channels, positions in ((256, 3136), (2048, 49), (3, 50176), (1, 1), (5, 3)):
+            tile = blocks.tile.__wrapped__(4096, 64, channels, positions, channels_last, 8)
+            assert tile.channels * tile.positions <= 4096
+            assert all(side & (side - 1) == 0 for side in tile[:2])
+            long, axis = (tile.channels, channels) if channels_last else (tile.positions, positions)
+            assert long >= min(64, axis)
+
+
+def test_autotuning_changes_the_tiles_and_nothing_else(monkeypatch):
+    from cbam.ops.triton import launch
+
+    tried = []
+
+    def seconds(run):
+        run()
+        tried.append(run)
+        return -len(tried)  # the last one is the fastest
+
+    others = [blocks.Tile(32, 16, 1), blocks.Tile(16, 32, 1)]
+    block, (x, grad) = (
+        cases.block_of("official", 20),
+        cases.maps((2, 20, 5, 4), torch.float64, torch.channels_last),
+    )
+    block, x, grad = block.double().to(GPU), x.to(GPU), grad.to(GPU)
+    with set_backend("triton"):
+        usual = cases.outcome(block, x, grad, "triton")
+        monkeypatch.setattr(launch, "AUTOTUNE", True)
+        monkeypatch.setattr(launch, "_best", {})
+        monkeypatch.setattr(launch, "_candidates", lambda tile: others)
+        monkeypatch.setattr(launch, "_seconds", seconds)
+        for _ in range(2):
+            tuned = cases.outcome(block, x, grad, "triton")
+        assert {key[0] for key in launch._best} == {
+            "pool", "squeeze", "apply", "gate_grads", "weighted", "input_grad"
+        }  # fmt: skip
+        assert set(launch._best.values()) == {others[-1]}
+    assert len(tried) == 6 * len(others)  # once, not at every call
+    for key, value in usual.items():
+        torch.testing.assert_close(tuned[key], value)
+
+
+def test_candidates_are_tiles_that_triton_takes():
+    from cbam.ops.triton.launch import _candidates
+
+    found = _candidates(blocks.Tile(64, 32, 4))
+    assert blocks.Tile(64, 32, 4) in found
+    for channels, positions, warps in found:
+        assert channels * positions <= 2**14
+        assert all(side >= 1 and side & (side - 1) == 0 for side in (channels, positions, warps))
