@@ -1,7 +1,7 @@
 // One vector register of the accumulation type, for the instruction set that the including file is compiled for.
 //
-// Only compiler vector extensions (GCC, Clang) and <cstring>: no standard containers or algorithms here, because an
-// inline function of theirs compiled for AVX-512 could be the copy that the linker keeps for every caller.
+// Only compiler vector extensions (GCC, Clang), <cstring> and <type_traits>: no standard containers or algorithms here,
+// because an inline function of theirs compiled for AVX-512 could be the copy that the linker keeps for every caller.
 #pragma once
 
 #include <cstdint>

@@ -13,7 +13,7 @@ from tests.nn import conformance
 from tests.nn.oracle import Oracle
 from tests.ops import cases
 from tests.ops.cases import Tailed
-from tests.ops.library import GPU, needs_triton
+from tests.ops.library import GPU, needs_operator, needs_triton
 
 pytestmark = needs_triton
 every_layout = pytest.mark.parametrize("layout", cases.LAYOUTS.values(), ids=list(cases.LAYOUTS))
@@ -76,7 +76,7 @@ class TestAgainstFloat64:
     def test_any_shape(self, n, c, h, w, k, name, channels_last, seed):
         switches = {**conformance.TABLE_BY_NAME[name][0]}
         torch.manual_seed(seed)
-        block = CBAM(c, 4, k, dtype=torch.float64, **switches).eval()
+        block = CBAM(c, **{"reduction_ratio": 4, "kernel_size": k, **switches}, dtype=torch.float64).eval()
         layout = torch.channels_last if channels_last else torch.contiguous_format
         x, grad = cases.maps((n, c, h, w), torch.float64, layout, seed)
         cases.assert_as_good_as_eager(*on_gpu(block, x, grad), "triton")
@@ -203,6 +203,19 @@ class TestSpecialValues:
 
 
 class TestBits:
+    @needs_operator
+    @every_layout
+    @pytest.mark.parametrize("dtype", cases.DTYPES[:3], ids=str)
+    def test_maxima_stand_where_the_cpu_operator_finds_them(self, dtype, layout):
+        """Among products as the map's type rounds them, of which many are equal."""
+        x = (torch.randn(2, 33, 5, 7) * 4).round().div(4).to(dtype).contiguous(memory_format=layout)
+        places = []
+        for backend, device in (("cpp", "cpu"), ("triton", GPU)):
+            block = cases.block_of("paper", 33, dtype).to(device)
+            with set_backend(backend):
+                places.append(block(x.to(device).requires_grad_()).grad_fn.saved_tensors[-1].cpu())
+        assert torch.equal(*places)
+
     @every_dtype
     @every_layout
     def test_identity(self, dtype, layout):
