@@ -60,7 +60,8 @@ def test_autotuning_changes_the_tiles_and_nothing_else(monkeypatch):
             "pool", "squeeze", "apply", "gate_grads", "weighted", "input_grad"
         }  # fmt: skip
         assert set(launch._best.values()) == {others[-1]}
-    assert len(tried) == 6 * len(others)  # once, not at every call
+        assert launch.tuned(lambda tile: tile, blocks.Tile(64, 64, 4), "a kernel") == others[-1]
+    assert len(tried) == 7 * len(others)  # once, not at every call
     for key, value in usual.items():
         torch.testing.assert_close(tuned[key], value)
 
