@@ -189,7 +189,8 @@ class TestSpecialValues:
                     CBAM(37, 1, 1, arrangement="spatial", spatial_descriptor="max"),
                     values.transpose(1, 3).contiguous(memory_format=layout),
                 )
-                saved = spatial(leaf.requires_grad_()).grad_fn.saved_tensors[-1]
+                out = spatial(leaf.requires_grad_())
+                saved = out.grad_fn.saved_tensors[-1]
                 assert saved.tolist() == [0 if value == -INF else places[0]]
 
     def test_large_logits_do_not_overflow(self):
@@ -216,7 +217,8 @@ class TestBits:
             with torch.no_grad():  # gates that are not all 0 or 1
                 block.channel_attention.mlp[2].weight.mul_(0.05)
             with set_backend(backend):
-                places.append(block(x.to(device).requires_grad_()).grad_fn.saved_tensors[-1].cpu())
+                y = block(x.to(device).requires_grad_())
+            places.append(y.grad_fn.saved_tensors[-1].cpu())
         assert torch.equal(*places)
 
     @every_dtype
