@@ -23,6 +23,7 @@ def test_with_the_operator(capsys):
     assert max(map(len, out.splitlines())) <= 80
     assert f"there, with {cpp.instruction_set()} kernels" in out
     assert "runs in the operator," in out
+    assert "a ReLU behind attached attention run in the operator" in " ".join(out.split())
     found = rows(out)
     for name in ("preset paper", "preset official", "preset timm", "SqueezeExcitation", "bfloat16 on cpu"):
         assert found[name][:2] == ["operator", "operator"], name
@@ -45,7 +46,9 @@ def test_without_a_library(capsys, monkeypatch):
 def test_eager_by_choice(capsys):
     with set_backend("eager"):
         main(["doctor"])
-    assert rows(capsys.readouterr().out)["preset paper"] == ["eager", "eager", "the backend is 'eager'"]
+    out = capsys.readouterr().out
+    assert rows(out)["preset paper"] == ["eager", "eager", "the backend is 'eager'"]
+    assert "block's end   apart, in plain torch" in out
 
 
 @needs_operator

@@ -3,6 +3,7 @@
 from cbam.attach.attach import Attachment, attach, detach, disabled, plan
 from cbam.attach.fold import fold_gate_scale
 from cbam.attach.plan import Plan, Site
+from cbam.attach.with_tail import WithTail
 from cbam.attach.wrapper import WithAttention
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Plan",
     "Site",
     "WithAttention",
+    "WithTail",
     "attach",
     "detach",
     "disabled",

@@ -12,6 +12,7 @@ from torch import nn
 
 from cbam.attach.plan import Plan, make_plan
 from cbam.attach.select import Selectors
+from cbam.attach.with_tail import WithTail, with_tail, without_tail
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
 from cbam.nn.base import AttentionModule
@@ -31,6 +32,7 @@ def plan(
     exclude: Selectors = (),
     input_size: tuple[int, int, int] | None = None,
     example_input: Any = None,
+    fuse_tail: bool = True,
     **options: Any,
 ) -> Plan:
     """Return the table of what `attach` with the same arguments would do; the model is not changed.
@@ -42,7 +44,9 @@ def plan(
     >>> print(str(plan(resnet18())).splitlines()[0])
     cbam (preset paper, r=16, k=7) in ResNet: 8 sites, init identity
     """
-    return make_plan(model, attention, sites, init, exclude, input_size, example_input, options)[0]
+    return make_plan(
+        model, attention, sites, init, exclude, input_size, example_input, fuse_tail, options
+    ).plan
 
 
 def attach(
@@ -54,6 +58,7 @@ def attach(
     exclude: Selectors = (),
     input_size: tuple[int, int, int] | None = None,
     example_input: Any = None,
+    fuse_tail: bool = True,
     **options: Any,
 ) -> Attachment:
     """Put attention into a CNN in place, at the end of every residual branch unless told otherwise.
@@ -72,6 +77,7 @@ def attach(
         exclude: sites to leave out, in the same language.
         input_size: (C, H, W) of the probe's image; default: the model's own, or 224 x 224.
         example_input: the arguments of the probe forward, for models that take more than one image.
+        fuse_tail: where a block ends in relu(attention(...) + shortcut), let the operator compute all of that.
         **options: `reduction_ratio`, `kernel_size`, `preset` and the switches of `cbam.CBAM`.
 
     Returns:
@@ -89,7 +95,9 @@ def attach(
     >>> len(attachment.sites), torch.equal(model(image), before)
     (8, True)
     """
-    made, build = make_plan(model, attention, sites, init, exclude, input_size, example_input, options)
+    made, build, blocks = make_plan(
+        model, attention, sites, init, exclude, input_size, example_input, fuse_tail, options
+    )
     modules = dict(model.named_modules())
     wrapped: dict[nn.Module, WithAttention] = {}
     for site in made.sites:
@@ -101,6 +109,8 @@ def attach(
         block.train(host.training)
         wrapped[host] = WithAttention(host, block, site.position)
     _replace(model, wrapped)
+    for owner in blocks:
+        with_tail(owner)
     return Attachment(**{name: getattr(made, name) for name in made.__dataclass_fields__})
 
 
@@ -127,6 +137,9 @@ def detach(model: nn.Module) -> int:
             f"{type(model).__name__} carries no attached attention. Attach it first: cbam.attach(model)."
         )
     _replace(model, attached)
+    for module in model.modules():
+        if isinstance(module, WithTail):
+            without_tail(module)
     return len(attached)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from torch import nn
 from cbam.attach.probe import Probe, default_inputs, run_probe
 from cbam.attach.residual import find_branch_ends
 from cbam.attach.select import Selector, Selectors, as_list, select
+from cbam.attach.with_tail import find_blocks
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn import CBAM, SqueezeExcitation
@@ -35,6 +36,7 @@ class Site:
         position: "output" (attention after it) or "input" (before it).
         channels, height, width: of the map there, with the probe's image.
         parameters: that the attention adds.
+        tail: what of the block's end runs inside the operator: "add, relu" or "add", as far as there is one.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Site:
     height: int
     width: int
     parameters: int
+    tail: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,26 @@ class Plan:
         ]
         before, added = self.model_parameters, self.added_parameters
         share = f" (+{added / before:.2%})" if before else ""
+        tails = [s.tail for s in self.sites if s.tail]
+        kinds = "; ".join(dict.fromkeys(tails))
+        ends = [f"the operator takes in the block's end ({kinds}) at {len(tails)} sites"] if tails else []
         return "\n".join(
             [
                 f"{self.attention} in {self.model_type}: {len(self.sites)} sites, init {self.init}",
                 *(line.rstrip() for line in lines),
                 f"parameters {before:,} -> {before + added:,}{share}",
+                *ends,
                 *(f"note: {note}" for note in self.notes),
             ]
         )
+
+
+class MadePlan(NamedTuple):
+    """A plan; the function that builds one attention module; the blocks whose end runs with theirs."""
+
+    plan: Plan
+    build: Build
+    blocks: tuple[nn.Module, ...]
 
 
 def make_plan(
@@ -107,9 +122,10 @@ def make_plan(
     exclude: Selectors,
     input_size: tuple[int, int, int] | None,
     example_input: Any,
+    fuse_tail: bool,
     options: Mapping[str, Any],
-) -> tuple[Plan, Build]:
-    """Check everything and return the plan with the function that builds one attention module; see `cbam.attach`."""
+) -> MadePlan:
+    """Check everything and return the plan with what it takes to follow it; see `cbam.attach`."""
     if not isinstance(model, nn.Module):
         raise CBAMError(f"model expects a torch.nn.Module, got {type(model).__name__}.")
     if init not in INITS:
@@ -128,10 +144,14 @@ def make_plan(
     if not positions:
         raise CBAMError("exclude leaves no site. Exclude fewer, or call nothing at all.")
     rows = [_site(name, modules[name], position, probe, build) for name, position in positions.items()]
+    blocks = {}
+    if fuse_tail:
+        blocks = find_blocks(model, [row.name for row in rows if row.position == "output"])
+        rows = [replace(r, tail=str(blocks[r.name][1])) if r.name in blocks else r for r in rows]
     parameters = sum(p.numel() for p in model.parameters())
     shapes = tuple(tuple(t.shape) for t in inputs if isinstance(t, torch.Tensor))
     plan = Plan(type(model).__name__, described, init, tuple(rows), tuple(notes), parameters, shapes)
-    return plan, build
+    return MadePlan(plan, build, tuple(block for block, _ in blocks.values()))
 
 
 def attention_builder(attention: str, options: Mapping[str, Any]) -> tuple[Build, str]:

@@ -7,15 +7,30 @@ real structure, `layer1.0.bn2.host.weight`; `torch.func.functional_call` takes t
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from cbam.nn import after_norm
-from cbam.nn.base import AttentionModule
+from cbam.nn.base import AttentionModule, is_like, is_plain
 
 _HOST = "host."
 _ATTENTION = "cbam."
+
+
+class BlockEnd(NamedTuple):
+    """What follows a site in its block.
+
+    Args:
+        shortcut: the map that is added.
+        relu: whether a ReLU is behind that.
+        apart: the function that does these steps as the block does, for a map that the site has given.
+    """
+
+    shortcut: Tensor
+    relu: bool
+    apart: Callable[[Tensor], Tensor]
 
 
 class WithAttention(nn.Module):
@@ -36,8 +51,13 @@ class WithAttention(nn.Module):
         self.register_state_dict_post_hook(_hide_host)
         self.register_load_state_dict_pre_hook(_find_host)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return attention(host(x)), or host(attention(x)); a batch norm and its attention run together."""
+    def forward(self, *args: Any, block_end: BlockEnd | None = None, **kwargs: Any) -> Any:
+        """Return attention(host(x)), or host(attention(x)); a batch norm and its attention run together.
+
+        With `block_end`, return what the block returns.
+        """
+        if block_end is not None:
+            return self._to_the_end(args[0], block_end)
         if self.position == "input":
             return self.host(self.cbam(args[0]), *args[1:], **kwargs)
         parts: Any = self._modules
@@ -46,6 +66,18 @@ class WithAttention(nn.Module):
             if together is not None:
                 return together
         return self.cbam(self.host(*args, **kwargs))
+
+    def _to_the_end(self, u: Any, end: BlockEnd) -> Any:
+        parts: Any = self._modules
+        host, attention = parts["host"], parts["cbam"]
+        y = after_norm.attend(host, attention, u, end.shortcut, end.relu)
+        if y is not None:
+            return y
+        if is_plain(host, nn.BatchNorm2d) and not is_like(end.shortcut, u):
+            return end.apart(self.forward(u))  # norm and attention may still run together
+        x = host(u)
+        y = attention.attend_tail(x, end.shortcut, end.relu)
+        return end.apart(attention(x)) if y is None else y
 
     def __getattr__(self, name: str) -> Any:
         # Model code that reads the host's attributes (`bn.weight`, `conv.out_channels`) goes on working.

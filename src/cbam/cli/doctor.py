@@ -72,6 +72,7 @@ def _machine() -> Iterator[str]:
     origin = "set by CBAM_BACKEND" if os.environ.get("CBAM_BACKEND") else "the default"
     yield from _entry("backend", f"{dispatch.backend()} ({origin})")
     yield from _entry("norm + gates", _norm_before())
+    yield from _entry("block's end", _block_end())
 
 
 def _norm_before() -> str:
@@ -88,6 +89,13 @@ def _norm_before() -> str:
     if not apart:
         return "a BatchNorm2d in front of attached attention runs in the operator, bit for bit"
     return "apart, where the operator's norm would differ from torch's in the last bit: " + ", ".join(apart)
+
+
+def _block_end() -> str:
+    """Say whether what follows attached attention in its block runs inside the operator."""
+    if not cpp.available() or dispatch.backend() == "eager":
+        return "apart, in plain torch"
+    return "the shortcut's addition and a ReLU behind attached attention run in the operator"
 
 
 def _modules() -> Iterator[tuple[str, str, str, str]]:

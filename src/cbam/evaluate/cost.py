@@ -97,12 +97,14 @@ def cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), *, 
       indexing: 0. What has no formula is listed in `uncounted`.
     - Bytes moved: all distinct inputs that an aten operation reads plus all outputs that it writes, summed;
       views are free. An upper limit of the memory traffic, as caches and fusion may save some of it. The fused
-      attention operator counts three readings of its map (two where it has one gate) and one writing.
+      attention operator counts three readings of its map (two where it has one gate) and one writing, and one
+      reading of a shortcut that it adds.
     - Bytes saved: what autograd keeps for backward, seen by saved-tensor hooks; each storage once, parameters
       and buffers left out, frozen layers as they are. In a module's row: what that module was first to save.
 
     What runs is counted: with the fused operator or without it (`cbam.set_backend`). Where the operator takes in
-    the batch norm in front of it, that norm has no row of its own and stands in the attention's.
+    the batch norm in front of it, that norm has no row of its own and stands in the attention's; so do the
+    addition and the ReLU behind it.
 
     The model runs once, in eval mode (batch norm reads its running statistics, dropout does nothing), on zeros
     of the parameters' type and device that need no gradient, like images: what a module from the middle of a

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_iter
 from cbam.ops.plain import attention_multiply_adds
 
 # Places of what is counted among the arguments of `cbam::forward` after the map.
-_W0, _CHANNEL_SCALE, _KERNEL, _NORM_MEAN, _SPATIAL_SCALE, _BEFORE_MEAN = 0, 4, 5, 8, 10, 13
-_POOLING, _NORM_TRAINING = 15, 18
+_W0, _CHANNEL_SCALE, _KERNEL, _NORM_MEAN, _SPATIAL_SCALE, _BEFORE_MEAN, _RESIDUAL = 0, 4, 5, 8, 10, 13, 15
+_POOLING, _NORM_TRAINING, _RELU = 16, 19, 21
 PRODUCTS: dict[str, Callable[..., int]] = {
     "convolution": lambda args, out: _convolution(args, out),
     "mm": lambda args, out: args[0].numel() * args[1].shape[-1],
@@ -224,7 +224,8 @@ def _attention_flops(args: tuple[Any, ...]) -> int:
         maps, scaled = weights[_KERNEL].shape[1], weights[_SPATIAL_SCALE] is not None
         norm = 5 if weights[_NORM_TRAINING] else 0 if weights[_NORM_MEAN] is None else 2
         count += maps * elements + positions * (norm + 1 + scaled) + elements
-    return count
+    tail = (weights[_RESIDUAL] is not None) + weights[_RELU]
+    return count + tail * elements
 
 
 def _convolution(args: tuple[Any, ...], out: Tensor) -> int:

@@ -12,60 +12,44 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as global_hooks
 from torch.utils._python_dispatch import _disable_current_modes
 
-from cbam.nn.base import AttentionModule, is_hooked, is_plain
+from cbam.nn.base import AttentionModule, is_like, is_plain
 from cbam.nn.norms import counted_share, uses_batch
-from cbam.ops import cpp, dispatch, fused
+from cbam.ops import cpp, dispatch, fused, triton
 from cbam.ops.plain import NormBefore, Settings, Weights
 
 _MAPS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def attend(norm: nn.Module, attention: AttentionModule, u: Any) -> Tensor | None:
+def attend(
+    norm: nn.Module, attention: AttentionModule, u: Any, residual: Tensor | None = None, relu: bool = False
+) -> Tensor | None:
     """Return attention(norm(u)), with all that the norm's forward pass does; None where the two must run apart.
 
+    With a residual, return attention(norm(u)) + residual, then with a ReLU if asked for; None where these three must.
     The result equals norm(u) bit for bit where the gates are the identity.
     """
     if torch.compiler.is_compiling() or type(norm) is not nn.BatchNorm2d or type(u) is not Tensor:
         return None
+    if residual is not None and not is_like(residual, u):
+        return None
     weights = _weights(norm, attention, u)
     if isinstance(weights, str) or not dispatch.takes(u, weights):
         return None
-    if not exact(u.dtype, not u.is_contiguous(), uses_batch(norm)):
+    if not exact(u.dtype, not u.is_contiguous(), uses_batch(norm), u.device.type):
         return None
     before, batch_eps = _statistics(norm, u)
-    for hook in attention._forward_pre_hooks.values():  # they only observe
-        hook(attention, (u,))
-    y, stats = fused.attend(u, weights, attention.operator_settings(), before, batch_eps)
-    attention.after_operator(u, stats)
-    for hook in attention._forward_hooks.values():
-        hook(attention, (u,), y)
-    return y
+    return attention.operate(u, weights, before, batch_eps, residual, relu)
 
 
 def obstacle(norm: nn.Module, attention: AttentionModule) -> str | None:
     """Return what stops the two from being computed together, whatever the map; None if nothing does."""
     if type(norm) is not nn.BatchNorm2d:
         return f"{type(norm).__name__} in front is not exactly nn.BatchNorm2d"
-    if not is_plain(norm, nn.BatchNorm2d) or is_hooked(attention):
-        return "the norm in front or the attention has hooks"
-    if (
-        global_hooks._global_forward_hooks
-        or global_hooks._global_forward_pre_hooks
-        or global_hooks._global_backward_hooks
-        or global_hooks._global_backward_pre_hooks
-    ):
-        return "there are hooks on all modules"
-    if not attention.enabled:
-        return "the attention is switched off"
-    cls, own = type(attention), vars(attention)
-    if cls.forward is not AttentionModule.forward or cls.attend is not AttentionModule.attend:
-        return f"{cls.__name__} has a forward of its own"
-    if "forward" in own or "attend" in own:
-        return "the attention's forward was replaced"
-    return None
+    if not is_plain(norm, nn.BatchNorm2d):
+        return "the norm in front has hooks"
+    return attention.beside_operator()
 
 
 def _weights(norm: nn.BatchNorm2d, attention: AttentionModule, u: Tensor) -> Weights | str:
@@ -80,8 +64,8 @@ def _weights(norm: nn.BatchNorm2d, attention: AttentionModule, u: Tensor) -> Wei
     if not u.is_contiguous() and not u.is_contiguous(memory_format=torch.channels_last):
         return "a map with gaps"
     for tensor in (*norm._parameters.values(), norm._buffers["running_mean"], norm._buffers["running_var"]):
-        if tensor is not None and (tensor.dtype is not torch.float32 or not tensor.is_cpu):
-            return "a norm that is not in float32 on the CPU"
+        if tensor is not None and (tensor.dtype is not torch.float32 or tensor.device != u.device):
+            return "a norm that is not in float32 on the map's device"
     if type(norm._parameters["weight"]) not in (nn.Parameter, Tensor, type(None)):
         return "a norm whose parameters are not plain tensors"
     return attention.operator_weights(u)
@@ -102,27 +86,36 @@ def _statistics(norm: nn.BatchNorm2d, u: Tensor) -> tuple[NormBefore, float | No
     return NormBefore(norm.weight, norm.bias, mean, invstd), norm.eps
 
 
-@cache
-def exact(dtype: torch.dtype, channels_last: bool, training: bool) -> bool:
+def exact(dtype: torch.dtype, channels_last: bool, training: bool, device: str = "cpu") -> bool:
     """Return whether the operator's norm gives torch's bits, found by trying it on a small random map.
 
     The last bit hangs on whether products and sums are rounded together, which differs between builds of torch.
+
+    Args:
+        dtype, channels_last, device: of the map; the device's type.
+        training: whether the norm takes the statistics of its batch.
     """
-    if not cpp.available():
+    in_triton = device != "cpu" or dispatch.backend() == "triton"
+    if (triton if in_triton else cpp).obstacle() is not None:
         return False
+    return _tried(dtype, channels_last, training, device, in_triton)
+
+
+@cache
+def _tried(dtype: torch.dtype, channels_last: bool, training: bool, device: str, in_triton: bool) -> bool:
     generator = torch.Generator().manual_seed(0)
     with _disable_current_modes(), torch.no_grad():
         u = torch.randn(4, 48, 9, 7, generator=generator, device="cpu", dtype=torch.float32) * 3 + 1
-        u = u.to(dtype)
+        u = u.to(device, dtype)
         if channels_last:
             u = u.contiguous(memory_format=torch.channels_last)
-        norm: Any = nn.BatchNorm2d(48, device="cpu", dtype=torch.float32).train(training)
+        norm: Any = nn.BatchNorm2d(48, device=device, dtype=torch.float32).train(training)
         for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
             tensor.copy_(torch.rand(48, generator=generator, device="cpu", dtype=torch.float32) + 0.5)
         running = norm.running_mean.clone(), norm.running_var.clone()
         expected = F.batch_norm(u, *running, norm.weight, norm.bias, training, 0.1, norm.eps)
         before, _ = _statistics(norm, u)
-        zeros = torch.zeros(48, device="cpu", dtype=torch.float32)
-        identity = Weights(zeros, None, zeros, None, torch.full((), 2.0, device="cpu", dtype=torch.float32))
+        zeros = torch.zeros(48, device=device, dtype=torch.float32)
+        identity = Weights(zeros, None, zeros, None, torch.full((), 2.0, device=device, dtype=torch.float32))
         y, _ = fused.attend(u, identity, Settings(pooling=1), before)
         return torch.equal(y, expected) and torch.equal(norm.running_var, running[1])

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
 
 from cbam.errors import CBAMError
 from cbam.ops import checks, dispatch, fused
-from cbam.ops.plain import Settings, Weights
+from cbam.ops.plain import NormBefore, Settings, Weights
 
+_NO_NORM = NormBefore()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -39,6 +41,16 @@ def is_hooked(module: nn.Module) -> bool:
     )
 
 
+def has_global_hooks() -> bool:
+    """Return whether hooks wait for every module."""
+    return bool(
+        global_hooks._global_forward_hooks
+        or global_hooks._global_forward_pre_hooks
+        or global_hooks._global_backward_hooks
+        or global_hooks._global_backward_pre_hooks
+    )
+
+
 def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
     """Return whether calling `module` does what `kind` does and nothing else: no hooks, no wrapper, no subclass."""
     return type(module) is kind and not is_hooked(module) and "forward" not in vars(module)
@@ -57,6 +69,12 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
     """Return module.name, by the short way if that is a parameter: `nn.Module` searches for what it holds."""
     parameters = module._parameters
     return parameters[name] if name in parameters else getattr(module, name)
+
+
+def is_like(map_: Any, x: Any) -> bool:
+    """Return whether two maps are plain tensors of one shape and type on one device."""
+    plain = type(map_) in (Tensor, nn.Parameter) and type(x) in (Tensor, nn.Parameter)
+    return plain and map_.shape == x.shape and map_.dtype is x.dtype and map_.device == x.device
 
 
 class AttentionModule(nn.Module):
@@ -87,6 +105,59 @@ class AttentionModule(nn.Module):
             self.after_operator(x, stats)
             return y
         return self.attend_eagerly(x)
+
+    def attend_tail(self, x: Tensor, residual: Tensor, relu: bool) -> Tensor | None:
+        """Return the gated map plus `residual`, then with a ReLU if asked for; None if that takes more than a call.
+
+        Args:
+            x: the map.
+            residual: what is added, a map like x.
+            relu: whether negative values become 0.
+        """
+        if torch.compiler.is_compiling() or self.takes_two_calls or not is_like(residual, x):
+            return None
+        if self.beside_operator() is not None:
+            return None
+        checks.check_feature_map(x, type(self).__name__, self.in_channels)
+        weights = self.operator_weights(x)
+        if not dispatch.takes(x, weights):
+            return None
+        assert not isinstance(weights, str)
+        return self.operate(x, weights, residual=residual, relu=relu)
+
+    def beside_operator(self) -> str | None:
+        """Return what a call of this module does that the operator does not; None if nothing."""
+        if is_hooked(self):
+            return "the attention has hooks"
+        if has_global_hooks():
+            return "there are hooks on all modules"
+        if not self.enabled:
+            return "the attention is switched off"
+        cls, own = type(self), vars(self)
+        if cls.forward is not AttentionModule.forward or cls.attend is not AttentionModule.attend:
+            return f"{cls.__name__} has a forward of its own"
+        if "forward" in own or "attend" in own:
+            return "the attention's forward was replaced"
+        return None
+
+    def operate(
+        self,
+        x: Tensor,
+        weights: Weights,
+        before: NormBefore = _NO_NORM,
+        batch_eps: float | None = None,
+        residual: Tensor | None = None,
+        relu: bool = False,
+    ) -> Tensor:
+        """Return what the operator gives for this module; to hooks that only observe it is a call of the module."""
+        for hook in self._forward_pre_hooks.values():
+            hook(self, (x,))
+        settings = self.operator_settings()._replace(relu=relu)
+        y, stats = fused.attend(x, weights, settings, before, batch_eps, residual)
+        self.after_operator(x, stats)
+        for hook in self._forward_hooks.values():
+            hook(self, (x,), y)
+        return y
 
     def attend_eagerly(self, x: Tensor) -> Tensor:
         """Return the gated map of a checked input, in plain torch."""

@@ -1,0 +1,74 @@
+"""`cbam convert`, as it is typed."""
+
+import pytest
+import torch
+
+from cbam import attach, load_weights
+from cbam.cli.main import main
+from cbam.models import build_model
+from tests.checkpoints import peers
+
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """A ResNet-20 with the authors' module in every block, and its file."""
+    model = build_model("resnet20", 10)
+    attach(model, preset="official", input_size=(3, 32, 32), init="paper")
+    peers.shaken(model, 1)
+    state = {}
+    names = {
+        "channel_attention.mlp.0": "ChannelGate.mlp.1", "channel_attention.mlp.2": "ChannelGate.mlp.3",
+        "spatial_attention.conv": "SpatialGate.spatial.conv", "spatial_attention.norm": "SpatialGate.spatial.bn",
+    }  # fmt: skip
+    for key, value in model.state_dict().items():
+        site, dot, inside = key.partition(".bn2.cbam.")
+        for ours, other in names.items():
+            if dot and inside.startswith(ours):
+                key = f"{site}.cbam.{other}{inside.removeprefix(ours)}"
+                value = value.flatten(1) if "mlp" in inside and "weight" in inside else value
+        state[f"module.{key}"] = value
+    torch.save({"state_dict": state}, tmp_path / "authors.pth")
+    return model, tmp_path
+
+
+def test_into_the_names_of_a_model(theirs, capsys):
+    model, folder = theirs
+    arguments = ["--model", "resnet20", "--preset", "official"]
+    assert main(["convert", f"{folder}/authors.pth", f"{folder}/ours.safetensors", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "dialect official" in printed
+    assert "layer3.2.cbam" in printed
+    fresh = build_model("resnet20", 10)
+    attach(fresh, preset="official", input_size=(3, 32, 32))
+    load_weights(fresh, folder / "ours.safetensors")
+    assert torch.equal(fresh.eval()(IMAGES), model(IMAGES))
+
+
+def test_from_dialect_to_dialect(theirs, capsys):
+    _, folder = theirs
+    assert (
+        main(["convert", f"{folder}/authors.pth", f"{folder}/t.pth", "--to", "timm", "--from", "official"])
+        == 0
+    )
+    assert "official to timm" in capsys.readouterr().out
+    assert "layer1.0.se.channel.fc1.bias" in torch.load(folder / "t.pth", weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--to", "luuuyi"], "luuuyi's has none"),
+        (["--model", "resnet20"], "Attach with cbam.attach(model, preset='official')"),
+        (["--model", "resnet20", "--to", "timm"], "leave out --to"),
+        (["--to", "tim"], "Did you mean 'timm'?"),
+    ],
+)
+def test_what_cannot_be_is_a_sentence_and_no_file(theirs, arguments, message, capsys):
+    _, folder = theirs
+    assert main(["convert", f"{folder}/authors.pth", f"{folder}/out.safetensors", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("cbam: ")
+    assert message in said
+    assert not (folder / "out.safetensors").exists()
