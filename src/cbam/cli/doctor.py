@@ -19,7 +19,7 @@ from cbam.nn import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation,
 from cbam.nn.base import AttentionModule
 from cbam.nn.presets import ARRANGEMENTS, PRESETS
 from cbam.nn.route import route
-from cbam.ops import cpp, dispatch
+from cbam.ops import cpp, dispatch, triton
 
 USAGE = """usage: cbam doctor
 
@@ -69,6 +69,12 @@ def _machine() -> Iterator[str]:
         yield from _entry("operator", f"there, with {cpp.instruction_set()} kernels")
     else:
         yield from _entry("operator", f"missing: {why}")
+    why = triton.obstacle()
+    if why is None:
+        on = "interpreted (TRITON_INTERPRET=1), slowly" if triton.INTERPRETED else torch.cuda.get_device_name()
+        yield from _entry("on a GPU", f"Triton kernels, {on}")
+    else:
+        yield from _entry("on a GPU", f"not here: {why}")
     origin = "set by CBAM_BACKEND" if os.environ.get("CBAM_BACKEND") else "the default"
     yield from _entry("backend", f"{dispatch.backend()} ({origin})")
     yield from _entry("norm + gates", _norm_before())
@@ -118,7 +124,7 @@ def _maps() -> Iterator[tuple[str, str, str, str]]:
     yield _row(
         f"on {device or 'cuda'}",
         CBAM(16, device=device or "meta"),
-        reason="" if device else "the operator runs on CPUs",
+        reason="" if device else "there is no GPU here",
     )
 
 

@@ -16,7 +16,7 @@ _GATES = {True: "channel", False: "spatial"}
 def route(module: AttentionModule, x: Tensor | None = None) -> tuple[str, str]:
     """Return (way, reason) for a forward pass of `module` in its present state.
 
-    The way is "operator", "eager", "both" (one gate each), or "error" where the backend "cpp" would raise.
+    The way is "operator", "eager", "both" (one gate each), or "error" where the backend "cpp" or "triton" would raise.
 
     Args:
         module: an attention module.
@@ -31,7 +31,7 @@ def route(module: AttentionModule, x: Tensor | None = None) -> tuple[str, str]:
     if backend == "eager":
         return "eager", "the backend is 'eager'"
     way, reason = _automatic(module, x)
-    return ("error" if backend == "cpp" and way != "operator" else way), reason
+    return ("error" if backend != "auto" and way != "operator" else way), reason
 
 
 def _automatic(module: AttentionModule, x: Tensor | None) -> tuple[str, str]:
