@@ -333,9 +333,10 @@ class TestErrors:
             cbam.attach(model, "se", **OPTIONS)
         assert len(model.layer1[0].bn2._modules) == 2
 
-    def test_no_residual_branch(self):
-        with pytest.raises(CBAMError, match=r"VGG has none.*Name the sites.*For instance"):
-            cbam.attach(torchvision.models.vgg11(), input_size=(3, 32, 32))
+    def test_no_map_anywhere(self):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), nn.ReLU(), nn.Linear(8, 2))
+        with pytest.raises(CBAMError, match=r"sites='auto' finds no place in Sequential. Name the sites"):
+            cbam.attach(model, input_size=(3, 32, 32))
 
     def test_a_module_that_does_not_run(self):
         model = resnet()

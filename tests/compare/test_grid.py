@@ -90,12 +90,14 @@ def test_presets_and_ratio_arrive(data):
 
 
 def test_named_sites_arrive(data):
-    """A network without residual branches can be compared once its sites are named."""
+    """Paths, and for a network without residual branches the ends of its stages unless told otherwise."""
     settings = {"model": "vgg11", "image_size": 32, "sites": "features.7, features.1?"}
     small = load_data("digits", limit_train=20, limit_val=20, image_size=32)
     keys = {
         key.split(".cbam.")[0] for key in build("cbam", small, **settings).state_dict() if ".cbam." in key
     }
     assert keys == {"features.7"} | {f"features.{i}" for i in range(10, 20)}
-    with pytest.raises(CBAMError, match="VGG has none that ends in a module"):
-        build("cbam", small, model="vgg11", image_size=32)
+    with pytest.raises(CBAMError, match=r"sites='residual' finds no place in VGG.*'stage' \(5\), 'conv' \(8\)"):
+        build("cbam", small, **{**settings, "sites": "residual"})
+    keys = build("cbam", small, model="vgg11", image_size=32).state_dict()
+    assert sum(key.endswith(".cbam.spatial_attention.conv.weight") for key in keys) == 5

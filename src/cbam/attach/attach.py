@@ -70,8 +70,10 @@ def attach(
     Args:
         model: any CNN, trained or not.
         attention: "cbam", "se", "channel" (CBAM's channel gate alone) or "spatial".
-        sites: "auto": the end of every residual branch, before the addition, found by tracing one forward; or a
-            path, a glob, "re:...", a module type, a predicate (name, module) -> bool, or a list of these.
+        sites: found by tracing one forward: "residual": the end of every residual branch, before the addition, as in
+            the paper; "block": behind every block; "stage": the last map at each resolution; "conv": behind every
+            convolution with its norm and activation; "auto": "residual", or "stage" where there are no residual
+            branches. Or a path, a glob, "re:...", a module type, a predicate (name, module) -> bool. Or a list.
         init: "identity": the output stays the same bit for bit until training moves it; "paper": fresh gates,
             for training from scratch (they scale a trained branch to about a quarter).
         exclude: sites to leave out, in the same language.

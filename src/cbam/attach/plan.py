@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import nn
 
+from cbam.attach.places import Place, find_blocks, find_convolutions, find_stages
 from cbam.attach.probe import Probe, default_inputs, run_probe
-from cbam.attach.residual import find_branch_ends
+from cbam.attach.residual import find_additions, find_branch_ends
 from cbam.attach.select import Selector, Selectors, as_list, select
-from cbam.attach.with_tail import find_blocks
+from cbam.attach.with_tail import find_blocks as find_block_ends
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn import CBAM, SqueezeExcitation
@@ -24,6 +25,8 @@ Build: TypeAlias = Callable[..., AttentionModule]
 
 ATTENTIONS: tuple[str, ...] = ("cbam", "se", "channel", "spatial")
 INITS: tuple[str, ...] = ("identity", "paper")
+KINDS: tuple[str, ...] = ("auto", "residual", "block", "stage", "conv")
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def make_plan(
     rows = [_site(name, modules[name], position, probe, build) for name, position in positions.items()]
     blocks = {}
     if fuse_tail:
-        blocks = find_blocks(model, [row.name for row in rows if row.position == "output"])
+        blocks = find_block_ends(model, [row.name for row in rows if row.position == "output"])
         rows = [replace(r, tail=str(blocks[r.name][1])) if r.name in blocks else r for r in rows]
     parameters = sum(p.numel() for p in model.parameters())
     shapes = tuple(tuple(t.shape) for t in inputs if isinstance(t, torch.Tensor))
@@ -208,25 +211,46 @@ def _choose(
     selectors: list[Selector] = as_list(sites)
     positions: dict[str, str] = {}
     notes: list[str] = []
-    if "auto" in selectors:
-        ends, notes = find_branch_ends(probe)
-        positions = {end.name: end.position for end in ends}
-        if not positions:
-            raise _no_residual_branch(model, probe, notes)
-    named = [selector for selector in selectors if selector != "auto"]
+    for kind in [s for s in selectors if isinstance(s, str) and s in KINDS]:
+        places, more = _places(kind, modules, probe)
+        if not places:
+            raise _nothing_found(kind, model, modules, probe, more)
+        notes += [note for note in more if note not in notes]
+        if kind in modules:
+            notes.append(f"sites={kind!r} is a kind of site; the module of that name is sites='re:{kind}'")
+        positions.update({place.name: place.position for place in places if place.name not in positions})
+    named = [s for s in selectors if not isinstance(s, str) or s not in KINDS]
     for name in select(named, modules):
         positions.setdefault(name, "output")
     ran = {name: rank for rank, name in enumerate(call.name for call in probe.calls)}
     return dict(sorted(positions.items(), key=lambda item: ran.get(item[0], 0))), notes
 
 
-def _no_residual_branch(model: nn.Module, probe: Probe, notes: list[str]) -> CBAMError:
-    maps = [c.name for c in probe.calls if c.shape is not None and len(c.shape) == 4 and c.name]
-    last = f" For instance sites={maps[-1]!r}." if maps else " Nothing in it makes an (N, C, H, W) map."
+def _places(kind: str, modules: dict[str, nn.Module], probe: Probe) -> tuple[list[Place], list[str]]:
+    """Return the sites of a kind and notes on what was left out."""
+    if kind in ("auto", "residual"):
+        ends, notes = find_branch_ends(probe)
+        if kind == "residual" or ends or notes:
+            return ends, notes
+        return find_stages(probe), ["no residual branches: attention goes to the end of every stage"]
+    if kind == "stage":
+        return find_stages(probe), []
+    if kind == "conv":
+        return find_convolutions(probe), []
+    containers = [name for name, module in modules.items() if isinstance(module, _CONTAINERS)]
+    return find_blocks(probe, find_additions(probe), containers), []
+
+
+def _nothing_found(
+    kind: str, model: nn.Module, modules: dict[str, nn.Module], probe: Probe, notes: list[str]
+) -> CBAMError:
+    found = {other: len(_places(other, modules, probe)[0]) for other in KINDS[1:] if other != kind}
+    others = ", ".join(f"{other!r} ({count})" for other, count in found.items() if count)
+    instead = f" Kinds that it has: {others}." if others else ""
     why = "".join(f" Left out: {note}." for note in notes)
     return CBAMError(
-        f"sites='auto' looks for residual branches, and {type(model).__name__} has none that ends in a module.{why}"
-        f" Name the sites: a path, a glob such as 'features.*', a type such as torch.nn.MaxPool2d, a predicate.{last}"
+        f"sites={kind!r} finds no place in {type(model).__name__}.{why}{instead}"
+        " Name the sites: a path, a glob such as 'features.*', a type such as torch.nn.MaxPool2d, a predicate."
     )
 
 

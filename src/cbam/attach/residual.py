@@ -11,15 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from cbam.attach.probe import Call, Probe
-
-
-@dataclass(frozen=True)
-class BranchEnd:
-    """Where a branch ends: after module `name` ("output"), or before it where it only hands its input on ("input")."""
-
-    name: str
-    position: str
+from cbam.attach.places import Place, innermost
+from cbam.attach.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -31,13 +24,13 @@ class _Addition:
     channels: int
 
 
-def find_branch_ends(probe: Probe) -> tuple[list[BranchEnd], list[str]]:
+def find_branch_ends(probe: Probe) -> tuple[list[Place], list[str]]:
     """Return the branch ends in the order of the forward pass, and a sentence for each branch left out.
 
     Args:
         probe: of a forward with one image.
     """
-    ends: list[BranchEnd] = []
+    ends: list[Place] = []
     left_out: list[str] = []
     counts = Counter(call.name for call in probe.calls)
     additions = _residual_additions(probe)
@@ -59,6 +52,15 @@ def find_branch_ends(probe: Probe) -> tuple[list[BranchEnd], list[str]]:
                 " give each place a module of its own, or name another site"
             )
     return ends, left_out
+
+
+def find_additions(probe: Probe) -> list[int]:
+    """Return the nodes of the residual additions, one for each block.
+
+    Args:
+        probe: of a forward with one image.
+    """
+    return [addition.node for addition in _innermost_blocks(_residual_additions(probe))]
 
 
 def _residual_additions(probe: Probe) -> list[_Addition]:
@@ -111,30 +113,17 @@ def _innermost_blocks(additions: list[_Addition]) -> list[_Addition]:
     return [a for a in additions if a.node not in dropped]
 
 
-def _locate(probe: Probe, addition: _Addition) -> BranchEnd | None:
+def _locate(probe: Probe, addition: _Addition) -> Place | None:
     """Return the module at the end of the branch, walking back over bare element-wise steps such as a layer scale."""
     node, consumer = addition.branch, addition.node
     shape = probe.nodes[node].shape
     while probe.nodes[node].consumers == {consumer} and addition.inside >> node & 1:
         makers = [call for call in probe.calls if call.output == node]
-        end = _innermost(makers)
+        end = innermost(makers)
         if end is not None:
             return end
         parents = probe.nodes[node].parents
         if len(parents) != 1 or probe.nodes[parents[0]].shape != shape or probe.nodes[node].weighted:
             return None
         node, consumer = parents[0], node
-    return None
-
-
-def _innermost(makers: list[Call]) -> BranchEnd | None:
-    # Calls are in order of their end, so the first one that made the tensor is the innermost.
-    for call in makers:
-        if call.source != call.output and call.name:
-            return BranchEnd(call.name, "output")
-    for (
-        call
-    ) in makers:  # Identity, DropPath, StochasticDepth: attention goes in front, where it sees every sample
-        if call.name:
-            return BranchEnd(call.name, "input")
     return None

@@ -49,8 +49,8 @@ def matcher(selector: Selector) -> Predicate:
     if callable(selector):
         return selector
     raise CBAMError(
-        "sites expects 'auto', a path or glob, 're:...', a module type, a predicate (name, module) -> bool,"
-        f" or a list of these; got {selector!r}."
+        "sites expects 'auto', 'residual', 'block', 'stage', 'conv', a path or glob, 're:...', a module type,"
+        f" a predicate (name, module) -> bool, or a list of these; got {selector!r}."
     )
 
 

@@ -26,7 +26,8 @@ class PlanConfig:
     attention: str = "cbam"
     """cbam, se, channel or spatial."""
     sites: tuple[str, ...] = ("auto",)
-    """Module paths or patterns; auto: the end of every residual branch."""
+    """auto, residual, block, stage, conv; module paths or patterns. auto: residual, the end of every residual branch,
+    or stage, the last map at each resolution, where there is none."""
     exclude: tuple[str, ...] = ()
     """Sites to leave out."""
     preset: str = "paper"
