@@ -35,11 +35,13 @@ def theirs(tmp_path):
 
 def test_into_the_names_of_a_model(theirs, capsys):
     model, folder = theirs
-    arguments = ["--model", "resnet20", "--preset", "official"]
-    assert main(["convert", f"{folder}/authors.pth", f"{folder}/ours.safetensors", *arguments]) == 0
+    assert (
+        main(["convert", f"{folder}/authors.pth", f"{folder}/ours.safetensors", "--model", "resnet20"]) == 0
+    )
     printed = capsys.readouterr().out
     assert "dialect official" in printed
     assert "layer3.2.cbam" in printed
+    assert "cbam.attach(model, preset='official', descriptor_order='max-avg')" in printed
     fresh = build_model("resnet20", 10)
     attach(fresh, preset="official", input_size=(3, 32, 32))
     load_weights(fresh, folder / "ours.safetensors")
@@ -60,7 +62,7 @@ def test_from_dialect_to_dialect(theirs, capsys):
     ("arguments", "message"),
     [
         (["--to", "luuuyi"], "luuuyi's has none"),
-        (["--model", "resnet20"], "Attach with cbam.attach(model, preset='official')"),
+        (["--model", "resnet32"], "does not fit CifarResNet: "),
         (["--model", "resnet20", "--to", "timm"], "leave out --to"),
         (["--to", "tim"], "Did you mean 'timm'?"),
     ],

@@ -232,7 +232,8 @@ def _places(kind: str, modules: dict[str, nn.Module], probe: Probe) -> tuple[lis
         ends, notes = find_branch_ends(probe)
         if kind == "residual" or ends or notes:
             return ends, notes
-        return find_stages(probe), ["no residual branches: attention goes to the end of every stage"]
+        stages = find_stages(probe)
+        return stages, ["no residual branches: attention goes to the end of every stage"] if stages else []
     if kind == "stage":
         return find_stages(probe), []
     if kind == "conv":

@@ -22,6 +22,7 @@ VERBS = {
     "plan": "show where attention would go in a model; change nothing",
     "cost": "count parameters, multiply-adds and memory of a model",
     "bench": "time the attention beside its rivals and beside a copy of the map",
+    "convert": "turn a checkpoint of one CBAM into that of another: authors, timm, pytorchcv, ...",
     "doctor": "tell what this machine has, and for what the fused operator runs",
 }
 TERMINATED = 128 + signal.SIGTERM

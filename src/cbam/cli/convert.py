@@ -1,0 +1,116 @@
+"""`cbam convert`: a checkpoint of one dialect of CBAM as a checkpoint of another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from cbam.attach import attach
+from cbam.checkpoints.converting import ORDER, convert, write
+from cbam.checkpoints.dialects import DIALECTS
+from cbam.checkpoints.fitting import reads_maximum_first
+from cbam.checkpoints.loading import load_weights
+from cbam.checkpoints.placing import sites_of
+from cbam.errors import CBAMError
+from cbam.models import build_model
+from cbam.models.build import CIFAR_DEPTHS
+
+DESCRIPTION = f"""Convert a checkpoint from one dialect of CBAM to another.
+
+Dialects: {", ".join(DIALECTS)}. Pickles are read without executing anything; nothing is written unless all of it fits.
+
+Examples: cbam convert authors.pth cbam.safetensors
+          cbam convert authors.pth timm.safetensors --to timm
+          cbam convert authors.pth attached.safetensors --model resnet50 --preset official"""
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Convert a checkpoint from one dialect of CBAM to another."""
+
+    source: tyro.conf.Positional[Path]
+    """The checkpoint: .safetensors, or a file of torch.save."""
+    out: tyro.conf.Positional[Path]
+    """The file to write: .safetensors, .pth or .pt."""
+    to: str = "cbam"
+    """The dialect to write."""
+    from_: Annotated[str, tyro.conf.arg(name="from")] = "auto"
+    """The dialect of the checkpoint; auto: recognise it."""
+    entry: str | None = None
+    """Which state dict of the file, such as state_dict_ema."""
+    outer_residual: bool = False
+    """The network adds the block's input itself, as xmu's block does inside."""
+    descriptor_order: str | None = None
+    """avg-max or max-avg, for files in this library's names that do not say it."""
+    model: str | None = None
+    """Name the tensors as in this backbone with attached attention: resnet50, paper_resnet50, any of timm."""
+    num_classes: int | None = None
+    """Width of the backbone's classifier; by default 10 for the CIFAR ResNets, else 1000."""
+    preset: str = "paper"
+    """With --model: the dialect of the attached attention."""
+    reduction_ratio: int = 16
+    """With --model: channels over hidden channels."""
+    kernel_size: int = 7
+    """With --model: kernel of the spatial gate."""
+    mlp_bias: bool | None = None
+    """With --model: biases in the channel gate; by default as in the preset."""
+    adapt: bool = False
+    """With --model: convert forms that differ; equal outputs in eval mode only."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb with the `arguments` after it; return the exit code."""
+    return run(tyro.cli(ConvertConfig, prog="cbam convert", description=DESCRIPTION, args=list(arguments)))
+
+
+def run(config: ConvertConfig) -> int:
+    """Convert, print the report and return the exit code."""
+    if config.model is not None:
+        return _for_model(config, config.model)
+    print(
+        convert(
+            config.source,
+            config.out,
+            config.to,
+            config.from_,
+            outer_residual=config.outer_residual,
+            entry=config.entry,
+            descriptor_order=config.descriptor_order,
+        )
+    )
+    print(f"written to {config.out}")
+    return 0
+
+
+def _for_model(config: ConvertConfig, name: str) -> int:
+    if config.to != "cbam" or config.out.suffix != ".safetensors":
+        raise CBAMError(
+            "--model writes this library's names: leave out --to, and let OUT end in .safetensors."
+        )
+    classes = config.num_classes or (10 if name in CIFAR_DEPTHS else 1000)
+    model = build_model(name, classes)
+    switches: dict[str, Any] = {} if config.mlp_bias is None else {"mlp_bias": config.mlp_bias}
+    attach(
+        model,
+        preset=config.preset,
+        reduction_ratio=config.reduction_ratio,
+        kernel_size=config.kernel_size,
+        **switches,
+    )
+    report = load_weights(
+        model,
+        config.source,
+        config.from_,
+        adapt=config.adapt,
+        outer_residual=config.outer_residual,
+        entry=config.entry,
+    )
+    order = "max-avg" if any(reads_maximum_first(block) for block in sites_of(model).values()) else "avg-max"
+    write(config.out, model.state_dict(), {"cbam.dialect": "cbam", ORDER: order})
+    print(report)
+    print(f"written to {config.out}")
+    return 0
