@@ -1,0 +1,306 @@
+"""Attach CBAM to every convolutional model of torchvision and timm, and check what `attach` promises.
+
+    python benchmarks/zoo.py --library torchvision --output runs/zoo.jsonl
+    python benchmarks/zoo.py --report docs/zoo.md --output runs/zoo.jsonl
+
+For each model, with random weights and a small image: sites are found; every output is the same bit for bit; one
+training step moves the gates at every site; the old state dict loads; `detach` gives the model back. Each runs in a
+process of its own with a time limit; the same command goes on where it was stopped. Needs pip install '.[compare]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SIZES = (64, 128, 224, 299)
+SECONDS = 300
+
+
+def main() -> int:
+    """Run what is missing, or write the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--library", choices=["torchvision", "timm", "all"], default="all")
+    parser.add_argument("--only", default="", help="models whose name contains this")
+    parser.add_argument("--output", type=Path, default=Path("runs/zoo.jsonl"))
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--report", type=Path, help="write the table and run nothing")
+    options = parser.parse_args()
+    if options.report:
+        options.report.write_text(report(read(options.output)))
+        return 0
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    done = {(row["library"], row["model"]) for row in read(options.output)}
+    waiting = [m for m in models(options.library) if m not in done and options.only in m[1]]
+    print(f"{len(done)} done, {len(waiting)} to go")
+    with options.output.open("a") as file:
+        for row in run_all(waiting, options.processes):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(
+                f"{row['library']} {row['model']}: {row['reason'] or 'passes'} ({row['seconds']:.0f} s)",
+                flush=True,
+            )
+    return 0
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """Return the results; the last line may have been cut off."""
+    rows = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def models(library: str) -> Iterator[tuple[str, str]]:
+    """Yield (library, name) of all models; whether they are convolutional is seen when they are built."""
+    if library in ("torchvision", "all"):
+        from torchvision.models import list_models
+
+        yield from (("torchvision", name) for name in list_models() if not name.startswith("quantized"))
+    if library in ("timm", "all"):
+        import timm
+
+        yield from (("timm", name) for name in timm.list_models())
+
+
+def run_all(waiting: list[tuple[str, str]], processes: int) -> Iterator[dict[str, Any]]:
+    """Yield a row for each model, as they come."""
+    context = multiprocessing.get_context("spawn")
+    running: dict[Any, tuple[Any, tuple[str, str], float]] = {}
+    queue = list(waiting)
+    while queue or running:
+        while queue and len(running) < processes:
+            model = queue.pop(0)
+            receive, send = context.Pipe(duplex=False)
+            process = context.Process(target=work, args=(send, *model))
+            process.start()
+            send.close()
+            running[process] = receive, model, time.monotonic()
+        for process, (receive, model, start) in list(running.items()):
+            late = time.monotonic() - start > SECONDS
+            if not (late or receive.poll(0.05) or not process.is_alive()):
+                continue
+            row: dict[str, Any] = {"reason": f"took more than {SECONDS} s" if late else "its process died"}
+            if receive.poll():
+                try:
+                    row = receive.recv()
+                except EOFError:
+                    pass
+            process.kill()
+            process.join()
+            del running[process]
+            yield {"library": model[0], "model": model[1], "seconds": time.monotonic() - start, "family": "", "sites": 0,
+                   "convolutional": True, **row}  # fmt: skip
+
+
+def work(send: Any, library: str, name: str) -> None:
+    """Check one model and send the row."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        send.send(check(library, name))
+    except Exception as error:  # a row too
+        send.send({"reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+
+
+def check(library: str, name: str) -> dict[str, Any]:
+    """Return what attaching to one model gives."""
+    import torch
+
+    import cbam
+
+    torch.manual_seed(0)
+    model = build(library, name).eval()
+    row: dict[str, Any] = {"family": type(model).__name__, "convolutional": is_convolutional(model)}
+    if not row["convolutional"]:
+        return {**row, "reason": ""}
+    inputs, before = first_that_runs(model)
+    old = {key: value.clone() for key, value in model.state_dict().items()}
+    attachment = cbam.attach(model, example_input=inputs)
+    row.update(sites=len(attachment.sites), notes=list(attachment.notes), size=size_of(inputs))
+
+    def failed(reason: str) -> dict[str, Any]:
+        return {**row, "reason": reason}
+
+    if not same(outputs(model, inputs), before):
+        return failed("the output is not the same")
+    still = unmoved(model, inputs)
+    if still:
+        return failed(
+            f"a training step leaves {len(still)} of {row['sites']} gates as they were, such as {still[0]}"
+        )
+    loaded = model.load_state_dict(old, strict=False)
+    if loaded.unexpected_keys or any(".cbam." not in key for key in loaded.missing_keys):
+        return failed("the old state dict does not fit")
+    cbam.detach(model)
+    if list(model.state_dict()) != list(old) or not same(outputs(model.eval(), inputs), before):
+        return failed("detach does not give the model back")
+    return {**row, "reason": ""}
+
+
+def build(library: str, name: str) -> Any:
+    """Return the model with random weights; detectors for small images."""
+    if library == "timm":
+        import timm
+
+        return timm.create_model(name, pretrained=False)
+    from torchvision.models import get_model, get_model_builder
+
+    options: dict[str, Any] = {"weights": None}
+    builder = get_model_builder(name)
+    if "detection" in builder.__module__ or "segmentation" in builder.__module__:
+        options["weights_backbone"] = None
+    if "rcnn" in name or "retinanet" in name or "fcos" in name:
+        options.update(min_size=128, max_size=160)
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = True
+    return get_model(name, **options)
+
+
+def is_convolutional(model: Any) -> bool:
+    """Return whether the network convolves beyond a stem of patches: three kernels or more that overlap."""
+    from torch import nn
+
+    kernels = [m for m in model.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
+    return sum(m.kernel_size != m.stride for m in kernels) >= 3
+
+
+def first_that_runs(model: Any) -> tuple[tuple[Any, ...], Any]:
+    """Return inputs of the smallest size that the model takes, and its outputs."""
+    import torch
+
+    config = getattr(model, "default_cfg", None) or {}
+    sizes = list(SIZES) if not config.get("fixed_input_size") else []
+    problem: Exception | None = None
+    for size in [*sizes, config.get("input_size", (3, 224, 224))[-1]]:
+        images = torch.rand(2, config.get("input_size", (3,))[0], size, size)
+        inputs = (list(images),) if is_detector(model) else (images,)
+        try:
+            return inputs, outputs(model, inputs)
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            problem = error
+    raise RuntimeError(f"runs at no size: {problem}")
+
+
+def is_detector(model: Any) -> bool:
+    """Return whether the model takes a list of images and targets."""
+    return ".detection." in type(model).__module__
+
+
+def size_of(inputs: tuple[Any, ...]) -> int:
+    """Return the images' height."""
+    return int(inputs[0][0].shape[-1])
+
+
+def outputs(model: Any, inputs: tuple[Any, ...]) -> list[Any]:
+    """Return all tensors that the model returns."""
+    import torch
+    from torch.utils._pytree import tree_flatten
+
+    with torch.no_grad():
+        return [t for t in tree_flatten(model(*inputs))[0] if isinstance(t, torch.Tensor)]
+
+
+def same(got: list[Any], expected: list[Any]) -> bool:
+    """Return whether the tensors are equal bit for bit, NaN being NaN."""
+    import torch
+
+    return len(got) == len(expected) and all(
+        a.shape == b.shape and torch.equal(a.nan_to_num(7.0, 8.0, 9.0), b.nan_to_num(7.0, 8.0, 9.0))
+        for a, b in zip(got, expected, strict=True)
+    )
+
+
+def unmoved(model: Any, inputs: tuple[Any, ...]) -> list[str]:
+    """Train one step and return the sites where no weight of the attention has moved."""
+    import torch
+    from torch.utils._pytree import tree_flatten
+
+    from cbam.attach.wrapper import WithAttention
+
+    model.train()
+    sites = {name: module.cbam for name, module in model.named_modules() if isinstance(module, WithAttention)}
+    start = {name: [p.detach().clone() for p in gate.parameters()] for name, gate in sites.items()}
+    # Adam moves what has a gradient, however small that is behind random weights.
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-3)
+    arguments = inputs
+    if is_detector(model):
+        side = size_of(inputs)
+        target = {"boxes": torch.tensor([[4.0, 4.0, side / 2, side / 2]]), "labels": torch.tensor([1])}
+        if "Mask" in type(model).__name__:
+            target["masks"] = torch.ones(1, side, side, dtype=torch.uint8)
+        if "Keypoint" in type(model).__name__:
+            target["keypoints"] = torch.ones(1, 17, 3) * side / 4
+        arguments = (*inputs, [target, target])
+    found = [t for t in tree_flatten(model(*arguments))[0] if isinstance(t, torch.Tensor) and t.requires_grad]
+    sum((t.float() * torch.rand(t.shape)).sum() for t in found).backward()
+    optimizer.step()
+    return [
+        name
+        for name, gate in sites.items()
+        if all(
+            torch.equal(p.nan_to_num(), old) for p, old in zip(gate.parameters(), start[name], strict=True)
+        )
+    ]
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """Return the table by family, and every failure with its reason."""
+    import timm
+    import torch
+    import torchvision
+
+    import cbam
+
+    versions = {"torchvision": torchvision.__version__, "timm": timm.__version__}
+    lines = [
+        "# The zoo: attaching CBAM to every model",
+        "",
+        f"Written by `python benchmarks/zoo.py --report`, with cbam {cbam.__version__} and torch {torch.__version__}. A model passes if sites"
+        " are found, every output is the same bit for bit after attaching, one training step moves the gates at every site,"
+        " the old state dict loads, and `detach` gives the model back. Random weights, small images.",
+    ]
+    for library, version in versions.items():
+        own = [row for row in rows if row["library"] == library]
+        if not own:
+            lines += ["", f"**{library}: not run yet.**"]
+            continue
+        conv = [row for row in own if row["convolutional"]]
+        passed = [row for row in conv if not row["reason"]]
+        lines += [
+            "", f"## {library} {version}", "",
+            f"{len(passed)} of {len(conv)} convolutional models pass; {len(own) - len(conv)} others (no three overlapping"
+            " convolutions) were left out.", "", "| family | models | pass | sites |", "|---|---|---|---|",
+        ]  # fmt: skip
+        families = defaultdict(list)
+        for row in conv:
+            families[row["family"] or row["model"]].append(row)
+        for family, members in sorted(families.items()):
+            sites = sorted(row["sites"] for row in members)
+            span = str(sites[0]) if sites[0] == sites[-1] else f"{sites[0]} to {sites[-1]}"
+            lines.append(f"| {family} | {len(members)} | {sum(not r['reason'] for r in members)} | {span} |")
+        failures = [row for row in conv if row["reason"]]
+        if failures:
+            lines += ["", "| fails | why |", "|---|---|"]
+            lines += [f"| {row['model']} | {row['reason'].replace('|', '/')} |" for row in failures]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
