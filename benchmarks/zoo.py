@@ -11,6 +11,7 @@ process of its own with a time limit; the same command goes on where it was stop
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
 import os
@@ -26,8 +27,9 @@ SIZES = (64, 128, 224, 299)
 SECONDS = 300
 STEPS = 6
 _INTRODUCTION = (
-    "A model passes if sites are found, every output is the same bit for bit after attaching, a training step moves",
-    "the gates at every site, the old state dict loads, and `detach` gives the model back. Random weights, small images.",
+    "A model passes if sites are found, every output is the same bit for bit after attaching, a training step",
+    "moves the gates at every site, the old state dict loads, and `detach` gives the model back. Random weights,",
+    "small images.",
 )
 
 
@@ -135,7 +137,7 @@ def check(library: str, name: str) -> dict[str, Any]:
     if not row["convolutional"]:
         return {**row, "reason": ""}
     inputs, before = first_that_runs(model)
-    old = {key: value.clone() for key, value in model.state_dict().items()}
+    old = copy.deepcopy(model.state_dict())  # with its metadata: some models look for their version
     attachment = cbam.attach(model, example_input=inputs)
     row.update(sites=len(attachment.sites), notes=list(attachment.notes), size=size_of(inputs))
 
@@ -191,8 +193,13 @@ def first_that_runs(model: Any) -> tuple[tuple[Any, ...], Any]:
 
     config = getattr(model, "default_cfg", None) or {}
     sizes = list(SIZES) if not config.get("fixed_input_size") else []
+    if type(model).__name__ in (
+        "Inception3",
+        "InceptionV3",
+    ):  # its second classifier, used in training, needs the map
+        sizes = []
     problem: Exception | None = None
-    for size in [*sizes, config.get("input_size", (3, 224, 224))[-1]]:
+    for size in [*sizes, config.get("input_size", (3, 299, 299))[-1]]:
         images = torch.rand(2, config.get("input_size", (3,))[0], size, size)
         inputs = (list(images),) if is_detector(model) else (images,)
         try:

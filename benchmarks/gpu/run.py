@@ -15,7 +15,7 @@ from typing import Any
 
 from cbam.compare.environment import describe_environment
 from cbam.errors import CBAMError
-from cbam.train.files import write_atomically
+from cbam.files import write_atomically
 from gpu import device, plan, report
 from gpu.correctness import WRONG
 from gpu.plan import SCALES, Job

@@ -9,7 +9,7 @@ from typing import Any
 
 from cbam.compare.environment import now
 from cbam.errors import CBAMError
-from cbam.train.files import write_atomically
+from cbam.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("src/cbam", "benchmarks/gpu")
