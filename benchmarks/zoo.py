@@ -202,6 +202,8 @@ def first_that_runs(model: Any) -> tuple[tuple[Any, ...], Any]:
     for size in [*sizes, config.get("input_size", (3, 299, 299))[-1]]:
         images = torch.rand(2, config.get("input_size", (3,))[0], size, size)
         inputs = (list(images),) if is_detector(model) else (images,)
+        if "optical_flow" in type(model).__module__:
+            inputs = (images, images.flip(-1))
         try:
             return inputs, outputs(model, inputs)
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:

@@ -2,10 +2,12 @@
 
 from cbam import functional
 from cbam.attach import Attachment, Plan, attach, detach, disabled, fold_gate_scale, plan
+from cbam.checkpoints import WeightsReport, load_weights
 from cbam.errors import CBAMError
 from cbam.evaluate import Cost, cost
 from cbam.nn import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation
 from cbam.ops.dispatch import set_backend
+from cbam.pretrained import from_pretrained, save_pretrained
 
 __version__ = "0.1.0"
 
@@ -18,12 +20,16 @@ __all__ = [
     "Plan",
     "SpatialAttention",
     "SqueezeExcitation",
+    "WeightsReport",
     "attach",
     "cost",
     "detach",
     "disabled",
     "fold_gate_scale",
+    "from_pretrained",
     "functional",
+    "load_weights",
     "plan",
+    "save_pretrained",
     "set_backend",
 ]

@@ -97,7 +97,9 @@ def test_named_sites_arrive(data):
         key.split(".cbam.")[0] for key in build("cbam", small, **settings).state_dict() if ".cbam." in key
     }
     assert keys == {"features.7"} | {f"features.{i}" for i in range(10, 20)}
-    with pytest.raises(CBAMError, match=r"sites='residual' finds no place in VGG.*'stage' \(5\), 'conv' \(8\)"):
+    with pytest.raises(
+        CBAMError, match=r"sites='residual' finds no place in VGG.*'stage' \(5\), 'conv' \(8\)"
+    ):
         build("cbam", small, **{**settings, "sites": "residual"})
     keys = build("cbam", small, model="vgg11", image_size=32).state_dict()
     assert sum(key.endswith(".cbam.spatial_attention.conv.weight") for key in keys) == 5

@@ -17,7 +17,7 @@ from cbam.bench.cells import BOTH, FORWARD, Result
 from cbam.bench.rivals import COMPILED, COPY
 from cbam.bench.settings import shape_text
 from cbam.bench.summary import mean_ratio, providers, select
-from cbam.train.files import write_atomically
+from cbam.files import write_atomically
 
 _OURS, _THEIRS, _LIMIT = "#0a67b3", "#8a929c", "#3f4650"
 _INK, _GRID = "#1c2026", "#dfe3e8"

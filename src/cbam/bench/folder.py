@@ -13,7 +13,7 @@ from cbam.bench.cells import Result
 from cbam.compare.environment import with_session
 from cbam.compare.folder import RunFolder
 from cbam.errors import CBAMError
-from cbam.train.files import write_atomically
+from cbam.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

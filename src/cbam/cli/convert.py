@@ -10,11 +10,9 @@ from typing import Annotated, Any
 import tyro
 
 from cbam.attach import attach
-from cbam.checkpoints.converting import ORDER, convert, write
+from cbam.checkpoints.converting import ORDER, convert, form_in, write
 from cbam.checkpoints.dialects import DIALECTS
-from cbam.checkpoints.fitting import reads_maximum_first
 from cbam.checkpoints.loading import load_weights
-from cbam.checkpoints.placing import sites_of
 from cbam.errors import CBAMError
 from cbam.models import build_model
 from cbam.models.build import CIFAR_DEPTHS
@@ -25,16 +23,16 @@ Dialects: {", ".join(DIALECTS)}. Pickles are read without executing anything; no
 
 Examples: cbam convert authors.pth cbam.safetensors
           cbam convert authors.pth timm.safetensors --to timm
-          cbam convert authors.pth attached.safetensors --model resnet50 --preset official"""
+          cbam convert authors.pth attached.safetensors --model resnet50"""
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
     """Convert a checkpoint from one dialect of CBAM to another."""
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """The checkpoint: .safetensors, or a file of torch.save."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The file to write: .safetensors, .pth or .pt."""
     to: str = "cbam"
     """The dialect to write."""
@@ -50,16 +48,6 @@ class ConvertConfig:
     """Name the tensors as in this backbone with attached attention: resnet50, paper_resnet50, any of timm."""
     num_classes: int | None = None
     """Width of the backbone's classifier; by default 10 for the CIFAR ResNets, else 1000."""
-    preset: str = "paper"
-    """With --model: the dialect of the attached attention."""
-    reduction_ratio: int = 16
-    """With --model: channels over hidden channels."""
-    kernel_size: int = 7
-    """With --model: kernel of the spatial gate."""
-    mlp_bias: bool | None = None
-    """With --model: biases in the channel gate; by default as in the preset."""
-    adapt: bool = False
-    """With --model: convert forms that differ; equal outputs in eval mode only."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -93,24 +81,21 @@ def _for_model(config: ConvertConfig, name: str) -> int:
         )
     classes = config.num_classes or (10 if name in CIFAR_DEPTHS else 1000)
     model = build_model(name, classes)
-    switches: dict[str, Any] = {} if config.mlp_bias is None else {"mlp_bias": config.mlp_bias}
-    attach(
-        model,
-        preset=config.preset,
-        reduction_ratio=config.reduction_ratio,
-        kernel_size=config.kernel_size,
-        **switches,
-    )
+    form = form_in(config.source, config.from_, config.entry, config.descriptor_order)
+    attach(model, **form)
     report = load_weights(
         model,
         config.source,
         config.from_,
-        adapt=config.adapt,
         outer_residual=config.outer_residual,
         entry=config.entry,
     )
-    order = "max-avg" if any(reads_maximum_first(block) for block in sites_of(model).values()) else "avg-max"
-    write(config.out, model.state_dict(), {"cbam.dialect": "cbam", ORDER: order})
+    write(config.out, model.state_dict(), {"cbam.dialect": "cbam", ORDER: form["descriptor_order"]})
     print(report)
+    print(f"attention that takes these weights: cbam.attach(model, {_written(form)})")
     print(f"written to {config.out}")
     return 0
+
+
+def _written(options: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())

@@ -71,7 +71,9 @@ def _machine() -> Iterator[str]:
         yield from _entry("operator", f"missing: {why}")
     why = triton.obstacle()
     if why is None:
-        on = "interpreted (TRITON_INTERPRET=1), slowly" if triton.INTERPRETED else torch.cuda.get_device_name()
+        on = (
+            "interpreted (TRITON_INTERPRET=1), slowly" if triton.INTERPRETED else torch.cuda.get_device_name()
+        )
         yield from _entry("on a GPU", f"Triton kernels, {on}")
     else:
         yield from _entry("on a GPU", f"not here: {why}")

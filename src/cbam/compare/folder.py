@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from cbam.compare.config import differences
 from cbam.compare.grid import Cell
 from cbam.errors import CBAMError
-from cbam.train.files import remove_leftovers, write_atomically
+from cbam.files import remove_leftovers, write_atomically
 
 try:
     import fcntl

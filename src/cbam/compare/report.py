@@ -20,7 +20,7 @@ from cbam.compare.reading import Run, read_run
 from cbam.compare.statistics import Summary, findings, label, p_text, points, summarise
 from cbam.compare.tables import class_changes, cost_table, costed, extremes, sampling_error
 from cbam.explain.overlay import colour_stops
-from cbam.train.files import write_atomically
+from cbam.files import write_atomically
 
 _LARGEST_SIDE = 224
 _SMALL_SIDE = 64

@@ -32,8 +32,8 @@ from cbam.compare.report import write_report
 from cbam.compare.statistics import Summary, summarise, write_summary_csv
 from cbam.data import ImageData, load_data
 from cbam.errors import CBAMError
+from cbam.files import write_atomically
 from cbam.train.device import make_accelerator
-from cbam.train.files import write_atomically
 from cbam.train.loop import Trained, train_cell
 from cbam.train.nonfinite import NonFiniteLoss
 

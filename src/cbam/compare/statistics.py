@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cbam.errors import CBAMError
-from cbam.train.files import write_atomically
+from cbam.files import write_atomically
 
 LABELS = {
     "none": "plain",

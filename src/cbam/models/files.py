@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cbam.errors import CBAMError, MissingExtra
+from cbam.checkpoints.reading import look_at
+from cbam.checkpoints.unpacking import unpack
+from cbam.errors import CBAMError
 
 _log = logging.getLogger(__name__)
 
@@ -149,40 +149,7 @@ def _differs_in(axis: int, a: Tensor, b: Tensor) -> bool:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CBAMError(f"no weights file at {str(path)!r}. Give an existing .safetensors or .pth file.")
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = _safetensors(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except CBAMError:
-        raise
-    except Exception as error:
-        raise CBAMError(
-            f"cannot read {str(path)!r} as weights ({type(error).__name__}: {str(error).splitlines()[0]}). It "
-            "must be a .safetensors file or a torch.save'd state dict of tensors (not a pickled model)."
-        ) from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CBAMError(
-            f"{str(path)!r} holds no state dict (names to tensors), but {type(content).__name__}."
-        )
-    weights = dict(content)
-    for prefix in ("module.", "_orig_mod."):
-        if weights and all(key.startswith(prefix) for key in weights):
-            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    return weights
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load_file as read
-    except ImportError:
-        raise MissingExtra(f"reading {path.name}", "compare", "safetensors") from None
-    return read(path)
+    return unpack(look_at(path)).tensors()
 
 
 def _refuse_misfits(path: Path, model: nn.Module, taken: dict[str, Tensor], renewed: set[str]) -> None:

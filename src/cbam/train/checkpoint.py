@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cbam.train.files import write_atomically
+from cbam.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

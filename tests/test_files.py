@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from cbam.train.files import remove_leftovers, write_atomically
+from cbam.files import remove_leftovers, write_atomically
 
 
 def test_writes_bytes_and_text_and_makes_folders(tmp_path):
@@ -51,7 +51,7 @@ def test_killed_in_the_middle_of_a_write(tmp_path):
     target = write_atomically(tmp_path / "state.pt", "old")
     program = (
         "import os, signal, sys\n"
-        "from cbam.train.files import write_atomically\n"
+        "from cbam.files import write_atomically\n"
         "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_atomically(sys.argv[1], 'new')\n"
     )

@@ -1,0 +1,167 @@
+"""Write a block's gates in the form of the module that takes them, or say which form would."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from cbam.checkpoints.dialects import DIALECTS, Dialect
+from cbam.checkpoints.gates import Gates
+from cbam.errors import CBAMError
+from cbam.nn import CBAM
+
+SCALES = ("channel_attention.gate_scale", "spatial_attention.gate_scale")
+
+
+def reads_maximum_first(block: Any) -> bool | None:
+    """Return which plane of a module's spatial kernel reads the maximum: the first? None if it has no two planes."""
+    spatial = block.spatial_attention if isinstance(block, CBAM) else None
+    if spatial is None or spatial.spatial_descriptor != "both":
+        return None
+    return spatial.descriptor_order == "max-avg"
+
+
+def form_of(block: CBAM) -> Dialect:
+    """Return the dialect that a module's own weights are in.
+
+    >>> form_of(CBAM(16, preset="official")).max_first
+    True
+    """
+    channel, spatial = block.channel_attention, block.spatial_attention
+    return replace(
+        DIALECTS["cbam"],
+        mlp_bias=channel is not None and channel.layers[0].bias is not None,
+        max_first=bool(reads_maximum_first(block)),
+        norm="spatial_attention.norm" if spatial is not None and spatial.norm is not None else None,
+        norm_optional=False,
+        channel_only=spatial is None,
+    )
+
+
+def attach_options(gates: Gates, max_first: bool) -> dict[str, Any]:
+    """Return the options of `cbam.attach` with which attention takes these gates as they are.
+
+    >>> import torch
+    >>> block = Gates(torch.zeros(2, 16), torch.zeros(16, 2), kernel=torch.zeros(1, 2, 7, 7))
+    >>> attach_options(block, max_first=False)
+    {'preset': 'paper', 'reduction_ratio': 8}
+    """
+    norm = gates.norm is not None or gates.kernel_bias is not None
+    options: dict[str, Any] = {"preset": "timm" if norm else "paper"}
+    if norm and gates.has_mlp_bias and max_first:
+        options["preset"] = "official"
+    elif gates.has_mlp_bias:
+        options["mlp_bias"] = True
+    if gates.kernel is None:
+        options["arrangement"] = "channel"
+    elif gates.kernel_size != 7:
+        options["kernel_size"] = gates.kernel_size
+    if gates.hidden != max(1, gates.channels // 16):
+        options["reduction_ratio"] = gates.channels // gates.hidden
+    return options
+
+
+def attach_call(gates: Gates, max_first: bool) -> str:
+    """Return the call that attaches attention which takes these gates as they are.
+
+    >>> import torch
+    >>> block = Gates(torch.zeros(1, 16), torch.zeros(16, 1), kernel=torch.zeros(1, 2, 7, 7))
+    >>> attach_call(block, max_first=False)
+    "cbam.attach(model, preset='paper')"
+    """
+    options = attach_options(gates, max_first)
+    return f"cbam.attach(model, {', '.join(f'{key}={value!r}' for key, value in options.items())})"
+
+
+def fit(
+    gates: Gates, block: Any, source: Dialect, where: str, adapt: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the block's state dict for `gates`, and what was converted, in words.
+
+    Args:
+        gates: from the file.
+        block: the module that takes them.
+        source: dialect of the file.
+        where: block and site, for messages.
+        adapt: allow a form that equals the file's in eval mode only, or that has biases or a norm in excess.
+
+    Raises:
+        CBAMError: another number of channels; a form that the gates do not fit; it names the call that attaches one.
+    """
+    problems = _differences(gates, block)
+    if problems and not (adapt and all(soft for _, soft in problems)):
+        fits = f"Attach with {attach_call(gates, source.max_first)}"
+        soft = ", or pass adapt=True (--adapt) to convert what can be converted" if problems[0][1] else ""
+        raise CBAMError(f"{where}: {'; '.join(text for text, _ in problems)}. {fits}{soft}.")
+    form, changes = form_of(block), list[str]()
+    written = form.write(gates, where, changes)
+    if gates.kernel is not None and form.max_first != source.max_first:
+        changes.append("kernel planes swapped")
+    if source.linear:
+        changes.append("linear layers to 1x1 convolutions")
+    if gates.has_mlp_bias != form.mlp_bias:
+        changes.append("zero biases " + ("added" if form.mlp_bias else "dropped"))
+    if gates.kernel_bias is not None:
+        changes.append("spatial bias into the norm" if form.norm else "zero spatial bias dropped")
+    momentum = getattr(getattr(block.spatial_attention, "norm", None), "momentum", None)
+    if source.name in ("official", "pytorchcv") and momentum not in (None, 0.01):
+        changes.append(f"norm momentum stays {momentum:g} (theirs: 0.01)")
+    return written, changes
+
+
+def _differences(gates: Gates, block: Any) -> list[tuple[str, bool]]:
+    """Return what differs in form, each with whether it can be converted."""
+    if not isinstance(block, CBAM):
+        return [(f"a CBAM block does not fit {type(block).__name__}", False)]
+    odd = _odd_switches(block)
+    if odd:
+        return [(f"the module has {odd}, which no dialect in files has", False)]
+    channel, spatial = block.channel_attention, block.spatial_attention
+    assert channel is not None
+    hidden = channel.layers[0].out_channels
+    if block.in_channels != gates.channels:
+        return [(f"the file's block has {gates.channels} channels, the site {block.in_channels}", False)]
+    found = []
+    if hidden != gates.hidden:
+        found.append((f"hidden width {gates.hidden} in the file, {hidden} in the model", False))
+    if (spatial is None) != (gates.kernel is None):
+        found.append((f"{'the file' if spatial else 'the model'} has no spatial gate", False))
+    if gates.has_mlp_bias != (channel.layers[0].bias is not None):
+        found.append(
+            (f"biases in the channel gate only in the {'file' if gates.has_mlp_bias else 'model'}", True)
+        )
+    if spatial is not None and gates.kernel is not None:
+        size = spatial.conv.kernel_size[0]
+        if size != gates.kernel_size:
+            found.append((f"kernel {gates.kernel_size} in the file, {size} in the model", False))
+        theirs = gates.norm is not None or gates.kernel_bias is not None
+        if theirs != (spatial.norm is not None):
+            what = "spatial norm" if gates.norm is not None or spatial.norm is not None else "spatial bias"
+            found.append((f"a {what} only in the {'file' if theirs else 'model'}", True))
+    return sorted(found, key=lambda difference: difference[1])
+
+
+def _odd_switches(block: CBAM) -> str:
+    odd = (
+        [] if block.arrangement in ("channel-spatial", "channel") else [f"arrangement={block.arrangement!r}"]
+    )
+    for half in block.halves:
+        if half.activation != "sigmoid":
+            odd.append(f"gate={half.activation!r}")
+        for switch in ("channel_pooling", "spatial_descriptor"):
+            if getattr(half, switch, "both") != "both":
+                odd.append(f"{switch}={getattr(half, switch)!r}")
+    return ", ".join(dict.fromkeys(odd))
+
+
+def carries_over(raw: Mapping[str, Tensor], block: Any) -> bool:
+    """Return whether weights in this library's own names fit a module as they are."""
+    own = {name: value.shape for name, value in block.state_dict().items() if name not in SCALES}
+    given = {name: value.shape for name, value in raw.items() if name not in SCALES}
+    counter = "spatial_attention.norm.num_batches_tracked"
+    own.pop(counter, None)
+    given.pop(counter, None)
+    return own == given

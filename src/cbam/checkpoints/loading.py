@@ -1,0 +1,141 @@
+"""Weights from any checkpoint into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from cbam.checkpoints.committing import commit, unwrapped
+from cbam.checkpoints.dialects import Dialect
+from cbam.checkpoints.fitting import SCALES, carries_over, fit, reads_maximum_first
+from cbam.checkpoints.matching import Match, match
+from cbam.checkpoints.reading import look_at
+from cbam.checkpoints.recognise import recognise
+from cbam.checkpoints.report import BlockRow, WeightsReport
+from cbam.checkpoints.unpacking import Unpacked, unpack
+from cbam.errors import CBAMError
+
+
+def load_weights(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Any],
+    dialect: str = "auto",
+    partial: bool = False,
+    *,
+    sites: Mapping[str, str] | None = None,
+    adapt: bool = False,
+    outer_residual: bool = False,
+    entry: str | None = None,
+) -> WeightsReport:
+    """Load a checkpoint of any known dialect into a model, all of it or nothing.
+
+    A plain network's file fits the model with attached attention too: the gates then keep their values. A file with
+    attention needs a model with attention of the same form; where that lacks a switch, or has one too many, the
+    error says which `cbam.attach` fits.
+
+    Args:
+        model: changed in place, or, if this raises, not at all.
+        source: a .safetensors file, a file of `torch.save` (read with `weights_only=True`), a folder with
+            model.safetensors, or a state dict.
+        dialect: "auto", or one of cbam, official, pytorchcv, timm, textbook, luuuyi, changzy00, mmyolo, xmu.
+        partial: load what fits, leave the rest, and report both.
+        sites: {block in the file: site in the model}, where the names leave a choice.
+        adapt: convert forms that differ: a norm that is folded or added (equal outputs in eval mode only), biases of
+            zero that are added or dropped.
+        outer_residual: the network adds the block's input itself, `x + block(x)`, as xmu's block does inside.
+        entry: which state dict of the file, such as "state_dict_ema".
+
+    Returns:
+        What was loaded, converted, missing and left over; `print` shows it as a table.
+
+    Raises:
+        CBAMError: a file that is missing, damaged or hostile; attention that is not CBAM; weights that do not fit.
+
+    >>> from torchvision.models import resnet18
+    >>> from cbam import attach
+    >>> plain, model = resnet18(), resnet18()
+    >>> _ = attach(model)
+    >>> print(str(load_weights(model, plain.state_dict())).splitlines()[0])
+    the given state dict: a plain network, no attention; 122 tensors loaded
+    """
+    if not isinstance(model, nn.Module):
+        raise CBAMError(f"model expects a torch.nn.Module, got {type(model).__name__}.")
+    inner = unwrapped(model)
+    if any(tensor.is_meta for tensor in inner.parameters()):
+        raise CBAMError(
+            "the model has parameters without memory. Give it some first: model.to_empty(device=...)."
+        )
+    packed = unpack(look_at(source), entry, inner.state_dict())
+    found = recognise(packed.shapes, packed.name, dialect)
+    matched = match(inner, packed, found, sites, partial)
+    tensors = packed.tensors()
+    state = {name: tensors[key] for key, name in matched.taken.items()}
+    rows = []
+    for prefix, site in matched.places.items():
+        block = {
+            name: tensors[prefix + name]
+            for name in (*found.blocks[prefix], *SCALES)
+            if prefix + name in tensors
+        }
+        weights, row = _block(block, prefix, site, matched, adapt, outer_residual)
+        state |= {site + name: value for name, value in weights.items()}
+        rows.append(row)
+    report = _report(packed, matched, state, rows, inner.state_dict())
+    commit(inner, state)
+    return report
+
+
+def _block(
+    block: dict[str, Tensor], prefix: str, site: str, matched: Match, adapt: bool, outer_residual: bool
+) -> tuple[dict[str, Tensor], BlockRow]:
+    """Return the weights of one site, and the report's row."""
+    dialect, module = matched.dialect, matched.sites[site]
+    assert dialect is not None
+    source, target = prefix.removesuffix("."), site.removesuffix(".")
+    where = f"block {source!r}, site {target!r}"
+    changes: list[str] = []
+    if not _is_own(block, module, dialect):
+        gates = dialect.parse(block, where)
+        if outer_residual:
+            gates = replace(gates, adds_input=False)
+        scales = {name: block[name] for name in SCALES if name in block}
+        block, changes = fit(gates, module, dialect, where, adapt)
+        block |= scales
+    return block, BlockRow(source, target, len(block), tuple(changes))
+
+
+def _is_own(block: Mapping[str, Tensor], module: Any, dialect: Dialect) -> bool:
+    """Return whether a block goes into a module as it is."""
+    if dialect.name != "cbam" or not carries_over(block, module):
+        return False
+    return reads_maximum_first(module) in (None, dialect.max_first)
+
+
+def _report(
+    packed: Unpacked,
+    matched: Match,
+    state: Mapping[str, Tensor],
+    rows: list[BlockRow],
+    own: Mapping[str, Tensor],
+) -> WeightsReport:
+    casts = {
+        f"{str(value.dtype).removeprefix('torch.')} to {str(own[name].dtype).removeprefix('torch.')}"
+        for name, value in state.items()
+        if name in own and value.dtype != own[name].dtype
+    }
+    notes = [*packed.notes, *(f"cast from {cast}" for cast in sorted(casts))]
+    notes += [f"not loaded: {text}" for text in matched.misfits]
+    return WeightsReport(
+        packed.name,
+        matched.dialect.name if matched.dialect else None,
+        tuple(state),
+        tuple(rows),
+        matched.missing,
+        matched.left_over,
+        matched.kept,
+        tuple(notes),
+    )

@@ -1,0 +1,120 @@
+"""Read a file of weights that may come from anybody: sizes, names and types first, bytes last.
+
+Nothing is executed: pickles go through `torch.load(weights_only=True)`, and only after a first pass in which tensors
+have a shape and no memory. What a file claims is held against its size before anything is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cbam.checkpoints import pickled, tensors_file
+from cbam.errors import CBAMError
+
+MOST_BYTES = 8 * 2**30
+MOST_TENSORS = 100_000
+LONGEST_NAME = 1_000
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file holds, before its tensors are read.
+
+    Args:
+        name: of the file, for messages.
+        tree: what it says: a mapping of names to tensors without data, or mappings of such.
+        metadata: strings beside the tensors, of safetensors files.
+        read: gives the same tree with data.
+    """
+
+    name: str
+    tree: Mapping[str, Any]
+    read: Callable[[], Mapping[str, Any]]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def look_at(source: str | Path | Mapping[str, Any], most_bytes: int = MOST_BYTES) -> Content:
+    """Return what a file, or a dictionary in memory, holds; tensors have shapes and types, but no data yet.
+
+    Args:
+        source: a .safetensors file, a file of `torch.save`, a folder with model.safetensors, or a state dict.
+        most_bytes: refuse larger files.
+
+    Raises:
+        CBAMError: no such file; too large; truncated or damaged; a pickle that holds more than tensors, numbers,
+            strings and containers of them; tensors that claim more bytes than the file has.
+
+    >>> look_at({"fc.weight": torch.zeros(2, 3)}).tree["fc.weight"].shape
+    torch.Size([2, 3])
+    """
+    if isinstance(source, Mapping):
+        return Content("the given state dict", source, lambda: source)
+    if not isinstance(source, (str, Path)):
+        raise CBAMError(
+            f"source expects a path to a file of weights or a state dict, got {type(source).__name__}."
+        )
+    path = _file(Path(source))
+    size = path.stat().st_size
+    if size > most_bytes:
+        raise CBAMError(f"{str(path)!r} has {size:,} bytes, more than the {most_bytes:,} that are allowed.")
+    reader = tensors_file if tensors_file.claims(path) else pickled
+    try:
+        tree, metadata = reader.look(path, size)
+    except CBAMError:
+        raise
+    except Exception as error:  # damaged files raise nearly every type in torch, zipfile and pickle
+        raise cannot_read(path, error) from error
+    return Content(str(path), tree, lambda: _read(reader, path), metadata)
+
+
+def cannot_read(path: Path, error: Exception) -> CBAMError:
+    """Build the error for a file that is damaged, or not what it says."""
+    # torch's first line advises to load with weights_only=False; what is wrong stands behind this word.
+    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+    reason = (text.strip().splitlines() or ["no reason given"])[0][:200]
+    return CBAMError(
+        f"cannot read {str(path)!r} as weights ({type(error).__name__}: {reason}). It must be a .safetensors file"
+        " or a torch.save'd state dict of tensors (not a pickled model); nothing in it was executed."
+    )
+
+
+def check_names(state: Mapping[Any, Any], name: str) -> None:
+    """Refuse a state dict whose names no model can have.
+
+    Raises:
+        CBAMError: too many names, a name that is no string, is too long or cannot be printed.
+    """
+    if len(state) > MOST_TENSORS:
+        raise CBAMError(f"{name} holds {len(state):,} tensors; more than {MOST_TENSORS:,} are refused.")
+    for key in state:
+        if not isinstance(key, str) or len(key) > LONGEST_NAME or not key.isprintable():
+            raise CBAMError(f"{name} holds a tensor whose name no model can have: {repr(key)[:60]}.")
+
+
+def is_dense(value: Any) -> bool:
+    """Return whether a value is a plain tensor in memory or without data."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+
+
+def _file(path: Path) -> Path:
+    if path.is_dir():
+        inside = path / "model.safetensors"
+        if not inside.is_file():
+            raise CBAMError(f"the folder {str(path)!r} holds no model.safetensors. Name the file itself.")
+        return inside
+    if not path.is_file():
+        raise CBAMError(f"no weights file at {str(path)!r}. Give an existing .safetensors or .pth file.")
+    return path
+
+
+def _read(reader: Any, path: Path) -> Mapping[str, Any]:
+    try:
+        return reader.read(path)
+    except Exception as error:
+        raise cannot_read(path, error) from error

@@ -1,0 +1,109 @@
+"""From what a file holds to one state dict: out of its wrappers, without the prefixes that wrappers leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from cbam.checkpoints.reading import Content, check_names, is_dense
+from cbam.errors import CBAMError, unknown_name
+
+# In the order in which they are tried; "state_dict_ema" is timm's running average.
+ENTRIES = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
+PREFIXES = ("module.", "_orig_mod.")
+OPTIONAL_PREFIXES = ("model.", "backbone.", "net.")
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """One state dict out of a file.
+
+    Args:
+        name: of the file, for messages.
+        shapes: names to tensors, perhaps without data.
+        notes: what was unpacked, for the report.
+        metadata: strings beside the tensors.
+        content: the file.
+        path: keys that lead to the state dict.
+        prefix: that was dropped.
+    """
+
+    name: str
+    shapes: dict[str, Tensor]
+    notes: tuple[str, ...]
+    metadata: Mapping[str, str]
+    content: Content
+    path: tuple[str, ...]
+    prefix: str
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return names to tensors with their data."""
+        tree: Any = self.content.read()
+        for key in self.path:
+            tree = tree[key]
+        return {str(key).removeprefix(self.prefix): tree[key] for key in tree}
+
+
+def unpack(content: Content, entry: str | None = None, wanted: Iterable[str] = ()) -> Unpacked:
+    """Find the state dict in what a file holds.
+
+    Args:
+        content: of the file.
+        entry: name of the state dict in it; by default the first of `ENTRIES` that is there.
+        wanted: keys of the model that will take it: a prefix such as "model." is dropped only if that helps.
+
+    Raises:
+        CBAMError: no state dict is there, or one that holds more than dense tensors, or an entry that is not there.
+    """
+    tree: Any = content.tree
+    path: list[str] = []
+    notes: list[str] = []
+    if entry is not None:
+        inside = [key for key, value in tree.items() if isinstance(value, Mapping)]
+        if entry not in inside:
+            raise unknown_name("entry", entry, inside)
+    while True:
+        choice = entry if entry is not None and not path else _entry(tree)
+        if choice is None:
+            break
+        others = [key for key in ENTRIES if key != choice and isinstance(tree.get(key), Mapping)]
+        notes += [f"the file also holds {key!r}; to load that pass entry={key!r}" for key in others]
+        path.append(choice)
+        tree = tree[choice]
+    if not tree or not all(is_dense(value) for value in tree.values()):
+        odd = next((f"{k!r}: {type(v).__name__}" for k, v in tree.items() if not is_dense(v)), "nothing")
+        raise CBAMError(f"{content.name!r} holds no state dict of dense tensors; it holds {odd}.")
+    check_names(tree, repr(content.name))
+    if path:
+        notes.insert(0, f"taken from the entry {'.'.join(path)!r}")
+    prefix = _prefix(list(tree), set(wanted))
+    if prefix:
+        notes.append(f"the prefix {prefix!r} was dropped")
+    shapes = {key.removeprefix(prefix): value for key, value in tree.items()}
+    return Unpacked(content.name, shapes, tuple(notes), content.metadata, content, tuple(path), prefix)
+
+
+def _entry(tree: Mapping[str, Any]) -> str | None:
+    return next((key for key in ENTRIES if isinstance(tree.get(key), Mapping)), None)
+
+
+def _prefix(keys: list[str], wanted: set[str]) -> str:
+    dropped = ""
+    while True:
+        for prefix in PREFIXES + OPTIONAL_PREFIXES:
+            longer = dropped + prefix
+            if not all(key.startswith(longer) and len(key) > len(longer) for key in keys):
+                continue
+            helps = _hits(keys, longer, wanted) > _hits(keys, dropped, wanted)
+            if helps or (prefix in PREFIXES and not _hits(keys, dropped, wanted)):
+                dropped = longer
+                break
+        else:
+            return dropped
+
+
+def _hits(keys: list[str], prefix: str, wanted: set[str]) -> int:
+    return sum(key.removeprefix(prefix) in wanted for key in keys)

@@ -1,0 +1,187 @@
+"""What a saved network is, beside its weights: config.json, as strangers may have written it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cbam.errors import CBAMError
+
+FORMAT = 1
+FILE = "config.json"
+WEIGHTS = {"full": "model.safetensors", "attention": "attention.safetensors"}
+_MOST_BYTES = 2**20
+_MOST_CHANNELS = 2**20
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The network without its attention, as `cbam.models.build_model` builds it.
+
+    Args:
+        name: "resnet20", "torchvision/resnet50", "timm/tf_efficientnet_lite0", ...
+        num_classes: width of the classifier.
+        in_channels: channels of the images.
+    """
+
+    name: str
+    num_classes: int
+    in_channels: int
+
+    def __post_init__(self) -> None:
+        _check(isinstance(self.name, str) and len(self.name) < 200, "backbone.name", "a name", self.name)
+        for field in ("num_classes", "in_channels"):
+            _check_count(f"backbone.{field}", getattr(self, field))
+
+
+@dataclass(frozen=True)
+class SavedSite:
+    """One place with attention.
+
+    Args:
+        path: of the host module in the network without attention.
+        position: "output" or "input".
+        channels: C.
+        reduction_ratio: C over the hidden width.
+    """
+
+    path: str
+    position: str
+    channels: int
+    reduction_ratio: int
+
+    def __post_init__(self) -> None:
+        _check(isinstance(self.path, str) and len(self.path) < 1000, "a site's path", "a name", self.path)
+        _check(self.position in ("output", "input"), "a site's position", "output or input", self.position)
+        _check_count("a site's channels", self.channels)
+        _check_count("a site's reduction_ratio", self.reduction_ratio)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Sites with attention of one form.
+
+    Args:
+        kind: "cbam" or "se".
+        preset: its name, "custom" if switches made another form of it; for readers.
+        options: what the class takes: the switches of `cbam.nn.Preset` and kernel_size, or mlp_bias and gate.
+        sites: where it is.
+    """
+
+    kind: str
+    preset: str
+    options: dict[str, Any]
+    sites: tuple[SavedSite, ...]
+
+    def __post_init__(self) -> None:
+        _check(self.kind in ("cbam", "se"), "attention.kind", "cbam or se", self.kind)
+        plain = isinstance(self.options, dict) and all(
+            isinstance(name, str) and isinstance(value, (str, int, float, bool))
+            for name, value in self.options.items()
+        )
+        _check(plain, "attention.options", "names with strings or numbers", self.options)
+        kernel = self.options.get("kernel_size", 7)
+        _check(isinstance(kernel, int) and 1 <= kernel <= 999, "kernel_size", "1 to 999", kernel)
+
+
+@dataclass(frozen=True)
+class Config:
+    """config.json of a saved network.
+
+    Args:
+        content: "full", or "attention": gates, head and batch norms only.
+        sha256: of the file with the weights.
+        backbone: how to build the network; None: the caller brings it.
+        attention: what is attached.
+        fuse_tail: blocks run their end together with the attention.
+        base_sha256: for "attention": of all weights that are not in the file.
+        class_names, input_size, mean, std: what an image must be and what the outputs mean, as far as known.
+        versions: that wrote it.
+    """
+
+    content: str
+    sha256: str
+    backbone: Backbone | None
+    attention: tuple[Attention, ...]
+    fuse_tail: bool = True
+    base_sha256: str | None = None
+    class_names: tuple[str, ...] | None = None
+    input_size: tuple[int, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    versions: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.content in WEIGHTS, "content", "full or attention", self.content)
+        _check(isinstance(self.sha256, str), "sha256", "a digest", self.sha256)
+        _check_row("class_names", self.class_names, str)
+        for name in ("input_size", "mean", "std"):
+            _check_row(name, getattr(self, name), (int, float))
+
+    @property
+    def weights(self) -> str:
+        """Name of the file beside this one that holds the weights."""
+        return WEIGHTS[self.content]
+
+    def to_json(self) -> str:
+        """Return the text of config.json."""
+        return json.dumps({"library_name": "torch-cbam", "format": FORMAT, **asdict(self)}, indent=2) + "\n"
+
+
+def read_config(folder: str | Path) -> Config:
+    """Read config.json in a folder.
+
+    Raises:
+        CBAMError: it is missing, damaged, from a later version, or says something impossible.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise CBAMError(f"no {FILE} in {str(folder)!r}. Give a folder that cbam.save_pretrained wrote.")
+    if path.stat().st_size > _MOST_BYTES:
+        raise CBAMError(f"{str(path)!r} has more than {_MOST_BYTES:,} bytes, which no {FILE} of ours has.")
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CBAMError(f"{str(path)!r} is damaged: {error}") from error
+    if not isinstance(said, dict) or said.get("library_name") != "torch-cbam":
+        raise CBAMError(f"{str(path)!r} was not written by cbam.save_pretrained.")
+    if said.get("format") != FORMAT:
+        raise CBAMError(f"{str(path)!r} has format {said.get('format')!r}, this version reads {FORMAT}.")
+    try:
+        return _parse({key: value for key, value in said.items() if key not in ("library_name", "format")})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CBAMError(f"{str(path)!r} does not say what it must: {error}") from error
+
+
+def _parse(said: dict[str, Any]) -> Config:
+    backbone = said.pop("backbone")
+    attention = [
+        Attention(**{**group, "sites": tuple(SavedSite(**site) for site in group["sites"])})
+        for group in said.pop("attention")
+    ]
+    rows = {key: said.pop(key, None) for key in ("class_names", "input_size", "mean", "std")}
+    tuples: dict[str, Any] = {key: tuple(row) if isinstance(row, list) else row for key, row in rows.items()}
+    return Config(
+        backbone=None if backbone is None else Backbone(**backbone),
+        attention=tuple(attention),
+        **tuples,
+        **said,
+    )
+
+
+def _check_count(what: str, value: Any) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    _check(whole and 1 <= value <= _MOST_CHANNELS, what, f"1 to {_MOST_CHANNELS:,}", value)
+
+
+def _check_row(what: str, value: Any, kind: Any) -> None:
+    fits = value is None or (isinstance(value, tuple) and all(isinstance(item, kind) for item in value))
+    _check(fits, what, "a list or null", value)
+
+
+def _check(fits: bool, what: str, expected: str, given: Any) -> None:
+    if not fits:
+        raise CBAMError(f"config: {what} expects {expected}, got {repr(given)[:80]}.")

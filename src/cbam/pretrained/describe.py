@@ -1,0 +1,177 @@
+"""What a model is, in words that a file can hold: its attached attention, its backbone, its head."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cbam.attach.wrapper import WithAttention
+from cbam.checkpoints import tensors_file
+from cbam.checkpoints.placing import named_in_state, sites_of
+from cbam.errors import CBAMError
+from cbam.models import build_model
+from cbam.models.files import first_convolution
+from cbam.nn import CBAM, SqueezeExcitation
+from cbam.nn.base import AttentionModule
+from cbam.pretrained.config import Attention, Backbone, SavedSite
+
+
+def describe_attention(model: nn.Module) -> tuple[Attention, ...]:
+    """Return the attached attention, sites of one form together.
+
+    Raises:
+        CBAMError: attention of a class that is not CBAM or SqueezeExcitation.
+
+    >>> from cbam import attach
+    >>> from cbam.models import build_model
+    >>> model = build_model("resnet20", 10)
+    >>> _ = attach(model, input_size=(3, 32, 32), preset="official")
+    >>> (group,) = describe_attention(model)
+    >>> group.preset, len(group.sites), group.options["spatial_norm"]
+    ('official', 9, True)
+    """
+    positions = {
+        id(module.cbam): module.position for module in model.modules() if isinstance(module, WithAttention)
+    }
+    groups: dict[str, tuple[str, str, dict[str, Any], list[SavedSite]]] = {}
+    for prefix, block in sites_of(model).items():
+        if id(block) not in positions:
+            continue  # a part of the user's own network, not attached
+        kind, preset, options, hidden = _form(prefix, block)
+        key = repr((kind, preset, sorted(options.items())))
+        channels = block.in_channels
+        assert channels is not None
+        path = prefix.removesuffix("cbam.").removesuffix(".")
+        site = SavedSite(path, positions[id(block)], channels, channels // hidden)
+        groups.setdefault(key, (kind, preset, options, []))[3].append(site)
+    return tuple(
+        Attention(kind, preset, options, tuple(sites)) for kind, preset, options, sites in groups.values()
+    )
+
+
+def _form(prefix: str, block: AttentionModule) -> tuple[str, str, dict[str, Any], int]:
+    if type(block) is SqueezeExcitation:
+        first = block.layers[0]
+        return "se", "se", {"mlp_bias": first.bias is not None, "gate": block.activation}, first.out_channels
+    if type(block) is not CBAM:
+        raise CBAMError(
+            f"the attention at {prefix.removesuffix('.')!r} is {type(block).__name__}, which config.json cannot"
+            " describe. Save the state dict yourself."
+        )
+    channel, spatial = block.channel_attention, block.spatial_attention
+    options: dict[str, Any] = {"arrangement": block.arrangement, "gate": block.halves[0].activation}
+    hidden = block.in_channels
+    if channel is not None:
+        first = channel.layers[0]
+        hidden = first.out_channels
+        options |= {"channel_pooling": channel.channel_pooling, "mlp_bias": first.bias is not None}
+    if spatial is not None:
+        options |= {
+            "spatial_descriptor": spatial.spatial_descriptor,
+            "descriptor_order": spatial.descriptor_order,
+            "kernel_size": spatial.conv.kernel_size[0],
+            "spatial_norm": spatial.norm is not None,
+            "norm_weight": float(spatial.norm_weight),
+        }
+        momentum = getattr(spatial.norm, "momentum", None)
+        options |= {} if momentum is None else {"norm_momentum": float(momentum)}
+    return "cbam", block.preset, options, hidden
+
+
+def describe_backbone(model: nn.Module, name: str | None) -> Backbone | None:
+    """Return how to build the network without its attention, checked by building it without memory.
+
+    Args:
+        model: with or without attached attention.
+        name: as for `cbam.models.build_model`; None: timm's networks know their own, of others nothing is known.
+
+    Raises:
+        CBAMError: the named network has other weights than the model.
+    """
+    if name is None:
+        said = getattr(model, "pretrained_cfg", None) or {}
+        architecture = said.get("architecture") if isinstance(said, Mapping) else None
+        if architecture is None:
+            return None
+        name = f"timm/{architecture}"
+    head, first = head_of(model), first_convolution(model)
+    if head is None or first is None:
+        raise CBAMError(
+            f"{type(model).__name__} is no classifier with convolutions, so {name!r} cannot build it."
+        )
+    width = head[1].out_features if isinstance(head[1], nn.Linear) else head[1].out_channels
+    backbone = Backbone(name, width, first[1].in_channels)
+    theirs, ours = build_on_meta(backbone).state_dict(), plain_state(model)
+    different = sorted(theirs.keys() ^ ours.keys()) or [k for k in ours if ours[k].shape != theirs[k].shape]
+    if different:
+        raise CBAMError(
+            f"the model is not what {name!r} builds: {len(different)} tensors differ, the first {different[0]!r}."
+            " Name its backbone, or leave it out and bring the network to from_pretrained yourself."
+        )
+    return backbone
+
+
+def build_on_meta(backbone: Backbone) -> nn.Module:
+    """Return the network with shapes and without memory."""
+    with torch.device("meta"):
+        return build_model(backbone.name, backbone.num_classes, in_channels=backbone.in_channels)
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict without attached attention."""
+    attention = tuple(sites_of(model))
+    return {
+        key: value
+        for key, value in model.state_dict().items()
+        if not (attention and key.startswith(attention))
+    }
+
+
+def head_of(model: nn.Module) -> tuple[str, Any] | None:
+    """Return the name in the state dict, and the module, of the last linear or convolutional layer of the network.
+
+    >>> head_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(8, 2)))[0]
+    '1'
+    """
+    plain = plain_state(model)
+    last = None
+    for prefix, module in named_in_state(model):
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and f"{prefix}weight" in plain:
+            last = prefix.removesuffix("."), module
+    return last
+
+
+def attention_only(model: nn.Module) -> tuple[dict[str, Tensor], str]:
+    """Return gates, head and batch norms, and the digest of all other weights.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
+    >>> list(attention_only(net)[0])[:2]
+    ['1.weight', '1.bias']
+    """
+    state, head, gates = model.state_dict(), head_of(model), tuple(sites_of(model))
+    small = [f"{head[0]}."] if head is not None else []
+    small += [
+        prefix
+        for prefix, module in named_in_state(model)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+    kept = {key: value for key, value in state.items() if key.startswith((*small, *gates))}
+    return kept, digest({key: value for key, value in state.items() if key not in kept})
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of names, types, shapes and bytes of tensors.
+
+    >>> digest({"a": torch.zeros(2)}) == digest({"a": torch.zeros(2, 1)})
+    False
+    """
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name]
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensors_file.raw(tensor))
+    return total.hexdigest()

@@ -1,0 +1,76 @@
+"""Attached attention back into a network, from what config.json says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from cbam.attach.with_tail import find_blocks, with_tail
+from cbam.attach.wrapper import WithAttention
+from cbam.errors import CBAMError, nearest
+from cbam.nn import CBAM, SqueezeExcitation
+from cbam.nn.base import AttentionModule
+from cbam.pretrained.config import Attention, SavedSite
+
+
+def restore(model: nn.Module, groups: Iterable[Attention], fuse_tail: bool = True) -> None:
+    """Put attention where a config says, in place; unlike `cbam.attach` this needs no forward pass.
+
+    Args:
+        model: without attached attention.
+        groups: of the config.
+        fuse_tail: as for `cbam.attach`.
+
+    Raises:
+        CBAMError: the model carries attention, or lacks a site; it is then unchanged.
+    """
+    modules = dict(model.named_modules())
+    carrying = [name for name, module in modules.items() if isinstance(module, WithAttention)]
+    if carrying:
+        raise CBAMError(
+            f"the model carries attention already, at {carrying[0]!r}. Type cbam.detach(model) first."
+        )
+    wrapped: dict[nn.Module, WithAttention] = {}
+    behind = []
+    for group in groups:
+        for site in group.sites:
+            if not site.path or site.path not in modules:
+                close = nearest(site.path, modules)
+                hint = f" Closest: {', '.join(map(repr, close))}." if close else ""
+                raise CBAMError(f"the network has no module {site.path!r}, where attention was.{hint}")
+            host = modules[site.path]
+            block = _block(group, site, like=_like(host, model)).train(host.training)
+            wrapped[host] = WithAttention(host, block, site.position)
+            behind += [site.path] if site.position == "output" else []
+    on_meta = any(parameter.is_meta for parameter in model.parameters())
+    blocks = find_blocks(model, behind) if fuse_tail and not on_meta else {}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child in wrapped:
+                parent._modules[name] = wrapped[child]
+    for owner, _ in blocks.values():
+        with_tail(owner)
+
+
+def _block(group: Attention, site: SavedSite, like: torch.Tensor) -> AttentionModule:
+    cls: Any = CBAM if group.kind == "cbam" else SqueezeExcitation
+    try:
+        block = cls(
+            site.channels, site.reduction_ratio, **group.options, device=like.device, dtype=like.dtype
+        )
+    except TypeError as error:
+        raise CBAMError(f"config: options that {cls.__name__} does not have: {error}") from error
+    if group.kind == "cbam":
+        block.preset = group.preset
+    return block
+
+
+def _like(host: nn.Module, model: nn.Module) -> torch.Tensor:
+    for module in (host, model):
+        for parameter in module.parameters():
+            if parameter.is_floating_point():
+                return parameter
+    return torch.empty(0)

@@ -1,0 +1,102 @@
+"""A network with its attention into a folder that says how to build it again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cbam.attach.with_tail import WithTail
+from cbam.checkpoints import tensors_file
+from cbam.checkpoints.committing import unwrapped
+from cbam.errors import CBAMError
+from cbam.files import write_atomically
+from cbam.pretrained.config import FILE, WEIGHTS, Config
+from cbam.pretrained.describe import attention_only as small_part
+from cbam.pretrained.describe import describe_attention, describe_backbone
+
+
+def save_pretrained(
+    model: nn.Module,
+    folder: str | Path,
+    backbone: str | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    input_size: tuple[int, int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    attention_only: bool = False,
+) -> Path:
+    """Save a network with its attached attention: weights as safetensors, and what they are as config.json.
+
+    The files are those of the Hugging Face hub, so `hf upload USER/NAME FOLDER` publishes the folder as it is.
+
+    Args:
+        model: with or without attached attention.
+        folder: made if it is not there; each file is replaced whole.
+        backbone: name by which `cbam.models.build_model` builds the network, such as "torchvision/resnet50"; it is
+            checked. timm's networks know their own. Without a name, `from_pretrained` takes the network as `model`.
+        class_names: of the outputs, in order.
+        input_size: (C, H, W) of the images.
+        mean, std: by which they are normalised. input_size, mean and std default to what timm's networks say.
+        attention_only: save gates, head and batch norms only: a small file for the same base network.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CBAMError: the backbone's name builds another network; class names of another number than outputs.
+
+    >>> import tempfile
+    >>> from cbam import attach
+    >>> from cbam.models import build_model
+    >>> model = build_model("resnet20", 10)
+    >>> _ = attach(model, input_size=(3, 32, 32))
+    >>> with tempfile.TemporaryDirectory() as there:
+    ...     sorted(path.name for path in save_pretrained(model, there, "resnet20").iterdir())
+    ['config.json', 'model.safetensors']
+    """
+    import cbam
+
+    inner, folder = unwrapped(model), Path(folder)
+    groups, built_by = describe_attention(inner), describe_backbone(inner, backbone)
+    if class_names is not None and built_by is not None and len(class_names) != built_by.num_classes:
+        raise CBAMError(f"{len(class_names)} class names for {built_by.num_classes} outputs.")
+    content = "attention" if attention_only else "full"
+    state, base = small_part(inner) if attention_only else (inner.state_dict(), None)
+    said: Any = getattr(inner, "pretrained_cfg", None) or {}
+    weights = folder / WEIGHTS[content]
+    tensors_file.write(weights, state)
+    config = Config(
+        content=content,
+        sha256=sha256(weights),
+        backbone=built_by,
+        attention=groups,
+        fuse_tail=any(isinstance(module, WithTail) for module in inner.modules()),
+        base_sha256=base,
+        class_names=None if class_names is None else tuple(class_names),
+        input_size=_row(input_size, said.get("input_size")),
+        mean=_row(mean, said.get("mean")),
+        std=_row(std, said.get("std")),
+        versions={"torch-cbam": cbam.__version__, "torch": str(torch.__version__)},
+    )
+    write_atomically(folder / FILE, config.to_json())
+    return folder
+
+
+def sha256(path: Path) -> str:
+    """Return the digest of a file."""
+    total = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(2**20):
+            total.update(chunk)
+    return total.hexdigest()
+
+
+def _row(given: Sequence[Any] | None, default: Any) -> tuple[Any, ...] | None:
+    chosen = default if given is None else given
+    return None if chosen is None else tuple(chosen)
