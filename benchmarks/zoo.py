@@ -52,6 +52,7 @@ def main() -> int:
     waiting = [m for m in models(options.library) if m not in done and options.only in m[1]]
     print(f"{len(done)} done, {len(waiting)} to go")
     with options.output.open("a") as file:
+        file.write("\n")  # behind a line that was cut off
         for row in run_all(waiting, options.processes):
             file.write(json.dumps(row) + "\n")
             file.flush()
