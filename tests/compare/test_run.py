@@ -77,8 +77,9 @@ def test_other_images_under_the_same_name_are_refused(tmp_path, text):
 
 
 def test_a_place_without_attention_is_found_out_before_training(tmp_path, text):
-    with pytest.raises(CBAMError, match="residual"):
-        ready(text, config(tmp_path / "run", model="torchvision/vgg11", attention="none,cbam", image_size=32))
+    settings = {"model": "torchvision/vgg11", "attention": "none,cbam", "image_size": 32, "sites": "residual"}
+    with pytest.raises(CBAMError, match="'residual' finds no place in VGG"):
+        ready(text, config(tmp_path / "run", **settings))
     assert not (tmp_path / "run").exists()
 
 

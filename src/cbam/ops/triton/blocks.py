@@ -34,11 +34,7 @@ def multiprocessors(device: torch.device) -> int:
 def tile(
     elements: int, shortest: int, channels: int, positions: int, channels_last: bool, warps: int
 ) -> Tile:
-    """Return a tile of about `elements`, at least `shortest` long on the axis that is not contiguous.
-
-    >>> tile(4096, 8, 256, 3136, True, 4), tile(4096, 8, 256, 3136, False, 4)
-    (Tile(channels=256, positions=16, warps=4), Tile(channels=16, positions=256, warps=4))
-    """
+    """Return a tile of about `elements`, at least `shortest` long on the axis that is not contiguous."""
     if INTERPRETED:  # so small that small maps have several of them
         return Tile(32, 16, 1)
     contiguous, other = (channels, positions) if channels_last else (positions, channels)
