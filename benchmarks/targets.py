@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
@@ -24,39 +23,11 @@ from cbam.bench.summary import (
     select,
     textbook_over_ours,
 )
+from cbam.bench.target import Target
 from cbam.errors import CBAMError
 
 LARGEST = (8, 256, 56, 56)
 SHAPES = {LARGEST, (8, 512, 28, 28), (8, 1024, 14, 14), (8, 2048, 7, 7)}
-
-
-@dataclass(frozen=True)
-class Target:
-    """One promise.
-
-    Args:
-        figure: What is measured.
-        must: The bound to be kept.
-        aim: The bound hoped for.
-        faster: True if more is better.
-        measured: What the run says; None if it did not measure that.
-    """
-
-    figure: str
-    must: float
-    aim: float
-    faster: bool
-    measured: float | None
-
-    @property
-    def verdict(self) -> str:
-        """Say whether the bounds are kept, and by how much the first one is missed."""
-        if self.measured is None:
-            return "not measured"
-        for name, bound in (("aim met", self.aim), ("must met", self.must)):
-            if self.measured >= bound if self.faster else self.measured <= bound:
-                return name
-        return f"MISSED by {abs(self.measured / self.must - 1):.0%}"
 
 
 def targets(results: Sequence[Result]) -> Iterator[Target]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from cbam.bench.cells import BOTH, FORWARD, INFERENCE, PLAIN, TRAINING, geometric_mean
 from cbam.bench.rivals import COPY, COPY_INTO, OPERATOR, is_compiled_peer
+from cbam.bench.target import Target
 from cbam.bench.timing import ratios
 from gpu.module import CALL, GRAPH
 from gpu.network import OURS
@@ -20,37 +20,8 @@ UNITS = {FORWARD: 2, BOTH: 5}
 WAYS = {CALL: "as called", GRAPH: "GPU time alone"}
 
 
-@dataclass(frozen=True)
-class Target:
-    """One figure to reach.
-
-    Args:
-        figure: What it is.
-        must: The bound to be kept.
-        aim: The bound hoped for.
-        faster: Whether more is better.
-        measured: What the run says; None if it did not measure that.
-    """
-
-    figure: str
-    must: float
-    aim: float
-    faster: bool
-    measured: float | None
-
-    @property
-    def verdict(self) -> str:
-        """Say which bound is kept, or by how much the first one is missed."""
-        if self.measured is None:
-            return "not measured"
-        for name, bound in (("aim met", self.aim), ("must met", self.must)):
-            if self.measured >= bound if self.faster else self.measured <= bound:
-                return name
-        return f"MISSED by {abs(self.measured / self.must - 1):.0%}"
-
-
 def targets(store: Store, batch: int, network_batch: int) -> Iterator[Target]:
-    """Yield every figure that issue 4 asks for.
+    """Yield every figure that is promised on an H100.
 
     Args:
         store: The results.

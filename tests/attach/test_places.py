@@ -146,3 +146,7 @@ class TestRules:
             CBAMError, match=r"'residual' finds no place in VGG.*Kinds that it has: 'stage' \(5\)"
         ):
             cbam.plan(build("vgg16"), sites="residual", input_size=(3, 64, 64))
+
+    def test_a_kind_that_is_misspelt(self):
+        with pytest.raises(CBAMError, match=r"'blok' matches none of .* Closest: 'block'"):
+            cbam.plan(Net(Block(8)), sites="blok", input_size=(3, 16, 16))

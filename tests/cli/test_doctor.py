@@ -1,6 +1,11 @@
 """`cbam doctor`: what it tells, and that it tells the truth."""
 
+import os
+import subprocess
+import sys
+
 import pytest
+import torch
 
 from cbam import set_backend
 from cbam.cli import doctor
@@ -80,3 +85,16 @@ def test_wrong_use(capsys, monkeypatch):
 def test_help(option, capsys):
     assert main(["doctor", option]) == 0
     assert "usage: cbam doctor" in capsys.readouterr().out
+
+
+def test_the_gpu_operator_by_force_without_a_gpu():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run(
+        [sys.executable, "-m", "cbam", "doctor"], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "CBAM_BACKEND": "triton", "TRITON_INTERPRET": "0"},
+    )  # fmt: skip
+    out = " ".join(done.stdout.split())
+    assert "on a GPU not here: there is no GPU that PyTorch can use" in out
+    assert "norm + gates apart, in plain torch" in out
+    assert "preset paper error error the map is on the CPU; the Triton operator runs on a GPU" in out

@@ -13,7 +13,7 @@ from torch import nn
 from cbam.attach.places import Place, find_blocks, find_convolutions, find_stages
 from cbam.attach.probe import Probe, default_inputs, run_probe
 from cbam.attach.residual import find_additions, find_branch_ends
-from cbam.attach.select import Selector, Selectors, as_list, select
+from cbam.attach.select import KINDS, Selector, Selectors, as_list, select
 from cbam.attach.with_tail import find_blocks as find_block_ends
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError, unknown_name
@@ -25,7 +25,6 @@ Build: TypeAlias = Callable[..., AttentionModule]
 
 ATTENTIONS: tuple[str, ...] = ("cbam", "se", "channel", "spatial")
 INITS: tuple[str, ...] = ("identity", "paper")
-KINDS: tuple[str, ...] = ("auto", "residual", "block", "stage", "conv")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 

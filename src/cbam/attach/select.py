@@ -14,6 +14,9 @@ Predicate: TypeAlias = Callable[[str, nn.Module], bool]
 Selector: TypeAlias = "str | type[nn.Module] | Predicate"
 Selectors: TypeAlias = "Selector | Sequence[Selector]"
 
+# Words that stand for places found in a forward pass.
+KINDS: tuple[str, ...] = ("auto", "residual", "block", "stage", "conv")
+
 
 def as_list(selectors: Selectors) -> list[Selector]:
     """Return one selector or several as a list.
@@ -78,7 +81,7 @@ def _glob(pattern: str) -> str:
 
 def _no_match(selector: Selector, modules: dict[str, nn.Module], what: str) -> CBAMError:
     if isinstance(selector, str):
-        close = nearest(selector.removeprefix("re:"), modules)
+        close = nearest(selector.removeprefix("re:"), [*(KINDS if what == "sites" else ()), *modules])
         hint = f" Closest: {', '.join(map(repr, close))}." if close else ""
         syntax = "" if selector.startswith("re:") else " A regular expression is written 're:...'."
         return CBAMError(f"{what}: {selector!r} matches none of {len(modules)} modules.{hint}{syntax}")

@@ -83,9 +83,15 @@ def _machine() -> Iterator[str]:
     yield from _entry("block's end", _block_end())
 
 
+def _has_operator() -> bool:
+    """Return whether the backend in force has an operator that runs here."""
+    name = dispatch.backend()
+    return name != "eager" and (triton if name == "triton" else cpp).obstacle() is None
+
+
 def _norm_before() -> str:
     """Say whether a batch norm in front of attached attention runs inside the operator."""
-    if not cpp.available() or dispatch.backend() == "eager":
+    if not _has_operator():
         return "apart, in plain torch"
     apart = [
         f"{_name(dtype)} {layout} {mode}"
@@ -101,7 +107,7 @@ def _norm_before() -> str:
 
 def _block_end() -> str:
     """Say whether what follows attached attention in its block runs inside the operator."""
-    if not cpp.available() or dispatch.backend() == "eager":
+    if not _has_operator():
         return "apart, in plain torch"
     return "the shortcut's addition and a ReLU behind attached attention run in the operator"
 

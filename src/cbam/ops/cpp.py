@@ -37,9 +37,8 @@ def obstacle() -> str | None:
     """
     file = library_file()
     if not hasattr(torch.ops.cbam, "isa"):
-        if hasattr(
-            torch.ops.cbam, "forward"
-        ):  # defined by `schema.py`, and to define an operator twice crashes torch
+        # Defined by `schema.py`; to define an operator twice crashes torch.
+        if hasattr(torch.ops.cbam, "forward"):
             return f"{file.name} was not there when the operator was first used; start Python again"
         if not file.exists():
             return f"the C++ operator is not built (no {file.name}); reinstall with a C++ compiler: {INSTALL}"

@@ -31,7 +31,7 @@ def test_squeeze(x):
 
 
 def test_gate_grads(x):
-    from cbam.ops.triton.backward_kernels import gate_grads
+    from cbam.ops.triton.backward_sweeps import gate_grads
 
     dt, sums = torch.empty(N, 1, P), torch.empty(N, C)
     gate_grads[(1, 1)](x, None, None, None, None, x, None, None, None, None, dt, sums, N, C, P, 1, C,

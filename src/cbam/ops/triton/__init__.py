@@ -5,7 +5,6 @@ Nothing here imports Triton before the first map that needs it.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from functools import cache
 from typing import Any
@@ -29,8 +28,8 @@ def obstacle() -> str | None:
     if not INTERPRETED and not torch.cuda.is_available():
         return "there is no GPU that PyTorch can use (torch.cuda.is_available() is False)"
     try:
-        version = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
+        from triton import __version__ as version  # builds for ROCm come in packages of other names
+    except ImportError:
         return "Triton is not installed; PyTorch's builds for GPUs on Linux bring it, elsewhere: pip install triton"
     if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
         return f"Triton {version} is too old; type: pip install 'triton>={_OLDEST[0]}.{_OLDEST[1]}'"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cbam.ops.plain import NormBefore, Settings, Weights
 from cbam.ops.triton import backward_kernels as kernels
+from cbam.ops.triton import backward_sweeps as sweeps
 from cbam.ops.triton.blocks import Tile, parts, tile
 from cbam.ops.triton.forward_pass import DENSE, TAPS
 from cbam.ops.triton.launch import launch, sweep, tuned
@@ -97,7 +98,7 @@ def _gate_grads(call: Call, grad: Tensor, out: Any, masked: Any) -> tuple[Any, A
         dt = call.numbers.new_empty(n, shares, p) if q.k else None
         sums = call.numbers.new_empty(n * tiles * number * c) if number else None
         sweep(
-            kernels.gate_grads, (n * tiles, shares), size, call.u, *call.before, grad, out, masked, call.s, call.t,
+            sweeps.gate_grads, (n * tiles, shares), size, call.u, *call.before, grad, out, masked, call.s, call.t,
             dt, sums, n, c, p, tiles, per_program, SUMS=number, LAST=q.channels_last,
         )  # fmt: skip
         return dt, sums, tiles
@@ -149,7 +150,7 @@ def _weighted(call: Call, dmaps: Tensor) -> tuple[Tensor, int]:
         splits, per_split = parts(p, size.positions, n * blocks, dmaps.device)
         sums = dmaps.new_empty(n * splits * number * c)
         sweep(
-            kernels.weighted, (n * splits, blocks), size, call.u, dmaps, call.channel_at, sums, c, p, splits, per_split,
+            sweeps.weighted, (n * splits, blocks), size, call.u, dmaps, call.channel_at, sums, c, p, splits, per_split,
             SUMS=number, AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane, LAST=q.channels_last,
         )  # fmt: skip
         return sums, splits
@@ -202,7 +203,7 @@ def _input_grad(call: Call, grad: Tensor, dmaps: Any, dpooled: Any, k1: Any, k0:
         tiles = -(-p // size.positions)
         shares, per_program = parts(c, size.channels, n * tiles, grad.device)
         sweep(
-            kernels.input_grad, (n * tiles, shares), size, call.u, call.before.weight, call.before.invstd, grad,
+            sweeps.input_grad, (n * tiles, shares), size, call.u, call.before.weight, call.before.invstd, grad,
             call.s, call.t, dmaps, call.channel_at, dpooled, call.position_at, k1, k0, dx, n, c, p, tiles, per_program,
             AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane, MEAN=q.average_row, PEAK=q.maximum_row,
             LAST=q.channels_last,

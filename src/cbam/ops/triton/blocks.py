@@ -6,7 +6,7 @@ pieces, but there should be a few for every multiprocessor, so a small batch is 
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -30,7 +30,7 @@ def multiprocessors(device: torch.device) -> int:
     return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@cache
+@lru_cache(4096)
 def tile(
     elements: int, shortest: int, channels: int, positions: int, channels_last: bool, warps: int
 ) -> Tile:
@@ -43,7 +43,7 @@ def tile(
     return Tile(long, short, warps) if channels_last else Tile(short, long, warps)
 
 
-@cache
+@lru_cache(4096)
 def parts(whole: int, block: int, others: int, device: torch.device, at_most: int = 64) -> tuple[int, int]:
     """Return (number, size) of the shares that an axis is cut into so that all multiprocessors have work.
 

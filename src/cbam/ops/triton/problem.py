@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -125,7 +125,7 @@ def problem_of(x: Tensor, weights: Weights, settings: Settings) -> Problem:
     )
 
 
-@cache
+@lru_cache(4096)  # detectors see maps of many sizes
 def _problem(
     shape: tuple[int, ...], channels_last: bool, hidden: int, k: int, norm: bool, settings: Settings
 ) -> Problem:
