@@ -26,6 +26,7 @@ from typing import Any
 SIZES = (64, 128, 224, 299)
 SECONDS = 300
 STEPS = 6
+LARGE = 150_000_000  # parameters
 _INTRODUCTION = (
     "A model passes if sites are found, every output is the same bit for bit after attaching, a training step",
     "moves the gates at every site, the old state dict loads, and `detach` gives the model back. Random weights,",
@@ -88,7 +89,8 @@ def models(library: str) -> Iterator[tuple[str, str]]:
 
 def run_all(waiting: list[tuple[str, str]], processes: int) -> Iterator[dict[str, Any]]:
     """Yield a row for each model, as they come."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torchvision", "timm", "cbam"])  # 4 s a model otherwise
     running: dict[Any, tuple[Any, tuple[str, str], float]] = {}
     queue = list(waiting)
     while queue or running:
@@ -132,13 +134,20 @@ def check(library: str, name: str) -> dict[str, Any]:
 
     import cbam
 
+    with suppress(Exception), torch.device("meta"):  # not every model can be built without memory
+        shape_only = build(library, name)
+        if not is_convolutional(shape_only):
+            return {"family": type(shape_only).__name__, "convolutional": False, "reason": ""}
     torch.manual_seed(0)
     model = build(library, name).eval()
     row: dict[str, Any] = {"family": type(model).__name__, "convolutional": is_convolutional(model)}
     if not row["convolutional"]:
         return {**row, "reason": ""}
     inputs, before = first_that_runs(model)
-    old = copy.deepcopy(model.state_dict())  # with its metadata: some models look for their version
+    old = model.state_dict()  # with its metadata: some models look for their version
+    if sum(p.numel() for p in model.parameters()) < LARGE:
+        old = copy.deepcopy(old)
+    buffers = {key: b.clone() for key, b in model.named_buffers() if key in old}
     attachment = cbam.attach(model, example_input=inputs)
     row.update(sites=len(attachment.sites), notes=list(attachment.notes), size=size_of(inputs))
 
@@ -152,6 +161,7 @@ def check(library: str, name: str) -> dict[str, Any]:
         return failed(
             f"a training step leaves {len(still)} of {row['sites']} gates as they were, such as {still[0]}"
         )
+    old.update(buffers)
     loaded = model.load_state_dict(old, strict=False)
     if loaded.unexpected_keys or any(".cbam." not in key for key in loaded.missing_keys):
         return failed("the old state dict does not fit")
@@ -251,7 +261,12 @@ def unmoved(model: Any, inputs: tuple[Any, ...]) -> list[str]:
     model.train()
     sites = {name: module.cbam for name, module in model.named_modules() if isinstance(module, WithAttention)}
     start = {name: [p.detach().clone() for p in gate.parameters()] for name, gate in sites.items()}
-    # Adam moves what has a gradient, however small that is behind random weights.
+    # Adam moves what has a gradient, however small that is behind random weights. In a large model the rest is
+    # frozen: gradients and moments of a billion parameters do not fit into a laptop.
+    if sum(p.numel() for p in model.parameters()) >= LARGE:
+        model.requires_grad_(False)
+        for gate in sites.values():
+            gate.requires_grad_(True)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-3)
     arguments = inputs
     if is_detector(model):

@@ -4,9 +4,8 @@ import pickle
 
 import pytest
 import torch
-from accelerate import Accelerator
 
-from cbam.data import EpochSampler, load_data, make_loader
+from cbam.data import load_data, make_loader
 from cbam.errors import CBAMError
 from tests.data.pictures_on_disk import photo_folder
 
@@ -29,7 +28,7 @@ def dataset(request):
 def epochs_of(loader, epochs=(0, 1)):
     batches = []
     for epoch in epochs:
-        loader.sampler.set_epoch(epoch)
+        loader.batch_sampler.set_position(epoch)
         batches.append([(images.clone(), labels) for images, labels in loader])
     return batches
 
@@ -67,7 +66,7 @@ def test_a_later_epoch_needs_no_earlier_one(dataset):
 
 
 def test_the_seed_changes_order_and_augmentation(dataset):
-    orders = [list(make_loader(dataset, batch_size=7, seed=seed, shuffle=True).sampler) for seed in (0, 1)]
+    orders = [list(make_loader(dataset, batch_size=7, seed=seed, shuffle=True).batch_sampler) for seed in (0, 1)]
     assert orders[0] != orders[1]
     unshuffled = [make_loader(dataset, batch_size=7, seed=seed, shuffle=False) for seed in (0, 1)]
     (images, labels), (others, same_labels) = (next(iter(loader)) for loader in unshuffled)
@@ -92,36 +91,14 @@ def test_a_pickled_set_is_the_same(dataset):
     assert torch.equal(pickle.loads(pickle.dumps(view))[1, 2][0], view[1, 2][0])
 
 
-def test_accelerate_keeps_order_and_items(digits):
-    settings = {"batch_size": 100, "seed": 3, "shuffle": True}
-    plain = epochs_of(make_loader(digits, **settings))
-    prepared = Accelerator(cpu=True).prepare(make_loader(digits, **settings))
-    for epoch in (0, 1):
-        prepared.set_epoch(epoch)
-        assert same(plain[epoch], list(prepared))
-
-
 def test_every_image_comes_once_an_epoch(digits):
     loader = make_loader(digits, batch_size=100, seed=0, shuffle=True)
-    loader.sampler.set_epoch(4)
-    assert sorted(loader.sampler) == [(4, index) for index in range(len(digits))]
+    loader.batch_sampler.set_position(4)
+    assert sorted(sum(loader.batch_sampler, [])) == [(4, index) for index in range(len(digits))]
     assert sum(len(labels) for _, labels in loader) == len(digits)
     assert (
         len(make_loader(digits, batch_size=100, seed=0, shuffle=True, drop_last=True)) == len(digits) // 100
     )
-
-
-def test_without_shuffling_the_order_is_the_file_order():
-    sampler = EpochSampler(4, seed=1, shuffle=False)
-    sampler.set_epoch(2)
-    assert list(sampler) == [(2, 0), (2, 1), (2, 2), (2, 3)]
-
-
-def test_an_iterator_keeps_the_epoch_it_was_made_for():
-    sampler = EpochSampler(3, seed=1, shuffle=False)
-    addresses = iter(sampler)
-    sampler.set_epoch(1)
-    assert next(addresses) == (0, 0)
 
 
 @pytest.mark.parametrize("address", [5, (1, 2, 3), "ab"])

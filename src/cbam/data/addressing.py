@@ -1,4 +1,4 @@
-"""Data sets addressed by (epoch, index), the sampler that yields such addresses, and the loader that joins them.
+"""Data sets addressed by (epoch, index), and the loader that joins them with the batches of an epoch.
 
 What an item looks like depends on (seed, epoch, index) and on nothing else. So the number of workers, the make-up of
 the batch and the place where a run was killed cannot change it.
@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import abc
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from cbam.data.batches import EpochBatches
 from cbam.data.hashing import permutation
 from cbam.errors import CBAMError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL.Image import Image
     from typing_extensions import Self
 
@@ -54,6 +57,10 @@ class AddressedDataset(Dataset[Item], abc.ABC):
         """Return what image `index` is known by: its place in the set, or its file's name."""
         return str(index)
 
+    def order(self, seed: int, epoch: int, shuffle: bool) -> NDArray[np.int64]:
+        """Return the indices (len(self),) in the order of one epoch: shuffled by (seed, epoch), or as they are."""
+        return permutation(len(self), seed, epoch) if shuffle else np.arange(len(self))
+
     def __getitems__(self, addresses: Sequence[Address]) -> list[Item]:
         """Return the items at several addresses; each is the same as it would be alone."""
         return [self[address] for address in addresses]
@@ -78,40 +85,6 @@ class AddressedDataset(Dataset[Item], abc.ABC):
         return epoch, index
 
 
-class EpochSampler(Sampler[Address]):
-    """Yields the addresses (epoch, index) of one epoch, shuffled by (seed, epoch) or in file order.
-
-    Args:
-        size: number of images.
-        seed: seed of the order.
-        shuffle: whether to shuffle; otherwise every epoch runs in file order.
-
-    Example:
-        >>> sampler = EpochSampler(3, seed=0, shuffle=False)
-        >>> sampler.set_epoch(7)
-        >>> list(sampler)
-        [(7, 0), (7, 1), (7, 2)]
-    """
-
-    def __init__(self, size: int, seed: int, shuffle: bool):
-        self.size = size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose addresses come next."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[Address]:
-        order = permutation(self.size, self.seed, self.epoch).tolist() if self.shuffle else range(self.size)
-        epoch = self.epoch
-        return ((epoch, index) for index in order)
-
-    def __len__(self) -> int:
-        return self.size
-
-
 def make_loader(
     dataset: AddressedDataset,
     *,
@@ -120,19 +93,24 @@ def make_loader(
     shuffle: bool,
     workers: int = 0,
     drop_last: bool = False,
+    rank: int = 0,
+    world: int = 1,
 ) -> DataLoader[Item]:
-    """Return a loader of batches (N, C, H, W), (N,) over `dataset`; `loader.sampler` is its `EpochSampler`.
+    """Return a loader of batches (N, C, H, W), (N,) over `dataset`; `loader.batch_sampler` is its `EpochBatches`.
 
     Args:
         dataset: the images; its augmentation is drawn from `seed` too.
-        batch_size: images per batch, at least 1.
+        batch_size: images per step over all processes, at least 1.
         seed: seed of the order and of the augmentation.
-        shuffle: whether to shuffle each epoch; call `loader.sampler.set_epoch(epoch)` before it.
+        shuffle: whether to shuffle each epoch; call `loader.batch_sampler.set_position(epoch)` before it.
         workers: number of worker processes; it changes the speed and no bit of the data.
-        drop_last: leave out the last batch when it is smaller than the others.
+        drop_last: leave out the last step when it is smaller than the others.
+        rank: number of this process, from 0; it gets its share of every step.
+        world: number of processes.
 
     Raises:
-        CBAMError: no image, a batch size below 1, workers below 0, or `drop_last` would leave no batch at all.
+        CBAMError: no image, a batch size below 1, workers below 0, `drop_last` would leave no batch at all, or the
+            processes cannot share a batch evenly.
     """
     if batch_size < 1 or workers < 0:
         raise CBAMError(
@@ -143,12 +121,13 @@ def make_loader(
             f"{len(dataset)} images give no batch of {batch_size}"
             f"{' when the last, smaller one is dropped' if drop_last else ''}. Use a smaller batch size or more images."
         )
+    batches = EpochBatches(
+        dataset, batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world=world
+    )
     return DataLoader(
         dataset.with_seed(seed),
-        batch_size=batch_size,
-        sampler=EpochSampler(len(dataset), seed, shuffle),
+        batch_sampler=batches,
         num_workers=workers,
-        drop_last=drop_last,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         # Without a generator of its own a loader draws from the global one at every epoch, which would shift dropout.

@@ -31,6 +31,10 @@ class TrainConfig:
     """Peak learning rate. None: 0.1 from scratch, 0.01 with --pretrained or --weights (adamw: 1e-3, 1e-4)."""
     weight_decay: float = 5e-4
     """Weight decay, on all weights but biases and norms."""
+    gate_lr_scale: float = 1.0
+    """Learning rate of the attention's own weights, times that of the others; fine-tuning may want 10."""
+    gate_weight_decay: float | None = None
+    """Weight decay of the attention's own weights. None: that of the others."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
     ema: float = 0.0
@@ -48,6 +52,13 @@ class TrainConfig:
             ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
             ("lr", self.lr, self.lr is None or 0 < self.lr < float("inf"), "above 0"),
             ("weight_decay", self.weight_decay, 0 <= self.weight_decay < float("inf"), "at least 0"),
+            ("gate_lr_scale", self.gate_lr_scale, 0 < self.gate_lr_scale < float("inf"), "above 0"),
+            (
+                "gate_weight_decay",
+                self.gate_weight_decay,
+                self.gate_weight_decay is None or 0 <= self.gate_weight_decay < float("inf"),
+                "at least 0",
+            ),
             ("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "from 0 to below 1"),
             ("ema", self.ema, 0 <= self.ema < 1, "from 0 (off) to below 1, e.g. 0.999"),
             ("workers", self.workers, self.workers >= 0, "at least 0"),

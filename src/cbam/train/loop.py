@@ -136,7 +136,7 @@ class _Job:
 
     def train_epoch(self, epoch: int, on_step: OnStep) -> dict[str, float]:
         self.net.train()
-        self.train_images.set_epoch(epoch)  # type: ignore[attr-defined]  # accelerate's loader passes it on
+        self.train_images.batch_sampler.set_position(epoch)
         steps = len(self.train_images)
         loss_sum, seen, waited = 0.0, 0, 0.0
         hits = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
