@@ -72,9 +72,14 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
 
 
 def is_like(map_: Any, x: Any) -> bool:
-    """Return whether two maps are plain tensors of one shape and type on one device."""
-    plain = type(map_) in (Tensor, nn.Parameter) and type(x) in (Tensor, nn.Parameter)
-    return plain and map_.shape == x.shape and map_.dtype is x.dtype and map_.device == x.device
+    """Return whether two maps are plain tensors of one shape, layout and type on one device.
+
+    A sum of two layouts takes that of torch's choice, and what follows rounds by it: torch shall add them then.
+    """
+    if type(map_) not in (Tensor, nn.Parameter) or type(x) not in (Tensor, nn.Parameter):
+        return False
+    same_form = map_.shape == x.shape and map_.stride() == x.stride()
+    return same_form and map_.dtype is x.dtype and map_.device == x.device
 
 
 class AttentionModule(nn.Module):
@@ -86,6 +91,7 @@ class AttentionModule(nn.Module):
     enabled: bool = True
     takes_two_calls: bool = False
     in_channels: int | None = None
+    qconfig: Any = None  # torch.ao.quantization leaves the gates in floating point
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gated map."""
