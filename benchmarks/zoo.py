@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 SIZES = (64, 128, 224, 299)
-SECONDS = 300
+SECONDS = 900
 STEPS = 6
 LARGE = 150_000_000  # parameters
 _INTRODUCTION = (
@@ -261,13 +261,14 @@ def unmoved(model: Any, inputs: tuple[Any, ...]) -> list[str]:
     model.train()
     sites = {name: module.cbam for name, module in model.named_modules() if isinstance(module, WithAttention)}
     start = {name: [p.detach().clone() for p in gate.parameters()] for name, gate in sites.items()}
-    # Adam moves what has a gradient, however small that is behind random weights. In a large model the rest is
-    # frozen: gradients and moments of a billion parameters do not fit into a laptop.
-    if sum(p.numel() for p in model.parameters()) >= LARGE:
-        model.requires_grad_(False)
-        for gate in sites.values():
-            gate.requires_grad_(True)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-3)
+    # Adam moves what has a gradient, however small that is behind random weights. Its moments of a billion parameters
+    # do not fit into a laptop: in a large model only the gates get them, and the rest learns by plain SGD.
+    rest = [p for p in model.parameters() if p.requires_grad]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, 1e-3)]
+    if sum(p.numel() for p in rest) >= LARGE:
+        gates = {p for gate in sites.values() for p in gate.parameters()}
+        rest = [p for p in rest if p not in gates]
+        optimizers = [torch.optim.Adam(gates, 1e-3), torch.optim.SGD(rest, 1e-3)]
     arguments = inputs
     if is_detector(model):
         side = size_of(inputs)
@@ -279,12 +280,13 @@ def unmoved(model: Any, inputs: tuple[Any, ...]) -> list[str]:
         arguments = (*inputs, [target, target])
     still = list(sites)
     for _ in range(STEPS):
-        optimizer.zero_grad()
+        model.zero_grad()
         found = [
             t for t in tree_flatten(model(*arguments))[0] if isinstance(t, torch.Tensor) and t.requires_grad
         ]
         sum((t.float() * torch.rand(t.shape)).sum() for t in found).backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         still = [
             name
             for name in still

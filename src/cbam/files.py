@@ -40,7 +40,7 @@ def write_atomically(path: str | Path, content: bytes | str) -> Path:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return path
 
 
@@ -61,7 +61,8 @@ def remove_leftovers(folder: str | Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Force a folder's names to the disk: a renamed file is safe only then."""
     # Windows opens no folders, some network file systems refuse to sync them; the file itself is safe.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cbam.cli.compare import parse
-from cbam.compare.config import CompareConfig, differences, file_arguments, resolved
+from cbam.compare.config import CompareConfig, differences, merged, numbers, resolved
 from cbam.errors import CBAMError
 from cbam.train.config import TrainConfig
 
@@ -107,9 +107,43 @@ def test_a_wrong_file_is_explained(tmp_path, text, expected):
     file = tmp_path / "my.yaml"
     file.write_text(text)
     with pytest.raises(CBAMError, match=expected):
-        file_arguments(file)
+        parse(["--config", str(file)])
 
 
 def test_a_missing_file_is_explained(tmp_path):
     with pytest.raises(CBAMError, match=r"none.yaml: No such file"):
-        file_arguments(tmp_path / "none.yaml")
+        parse(["--config", str(tmp_path / "none.yaml")])
+
+
+def test_an_option_that_an_older_run_does_not_name_had_todays_default():
+    before = resolved(CompareConfig(data="digits"))
+    del before["mean"], before["gate_lr_scale"]
+    assert differences(before, resolved(CompareConfig(data="digits"))) == []
+    tuned = CompareConfig(data="digits", mean="0.5", train=TrainConfig(gate_lr_scale=10))
+    assert sorted(differences(before, resolved(tuned))) == [
+        "gate_lr_scale: 1.0 there, 10 now",
+        "mean: None there, 0.5 now",
+    ]
+
+
+def test_a_run_may_get_more_variants_unless_the_control_would_be_another():
+    before = resolved(CompareConfig(data="digits", attention="none,se,control"))
+    now = resolved(CompareConfig(data="digits", attention="none,channel"))
+    assert differences(before, now) == []
+    assert merged(before["attention"], ("none", "channel")) == ("none", "se", "control", "channel")
+    now = resolved(CompareConfig(data="digits", attention="none,cbam"))
+    assert differences(before, now) == ["control: as large as se there, as cbam now"]
+
+
+def test_sites_with_spaces_and_with_commas_are_the_same():
+    spaced, joined = (
+        parse(["--data", "digits", *words]) for words in (["--sites", "a", "b"], ["--sites", "a,b"])
+    )
+    assert resolved(spaced)["sites"] == resolved(joined)["sites"] == "a,b"
+
+
+@pytest.mark.parametrize("text", ["half", "0.5,x", ""])
+def test_a_mean_that_is_no_number_is_explained(text):
+    with pytest.raises(CBAMError, match="--mean takes numbers with commas"):
+        CompareConfig(data="digits", mean=text)
+    assert numbers("mean", "0.5") == (0.5, 0.5, 0.5)

@@ -52,9 +52,9 @@ def test_the_lock_removes_the_leftovers_of_killed_writers(folder):
 
 def test_another_configuration_is_refused_by_the_names_of_the_fields(folder):
     folder.path.mkdir()
-    assert folder.check_config({"epochs": 1, "seeds": 2}) == 0
+    assert folder.check_config({"epochs": 1, "seeds": 2}) == {}
     folder.write_config({"epochs": 1, "lr": 0.1, "seeds": 2})
-    assert folder.check_config({"epochs": 1, "lr": 0.1, "seeds": 5}) == 2
+    assert folder.check_config({"epochs": 1, "lr": 0.1, "seeds": 5})["seeds"] == 2
     with pytest.raises(CBAMError, match=r"epochs: 1 there, 3 now; lr: 0.1 there, 0.2 now.*--output"):
         folder.check_config({"epochs": 3, "lr": 0.2, "seeds": 2})
 

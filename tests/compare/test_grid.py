@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cbam.compare.config import CompareConfig
-from cbam.compare.grid import VARIANTS, Cell, build_cell, cells, count_parameters, matched_by_control
+from cbam.compare.grid import Cell, build_cell, cells, count_parameters
+from cbam.compare.variants import VARIANTS, matched_by_control
 from cbam.data import load_data
 from cbam.errors import CBAMError
 
@@ -91,7 +92,7 @@ def test_presets_and_ratio_arrive(data):
 
 def test_named_sites_arrive(data):
     """Paths, and for a network without residual branches the ends of its stages unless told otherwise."""
-    settings = {"model": "vgg11", "image_size": 32, "sites": "features.7, features.1?"}
+    settings = {"model": "vgg11", "image_size": 32, "sites": ("features.7,features.1?",)}
     small = load_data("digits", limit_train=20, limit_val=20, image_size=32)
     keys = {
         key.split(".cbam.")[0] for key in build("cbam", small, **settings).state_dict() if ".cbam." in key
@@ -100,6 +101,6 @@ def test_named_sites_arrive(data):
     with pytest.raises(
         CBAMError, match=r"sites='residual' finds no place in VGG.*'stage' \(5\), 'conv' \(8\)"
     ):
-        build("cbam", small, **{**settings, "sites": "residual"})
+        build("cbam", small, **{**settings, "sites": ("residual",)})
     keys = build("cbam", small, model="vgg11", image_size=32).state_dict()
     assert sum(key.endswith(".cbam.spatial_attention.conv.weight") for key in keys) == 5

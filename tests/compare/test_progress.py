@@ -42,6 +42,13 @@ def test_plain_lines_hold_all_and_no_control_characters():
     assert lines[-2:] == ["note: something", "measuring"]
 
 
+def test_one_is_not_many():
+    text = io.StringIO()
+    with PlainProgress(Console(file=text)) as progress:
+        progress.start(cells(("none",), 1), [], 1)
+    assert text.getvalue() == "1 model to train for 1 epoch each\n"
+
+
 def test_live_display_leaves_one_line_a_model():
     text = io.StringIO()
     play(LiveProgress(Console(file=text, force_terminal=True, width=100)))

@@ -208,6 +208,30 @@ class TestCircumstances:
         assert len(page.all("svg")) == 2
         assert "No verdict yet" in page.words
 
+    def test_an_interval_wider_than_accuracies_can_differ(self, make_run):
+        page = report(make_run({"none": (0.5, 0.9), "cbam": (0.6, 0.7), "se": (0.5, 0.8)}, seeds=2))
+        assert "+104" not in page.text
+        assert "an interval without bounds" in page.row("CBAM")[-1]
+        assert "95 % interval without bounds" in page.text
+        assert "−68.53 to +58.53" in page.row("SE")[-1], "one that has bounds keeps them"
+
+    def test_an_interval_is_cut_where_accuracies_end(self, make_run):
+        page = report(make_run({"none": (0.9, 0.9), "cbam": (0.5, 0.64)}, seeds=2))
+        assert "−100.00 to +55.94" in page.row("CBAM")[-1]
+
+    def test_composed_variants_are_told_apart(self, make_run):
+        names = ("none", "cbam:official:k3", "cbam:official:k5")
+        page = report(make_run(dict.fromkeys(names, (0.9, 0.91, 0.93))))
+        assert "CBAM (official, k = 3)" in page.text
+        assert "CBAM (official, k = 5) − plain" in page.source, "whole in the figure, where they differ at the end"
+
+    def test_a_single_epoch_stands_at_one(self, make_run):
+        page = report(make_run(epochs=1))
+        curves = page.source[page.source.index('id="curves"') : page.source.index('id="classes"')]
+        ticks = re.findall(r">(-?[\d.]+)</text>", curves[: curves.index("epoch</text>")])
+        assert ticks[0] == "1"
+        assert "1.2" not in ticks
+
     def test_a_single_epoch(self, make_run):
         assert len(report(make_run(epochs=1)).all("svg")) == 7
 
@@ -352,7 +376,7 @@ def test_photographs_stay_below_three_megabytes(make_run):
     for number, file in enumerate(sorted(folder.glob("pictures/*.png"))):
         photo.crop((5 * number % 400, number, 5 * number % 400 + 224, number + 224)).save(file)
     page = write_report(folder)
-    assert page.read_text().count("data:image/webp") == 8 + 64
+    assert page.read_text().count("data:image/webp") == 8 + 8 * len(LOOKS)
     assert page.stat().st_size < 3_000_000
 
 

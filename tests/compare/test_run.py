@@ -77,7 +77,12 @@ def test_other_images_under_the_same_name_are_refused(tmp_path, text):
 
 
 def test_a_place_without_attention_is_found_out_before_training(tmp_path, text):
-    settings = {"model": "torchvision/vgg11", "attention": "none,cbam", "image_size": 32, "sites": "residual"}
+    settings = {
+        "model": "torchvision/vgg11",
+        "attention": "none,cbam",
+        "image_size": 32,
+        "sites": ("residual",),
+    }
     with pytest.raises(CBAMError, match="'residual' finds no place in VGG"):
         ready(text, config(tmp_path / "run", **settings))
     assert not (tmp_path / "run").exists()

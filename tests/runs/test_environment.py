@@ -7,7 +7,7 @@ import subprocess
 
 import torch
 
-from cbam.compare.environment import describe_environment, now
+from cbam.runs.environment import describe_environment, now
 
 
 def test_describes_this_machine():

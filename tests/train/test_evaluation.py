@@ -31,6 +31,6 @@ def test_counts_every_image_once_whatever_the_batch(batch_size):
 
 
 def test_accuracies_by_hand():
-    scores = Evaluation(0.0, torch.tensor([[1, 3], [0, 4]]))
+    scores = Evaluation(0.0, torch.tensor([[1, 3], [0, 4]]), 8)
     assert scores.accuracy == 5 / 8
     assert scores.per_class_accuracy == [0.25, 1.0]

@@ -14,10 +14,12 @@ from torch import nn
 
 from cbam.data import load_data
 from cbam.models import build_model
+from cbam.train.checkpoints import Checkpoints
 from cbam.train.config import TrainConfig
-from cbam.train.loop import train_cell
+from cbam.train.loop import Watchers, train_model
 from cbam.train.nonfinite import NonFiniteLoss
 from cbam.train.seeding import forked_rng
+from cbam.train.stopping import Preempted, Stop
 
 CONFIG = TrainConfig(epochs=3, batch_size=64, device="cpu")
 
@@ -47,19 +49,22 @@ def fresh():
     return model
 
 
-def train(data, folder, config=CONFIG, *, seed=0, kill_at=None, model=None, rows=None):
+def train(
+    data, folder, config=CONFIG, *, seed=0, kill_at=None, model=None, rows=None, save_every=None, stop=None
+):
     def on_step(epoch, step, steps, loss):
         if kill_at == (epoch, step):
             raise Killed
 
-    return train_cell(
+    return train_model(
         model or fresh(),
         data,
         config,
         seed=seed,
-        state_file=folder / "state.pt",
-        on_step=on_step,
-        on_epoch=(rows if rows is not None else []).append,
+        checkpoints=Checkpoints(folder),
+        save_every=save_every,
+        stop=stop,
+        watchers=Watchers(step=on_step, epoch=(rows if rows is not None else []).append),
     )
 
 
@@ -89,6 +94,59 @@ def test_goes_on_bit_for_bit(data, tmp_path, kill_at, optimizer, precision):
     assert [row[0] for row in told] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("save_every", [1, 2])
+def test_goes_on_in_the_middle_of_an_epoch(data, tmp_path, save_every):
+    config = TrainConfig(epochs=2, batch_size=50, device="cpu", ema=0.9, mixup=0.5, accumulate=2)
+    straight_rows, rows = [], []
+    straight = train(data, tmp_path / "straight", config, rows=straight_rows)
+    with pytest.raises(Killed):
+        train(data, tmp_path / "killed", config, kill_at=(1, 2), save_every=save_every, rows=rows)
+    (newest, _) = sorted((tmp_path / "killed").iterdir(), reverse=True)
+    assert newest.name == "step-000000006", "four steps an epoch, and killed before the third was saved"
+    resumed = train(data, tmp_path / "killed", config, rows=rows)
+    assert same(straight.model, resumed.model)
+    assert same(straight.ema, resumed.ema)
+    for name in ("train_loss", "train_accuracy", "val_loss", "val_top5"):
+        assert [row[name] for row in rows] == [row[name] for row in straight_rows]
+
+
+def test_a_wish_to_stop_is_granted_at_the_step_s_end(data, tmp_path):
+    stop, rows = Stop(), []
+    straight = train(data, tmp_path / "straight", rows=[])
+
+    def ask(self, *_):
+        stop.reason = "SIGTERM"
+
+    original, Stop.agreed = Stop.agreed, lambda self, accelerator, step: (ask(self), True)[1]
+    try:
+        with pytest.raises(Preempted, match="stopped by SIGTERM after 0 of 3 epochs and 1 steps") as told:
+            train(data, tmp_path / "stopped", stop=stop, rows=rows)
+    finally:
+        Stop.agreed = original
+    assert told.value.exit_code == 75
+    assert same(straight.model, train(data, tmp_path / "stopped").model)
+
+
+def test_parts_of_a_batch_give_its_gradient(data, tmp_path):
+    """Without batch norm, which sees a part at a time."""
+    first, parts = (
+        train(
+            data,
+            tmp_path / str(count),
+            replace(CONFIG, epochs=1, batch_size=40, accumulate=count),
+            model=model(),
+        )
+        for count in (1, 4)
+    )
+    for ours, theirs in zip(first.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+
+
 def test_bf16_is_another_arithmetic_that_learns_the_same(data, tmp_path):
     rows, low_rows = [], []
     plain = train(data, tmp_path / "a", rows=rows)
@@ -113,11 +171,12 @@ def test_killed_after_the_last_epoch_only_evaluates(data, tmp_path):
 def test_a_damaged_state_starts_over_to_the_same_end(data, tmp_path, caplog):
     straight = train(data, tmp_path / "a")
     with pytest.raises(Killed):
-        train(data, tmp_path / "b", kill_at=(2, 0))
-    state = tmp_path / "b" / "state.pt"
+        train(data, tmp_path / "b", kill_at=(1, 0))
+    (only,) = (tmp_path / "b").iterdir()
+    state = only / "training.pt"
     state.write_bytes(state.read_bytes()[:1000])
     assert same(straight.model, train(data, tmp_path / "b").model)
-    assert "starts again" in caplog.text
+    assert "going back" in caplog.text
 
 
 def test_the_seed_decides(data, tmp_path):
@@ -234,7 +293,7 @@ def test_a_loss_that_is_not_finite_names_the_module(data, tmp_path, where):
     assert "'layer2.0.conv1' (Conv2d); its own weight" in message or "'layer2.0.bn1' (BatchNorm2d)" in message
     assert "--lr" in message
     assert ("epoch 1, step 1 of 3" in message) == (where == "training")
-    assert not (tmp_path / "state.pt").exists(), "a broken model is not kept as a state to go on from"
+    assert not list(tmp_path.iterdir()), "a broken model is not kept as a state to go on from"
 
 
 def test_a_validation_loss_is_explained_with_the_batch_that_gave_it(data, tmp_path):

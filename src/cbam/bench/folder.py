@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cbam.bench.cells import Result
-from cbam.compare.environment import with_session
-from cbam.compare.folder import RunFolder
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
+from cbam.runs.environment import with_session
+from cbam.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def csv_rows(results: Sequence[Result], environment: dict[str, Any]) -> Iterator
 
     Args:
         results: Of a run.
-        environment: As `cbam.compare.environment.describe_environment` makes it.
+        environment: As `cbam.runs.environment.describe_environment` makes it.
     """
     packages = environment.get("packages", {})
     for result in results:

@@ -6,21 +6,23 @@ import logging
 import os
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cbam.compare.config import CompareConfig, file_arguments
+from cbam.compare.config import CompareConfig
+from cbam.runs.options import with_file
+from cbam.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from cbam.compare.progress import PlainProgress
     from cbam.compare.run import Outcome
     from cbam.compare.statistics import PairedDifference
 
+Form = TypeVar("Form", bound=CompareConfig)
 DESCRIPTION = """Train the same network plain, with SE, with CBAM, and plain but as large as with CBAM, several times.
 Ends with a table, a verdict and a report page. Stopped at any time, the same command goes on.
 
@@ -30,17 +32,29 @@ Example: cbam compare --data fashion-mnist --model resnet20 --seeds 3 --epochs 1
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the `arguments` after it; return the exit code."""
     config = parse(arguments)
+    outcome = run_grid(config, ["cbam", "compare", *arguments])
+    if outcome:
+        show(outcome, config, Console(highlight=False))
+    return 0
+
+
+def run_grid(config: CompareConfig, command: list[str]) -> Outcome | None:
+    """Train, measure and report what `config` asks for; None on processes that only help to train.
+
+    Args:
+        config: What to do.
+        command: What was typed, for the report, and for the advice after an interruption.
+    """
     # Heavy imports after the options are known to be right: a typing error is answered at once.
     from cbam.compare.progress import make_progress
     from cbam.compare.run import execute, prepare
 
-    command = ["cbam", "compare", *arguments]
     # Of several processes (torchrun, accelerate launch) only the first one talks.
     progress = make_progress(Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0"))
     _log_to(progress)
     try:
         with progress:
-            outcome = execute(prepare(config, command, progress), progress)
+            return execute(prepare(config, command, progress), progress)
     except KeyboardInterrupt as stop:
         if not config.folder.is_dir():
             raise
@@ -48,9 +62,6 @@ def main(arguments: Sequence[str]) -> int:
             f"stopped. Finished models and epochs are kept in {config.folder}. To go on, type the same again:\n"
             f"  {shlex.join(command)}"
         ) from None
-    if outcome:
-        show(outcome, config, Console(highlight=False))
-    return 0
 
 
 def parse(arguments: Sequence[str]) -> CompareConfig:
@@ -62,25 +73,27 @@ def parse(arguments: Sequence[str]) -> CompareConfig:
     >>> parse(["--data", "digits", "--epochs", "2"]).train.epochs
     2
     """
-    arguments = list(arguments)
-    for position, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name == "--config" and (equals or position + 1 < len(arguments)):
-            file = Path(value if equals else arguments[position + 1])
-            arguments = [*file_arguments(file), *arguments]
-            break
-    flat = tyro.conf.OmitArgPrefixes
-    return tyro.cli(
-        Annotated[CompareConfig, flat], prog="cbam compare", description=DESCRIPTION, args=arguments
-    )
+    return parse_as(CompareConfig, arguments, "cbam compare", DESCRIPTION)
+
+
+def parse_as(form: type[Form], arguments: Sequence[str], program: str, description: str) -> Form:
+    """Read `arguments` as the fields of `form`, a `CompareConfig` or one with more options."""
+    arguments = with_file(arguments, (form, TrainConfig))
+    flat: Any = Annotated[form, tyro.conf.OmitArgPrefixes]
+    config: Form = tyro.cli(flat, prog=program, description=description, args=arguments)
+    return config
 
 
 def show(outcome: Outcome, config: CompareConfig, console: Console) -> None:
     """Print the table, the verdict and where the report is."""
-    from cbam.compare.statistics import label, verdict
+    from cbam.compare.progress import counted
+    from cbam.compare.statistics import verdict
+    from cbam.compare.variants import label
 
     summary = outcome.summary
-    title = f"{config.model} on {outcome.data}, validation accuracy after {config.train.epochs} epochs"
+    title = (
+        f"{config.model} on {outcome.data}, validation accuracy after {counted(config.train.epochs, 'epoch')}"
+    )
     table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", padding=(0, 1, 0, 0))
     table.add_column("variant", no_wrap=True)
     for heading in ("accuracy", f"vs {label(summary.baseline)}", "parameters", "MACs", "ms, batch 32"):
@@ -119,9 +132,12 @@ def _difference(difference: PairedDifference | None) -> str:
 
     if difference is None or difference.mean is None:
         return ""
-    if difference.low is None or difference.high is None:
+    if difference.unbounded:
+        return f"{points(difference.mean)}\n[no bounds]"
+    if difference.interval is None:
         return points(difference.mean)
-    return f"{points(difference.mean)}\n[{points(difference.low)}, {points(difference.high)}]"
+    low, high = map(points, difference.interval)
+    return f"{points(difference.mean)}\n[{low}, {high}]"
 
 
 def _log_to(progress: PlainProgress) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import cbam
-from cbam.compare.environment import describe_environment
+from cbam.runs.environment import describe_environment
 from cbam.errors import CBAMError
 from cbam.nn import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation, after_norm
 from cbam.nn.base import AttentionModule

@@ -19,10 +19,14 @@ from cbam.errors import CBAMError, MissingExtra, nearest
 # Verb -> what it does. The file of that name holds main(arguments) and is imported only when it is needed.
 VERBS = {
     "compare": "train plain, SE, CBAM and a control on your images; report whether attention helps",
+    "ablate": "repeat the paper's ablations on your images, with seeds and spread",
+    "train": "train one network with attention, on a laptop or many GPUs; stopped, it goes on",
+    "evaluate": "top-1 and top-5 of a trained network, every image counted once",
     "plan": "show where attention would go in a model; change nothing",
     "cost": "count parameters, multiply-adds and memory of a model",
     "bench": "time the attention beside its rivals and beside a copy of the map",
     "convert": "turn a checkpoint of one CBAM into that of another: authors, timm, pytorchcv, ...",
+    "shards": "write a folder of images as tar shards, for clusters and object stores",
     "doctor": "tell what this machine has, and for what the fused operator runs",
 }
 TERMINATED = 128 + signal.SIGTERM

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from cbam.compare.grid import parse_variants
-from cbam.errors import CBAMError, nearest
+from cbam.attach.select import split_sites
+from cbam.compare.variants import matched_by_control, parse_variants
+from cbam.errors import CBAMError
 from cbam.train.config import TrainConfig
 
 
@@ -30,13 +29,14 @@ class CompareConfig:
     model: str = "resnet20"
     """resnet20 ... resnet110 for small images, paper_resnet18 ..., or torchvision's and timm's names, e.g. resnet18."""
     attention: str = "none,se,cbam,control"
-    """Variants, with commas: none, se, cbam, cbam:official, cbam:timm, channel, spatial, and control, which is plain,
-    but widened until it has as many parameters as cbam."""
-    sites: str = "auto"
-    """Where attention goes: auto is the end of every residual branch; or module paths and patterns, with commas, as
-    `cbam plan` takes them, e.g. features.4,features.9 for a VGG."""
+    """Variants, with commas: none, se, cbam, channel, spatial, and control, which is plain, but widened until it has as
+    many parameters as cbam. Words behind a colon change one: cbam:official, cbam:timm; cbam:fresh has random gates
+    where --pretrained and --weights would start at identity; cbam:k3, cbam:r8, channel:avg, cbam:parallel, ..."""
+    sites: tuple[str, ...] = ("auto",)
+    """Where attention goes, as `cbam plan` takes it: auto is the end of every residual branch, or of every stage where
+    there is none; or module paths and patterns with spaces or commas, e.g. features.4 features.9 for a VGG."""
     seeds: int = 3
-    """How many times to train each variant: seeds 0 to N-1. More can be added to a finished run."""
+    """How many times to train each variant: seeds 0 to N-1. A finished run can get more of them, and more variants."""
     output: Path | None = None
     """The run's folder; the same command again goes on in it. None: runs/DATA-MODEL."""
     config: Path | None = None
@@ -49,6 +49,11 @@ class CompareConfig:
     """Width of the channel gate's hidden layer: channels / ratio."""
     image_size: int | None = None
     """Height and width of the images. None: the set's own, 224 for folders."""
+    mean: str | None = None
+    """Mean of the channels on the 0..1 scale that the weights expect, with commas, or one number for all; e.g. 0.5 for
+    timm's tf_ models. None: the set's own, ImageNet's for folders."""
+    std: str | None = None
+    """Standard deviation of the channels, likewise."""
     limit_train: int | None = None
     """Use so many training images only, as many of each class."""
     limit_val: int | None = None
@@ -61,7 +66,7 @@ class CompareConfig:
     """The recipe."""
 
     def __post_init__(self) -> None:
-        parse_variants(self.attention)
+        self._check_attention()
         for name, given, valid, expected in (
             ("seeds", self.seeds, self.seeds >= 1, "at least 1"),
             ("reduction-ratio", self.reduction_ratio, self.reduction_ratio >= 1, "at least 1"),
@@ -76,8 +81,13 @@ class CompareConfig:
         ):
             if not valid:
                 raise CBAMError(f"--{name} must be {expected}, given {given}")
+        numbers("mean", self.mean)
+        numbers("std", self.std)
         if self.pretrained and self.weights:
             raise CBAMError("--pretrained and --weights both say where to start: give one of them")
+
+    def _check_attention(self) -> None:
+        parse_variants(self.attention)
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -99,8 +109,26 @@ class CompareConfig:
         )
 
 
-# These change where or how fast a run is computed, not what comes out.
-NOT_COMPARED = ("output", "workers", "seeds")
+def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Read the value of `--mean` or `--std`: one number for all three channels, or one for each.
+
+    Raises:
+        CBAMError: it is neither.
+
+    >>> numbers("mean", "0.5"), numbers("std", "0.1, 0.2, 0.3"), numbers("std", None)
+    ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3), None)
+    """
+    if text is None:
+        return None
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise CBAMError(f"--{option} takes numbers with commas, e.g. 0.5,0.5,0.5; given {text!r}") from None
+    return found * 3 if len(found) == 1 else found
+
+
+# These change where or how fast a run is computed, or how much of it, not what comes out of one cell.
+NOT_COMPARED = ("output", "workers", "seeds", "attention")
 
 
 def resolved(config: CompareConfig) -> dict[str, Any]:
@@ -114,11 +142,20 @@ def resolved(config: CompareConfig) -> dict[str, Any]:
     settings |= dataclasses.asdict(config.train)
     settings["lr"] = config.train.peak_lr(fine_tuning=config.fine_tuning)
     settings["attention"] = ",".join(config.variants)
+    settings["sites"] = ",".join(split_sites(config.sites))
     if Path(config.data).expanduser().is_dir():
         settings["data"] = Path(config.data).expanduser().resolve()
     settings["output"] = config.folder
     settings["weights"] = config.weights.resolve() if config.weights else None
     return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+
+
+_DEFAULTS = {
+    item.name: item.default
+    for part in (CompareConfig, TrainConfig)
+    for item in dataclasses.fields(part)
+    if item.default is not dataclasses.MISSING and item.name != "sites"
+} | {"sites": "auto"}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -127,49 +164,26 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     >>> differences({"epochs": 10, "workers": 0}, {"epochs": 20, "workers": 4})
     ['epochs: 10 there, 20 now']
     """
+    # A run of an older version does not name an option that was added since: it ran with what is the default now.
+    before = {name: _DEFAULTS[name] for name in now if name in _DEFAULTS} | before
     names = [name for name in dict.fromkeys([*before, *now]) if name not in NOT_COMPARED]
-    return [
+    found = [
         f"{name}: {before.get(name)} there, {now.get(name)} now"
         for name in names
         if before.get(name) != now.get(name)
     ]
+    there, here = (str(settings.get("attention", "")).split(",") for settings in (before, now))
+    if "control" in there and (
+        matched_by_control(there) != (matched := matched_by_control(list(dict.fromkeys([*there, *here]))))
+    ):
+        found.append(f"control: as large as {matched_by_control(there)} there, as {matched} now")
+    return found
 
 
-def file_arguments(file: Path) -> list[str]:
-    """Turn a YAML file into command-line arguments, so that its values are checked and explained like those.
+def merged(before: str, now: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the variants of a run in a folder, and behind them those that are asked for in addition.
 
-    Args:
-        file: One `name: value` per line; underscores and hyphens are the same; `null` means the default.
-
-    Raises:
-        CBAMError: There is no such file, it is not YAML of that form, or it names an option that does not exist.
+    >>> merged("none,cbam", ("none", "se"))
+    ('none', 'cbam', 'se')
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CBAMError(f"--config {file}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CBAMError(f"--config {file} is not YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise CBAMError(f"--config {file} should hold one `name: value` per line, for example `epochs: 10`")
-    switches = {"pretrained"}
-    fields = [item for part in (CompareConfig, TrainConfig) for item in dataclasses.fields(part)]
-    valid = {item.name for item in fields} - {"train", "config"}
-    arguments = []
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
-        if name not in valid:
-            close = nearest(name, sorted(valid), count=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise CBAMError(f"--config {file}: there is no option {key!r}.{hint}")
-        option = name.replace("_", "-")
-        if value is None:
-            continue
-        if name in switches and isinstance(value, bool):
-            arguments.append(f"--{option}" if value else f"--no-{option}")
-        elif isinstance(value, list):
-            arguments.append(f"--{option}={','.join(map(str, value))}")
-        else:
-            # YAML reads a bare `no` as False: `precision: no` is what people write.
-            arguments.append(f"--{option}={'no' if value is False else value}")
-    return arguments
+    return tuple(dict.fromkeys([*before.split(","), *now])) if before else now

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,8 +31,11 @@ LOOKS: dict[str, tuple[str, str, str, Any]] = {
     "cbam:timm": ("#007a82", "#48c6ce", "P", "-"),
     "channel": ("#1b7a48", "#62d092", "<", "-"),
     "spatial": ("#b12c73", "#f487ba", ">", "-"),
+    "cbam:fresh": ("#0d7d6c", "#4fd0b8", "p", (0, (3, 1.2, 1, 1.2))),
 }
 OTHER_LOOK = ("#444444", "#c8c8c8", "X", ":")
+_BORROWED = [name for name in LOOKS if name not in ("none", "control")]
+_MARKERS = "XhdH*8"
 
 # Colours that no figure uses otherwise; they become CSS variables in the page.
 INK, MUTED, GRID = "#0a0b01", "#0a0b02", "#0a0b03"
@@ -50,17 +54,27 @@ class Look:
 def css_name(variant: str) -> str:
     """Return the CSS variable of a variant's colour.
 
-    >>> css_name("cbam:official")
-    '--v-cbam-official'
+    >>> css_name("cbam:official"), css_name("not a variant")
+    ('--v-cbam-official', '--v-other')
     """
-    known = variant if variant in LOOKS else "other"
-    return f"--v-{known.replace(':', '-')}"
+    return f"--v-{_stand_in(variant).replace(':', '-')}"
+
+
+def _stand_in(variant: str) -> str:
+    """Return the variant whose colour is drawn: its own, or for one of the many composed names a borrowed one."""
+    if variant in LOOKS:
+        return variant
+    # By the name, not by the place in a run: the same network has one colour on every page.
+    return _BORROWED[zlib.crc32(variant.encode()) % len(_BORROWED)] if ":" in variant else "other"
 
 
 def look(variant: str) -> Look:
     """Return the marker, line and placeholder colour of a variant."""
-    _, _, marker, line = LOOKS.get(variant, OTHER_LOOK)
-    position = list(LOOKS).index(variant) if variant in LOOKS else len(LOOKS)
+    stand_in = _stand_in(variant)
+    _, _, marker, line = LOOKS.get(stand_in, OTHER_LOOK)
+    if stand_in not in (variant, "other"):
+        marker, line = _MARKERS[zlib.crc32(variant.encode()) // 64 % len(_MARKERS)], ":"
+    position = list(LOOKS).index(stand_in) if stand_in in LOOKS else len(LOOKS)
     return Look(f"#0a0c{position:02x}", marker, line)
 
 

@@ -11,16 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cbam.compare.drawing import GRID, INK, MUTED, WIDTH, canvas, inline_svg, look, shortened, spread_labels
-from cbam.compare.statistics import PairedDifference, Summary, label, points
+from cbam.compare.statistics import PairedDifference, Summary, points
 from cbam.compare.tables import ClassChange
+from cbam.compare.variants import label
 
 _ROW = 27.0
+_LINE = 14.3
 
 
 def seeds_figure(summary: Summary) -> Markup:
     """Draw every seed's accuracy, one row per variant; a thin line joins the runs of the same seed."""
     rows = [row for row in summary.variants if row.seeds]
-    with canvas(_ROW * len(rows) + 46, left=108, right=12) as axes:
+    names = [label(row.variant) for row in rows]
+    with canvas(_ROW * len(rows) + 46, left=_room(names, 108), right=12) as axes:
         for seed in sorted({seed for row in rows for seed in row.seeds}):
             path = [
                 (100 * row.accuracies[row.seeds.index(seed)], y)
@@ -34,7 +37,7 @@ def seeds_figure(summary: Summary) -> Markup:
             axes.plot(scores, [y] * len(scores), style.marker, color=style.colour, markersize=6, alpha=0.8)
             if len(scores) > 1:
                 axes.plot([100 * (row.mean or 0)] * 2, [y - 0.32, y + 0.32], color=INK, linewidth=2)
-        _rows(axes, [label(row.variant) for row in rows])
+        _rows(axes, names)
         axes.set_xlabel("validation accuracy (%)")
         axes.margins(x=0.06)
         told = "; ".join(
@@ -50,7 +53,8 @@ def differences_figure(summary: Summary) -> Markup | None:
     drawn = [(row, other, gap) for row, other, gap in rows if gap is not None and gap.mean is not None]
     if not drawn:
         return None
-    with canvas(_ROW * len(drawn) + 46, left=138, right=12) as axes:
+    names = [f"{shortened(label(row.variant), 34)} − {label(other)}" for row, other, _ in drawn]
+    with canvas(_ROW * len(drawn) + 46, left=_room(names, 138), right=12) as axes:
         axes.axvline(0, color=INK, linewidth=1)
         for y, (row, other, gap) in enumerate(drawn):
             style = look(row.variant)
@@ -59,13 +63,12 @@ def differences_figure(summary: Summary) -> Markup | None:
                 100 * (a - theirs[s]) for s, a in zip(row.seeds, row.accuracies, strict=True) if s in theirs
             ]
             axes.plot(single, [y + 0.2] * len(single), "|", color=style.colour, markersize=7, alpha=0.9)
-            if gap.low is not None and gap.high is not None:
-                axes.plot(
-                    [100 * gap.low, 100 * gap.high], [y, y], color=style.colour, linewidth=2.4, alpha=0.75
-                )
+            if gap.interval is not None:
+                ends = [100 * end for end in gap.interval]
+                axes.plot(ends, [y, y], color=style.colour, linewidth=2.4, alpha=0.75)
             axes.plot([100 * (gap.mean or 0)], [y], style.marker, color=style.colour, markersize=7)
-        _rows(axes, [f"{shortened(label(row.variant), 13)} − {label(other)}" for row, other, _ in drawn])
-        axes.set_xlabel("difference in accuracy (points)")
+        _rows(axes, names)
+        axes.set_xlabel("difference in accuracy (points)", loc="right")
         axes.margins(x=0.06)
         told = "; ".join(
             f"{label(row.variant)} minus {label(other)} {_told(gap)}" for row, other, gap in drawn
@@ -75,9 +78,13 @@ def differences_figure(summary: Summary) -> Markup | None:
 
 def _told(gap: PairedDifference) -> str:
     text = points(gap.mean or 0)
-    return (
-        text if gap.low is None or gap.high is None else f"{text} ({points(gap.low)} to {points(gap.high)})"
-    )
+    return text if gap.interval is None else "{} ({} to {})".format(text, *map(points, gap.interval))
+
+
+def _room(names: Sequence[str], least: float, *, bold: bool = False) -> float:
+    """Return the margin that the longest of the names needs."""
+    longest = max(map(len, names), default=0)
+    return min(max(least, 22 + 7.1 * longest if bold else 10 + 6.2 * longest), 0.66 * WIDTH)
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:
@@ -100,7 +107,9 @@ def curve_figure(
     curves = {variant: found for variant, found in curves.items() if found}
     if not curves:
         return None
-    with canvas(240, left=40, right=104) as axes:
+    names = [label(variant) for variant in curves]
+    height = max(240.0, 60 + _LINE * len(names))
+    with canvas(height, left=40, right=_room(names, 104, bold=True)) as axes:
         ends = {}
         for variant, seeds in curves.items():
             style = look(variant)
@@ -117,9 +126,9 @@ def curve_figure(
             axes.plot(common[-1:], mean[-1:], style.marker, color=style.colour, markersize=5.5)
             ends[variant] = (common[-1], mean[-1])
         _limits(axes, curves)
-        _end_labels(axes, ends)
+        _end_labels(axes, ends, _LINE / (height - 42))
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         told = "; ".join(f"{label(variant)} {value:.4g}" for variant, (_, value) in ends.items())
         return inline_svg(
@@ -155,24 +164,32 @@ def _limits(axes: Axes, curves: dict[str, list[dict[int, float]]]) -> None:
     low, high = (min(late), max(late)) if late else axes.get_ylim()
     margin = 0.06 * (high - low) or 0.5
     axes.set_ylim(low - margin, high + margin)
-    axes.set_xlim(1 - 0.02 * last, last + 0.02 * last)
+    margin = 0.02 * last if last > 1 else 0.5  # a single epoch stands in the middle
+    axes.set_xlim(1 - margin, last + margin)
 
 
-def _end_labels(axes: Axes, ends: dict[str, tuple[int, float]]) -> None:
+def _end_labels(axes: Axes, ends: dict[str, tuple[int, float]], gap: float) -> None:
     low, high = axes.get_ylim()
     heights = [(value - low) / (high - low) for _, value in ends.values()]
-    places = spread_labels(heights, gap=0.072, low=0.0, high=1.0)
+    places = spread_labels(heights, gap=gap, low=0.0, high=1.0)
     for (variant, (_, value)), height in zip(ends.items(), places, strict=True):
         axes.annotate(
             label(variant),
             xy=(1.0, (value - low) / (high - low)),
-            xytext=(1.045, height),
+            xytext=(1 + 11 / axes.bbox.width, height),
             xycoords="axes fraction",
             textcoords="axes fraction",
             color=look(variant).colour,
             va="center",
             fontweight="bold",
-            arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 1, "shrinkA": 0, "shrinkB": 2},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": GRID,
+                "linewidth": 1,
+                "shrinkA": 0,
+                "shrinkB": 2,
+                "relpos": (0, 0.5),
+            },
         )
 
 

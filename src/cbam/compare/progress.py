@@ -54,7 +54,7 @@ class PlainProgress:
         self._ahead = float((len(grid) - len(done)) * epochs)
         self._started = time.monotonic()
         kept = f", {len(done)} of them done before" if done else ""
-        self.line(f"{len(grid)} models to train for {epochs} epochs each{kept}")
+        self.line(f"{counted(len(grid), 'model')} to train for {counted(epochs, 'epoch')} each{kept}")
 
     def start_cell(self, cell: Cell, number: int) -> None:
         """The training of `cell` starts; it is number `number` (from 1) of the grid."""
@@ -183,6 +183,15 @@ def epoch_text(row: dict[str, Any], epochs: int) -> str:
         f"lr {row['lr']:.2g}  {row['images_per_s']:.0f} images/s  "
         f"waiting for data {100 * row['data_wait_s'] / max(row['seconds'], 1e-9):.0f} %  {duration(row['seconds'])}"
     )
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number with the thing that it counts.
+
+    >>> counted(1, "epoch"), counted(1200, "model")
+    ('1 epoch', '1,200 models')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

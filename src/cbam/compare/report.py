@@ -17,8 +17,9 @@ from PIL import Image
 from cbam.compare.drawing import LOOKS, OTHER_LOOK, css_name
 from cbam.compare.figures import classes_figure, curve_figure, differences_figure, seeds_figure
 from cbam.compare.reading import Run, read_run
-from cbam.compare.statistics import Summary, findings, label, p_text, points, summarise
+from cbam.compare.statistics import Summary, findings, p_text, points, summarise
 from cbam.compare.tables import class_changes, cost_table, costed, extremes, sampling_error
+from cbam.compare.variants import label
 from cbam.explain.overlay import colour_stops
 from cbam.files import write_atomically
 
@@ -184,7 +185,7 @@ def _embedded(folder: Path, name: str | None) -> Mapping[str, Any] | None:
 def _tests(summary: Summary) -> int:
     """Count the intervals on the page."""
     gaps = [gap for row in summary.variants for gap in (row.to_baseline, row.to_control)]
-    return sum(gap is not None and gap.low is not None for gap in gaps)
+    return sum(gap is not None and gap.interval is not None for gap in gaps)
 
 
 def _sampling(run: Run, summary: Summary) -> float | None:

@@ -16,8 +16,7 @@ from accelerate import Accelerator
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from cbam.compare.config import CompareConfig, resolved
-from cbam.compare.environment import describe_environment, now, with_session
+from cbam.compare.config import CompareConfig, merged, numbers, resolved
 from cbam.compare.folder import RunFolder
 from cbam.compare.grid import Cell, build_cell, cells, count_parameters
 from cbam.compare.measure import (
@@ -33,8 +32,10 @@ from cbam.compare.statistics import Summary, summarise, write_summary_csv
 from cbam.data import ImageData, load_data
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
+from cbam.runs.environment import describe_environment, now, with_session
+from cbam.train.checkpoints import Checkpoints
 from cbam.train.device import make_accelerator
-from cbam.train.loop import Trained, train_cell
+from cbam.train.loop import Trained, Watchers, train_model
 from cbam.train.nonfinite import NonFiniteLoss
 
 
@@ -73,15 +74,21 @@ def prepare(config: CompareConfig, command: list[str], progress: PlainProgress) 
         CBAMError: Something that was asked for does not exist or does not fit; the message says what to type.
     """
     folder = RunFolder(config.folder)
-    seeds = folder.check_config(resolved(config))
-    if seeds > config.seeds:
+    before = folder.check_config(resolved(config))
+    if (seeds := before.get("seeds", 0)) > config.seeds:
         progress.notice(f"{folder.path} holds a run of {seeds} seeds; it goes on with all of them")
         config = dataclasses.replace(config, seeds=seeds)
+    variants = merged(before.get("attention", ""), config.variants)
+    if set(variants) > set(config.variants):
+        progress.notice(f"{folder.path} holds a run of {', '.join(variants)}; it goes on with all of them")
+    config = dataclasses.replace(config, attention=",".join(variants))
     settings = resolved(config)
     accelerator = make_accelerator(config.train)
     data = load_data(
         config.data,
         image_size=config.image_size,
+        mean=numbers("mean", config.mean),
+        std=numbers("std", config.std),
         limit_train=config.limit_train,
         limit_val=config.limit_val,
         val_fraction=config.val_fraction,
@@ -181,18 +188,19 @@ def _train(job: Job, cell: Cell, progress: PlainProgress) -> None:
         progress.epoch(row)
 
     model = build_cell(cell, job.config, job.data)
+    checkpoints = Checkpoints(path / "checkpoints")
     try:
-        trained = train_cell(
+        trained = train_model(
             model,
             job.data,
             job.config.train,
             seed=cell.seed,
-            state_file=path / "state.pt",
+            checkpoints=checkpoints,
             fine_tuning=job.config.fine_tuning,
             accelerator=job.accelerator,
-            on_step=progress.step,
-            on_epoch=on_epoch,
-            on_resume=progress.resume_cell,
+            watchers=Watchers(
+                step=progress.step, epoch=on_epoch, resume=lambda epochs, steps: progress.resume_cell(epochs)
+            ),
         )
     except NonFiniteLoss as error:
         raise NonFiniteLoss(f"cell {cell.name}: {error}") from None
@@ -202,7 +210,7 @@ def _train(job: Job, cell: Cell, progress: PlainProgress) -> None:
         if trained.ema is not None:
             _write_weights(path / "model_ema.safetensors", trained.ema, job, cell)
         job.folder.write_json(f"cells/{cell.name}/result.json", result)
-        (path / "state.pt").unlink(missing_ok=True)
+        checkpoints.clear()
     progress.end_cell(result)
 
 

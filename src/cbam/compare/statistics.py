@@ -12,28 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cbam.compare.variants import label
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
-
-LABELS = {
-    "none": "plain",
-    "se": "SE",
-    "cbam": "CBAM",
-    "cbam:official": "CBAM (official)",
-    "cbam:timm": "CBAM (timm)",
-    "channel": "channel only",
-    "spatial": "spatial only",
-    "control": "control",
-}
-
-
-def label(variant: str) -> str:
-    """Return the name of a variant as a reader sees it; an unknown name is shown as it is.
-
-    >>> label("none"), label("cbam:official")
-    ('plain', 'CBAM (official)')
-    """
-    return LABELS.get(variant, variant)
 
 
 @dataclass(frozen=True)
@@ -51,6 +32,22 @@ class PairedDifference:
     n: int
     p_value: float | None
     no_spread: bool = False
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The t interval as far as accuracies can differ, from -1 to 1; None where there is none or it is all of that.
+
+        >>> PairedDifference(0.1, -1.3, 0.4, 2, 0.3).interval, PairedDifference(0.1, -1.3, 1.2, 2, 0.3).interval
+        ((-1.0, 0.4), None)
+        """
+        if self.low is None or self.high is None or (self.low <= -1 and self.high >= 1):
+            return None
+        return max(self.low, -1.0), min(self.high, 1.0)
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether the t interval holds every difference that there can be, as with two seeds that disagree."""
+        return self.low is not None and self.interval is None
 
 
 def paired_difference(
@@ -290,7 +287,9 @@ def _evidence(difference: PairedDifference | None, against: str) -> str:
         return f"{size} in each of {difference.n} seeds: without spread there is no interval"
     if difference.low is None or difference.high is None or difference.p_value is None:
         return f"{points(difference.mean)} points"
-    interval = f"95 % interval {points(difference.low)} to {points(difference.high)}"
+    interval = "95 % interval without bounds"
+    if difference.interval is not None:
+        interval = "95 % interval {} to {}".format(*map(points, difference.interval))
     return f"{size}, {interval}, {p_text(difference.p_value)}, {difference.n} seeds"
 
 

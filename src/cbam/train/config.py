@@ -8,14 +8,14 @@ from typing import Literal
 from cbam.errors import CBAMError, unknown_name
 
 # Peak learning rates at batch 128: (from scratch, fine-tuning).
-PEAK_LR = {"sgd": (0.1, 0.01), "adamw": (1e-3, 1e-4)}
+PEAK_LR = {"sgd": (0.1, 0.01), "momentum": (0.1, 0.01), "adamw": (1e-3, 1e-4)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training recipe: SGD with Nesterov momentum 0.9, one short warm-up, then a cosine to zero, step by step.
 
-    Each field is an option of `cbam compare`; the text below it is the option's help.
+    Each field is an option of `cbam train` and `cbam compare`; the text below it is the option's help.
 
     >>> TrainConfig(epochs=2).peak_lr(fine_tuning=False)
     0.1
@@ -25,24 +25,44 @@ class TrainConfig:
     """Passes over the training images for every model."""
     batch_size: int = 128
     """Images per step, over all processes together."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """sgd is with Nesterov momentum 0.9."""
+    optimizer: Literal["sgd", "momentum", "adamw"] = "sgd"
+    """sgd is with Nesterov momentum 0.9; momentum is SGD with plain momentum 0.9, as in the paper's time."""
     lr: float | None = None
     """Peak learning rate. None: 0.1 from scratch, 0.01 with --pretrained or --weights (adamw: 1e-3, 1e-4)."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """cosine falls to zero; step divides the rate by 10 every --step-epochs."""
+    step_epochs: int = 30
+    """Epochs between two drops of the step schedule."""
+    warmup_epochs: float | None = None
+    """Epochs in which the rate rises. None: cosine 1, or a tenth of all epochs where that is less; step 0."""
     weight_decay: float = 5e-4
     """Weight decay, on all weights but biases and norms."""
+    decay_norms: bool = False
+    """Weight decay on biases and norms too, as in the authors' code."""
     gate_lr_scale: float = 1.0
     """Learning rate of the attention's own weights, times that of the others; fine-tuning may want 10."""
     gate_weight_decay: float | None = None
     """Weight decay of the attention's own weights. None: that of the others."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
+    mixup: float = 0.0
+    """Blend images in pairs, with shares from Beta(X, X); 0 is off, 0.2 is usual."""
+    cutmix: float = 0.0
+    """Paste a piece of another image, of an area from Beta(X, X); 0 is off, 1 is usual. With mixup: one of the two."""
     ema: float = 0.0
     """Decay of a moving average of the weights, e.g. 0.999, reported beside the plain accuracy; 0 is off."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Autocast: bf16 on most devices, fp16 (with gradient scaling) on GPUs only, no = float32."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; auto takes the accelerator if there is one."""
+    accumulate: int = 1
+    """Parts in which a process computes its share of a batch, to save memory; batch norm sees a part at a time."""
+    sync_bn: bool = False
+    """Batch norm over the images of all processes (on GPUs)."""
+    shard: bool = False
+    """Divide weights, gradients and optimizer over the processes (FSDP2) instead of copying them (DDP)."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
     workers: int = 0
     """Processes that load images; any number gives the same bits. Folders of photographs gain from a few."""
 
@@ -51,6 +71,21 @@ class TrainConfig:
             ("epochs", self.epochs, self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
             ("lr", self.lr, self.lr is None or 0 < self.lr < float("inf"), "above 0"),
+            ("step_epochs", self.step_epochs, self.step_epochs >= 1, "at least 1"),
+            (
+                "warmup_epochs",
+                self.warmup_epochs,
+                self.warmup_epochs is None or 0 <= self.warmup_epochs < self.epochs,
+                f"from 0 to below --epochs {self.epochs}",
+            ),
+            ("mixup", self.mixup, 0 <= self.mixup < float("inf"), "at least 0, e.g. 0.2"),
+            ("cutmix", self.cutmix, 0 <= self.cutmix < float("inf"), "at least 0, e.g. 1"),
+            (
+                "accumulate",
+                self.accumulate,
+                self.accumulate >= 1 and self.batch_size % self.accumulate == 0,
+                f"at least 1 and divide --batch-size {self.batch_size}",
+            ),
             ("weight_decay", self.weight_decay, 0 <= self.weight_decay < float("inf"), "at least 0"),
             ("gate_lr_scale", self.gate_lr_scale, 0 < self.gate_lr_scale < float("inf"), "above 0"),
             (
@@ -65,8 +100,11 @@ class TrainConfig:
         ):
             if not valid:
                 raise CBAMError(f"--{name.replace('_', '-')} must be {expected}, given {given}.")
+        if self.shard and (self.ema or self.compile):
+            raise CBAMError("--shard goes with neither --ema nor --compile: leave one out")
         for name, choice, choices in (
             ("--optimizer", self.optimizer, tuple(PEAK_LR)),
+            ("--schedule", self.schedule, ("cosine", "step")),
             ("--precision", self.precision, ("no", "bf16", "fp16")),
             ("--device", self.device, ("auto", "cpu", "cuda", "mps")),
         ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator
 
 from cbam.errors import CBAMError
 from cbam.train.config import TrainConfig
@@ -31,14 +31,15 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         accelerator = Accelerator(
             cpu=config.device == "cpu",
             mixed_precision=config.precision,
-            # batch_size counts the images of all processes together; batch norm sees those of one process.
-            dataloader_config=DataLoaderConfiguration(split_batches=True),
+            dynamo_backend="inductor" if config.compile else None,
         )
     except ValueError as error:
         raise CBAMError(f"--device {config.device} --precision {config.precision}: {error}") from None
-    if config.batch_size % accelerator.num_processes:
+    # batch_size counts the images of all processes together; batch norm sees those of one part of one process.
+    if config.batch_size % (accelerator.num_processes * config.accumulate):
+        parts = f" in {config.accumulate} parts each" if config.accumulate > 1 else ""
         raise CBAMError(
-            f"--batch-size {config.batch_size} cannot be shared by {accelerator.num_processes} processes: "
-            "give a multiple of their number"
+            f"--batch-size {config.batch_size} cannot be shared by {accelerator.num_processes} processes{parts}: "
+            "give a multiple"
         )
     return accelerator

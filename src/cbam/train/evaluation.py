@@ -1,4 +1,4 @@
-"""How well a classifier does on the validation images."""
+"""How well a classifier does: exact counts over all images, on any number of processes."""
 
 from __future__ import annotations
 
@@ -23,19 +23,31 @@ class Evaluation:
     Attributes:
         loss: Mean cross-entropy, without label smoothing.
         confusion: (classes, classes) int64; rows are true classes, columns predicted ones.
+        top5: Number of images whose class is among the five with the highest logits (all, of five classes or fewer).
 
-    >>> scores = Evaluation(0.5, torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
-    >>> scores.accuracy, scores.per_class_accuracy
-    (0.875, [0.75, 1.0, None])
+    >>> scores = Evaluation(0.5, torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]), top5=8)
+    >>> scores.images, scores.accuracy, scores.top5_accuracy, scores.per_class_accuracy
+    (8, 0.875, 1.0, [0.75, 1.0, None])
     """
 
     loss: float
     confusion: Tensor
+    top5: int
+
+    @property
+    def images(self) -> int:
+        """Number of images, each counted once."""
+        return int(self.confusion.sum())
 
     @property
     def accuracy(self) -> float:
         """Share of all images that were recognised, 0..1."""
-        return int(self.confusion.trace()) / int(self.confusion.sum())
+        return int(self.confusion.trace()) / self.images
+
+    @property
+    def top5_accuracy(self) -> float:
+        """Share of all images whose class is among the five highest logits, 0..1."""
+        return self.top5 / self.images
 
     @property
     def per_class_accuracy(self) -> list[float | None]:
@@ -46,23 +58,44 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, images: DataLoader, accelerator: Accelerator) -> Evaluation:
-    """Run `model` in evaluation mode over all `images`, those of the other processes included, each once.
+    """Run `model` in evaluation mode over all images, those of the other processes included, each once.
 
     Args:
         model: (N, C, H, W) -> (N, classes); its training mode is given back.
-        images: A loader that `accelerator` prepared.
-        accelerator: Says how to cast, and gathers what the processes computed.
+        images: A loader over this process's share, of `make_loader`.
+        accelerator: Says where and how to compute, and adds up what the processes counted.
     """
     was_training = model.training
     model.eval()
-    logits, labels = [], []
+    losses, guesses, labels, among5 = [], [], [], []
+    classes = 0
     for batch, truth in images:
+        batch, truth = batch.to(accelerator.device), truth.to(accelerator.device)
         with accelerator.autocast():
-            output = model(batch)
-        output, truth = accelerator.gather_for_metrics((output.float(), truth))
-        logits.append(output.cpu())
-        labels.append(truth.cpu())
+            logits = model(batch).float()
+        classes = logits.shape[1]
+        losses.append(F.cross_entropy(logits, truth, reduction="none"))
+        guesses.append(logits.argmax(1))
+        labels.append(truth)
+        among5.append((logits.topk(min(5, classes)).indices == truth[:, None]).any(1).sum())
+    for _ in range(len(images) - len(losses)):
+        # A sharded model computes on all processes or on none: those without images help the others.
+        shape = images.dataset[0, 0][0].shape
+        with accelerator.autocast():
+            classes = model(torch.zeros(1, *shape, device=accelerator.device)).shape[1]
     model.train(was_training)
-    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
-    confusion = confusion_matrix(all_logits.argmax(1), all_labels, all_logits.shape[1])
-    return Evaluation(F.cross_entropy(all_logits, all_labels).item(), confusion)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    confusion = confusion_matrix(
+        torch.cat(guesses).cpu() if guesses else nothing,
+        torch.cat(labels).cpu() if labels else nothing,
+        classes,
+    )
+    loss = float(torch.cat(losses).cpu().double().sum()) if losses else 0.0
+    top5 = int(torch.stack(among5).sum()) if among5 else 0
+    if accelerator.num_processes > 1:
+        counts = torch.cat([confusion.flatten(), torch.tensor([top5])]).to(accelerator.device)
+        counts = accelerator.reduce(counts, "sum").cpu()
+        confusion, top5 = counts[:-1].view(classes, classes), int(counts[-1])
+        total = torch.tensor(loss, dtype=torch.float64, device=accelerator.device)
+        loss = float(accelerator.reduce(total, "sum"))
+    return Evaluation(loss / int(confusion.sum()), confusion, top5)

@@ -1,0 +1,140 @@
+"""`cbam evaluate`: how well a trained network does on validation images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from cbam.errors import CBAMError
+from cbam.files import write_atomically
+
+if TYPE_CHECKING:
+    from cbam.data import ImageData
+    from cbam.pretrained import Config
+    from cbam.train.evaluation import Evaluation
+
+DESCRIPTION = """Count how many validation images a network recognises: top-1, top-5, cross-entropy; every image once,
+on any number of processes (torchrun -m cbam evaluate ...).
+
+Example: cbam evaluate runs/train-digits-resnet20-cbam --data digits"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What to evaluate, and on which images."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """A run of `cbam train` (its best weights), a folder of cbam.save_pretrained, or user/name on the hub."""
+    data: str
+    """fashion-mnist, digits, a folder, ... as for `cbam train`; its validation images count."""
+    image_size: int | None = None
+    """Height and width of the images. None: those that the network was saved with."""
+    batch_size: int = 128
+    """Images at a time, over all processes together."""
+    val_fraction: float = 0.2
+    """Share of each class that validates where there is no validation folder."""
+    bad_images: Literal["fail", "skip"] = "fail"
+    """What to do with files that cannot be read."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    workers: int = 0
+    """Processes that load images."""
+    output: Path | None = None
+    """A JSON file for the scores, those of each class among them."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb with the `arguments` after it; return the exit code."""
+    config = tyro.cli(EvaluateConfig, prog="cbam evaluate", description=DESCRIPTION, args=list(arguments))
+    data, scores, main_process = run(config)
+    if main_process:
+        Console(highlight=False).print(
+            f"top-1 {scores.accuracy:.2%}, top-5 {scores.top5_accuracy:.2%}, cross-entropy {scores.loss:.4f} "
+            f"on {scores.images:,} images: {data.source}",
+            soft_wrap=True,
+        )
+        if config.output:
+            write_atomically(config.output, json.dumps(as_json(config, data, scores), indent=1) + "\n")
+    return 0
+
+
+def run(config: EvaluateConfig) -> tuple[ImageData, Evaluation, bool]:
+    """Return the images, the scores, and whether this is the process that talks.
+
+    Raises:
+        CBAMError: The network or the images do not exist, or do not belong together.
+    """
+    from cbam.data import load_data, make_loader
+    from cbam.pretrained import from_pretrained
+    from cbam.train.config import TrainConfig
+    from cbam.train.device import make_accelerator
+    from cbam.train.evaluation import evaluate
+
+    accelerator = make_accelerator(
+        TrainConfig(batch_size=config.batch_size, precision=config.precision, device=config.device)
+    )
+    best = Path(config.source) / "best"
+    model = from_pretrained(best if best.is_dir() else config.source)
+    saved: Any = model.cbam_config
+    size = saved.input_size
+    data = load_data(
+        config.data,
+        image_size=config.image_size or (size[-1] if size else None),
+        mean=saved.mean,
+        std=saved.std,
+        val_fraction=config.val_fraction,
+        bad_images=config.bad_images,
+    )
+    check_classes(saved, data)
+    loader = make_loader(
+        data.val,
+        batch_size=config.batch_size,
+        seed=0,
+        shuffle=False,
+        workers=config.workers,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    return data, evaluate(model.to(accelerator.device), loader, accelerator), accelerator.is_main_process
+
+
+def check_classes(saved: Config, data: ImageData) -> None:
+    """Refuse images of other classes than the network's.
+
+    Raises:
+        CBAMError: The classes differ in number or name.
+    """
+    names = saved.class_names
+    if names is None:
+        outputs = saved.backbone.num_classes if saved.backbone else len(data.classes)
+        if outputs != len(data.classes):
+            raise CBAMError(
+                f"the network has {outputs} outputs, the images have {len(data.classes)} classes."
+            )
+    elif tuple(names) != tuple(data.classes):
+        first = next((a, b) for a, b in zip((*names, None), (*data.classes, None), strict=False) if a != b)
+        raise CBAMError(
+            f"the network's {len(names)} classes are not the images' {len(data.classes)}: the first that differ are "
+            f"{first[0]!r} there and {first[1]!r} here."
+        )
+
+
+def as_json(config: EvaluateConfig, data: ImageData, scores: Evaluation) -> dict[str, Any]:
+    """Return the content of the output file."""
+    return {
+        "source": config.source,
+        "data": data.identity,
+        "images": scores.images,
+        "top1": scores.accuracy,
+        "top5": scores.top5_accuracy,
+        "cross_entropy": scores.loss,
+        "per_class": dict(zip(data.classes, scores.per_class_accuracy, strict=True)),
+    }

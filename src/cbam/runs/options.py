@@ -1,0 +1,79 @@
+"""Options from a YAML file, checked and explained like those of the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cbam.errors import CBAMError, nearest
+
+
+def with_file(arguments: Sequence[str], forms: Sequence[type]) -> list[str]:
+    """Return the arguments with those of the file behind `--config` in front, so that the command line wins.
+
+    Args:
+        arguments: What follows the verb.
+        forms: The dataclasses whose fields are the options.
+
+    Raises:
+        CBAMError: See `file_arguments`.
+    """
+    arguments = list(arguments)
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--config" and (equals or position + 1 < len(arguments)):
+            file = Path(value if equals else arguments[position + 1])
+            return [*file_arguments(file, forms), *arguments]
+    return arguments
+
+
+def file_arguments(file: Path, forms: Sequence[type]) -> list[str]:
+    """Turn a YAML file into command-line arguments.
+
+    Args:
+        file: One `name: value` per line; underscores and hyphens are the same; `null` means the default.
+        forms: The dataclasses whose fields are the options.
+
+    Raises:
+        CBAMError: There is no such file, it is not YAML of that form, or it names an option that does not exist.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CBAMError(f"--config {file}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CBAMError(f"--config {file} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise CBAMError(f"--config {file} should hold one `name: value` per line, for example `epochs: 10`")
+    fields = {item.name: item for form in forms for item in dataclasses.fields(form)}
+    valid = {name for name, item in fields.items() if name != "config" and not _is_part(item, forms)}
+    arguments = []
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in valid:
+            close = nearest(name, sorted(valid), count=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise CBAMError(f"--config {file}: there is no option {key!r}.{hint}")
+        arguments += _as_arguments(name.replace("_", "-"), value, fields[name])
+    return arguments
+
+
+def _is_part(item: dataclasses.Field[Any], forms: Sequence[type]) -> bool:
+    return str(item.type).rpartition(".")[2] in {form.__name__ for form in forms} or item.type in forms
+
+
+def _as_arguments(option: str, value: Any, item: dataclasses.Field[Any]) -> list[str]:
+    if value is None:
+        return []
+    if str(item.type) == "bool" or item.type is bool:
+        if isinstance(value, bool):
+            return [f"--{option}" if value else f"--no-{option}"]
+        return [f"--{option}={value}"]
+    if isinstance(value, list):
+        return [f"--{option}={','.join(map(str, value))}"]
+    # YAML reads a bare `no` as False: `precision: no` is what people write.
+    return [f"--{option}={'no' if value is False else value}"]

@@ -1,0 +1,49 @@
+"""The learning rate as a function of the number of steps, so that no schedule's state has to be saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.scheduler import CosineLRScheduler, StepLRScheduler
+
+from cbam.train.config import TrainConfig
+
+STEP_FACTOR = 0.1
+
+
+def make_schedule(
+    optimizer: Any, steps: int, config: TrainConfig, peak: float
+) -> CosineLRScheduler | StepLRScheduler:
+    """Return timm's schedule; `step_update(n)` sets the rates of step n of the whole training, from 0.
+
+    Args:
+        optimizer: Its groups begin at `peak`; a group's `lr_scale` multiplies its rate.
+        steps: Of an epoch.
+        config: `schedule`, `epochs`, `step_epochs` and `warmup_epochs` matter.
+        peak: The rate after the warm-up.
+
+    >>> from torch import nn, optim
+    >>> optimizer = optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    >>> schedule = make_schedule(optimizer, 10, TrainConfig(epochs=90, schedule="step"), 0.1)
+    >>> schedule.step_update(30 * 10); round(optimizer.param_groups[0]["lr"], 6)
+    0.01
+    """
+    if config.warmup_epochs is not None:
+        warmup = round(config.warmup_epochs * steps)
+    elif config.schedule == "step":
+        warmup = 0
+    else:  # the first epoch, or a tenth of all steps where that is less
+        warmup = min(steps, steps * config.epochs // 10)
+    # A first step with a rate of zero would be wasted.
+    shared: dict[str, Any] = {"warmup_t": warmup, "warmup_lr_init": peak / (warmup + 1), "t_in_epochs": False}
+    if config.schedule == "step":
+        return StepLRScheduler(
+            optimizer,
+            decay_t=config.step_epochs * steps,
+            decay_rate=STEP_FACTOR,
+            warmup_prefix=False,  # the warm-up is part of the first epochs: the drops stay where they are
+            **shared,
+        )
+    return CosineLRScheduler(
+        optimizer, t_initial=max(1, steps * config.epochs - warmup), warmup_prefix=True, **shared
+    )

@@ -1,0 +1,138 @@
+"""What `cbam train` is asked to do: the options, their help, their defaults, and the words they are kept in."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cbam.errors import CBAMError
+from cbam.train.config import TrainConfig
+
+TRACKERS = ("tensorboard", "wandb")
+# These change where or how fast a run is computed, not what comes out.
+NOT_COMPARED = ("output", "workers", "save_every", "keep", "track", "device", "accumulate", "compile")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRun:
+    """Everything that one training depends on.
+
+    Each field is an option of `cbam train`; the text below it is the option's help.
+
+    >>> run = TrainRun(data="digits", model="resnet20")
+    >>> str(run.folder)
+    'runs/train-digits-resnet20-cbam'
+    """
+
+    data: str
+    """fashion-mnist, digits, or a folder with train/ and val/ and in each a folder per class, or only the latter;
+    or tar shards or a set of Hugging Face's datasets, see docs/data.md."""
+    model: str = "resnet50"
+    """resnet20 ... resnet110 for small images, paper_resnet50 ..., or torchvision's and timm's names."""
+    attention: Literal["cbam", "se", "channel", "spatial", "none"] = "cbam"
+    """What to attach."""
+    preset: str = "official"
+    """Dialect of CBAM: paper (the equations), official (the authors' code, the paper's parameter counts), timm."""
+    sites: str = "auto"
+    """Where, with commas, as `cbam plan` takes it: auto is the end of every residual branch, conv behind every
+    convolution."""
+    reduction_ratio: int = 16
+    """Width of the channel gate's hidden layer: channels / ratio."""
+    kernel_size: int = 7
+    """Of the spatial gate's convolution."""
+    seed: int = 0
+    """Decides first weights, order, augmentation and dropout."""
+    output: Path | None = None
+    """The run's folder; the same command again goes on in it. None: runs/train-DATA-MODEL-ATTENTION."""
+    config: Path | None = None
+    """A YAML file with options, one `name: value` per line; options on the command line win."""
+    pretrained: bool = False
+    """Start from the weights that torchvision or timm publish for the model."""
+    weights: Path | None = None
+    """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
+    image_size: int | None = None
+    """Height and width of the images. None: the set's own, 224 for folders."""
+    limit_train: int | None = None
+    """Use so many training images only, as many of each class."""
+    limit_val: int | None = None
+    """Use so many validation images only, as many of each class."""
+    val_fraction: float = 0.2
+    """Share of each class that validates where there is no validation folder."""
+    bad_images: Literal["fail", "skip"] = "fail"
+    """What to do with files that cannot be read: stop before training, or leave them out and say so."""
+    save_every: int | None = None
+    """Steps between two saves; in any case after each epoch, and when told to stop."""
+    keep: int = 2
+    """Checkpoints that stay: the newest, and those to fall back to if it is damaged."""
+    track: str = ""
+    """tensorboard, wandb, or both with a comma, beside metrics.jsonl and metrics.csv."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The recipe."""
+
+    def __post_init__(self) -> None:
+        for name, given, valid, expected in (
+            ("reduction-ratio", self.reduction_ratio, self.reduction_ratio >= 1, "at least 1"),
+            ("save-every", self.save_every, self.save_every is None or self.save_every >= 1, "at least 1"),
+            ("keep", self.keep, self.keep >= 1, "at least 1"),
+            ("limit-train", self.limit_train, (self.limit_train or 1) >= 1, "at least 1"),
+            ("limit-val", self.limit_val, (self.limit_val or 1) >= 1, "at least 1"),
+            ("val-fraction", self.val_fraction, 0 < self.val_fraction < 1, "between 0 and 1"),
+            ("track", self.track, set(self.trackers) <= set(TRACKERS), " and ".join(TRACKERS)),
+        ):
+            if not valid:
+                raise CBAMError(f"--{name} must be {expected}, given {given}")
+        if self.pretrained and self.weights:
+            raise CBAMError("--pretrained and --weights both say where to start: give one of them")
+
+    @property
+    def fine_tuning(self) -> bool:
+        """Whether training starts from weights of an earlier training."""
+        return self.pretrained or self.weights is not None
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers' names."""
+        return tuple(name.strip() for name in self.track.split(",") if name.strip())
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, relative as given."""
+        if self.output is not None:
+            return self.output
+        data = Path(self.data).name or "data"
+        return Path("runs") / f"train-{data}-{self.model}-{self.attention}".replace("/", "-").replace(
+            ":", "-"
+        )
+
+
+def resolved(run: TrainRun) -> dict[str, Any]:
+    """Return every setting by its option's name, with defaults filled in and paths made absolute.
+
+    >>> resolved(TrainRun(data="digits"))["lr"]
+    0.1
+    """
+    settings = {item.name: getattr(run, item.name) for item in dataclasses.fields(run)}
+    del settings["train"], settings["config"]
+    settings |= dataclasses.asdict(run.train)
+    settings["lr"] = run.train.peak_lr(fine_tuning=run.fine_tuning)
+    if Path(run.data).expanduser().is_dir():
+        settings["data"] = Path(run.data).expanduser().resolve()
+    settings["output"] = run.folder
+    settings["weights"] = run.weights.resolve() if run.weights else None
+    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Name the settings in which two resolved configurations would give different numbers.
+
+    >>> differences({"epochs": 10, "workers": 0}, {"epochs": 20, "workers": 4})
+    ['epochs: 10 there, 20 now']
+    """
+    names = [name for name in dict.fromkeys([*before, *now]) if name not in NOT_COMPARED]
+    return [
+        f"{name}: {before.get(name)} there, {now.get(name)} now"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]

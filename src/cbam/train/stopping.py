@@ -1,0 +1,83 @@
+"""Stopping at a step's end when a batch system asks for it: all processes at the same step, with nothing lost."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import torch
+
+from cbam.errors import CBAMError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+_STEPS_BETWEEN_TALKS = 10
+
+
+class Preempted(CBAMError):
+    """The training stopped at a step's end because it was told to; its state is saved."""
+
+    exit_code = EXIT_CODE
+
+
+class Stop:
+    """Whether somebody has asked for an end.
+
+    Attributes:
+        reason: the name of the signal, or "" while nobody has asked.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    @contextmanager
+    def listening(self) -> Iterator[Stop]:
+        """Take SIGTERM and SIGUSR1 as a wish to stop, inside a `with` block; a second one acts as it would have before.
+
+        Slurm sends the first some time before the second where it is asked to (`--signal=USR1@600`).
+        """
+        if (
+            threading.current_thread() is not threading.main_thread()
+        ):  # Python lets only the main thread do this
+            yield self
+            return
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self.reason = signal.Signals(number).name
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+        for number in SIGNALS:
+            signal.signal(number, ask)
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def agreed(self, accelerator: Accelerator, step: int) -> bool:
+        """Return whether all processes stop after this step: all do as soon as one was asked to.
+
+        Args:
+            accelerator: Knows the other processes.
+            step: The same number on all of them; they talk every few steps only, since talking takes time.
+
+        >>> from accelerate import Accelerator
+        >>> stop = Stop()
+        >>> stop.agreed(Accelerator(cpu=True), 3)
+        False
+        """
+        if accelerator.num_processes == 1:
+            return bool(self.reason)
+        if step % _STEPS_BETWEEN_TALKS:
+            return False
+        asked = torch.tensor(float(bool(self.reason)), device=accelerator.device)
+        return bool(accelerator.reduce(asked, "sum") > 0)

@@ -1,0 +1,212 @@
+"""`cbam train` as real processes: killed, told to stop, several at once; all end like one straight run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cbam.cli.main import main
+from cbam.pretrained import from_pretrained
+
+TASK = [
+    *("--data", "digits", "--limit-train", "192", "--limit-val", "60", "--image-size", "32"),
+    *("--model", "timm/test_convnext", "--preset", "paper", "--batch-size", "32", "--epochs", "3"),
+    *("--ema", "0.9", "--mixup", "0.2", "--device", "cpu", "--save-every", "2"),
+]
+# The n-th time that something is forced to the disk, the process is killed: in the middle of a save.
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+sync, left = os.fsync, [int(sys.argv.pop(1))]
+def fsync(descriptor):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(descriptor)
+os.fsync = fsync
+from cbam.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+TIMES = ("seconds", "images_per_s", "data_wait_s")
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+
+
+def run(folder, *options, before=("-m", "cbam")):
+    arguments = [sys.executable, *before, "train", *TASK, "--output", str(folder), *options]
+    return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=500)
+
+
+def start(folder, *options):
+    """Start a training and return it once it has saved something."""
+    arguments = [sys.executable, "-m", "cbam", "train", *TASK, "--output", str(folder), *options]
+    process = subprocess.Popen(
+        arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 300
+    while not list((folder / "checkpoints").glob("step-*")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return process
+
+
+def numbers(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def same(ours, theirs):
+    for network in ("final", "final_ema", "best"):
+        a, b = (load_file(folder / network / "model.safetensors") for folder in (ours, theirs))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a), network
+    assert numbers(ours) == numbers(theirs)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_one_straight_run(straight):
+    rows = numbers(straight)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert {row["images"] for row in rows} == {60}
+    result = json.loads((straight / "result.json").read_text())
+    assert result["val_accuracy"] == rows[-1]["val_accuracy"]
+    assert (straight / "metrics.csv").read_text().count("\n") == 4
+    model = from_pretrained(straight / "final")
+    assert model.cbam_config.class_names == tuple("0123456789")
+    assert [path.name for path in sorted((straight / "checkpoints").iterdir())] == [
+        "step-000000016",
+        "step-000000018",
+    ]
+
+
+@pytest.mark.slow
+def test_finished_it_only_says_so(straight, capsys):
+    before = (straight / "final" / "model.safetensors").stat().st_mtime_ns
+    assert main(["train", *TASK, "--output", str(straight)]) == 0
+    assert "top-1" in capsys.readouterr().out
+    assert (straight / "final" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_ends_with_the_same_bits(straight, tmp_path):
+    process = start(tmp_path / "run")
+    process.kill()
+    process.communicate()
+    done = run(tmp_path / "run", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert "goes on after" in done.stderr
+    same(straight, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [5, 24])
+def test_killed_while_saving(straight, tmp_path, moment):
+    killed = run(tmp_path / "run", before=("-c", KILLED_WHILE_SAVING, str(moment)))
+    assert killed.returncode == -signal.SIGKILL
+    done = run(tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    same(straight, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_told_to_stop_it_saves_and_says_so(straight, tmp_path, number):
+    process = start(tmp_path / "run", "--save-every", "1000", "--epochs", "3")
+    steps = len(list((tmp_path / "run" / "checkpoints").iterdir()))
+    process.send_signal(number)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 75, said
+    assert f"stopped by {signal.Signals(number).name}" in said
+    assert "type the same again" in said
+    assert steps
+    done = run(tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    same(straight, tmp_path / "run")
+
+
+def processes(folder, *options):
+    """Train with two processes."""
+    return run(
+        folder,
+        *options,
+        before=("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "-m", "cbam"),
+    )
+
+
+def close(ours, theirs):
+    ours, theirs = (load_file(folder / "final" / "model.safetensors") for folder in (ours, theirs))
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(straight, tmp_path):
+    """Each mixes images within its share, so without mixup; the state of two is taken up by one."""
+    done = run(tmp_path / "one", "--mixup", "0", "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    both = processes(tmp_path / "two", "--mixup", "0", "--epochs", "2", "--accumulate", "2")
+    assert both.returncode == 0, both.stderr
+    close(tmp_path / "one", tmp_path / "two")
+    ours, theirs = (numbers(tmp_path / name) for name in ("one", "two"))
+    assert [row["images"] for row in theirs] == [60, 60], "no image is counted twice"
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
+        assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-4)
+    # Go on with one process where two had stopped: as if the second epoch had not been.
+    (tmp_path / "two" / "result.json").unlink()
+    newest = sorted((tmp_path / "two" / "checkpoints").iterdir())[-1]
+    (newest / "training.pt").write_bytes(b"")
+    done = run(tmp_path / "two", "--mixup", "0", "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    assert "training.pt has 0 bytes" in done.stderr
+    close(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_a_network_divided_over_two_processes(tmp_path):
+    options = ("--mixup", "0", "--ema", "0", "--epochs", "1")
+    assert run(tmp_path / "one", *options).returncode == 0
+    divided = processes(tmp_path / "two", *options, "--shard")
+    assert divided.returncode == 0, divided.stderr
+    close(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--track", "tensorbord"], "--track must be tensorboard and wandb"),
+        (["--shard", "--ema", "0.9"], "--shard goes with neither"),
+        (["--model", "resnet20", "--attention", "cbam", "--sites", "layer9"], "layer9"),
+        (["--batch-size", "30", "--accumulate", "4"], "divide --batch-size 30"),
+        (["--data", "digit"], "digits"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_any_work(tmp_path, capsys, options, message):
+    base = ["--data", "digits", "--model", "resnet20", "--output", str(tmp_path / "run"), "--device", "cpu"]
+    assert main(["train", *base, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_settings_in_the_same_folder_are_refused(straight, capsys):
+    assert main(["train", *TASK, "--output", str(straight), "--epochs", "9"]) == 2
+    assert "epochs: 3 there, 9 now" in capsys.readouterr().err

@@ -1,0 +1,41 @@
+"""The page docs/adding-attention.md: its Python prints what it says, its options exist, its links lead somewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cbam.compare.variants import parse_variant
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "adding-attention.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_python_prints_what_it_says(tmp_path):
+    code, printed = re.search(r"```python\n(.*?)```\n+```\n(.*?)```", PAGE, re.S).groups()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout == printed
+
+
+@pytest.mark.slow
+def test_the_options_exist():
+    done = subprocess.run(
+        [sys.executable, "-m", "cbam", "compare", "--help"], capture_output=True, text=True, check=True
+    )
+    options = set(re.findall(r"--[a-z][a-z-]+", PAGE))
+    assert len(options) > 6
+    assert {option for option in options if option not in done.stdout} == set()
+
+
+def test_the_variants_exist_and_the_links_lead_somewhere():
+    names = set(re.findall(r"`((?:cbam|channel|se):[\w:]+)`", PAGE))
+    assert len(names) > 3
+    assert all(parse_variant(name).attention for name in names)
+    links = re.findall(r"\]\(([^)#]+)\)", PAGE)
+    assert len(links) > 1
+    assert [link for link in links if not (DOCS / link).exists()] == []
