@@ -5,13 +5,15 @@
 
 For each model, with random weights and a small image: sites are found; every output is the same bit for bit; one
 training step moves the gates at every site; the old state dict loads; `detach` gives the model back. Each runs in a
-process of its own with a time limit; the same command goes on where it was stopped. Needs pip install '.[compare]'.
+process of its own with a time limit; the same command goes on where it was stopped. Needs pip install '.[compare]';
+the libraries smp (segmentation_models_pytorch: a U-Net around each encoder) and transformers need their packages.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -23,10 +25,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+LIBRARIES = ("torchvision", "timm", "smp", "transformers")
 SIZES = (64, 128, 224, 299)
 SECONDS = 900
 STEPS = 6
 LARGE = 150_000_000  # parameters
+# Name -> class and settings of its configuration.
+TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "resnet-18": (
+        "ResNet",
+        {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]},
+    ),
+    "resnet-50": ("ResNet", {}),
+    "resnet-101": ("ResNet", {"depths": [3, 4, 23, 3]}),
+    "regnet-x": ("RegNet", {"layer_type": "x"}),
+    "regnet-y": ("RegNet", {"layer_type": "y"}),
+    "convnext-tiny": ("ConvNext", {}),
+    "convnextv2-tiny": ("ConvNextV2", {}),
+}
 _INTRODUCTION = (
     "A model passes if sites are found, every output is the same bit for bit after attaching, a training step",
     "moves the gates at every site, the old state dict loads, and `detach` gives the model back. Random weights,",
@@ -39,7 +55,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--library", choices=["torchvision", "timm", "all"], default="all")
+    parser.add_argument("--library", choices=[*LIBRARIES, "all"], default="all")
     parser.add_argument("--only", default="", help="models whose name contains this")
     parser.add_argument("--output", type=Path, default=Path("runs/zoo.jsonl"))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -85,6 +101,12 @@ def models(library: str) -> Iterator[tuple[str, str]]:
         import timm
 
         yield from (("timm", name) for name in timm.list_models())
+    if library in ("smp", "all"):
+        from segmentation_models_pytorch.encoders import get_encoder_names
+
+        yield from (("smp", name) for name in get_encoder_names())
+    if library in ("transformers", "all"):
+        yield from (("transformers", name) for name in TRANSFORMERS)
 
 
 def run_all(waiting: list[tuple[str, str]], processes: int) -> Iterator[dict[str, Any]]:
@@ -177,6 +199,17 @@ def build(library: str, name: str) -> Any:
         import timm
 
         return timm.create_model(name, pretrained=False)
+    if library == "smp":
+        import segmentation_models_pytorch
+
+        return segmentation_models_pytorch.Unet(name, encoder_weights=None, classes=2)
+    if library == "transformers":
+        import transformers
+
+        kind, settings = TRANSFORMERS[name]
+        return getattr(transformers, f"{kind}ForImageClassification")(
+            getattr(transformers, f"{kind}Config")(**settings)
+        )
     from torchvision.models import get_model, get_model_builder
 
     options: dict[str, Any] = {"weights": None}
@@ -297,15 +330,22 @@ def unmoved(model: Any, inputs: tuple[Any, ...]) -> list[str]:
     return still
 
 
+def version_of(library: str) -> str:
+    """Return the version of a library, or an empty text where it is not installed."""
+    package = {"smp": "segmentation_models_pytorch"}.get(library, library)
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 def report(rows: list[dict[str, Any]]) -> str:
     """Return the table by family, and every failure with its reason."""
-    import timm
     import torch
-    import torchvision
 
     import cbam
 
-    versions = {"torchvision": torchvision.__version__, "timm": timm.__version__}
+    versions = {name: version_of(name) for name in LIBRARIES}
     lines = ["# The zoo: attaching CBAM to every model", "", *_INTRODUCTION]
     lines[-1] += (
         f" Written by `python benchmarks/zoo.py --report`; cbam {cbam.__version__}, torch {torch.__version__}."

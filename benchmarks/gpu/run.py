@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cbam.compare.environment import describe_environment
+
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
 from gpu import device, plan, report

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cbam.compare.environment import now
+
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
 

@@ -71,6 +71,32 @@ class TestNetworksWithoutResidualBranches:
         assert (len(sites), sites[0]) == (number, first)
 
 
+class Slices(nn.Module):
+    """A residual block whose branch ends in a slice, as those of dual-path networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 12, 3, padding=1)
+
+    def forward(self, x):
+        return torch.relu(x + self.conv(x)[:, :8])
+
+
+class TestAutoWithoutAResidualBranchThatEndsInAModule:
+    def test_it_goes_to_the_stages_and_says_why(self):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), Slices(), nn.MaxPool2d(2), Slices()).eval()
+        plan = cbam.plan(model, input_size=(3, 32, 32))
+        assert plan.notes[0] == "no residual branch ends in a module: attention goes to the end of every stage"
+        assert "outside any module" in plan.notes[1]
+        assert names(plan.sites) == names(cbam.plan(model, sites="stage", input_size=(3, 32, 32)).sites)
+
+    def test_without_stages_it_goes_behind_the_convolutions(self):
+        stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1))
+        model = nn.Sequential(stem, nn.Flatten(2), nn.Linear(64, 4))
+        plan = cbam.plan(model, input_size=(3, 32, 32))
+        assert names(plan.sites) == names(cbam.plan(model, sites="conv", input_size=(3, 32, 32)).sites)
+
+
 class TestResidualNetworks:
     def test_stages_are_outside_of_the_blocks(self):
         """Behind the addition, and not at a ReLU that runs in two places."""

@@ -73,7 +73,37 @@ def test_wrong_options_name_the_nearest(verb, capsys):
         main([verb, "--model", "resnet20", "--reduction-ration", "8"])
     assert stopped.value.code == 2
     assert "--reduction-ratio" in capsys.readouterr().err
+
+
+def test_no_model_is_an_error_that_says_what_to_type(capsys):
     with pytest.raises(SystemExit) as stopped:
-        main([verb])
+        main(["plan"])
     assert stopped.value.code == 2
     assert "--model" in capsys.readouterr().err
+    assert main(["cost"]) == 2
+    assert "--model resnet50, or --table N" in capsys.readouterr().err
+
+
+def test_a_table_of_the_paper(capsys):
+    assert main(["cost", "--table", "3"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Table 3 of the paper")
+    assert "28,089,624" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--table", "6"], "table 6 is about detection"),
+        (["--table", "4", "--model", "resnet20", "--batch-size", "2"], "leave --model, --batch-size out"),
+    ],
+)
+def test_tables_that_cannot_be_shown(arguments, message, capsys):
+    assert main(["cost", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_networks_with_a_suffix(capsys):
+    assert cost.run(cost.CostConfig("paper_resnet18_cbam", attention="none")) == 0
+    assert "11,779,392" in capsys.readouterr().out
+    assert plan.PlanConfig("resnet164_cbam").image_size == (3, 32, 32)

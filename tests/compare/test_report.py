@@ -223,7 +223,9 @@ class TestCircumstances:
         names = ("none", "cbam:official:k3", "cbam:official:k5")
         page = report(make_run(dict.fromkeys(names, (0.9, 0.91, 0.93))))
         assert "CBAM (official, k = 3)" in page.text
-        assert "CBAM (official, k = 5) − plain" in page.source, "whole in the figure, where they differ at the end"
+        assert "CBAM (official, k = 5) − plain" in page.source, (
+            "whole in the figure, where they differ at the end"
+        )
 
     def test_a_single_epoch_stands_at_one(self, make_run):
         page = report(make_run(epochs=1))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import chain
 
 import pytest
 import torch
@@ -66,7 +67,9 @@ def test_a_later_epoch_needs_no_earlier_one(dataset):
 
 
 def test_the_seed_changes_order_and_augmentation(dataset):
-    orders = [list(make_loader(dataset, batch_size=7, seed=seed, shuffle=True).batch_sampler) for seed in (0, 1)]
+    orders = [
+        list(make_loader(dataset, batch_size=7, seed=seed, shuffle=True).batch_sampler) for seed in (0, 1)
+    ]
     assert orders[0] != orders[1]
     unshuffled = [make_loader(dataset, batch_size=7, seed=seed, shuffle=False) for seed in (0, 1)]
     (images, labels), (others, same_labels) = (next(iter(loader)) for loader in unshuffled)
@@ -94,7 +97,7 @@ def test_a_pickled_set_is_the_same(dataset):
 def test_every_image_comes_once_an_epoch(digits):
     loader = make_loader(digits, batch_size=100, seed=0, shuffle=True)
     loader.batch_sampler.set_position(4)
-    assert sorted(sum(loader.batch_sampler, [])) == [(4, index) for index in range(len(digits))]
+    assert sorted(chain(*loader.batch_sampler)) == [(4, index) for index in range(len(digits))]
     assert sum(len(labels) for _, labels in loader) == len(digits)
     assert (
         len(make_loader(digits, batch_size=100, seed=0, shuffle=True, drop_last=True)) == len(digits) // 100

@@ -1,4 +1,4 @@
-import itertools
+from itertools import chain
 
 import pytest
 
@@ -18,7 +18,7 @@ def batches(digits, size=12, **settings):
 def test_without_shuffling_the_order_is_the_file_order(digits):
     order = batches(digits, shuffle=False)
     order.set_position(2)
-    assert list(itertools.chain(*order)) == [(2, index) for index in range(50)]
+    assert list(chain(*order)) == [(2, index) for index in range(50)]
 
 
 def test_an_iterator_keeps_the_epoch_it_was_made_for(digits):
@@ -33,7 +33,7 @@ def test_the_processes_share_each_step_and_nothing_else(digits):
     for world in (2, 3, 5):
         shares = [list(batches(digits, rank=rank, world=world)) for rank in range(world)]
         for step, whole in enumerate(alone):
-            assert sorted(sum((share[step] for share in shares if step < len(share)), [])) == sorted(whole)
+            assert sorted(chain(*(share[step] for share in shares if step < len(share)))) == sorted(whole)
 
 
 def test_going_on_in_the_middle_gives_the_rest_of_the_epoch(digits):
@@ -47,12 +47,12 @@ def test_going_on_in_the_middle_gives_the_rest_of_the_epoch(digits):
 def test_an_epoch_that_drops_its_last_step_gives_equal_shares(digits):
     shares = [list(batches(digits, drop_last=True, rank=rank, world=4)) for rank in range(4)]
     assert {len(batch) for share in shares for batch in share} == {3}
-    assert len(set(sum(sum(shares, []), []))) == 48
+    assert len(set(chain(*chain(*shares)))) == 48
 
 
 def test_more_processes_than_images_leave_some_without_a_batch(digits):
     shares = [list(batches(digits, rank=rank, world=30)) for rank in range(30)]
-    assert sorted(sum(sum(shares, []), [])) == [(0, index) for index in range(50)]
+    assert sorted(chain(*chain(*shares))) == [(0, index) for index in range(50)]
     assert all(batch for share in shares for batch in share)
 
 

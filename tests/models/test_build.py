@@ -21,7 +21,7 @@ from cbam.models import build_model, model_names
         ("resnet20", "cbam.models.cifar", 32),
         ("resnet110", "cbam.models.cifar", 32),
         ("resnet18", "torchvision", 64),
-        ("paper_resnet18", "torchvision", 64),
+        ("paper_resnet18", "cbam.models.paper_resnet", 64),
         ("torchvision/squeezenet1_1", "torchvision", 64),
         ("mobilenet_v3_small", "torchvision", 64),
         ("timm/resnet18", "timm", 64),

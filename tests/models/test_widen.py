@@ -219,3 +219,18 @@ def test_targets_between_two_channels_name_the_closest():
         widen(model, 269_800, tolerance=0.0001)
     assert _parameters(model) == 269_722
     assert _parameters(widen(model, 269_800)) == 270_012
+
+
+@pytest.mark.parametrize("name", ["timm/tf_efficientnet_lite0", "timm/mobilenetv2_050"])
+def test_inverted_residuals_grow_with_their_depthwise_convolution(name):
+    """As the control of a fine-tuned network has to: the same answers, in evaluation mode."""
+    torch.manual_seed(0)
+    model = build_model(name, 10).eval()
+    before, images = _parameters(model), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        plain = model(images)
+        assert abs(_parameters(widen(model, before + 20_000)) - before - 20_000) < 1000
+        torch.testing.assert_close(model(images), plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
+        widened = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1]
+        assert all(conv.weight.shape[0] == conv.groups == conv.out_channels for conv in widened)
+    model.train()(images).sum().backward()

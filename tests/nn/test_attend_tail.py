@@ -155,7 +155,9 @@ def test_modules_that_do_more(name):
         torch.rand(3, 16, 9, 7, dtype=torch.float64),
         torch.rand(3, 16, 9, 7, device="meta"),
         torch.rand(3, 16, 9, 7).as_subclass(type("Mine", (torch.Tensor,), {})),
-        torch.rand(3, 16, 9, 7).contiguous(memory_format=torch.channels_last),  # the sum's layout is torch's choice
+        torch.rand(3, 16, 9, 7).contiguous(
+            memory_format=torch.channels_last
+        ),  # the sum's layout is torch's choice
         1.0,
     ],
     ids=["fewer axes", "broadcast", "type", "device", "subclass", "layout", "number"],

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from cbam.attach.plan import Plan, make_plan
-from cbam.attach.select import Selectors
+from cbam.attach.probe import InputSize
+from cbam.attach.select import Selectors, Sites
+from cbam.attach.settings import Settings
 from cbam.attach.with_tail import WithTail, with_tail, without_tail
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
@@ -26,11 +28,11 @@ class Attachment(Plan):
 def plan(
     model: nn.Module,
     attention: str = "cbam",
-    sites: Selectors = "auto",
+    sites: Sites = "auto",
     *,
     init: str = "identity",
     exclude: Selectors = (),
-    input_size: tuple[int, int, int] | None = None,
+    input_size: InputSize = None,
     example_input: Any = None,
     fuse_tail: bool = True,
     **options: Any,
@@ -44,19 +46,18 @@ def plan(
     >>> print(str(plan(resnet18())).splitlines()[0])
     cbam (preset paper, r=16, k=7) in ResNet: 8 sites, init identity
     """
-    return make_plan(
-        model, attention, sites, init, exclude, input_size, example_input, fuse_tail, options
-    ).plan
+    settings = Settings(attention, init, options)
+    return make_plan(model, settings, sites, exclude, input_size, example_input, fuse_tail).plan
 
 
 def attach(
     model: nn.Module,
     attention: str = "cbam",
-    sites: Selectors = "auto",
+    sites: Sites = "auto",
     *,
     init: str = "identity",
     exclude: Selectors = (),
-    input_size: tuple[int, int, int] | None = None,
+    input_size: InputSize = None,
     example_input: Any = None,
     fuse_tail: bool = True,
     **options: Any,
@@ -72,12 +73,15 @@ def attach(
         attention: "cbam", "se", "channel" (CBAM's channel gate alone) or "spatial".
         sites: found by tracing one forward: "residual": the end of every residual branch, before the addition, as in
             the paper; "block": behind every block; "stage": the last map at each resolution; "conv": behind every
-            convolution with its norm and activation; "auto": "residual", or "stage" where there are no residual
-            branches. Or a path, a glob, "re:...", a module type, a predicate (name, module) -> bool. Or a list.
+            convolution with its norm and activation; "head": right before every classifier of a detector, or the last
+            map before pooling; "auto": "residual", or "stage", or "conv", whichever has a place. Or a path, a glob,
+            "re:...", a module type or module, a predicate (name, module) -> bool. Or a list of these. Or a dict
+            {one of these: options}, such as {"layer3": {}, "layer4": {"reduction_ratio": 8, "attention": "se"}}:
+            options of this call, changed at these sites; where two match, the last one holds.
         init: "identity": the output stays the same bit for bit until training moves it; "paper": fresh gates,
             for training from scratch (they scale a trained branch to about a quarter).
         exclude: sites to leave out, in the same language.
-        input_size: (C, H, W) of the probe's image; default: the model's own, or 224 x 224.
+        input_size: (C, H, W) of the probe's image, or one side; default: the model's own, or 224 x 224.
         example_input: the arguments of the probe forward, for models that take more than one image.
         fuse_tail: where a block ends in relu(attention(...) + shortcut), let the operator compute all of that.
         **options: `reduction_ratio`, `kernel_size`, `preset` and the switches of `cbam.CBAM`.
@@ -97,16 +101,15 @@ def attach(
     >>> len(attachment.sites), torch.equal(model(image), before)
     (8, True)
     """
-    made, build, blocks = make_plan(
-        model, attention, sites, init, exclude, input_size, example_input, fuse_tail, options
-    )
+    settings = Settings(attention, init, options)
+    made, at, blocks = make_plan(model, settings, sites, exclude, input_size, example_input, fuse_tail)
     modules = dict(model.named_modules())
     wrapped: dict[nn.Module, WithAttention] = {}
     for site in made.sites:
         host = modules[site.name]
         like = _like(host, model)
-        block = build(site.channels, device=like.device, dtype=like.dtype)
-        if init == "identity":
+        block = at[site.name].build(site.channels, device=like.device, dtype=like.dtype)
+        if at[site.name].init == "identity":
             block.set_identity()
         block.train(host.training)
         wrapped[host] = WithAttention(host, block, site.position)

@@ -50,12 +50,12 @@ def find_stages(probe: Probe) -> list[Place]:
     ['1', '4']
     """
     runs = Counter(call.name for call in probe.calls)
-    convolved = {n.shape[2:] for n in probe.nodes if n.operation == "convolution" and _is_map(n)}
+    convolved = {n.shape[2:] for n in probe.nodes if n.operation == "convolution" and is_map(n)}
     at: dict[tuple[int, ...], tuple[int, Place]] = {}
-    for index in _trunk(probe):
+    for index in trunk(probe):
         node, makers = probe.nodes[index], [c for c in _makers(probe, index) if runs[c.name] == 1]
         place = innermost(makers)
-        if place is None or not _is_map(node) or node.shape[2:] not in convolved or _are_logits(probe, index):
+        if place is None or not is_map(node) or node.shape[2:] not in convolved or _are_logits(probe, index):
             continue
         depth = min(call.name.count(".") for call in makers if call.name)
         before = at.get(node.shape[2:])
@@ -101,7 +101,7 @@ def find_convolutions(probe: Probe) -> list[Place]:
     found: dict[Place, None] = {}
     for index, node in enumerate(probe.nodes):
         place, end = None, index
-        while end >= 0 and node.operation == "convolution" and _is_map(node):
+        while end >= 0 and node.operation == "convolution" and is_map(node):
             here = innermost(_makers(probe, end))
             if here is not None and runs[here.name] == 1:
                 place = here
@@ -115,16 +115,16 @@ def _inside(name: str, others: list[str]) -> int:
     return sum(other.startswith(name + ".") for other in others)
 
 
-def _trunk(probe: Probe) -> list[int]:
-    """Return the nodes through which everything from the input to the output goes, in order."""
-    outputs = [call.output for call in probe.calls if call.output is not None]
-    ancestors = _ancestors(probe, max(outputs)) if outputs else set()
-    furthest, trunk = 0, []
-    for index in sorted(ancestors):
+def trunk(probe: Probe, end: int | None = None) -> list[int]:
+    """Return the nodes through which everything from the input to `end` goes, in order; without it, to the output."""
+    ends = [call.output for call in probe.calls if call.output is not None] if end is None else [end]
+    leading = ancestors(probe, max(ends)) if ends else set()
+    furthest, found = 0, []
+    for index in sorted(leading):
         if index >= furthest:  # no edge of the graph goes around it
-            trunk.append(index)
-        furthest = max([furthest, *(c for c in probe.nodes[index].consumers if c in ancestors)])
-    return trunk
+            found.append(index)
+        furthest = max([furthest, *(c for c in probe.nodes[index].consumers if c in leading)])
+    return found
 
 
 def _are_logits(probe: Probe, index: int) -> bool:
@@ -139,7 +139,8 @@ def _are_logits(probe: Probe, index: int) -> bool:
     return len(last) == 2 and last[-1] == probe.nodes[index].shape[1]
 
 
-def _ancestors(probe: Probe, node: int) -> set[int]:
+def ancestors(probe: Probe, node: int) -> set[int]:
+    """Return the nodes that lead to a node, itself included."""
     found, waiting = {node}, [node]
     while waiting:
         for parent in probe.nodes[waiting.pop()].parents:
@@ -153,7 +154,8 @@ def _makers(probe: Probe, node: int) -> list[Call]:
     return [call for call in probe.calls if call.output == node]
 
 
-def _is_map(node: Node) -> bool:
+def is_map(node: Node) -> bool:
+    """Return whether a node is a feature map with more than one position."""
     return len(node.shape) == 4 and node.shape[2] * node.shape[3] > 1
 
 

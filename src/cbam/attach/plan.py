@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from cbam.attach.heads import find_heads
 from cbam.attach.places import Place, find_blocks, find_convolutions, find_stages
-from cbam.attach.probe import Probe, default_inputs, run_probe
+from cbam.attach.probe import Call, InputSize, Probe, default_inputs, run_probe
 from cbam.attach.residual import find_additions, find_branch_ends
-from cbam.attach.select import KINDS, Selector, Selectors, as_list, select
+from cbam.attach.select import KINDS, Selector, Selectors, Sites, as_list, select
+from cbam.attach.settings import Setting, Settings, by_selector
 from cbam.attach.with_tail import find_blocks as find_block_ends
 from cbam.attach.wrapper import WithAttention
-from cbam.errors import CBAMError, unknown_name
-from cbam.nn import CBAM, SqueezeExcitation
-from cbam.nn.base import AttentionModule
-from cbam.nn.presets import Preset, resolve_preset
+from cbam.errors import CBAMError
 
-Build: TypeAlias = Callable[..., AttentionModule]
-
-ATTENTIONS: tuple[str, ...] = ("cbam", "se", "channel", "spatial")
-INITS: tuple[str, ...] = ("identity", "paper")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -39,6 +34,8 @@ class Site:
         channels, height, width: of the map there, with the probe's image.
         parameters: that the attention adds.
         tail: what of the block's end runs inside the operator: "add, relu" or "add", as far as there is one.
+        attention: what goes in, such as "cbam (preset paper, r=16, k=7)".
+        init: its first weights, "identity" or "paper".
     """
 
     name: str
@@ -49,6 +46,8 @@ class Site:
     width: int
     parameters: int
     tail: str = ""
+    attention: str = ""
+    init: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,7 @@ class Plan:
 
     Args:
         model_type: class of the model.
-        attention: what goes in, such as "cbam (preset paper, r=16, k=7)".
-        init: "identity" or "paper".
+        attention, init: what goes in, at most of the sites where they differ.
         sites: in the order of the forward pass.
         notes: what the user should know, such as branches that were left out.
         model_parameters: before anything is added.
@@ -79,60 +77,75 @@ class Plan:
         return sum(site.parameters for site in self.sites)
 
     def __str__(self) -> str:
-        rows = [("site", "module", "attention", "channels", "map", "+parameters")]
+        rows: list[tuple[str, ...]] = [("site", "module", "attention", "channels", "map", "+parameters", "")]
+        usual = f"{self.attention}, init {self.init}"
         for s in self.sites:
             where = "after" if s.position == "output" else "before"
-            rows.append(
-                (s.name, s.module_type, where, str(s.channels), f"{s.height}x{s.width}", f"{s.parameters:,}")
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(
-                c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
-        before, added = self.model_parameters, self.added_parameters
-        share = f" (+{added / before:.2%})" if before else ""
+            own = f"{s.attention or self.attention}, init {s.init or self.init}"
+            size, added = f"{s.height}x{s.width}", f"{s.parameters:,}"
+            row = (s.name, s.module_type, where, str(s.channels), size, added, own if own != usual else "")
+            rows.append(row)
+        before, added_in_all = self.model_parameters, self.added_parameters
+        share = f" (+{added_in_all / before:.2%})" if before else ""
         tails = [s.tail for s in self.sites if s.tail]
         kinds = "; ".join(dict.fromkeys(tails))
         ends = [f"the operator takes in the block's end ({kinds}) at {len(tails)} sites"] if tails else []
+        others = sum(bool(row[-1]) for row in rows)
+        more = f", {others} of them with settings of their own" if others else ""
         return "\n".join(
             [
-                f"{self.attention} in {self.model_type}: {len(self.sites)} sites, init {self.init}",
-                *(line.rstrip() for line in lines),
-                f"parameters {before:,} -> {before + added:,}{share}",
+                f"{self.attention} in {self.model_type}: {len(self.sites)} sites, init {self.init}{more}",
+                *_aligned(rows),
+                f"parameters {before:,} -> {before + added_in_all:,}{share}",
                 *ends,
                 *(f"note: {note}" for note in self.notes),
             ]
         )
 
 
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Return the rows of a table as lines: text to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    numbers = (3, 4, 5)
+    return [
+        "  ".join(
+            c.rjust(w) if i in numbers else c.ljust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+class Chosen(NamedTuple):
+    """A chosen site: "output" or "input", and what goes in."""
+
+    position: str
+    setting: Setting
+
+
 class MadePlan(NamedTuple):
-    """A plan; the function that builds one attention module; the blocks whose end runs with theirs."""
+    """A plan; what goes in at each of its sites, by name; the blocks whose end runs with theirs."""
 
     plan: Plan
-    build: Build
+    settings: dict[str, Setting]
     blocks: tuple[nn.Module, ...]
 
 
 def make_plan(
     model: nn.Module,
-    attention: str,
-    sites: Selectors,
-    init: str,
+    settings: Settings,
+    sites: Sites,
     exclude: Selectors,
-    input_size: tuple[int, int, int] | None,
+    input_size: InputSize,
     example_input: Any,
     fuse_tail: bool,
-    options: Mapping[str, Any],
 ) -> MadePlan:
     """Check everything and return the plan with what it takes to follow it; see `cbam.attach`."""
     if not isinstance(model, nn.Module):
         raise CBAMError(f"model expects a torch.nn.Module, got {type(model).__name__}.")
-    if init not in INITS:
-        raise unknown_name("init", init, INITS)
-    build, described = attention_builder(attention, options)
+    selectors = by_selector(sites, settings)
+    if not selectors:
+        raise CBAMError("sites is empty. Name a site, or leave it out for sites='auto'.")
     _check_host(model)
     if example_input is None:
         inputs: tuple[Any, ...] = default_inputs(model, input_size)
@@ -140,53 +153,23 @@ def make_plan(
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     probe = run_probe(model, inputs)
     modules = {name: module for name, module in model.named_modules() if name}
-    positions, notes = _choose(model, modules, sites, probe)
-    for name in select(as_list(exclude), {n: modules[n] for n in positions}, "exclude"):
-        del positions[name]
-    if not positions:
+    chosen, notes = _choose(model, modules, selectors, probe)
+    for name in select(as_list(exclude), {n: modules[n] for n in chosen}, "exclude"):
+        del chosen[name]
+    if not chosen:
         raise CBAMError("exclude leaves no site. Exclude fewer, or call nothing at all.")
-    rows = [_site(name, modules[name], position, probe, build) for name, position in positions.items()]
+    rows = [_site(name, modules[name], one, probe) for name, one in chosen.items()]
     blocks = {}
     if fuse_tail:
         blocks = find_block_ends(model, [row.name for row in rows if row.position == "output"])
         rows = [replace(r, tail=str(blocks[r.name][1])) if r.name in blocks else r for r in rows]
+    notes += _frozen_norms(model, chosen)
+    (attention, init), _ = Counter((row.attention, row.init) for row in rows).most_common(1)[0]
     parameters = sum(p.numel() for p in model.parameters())
     shapes = tuple(tuple(t.shape) for t in inputs if isinstance(t, torch.Tensor))
-    plan = Plan(type(model).__name__, described, init, tuple(rows), tuple(notes), parameters, shapes)
-    return MadePlan(plan, build, tuple(block for block, _ in blocks.values()))
-
-
-def attention_builder(attention: str, options: Mapping[str, Any]) -> tuple[Build, str]:
-    """Return a function (channels, device=, dtype=) -> module for the named attention, and its description.
-
-    Raises:
-        CBAMError: an unknown attention, preset or switch.
-
-    >>> attention_builder("se", {"reduction_ratio": 8})[1]
-    'se (r=8)'
-    """
-    if attention not in ATTENTIONS:
-        raise unknown_name("attention", attention, ATTENTIONS)
-    settings: dict[str, Any] = dict(options)
-    ratio = settings.pop("reduction_ratio", 16)
-    if attention == "se":
-        for unused in ("preset", "kernel_size"):
-            settings.pop(unused, None)
-        SqueezeExcitation(ratio, ratio, device="meta", **settings)  # raises on a bad option
-        return lambda channels, **f: SqueezeExcitation(channels, ratio, **settings, **f), f"se (r={ratio})"
-    if attention in ("channel", "spatial"):
-        settings["arrangement"] = attention
-    kernel_size = settings.pop("kernel_size", 7)
-    preset: str | Preset = settings.pop("preset", "paper")
-    resolve_preset(preset, settings)
-    CBAM(16, ratio, kernel_size, preset=preset, device="meta", **settings)  # raises on a bad ratio or kernel
-    name = preset if isinstance(preset, str) else "custom"
-    shown = {k: v for k, v in settings.items() if k != "arrangement" or attention == "cbam"}
-    switches = "".join(f", {key}={value}" for key, value in shown.items())
-    return (
-        lambda channels, **f: CBAM(channels, ratio, kernel_size, preset=preset, **settings, **f),
-        f"{attention} (preset {name}, r={ratio}, k={kernel_size}{switches})",
-    )
+    plan = Plan(type(model).__name__, attention, init, tuple(rows), tuple(notes), parameters, shapes)
+    built = {name: one.setting for name, one in chosen.items()}
+    return MadePlan(plan, built, tuple(block for block, _ in blocks.values()))
 
 
 def _check_host(model: nn.Module) -> None:
@@ -204,39 +187,69 @@ def _check_host(model: nn.Module) -> None:
 
 
 def _choose(
-    model: nn.Module, modules: dict[str, nn.Module], sites: Selectors, probe: Probe
-) -> tuple[dict[str, str], list[str]]:
-    """Return {name: position} of the chosen sites in the order of the forward pass, and notes."""
-    selectors: list[Selector] = as_list(sites)
+    model: nn.Module,
+    modules: dict[str, nn.Module],
+    selectors: list[tuple[Selector, Setting]],
+    probe: Probe,
+) -> tuple[dict[str, Chosen], list[str]]:
+    """Return the chosen sites by name in the order of the forward pass, and notes; of two settings the last one."""
     positions: dict[str, str] = {}
+    chosen: dict[str, Setting] = {}
     notes: list[str] = []
-    for kind in [s for s in selectors if isinstance(s, str) and s in KINDS]:
-        places, more = _places(kind, modules, probe)
+    for selector, setting in selectors:
+        if not (isinstance(selector, str) and selector in KINDS):
+            chosen.update(dict.fromkeys(select([selector], modules), setting))
+            continue
+        places, more = _places(selector, modules, probe)
         if not places:
-            raise _nothing_found(kind, model, modules, probe, more)
+            raise _nothing_found(selector, model, modules, probe, more)
         notes += [note for note in more if note not in notes]
-        if kind in modules:
-            notes.append(f"sites={kind!r} is a kind of site; the module of that name is sites='re:{kind}'")
-        positions.update({place.name: place.position for place in places if place.name not in positions})
-    named = [s for s in selectors if not isinstance(s, str) or s not in KINDS]
-    for name in select(named, modules):
-        positions.setdefault(name, "output")
+        if selector in modules:
+            notes.append(
+                f"sites={selector!r} is a kind of site; the module of that name is sites='re:{selector}'"
+            )
+        for place in places:
+            positions.setdefault(place.name, place.position)
+            chosen[place.name] = setting
     ran = {name: rank for rank, name in enumerate(call.name for call in probe.calls)}
-    return dict(sorted(positions.items(), key=lambda item: ran.get(item[0], 0))), notes
+    ordered = sorted(chosen.items(), key=lambda item: ran.get(item[0], 0))
+    return {name: Chosen(positions.get(name, "output"), setting) for name, setting in ordered}, notes
+
+
+def _frozen_norms(model: nn.Module, chosen: Mapping[str, Chosen]) -> list[str]:
+    """Return a note where norms that keep their statistics meet gates whose own norm takes those of each batch."""
+    frozen = [m for m in model.modules() if "running_var" in m._buffers and "weight" in m._buffers]
+    if not frozen or not any(_has_norm(one.setting) for one in chosen.values()):
+        return []
+    kind = type(frozen[0]).__name__
+    note = f"the model's {kind} keep their statistics in training, the spatial gates' norm takes those of each batch"
+    return [f"{note}: with few images a batch, spatial_norm=False leaves it out"]
+
+
+def _has_norm(setting: Setting) -> bool:
+    return any(isinstance(module, nn.BatchNorm2d) for module in setting.build(16, device="meta").modules())
 
 
 def _places(kind: str, modules: dict[str, nn.Module], probe: Probe) -> tuple[list[Place], list[str]]:
     """Return the sites of a kind and notes on what was left out."""
     if kind in ("auto", "residual"):
         ends, notes = find_branch_ends(probe)
-        if kind == "residual" or ends or notes:
+        if kind == "residual" or ends:
             return ends, notes
-        stages = find_stages(probe)
-        return stages, ["no residual branches: attention goes to the end of every stage"] if stages else []
+        why = "no residual branch ends in a module" if notes else "no residual branches"
+        for found, where in (
+            (find_stages(probe), "to the end of every stage"),
+            (find_convolutions(probe), "behind every convolution"),
+        ):
+            if found:
+                return found, [f"{why}: attention goes {where}", *notes]
+        return [], notes
     if kind == "stage":
         return find_stages(probe), []
     if kind == "conv":
         return find_convolutions(probe), []
+    if kind == "head":
+        return find_heads(probe)
     containers = [name for name, module in modules.items() if isinstance(module, _CONTAINERS)]
     return find_blocks(probe, find_additions(probe), containers), []
 
@@ -254,8 +267,8 @@ def _nothing_found(
     )
 
 
-def _site(name: str, module: nn.Module, position: str, probe: Probe, build: Build) -> Site:
-    shapes = [call.shape for call in probe.calls if call.name == name]
+def _site(name: str, module: nn.Module, chosen: Chosen, probe: Probe) -> Site:
+    shapes = [_shape_at(call, chosen.position, probe) for call in probe.calls if call.name == name]
     if not shapes:
         raise CBAMError(
             f"site {name!r} ({type(module).__name__}) did not run in the probe forward. Leave it out."
@@ -269,6 +282,15 @@ def _site(name: str, module: nn.Module, position: str, probe: Probe, build: Buil
         raise CBAMError(
             f"site {name!r} ({type(module).__name__}) gives {given}, not a feature map (N, C, H, W). Name another."
         )
-    channels = shape[1]
-    parameters = sum(p.numel() for p in build(channels, device="meta").parameters())
-    return Site(name, type(module).__name__, position, channels, shape[2], shape[3], parameters)
+    _, channels, height, width = shape
+    setting = chosen.setting
+    parameters = sum(p.numel() for p in setting.build(channels, device="meta").parameters())
+    kind, position = type(module).__name__, chosen.position
+    described = {"attention": setting.description, "init": setting.init}
+    return Site(name, kind, position, channels, height, width, parameters, **described)
+
+
+def _shape_at(call: Call, position: str, probe: Probe) -> tuple[int, ...] | None:
+    if position == "input" and call.source is not None:
+        return probe.nodes[call.source].shape
+    return call.shape

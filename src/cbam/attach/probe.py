@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from numbers import Integral
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from torch.utils._pytree import tree_flatten
 
 from cbam.errors import CBAMError
 from cbam.untouched import untouched
+
+InputSize: TypeAlias = "tuple[int, int, int] | int | None"
 
 _WEIGHTED_OPERATIONS = ("convolution", "addmm", "mm", "bmm", "baddbmm", "linear")
 
@@ -45,6 +48,7 @@ class Call:
     source: int | None
     output: int | None
     shape: tuple[int, ...] | None  # of the output, if that is one floating-point tensor
+    takes_map: bool = False  # whether its first argument is a feature map, not a list of them
 
 
 @dataclass
@@ -109,16 +113,18 @@ def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
 
     def seen(name: str) -> Any:
         # The argument's node is read on entry: an in-place module moves its argument on to a new node.
-        entered: list[int | None] = []
+        entered: list[tuple[int | None, bool]] = []
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
-            entered.append(recorder.node_of(tensors[0]) if tensors else None)
+            takes_map = bool(args) and isinstance(args[0], Tensor) and args[0].dim() == 4
+            entered.append((recorder.node_of(tensors[0]) if tensors else None, takes_map))
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
             usable = isinstance(output, Tensor) and output.dtype.is_floating_point
             shape = tuple(output.shape) if usable else None
-            calls.append(Call(name, entered.pop(), recorder.node_of(output), shape))
+            source, takes_map = entered.pop()
+            calls.append(Call(name, source, recorder.node_of(output), shape, takes_map))
 
         return before, after
 
@@ -135,27 +141,33 @@ def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
     return Probe(recorder.nodes, calls)
 
 
-def default_inputs(model: nn.Module, input_size: tuple[int, int, int] | None) -> tuple[Tensor]:
-    """Return one random image on the model's device: of `input_size` (C, H, W), or of the size the model names.
+def default_inputs(model: nn.Module, input_size: InputSize) -> tuple[Tensor]:
+    """Return one random image on the model's device: of `input_size`, or of the size the model names.
 
-    Without `input_size` it is timm's `default_cfg["input_size"]` where there is one, otherwise 224 x 224 with the
-    channels that the first convolution takes.
+    `input_size` is (C, H, W), or the side of a square with the model's own channels. Without it it is timm's
+    `default_cfg["input_size"]` where there is one, otherwise 224 x 224 with the channels that the first convolution
+    takes.
 
     >>> default_inputs(nn.Conv2d(1, 8, 3), None)[0].shape
     torch.Size([1, 1, 224, 224])
     """
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    if input_size is None:
+    size: Any = input_size
+    if size is None or _is_whole(size):
         config = getattr(model, "default_cfg", None) or {}
         first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-        input_size = config.get("input_size") or (3 if first is None else first.in_channels, 224, 224)
-        if first is not None and first.in_channels != input_size[0]:
-            input_size = (first.in_channels, *input_size[1:])
-    if len(input_size) != 3 or min(input_size) < 1:
-        raise CBAMError(f"input_size expects (channels, height, width), got {input_size!r}.")
+        said = config.get("input_size") or (3 if first is None else first.in_channels, 224, 224)
+        channels = said[0] if first is None else first.in_channels
+        size = (channels, *said[1:]) if size is None else (channels, size, size)
+    if not isinstance(size, (tuple, list)) or len(size) != 3 or not all(_is_whole(n) and n > 0 for n in size):
+        raise CBAMError(f"input_size expects (channels, height, width), or one side, got {input_size!r}.")
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, *input_size, generator=generator)
+    image = torch.rand(1, *size, generator=generator)
     return (image.to(parameter.device, parameter.dtype),)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)  # NumPy's too
 
 
 @contextmanager

@@ -43,8 +43,9 @@ def find_branch_ends(probe: Probe) -> tuple[list[Place], list[str]]:
             )
         elif end not in ends:
             ends.append(end)
+    times = Counter(_locate(probe, addition) for addition in additions)
     for end in list(ends):
-        uses = sum(_locate(probe, addition) == end for addition in additions)
+        uses = times[end]
         if counts[end.name] > uses:
             ends.remove(end)
             left_out.append(

@@ -95,12 +95,19 @@ class WithAttention(nn.Module):
         ours = host is None or name in self.__dict__ or name in self._modules or hasattr(type(self), name)
         if ours or not hasattr(host, name):
             super().__setattr__(name, value)
+        elif name in host._parameters and isinstance(value, Tensor):
+            # torch.func.functional_call puts plain tensors here, where it is given the state dict's names.
+            host._parameters[name] = cast("nn.Parameter", value)
         else:
             setattr(host, name, value)
 
     def __getitem__(self, index: Any) -> Any:
         """Return the host's part at `index`, for hosts that are containers."""
         return cast("nn.Sequential", self.host)[index]
+
+    def _fqn_modifiers(self) -> dict[str, str]:
+        """Tell torch.distributed.checkpoint that the state dict's names do not say "host"."""
+        return {"": "host"}
 
     def extra_repr(self) -> str:
         """Name the position where it is not the usual one."""

@@ -15,7 +15,7 @@ from cbam.checkpoints import tensors_file
 from cbam.checkpoints.backbones import from_pytorchcv, to_pytorchcv
 from cbam.checkpoints.dialects import DIALECTS, Dialect, check_shapes
 from cbam.checkpoints.fitting import SCALES, attach_call, attach_options
-from cbam.checkpoints.matching import ORDER
+from cbam.checkpoints.matching import MIXED, ORDER
 from cbam.checkpoints.reading import look_at
 from cbam.checkpoints.recognise import Found, recognise
 from cbam.checkpoints.report import BlockRow, block_table
@@ -206,6 +206,11 @@ def _with_order(found: Found, name: str, order: str | None) -> tuple[Dialect, li
     assert dialect is not None
     if dialect.name != "cbam":
         return dialect, []
+    if order == MIXED:
+        raise CBAMError(
+            f"{name} holds kernels that read mean and maximum in different orders, by site, and no other dialect has"
+            " that. Load it as it is: cbam.from_pretrained(folder, model)."
+        )
     if order is not None:
         if order not in DESCRIPTOR_ORDERS:
             raise unknown_name("descriptor_order", order, DESCRIPTOR_ORDERS)

@@ -28,7 +28,7 @@ class Dialect:
         attribute: under which a network keeps the block, "" where its parts stand in the network's own block.
         first, last, kernel, norm: names of the layers inside the block; no norm: None.
         linear: the perceptron's weights are (out, in), not (out, in, 1, 1).
-        max_first: the kernel's first plane reads the maximum.
+        max_first: the kernel's first plane reads the maximum; None: where it does so in the site that takes it.
         mlp_bias: True or False, None if the author left the choice.
         kernel_bias: the spatial convolution has a bias.
         kernel_sizes: allowed, None for any.
@@ -44,7 +44,7 @@ class Dialect:
     kernel: str
     norm: str | None = None
     linear: bool = False
-    max_first: bool = False
+    max_first: bool | None = False
     mlp_bias: bool | None = False
     kernel_bias: bool = False
     kernel_sizes: tuple[int, ...] | None = None

@@ -41,7 +41,7 @@ def form_of(block: CBAM) -> Dialect:
     )
 
 
-def attach_options(gates: Gates, max_first: bool) -> dict[str, Any]:
+def attach_options(gates: Gates, max_first: bool | None) -> dict[str, Any]:
     """Return the options of `cbam.attach` with which attention takes these gates as they are.
 
     >>> import torch
@@ -64,7 +64,7 @@ def attach_options(gates: Gates, max_first: bool) -> dict[str, Any]:
     return options
 
 
-def attach_call(gates: Gates, max_first: bool) -> str:
+def attach_call(gates: Gates, max_first: bool | None) -> str:
     """Return the call that attaches attention which takes these gates as they are.
 
     >>> import torch

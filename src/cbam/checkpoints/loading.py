@@ -95,6 +95,8 @@ def _block(
     """Return the weights of one site, and the report's row."""
     dialect, module = matched.dialect, matched.sites[site]
     assert dialect is not None
+    if dialect.max_first is None:
+        dialect = replace(dialect, max_first=bool(reads_maximum_first(module)))
     source, target = prefix.removesuffix("."), site.removesuffix(".")
     where = f"block {source!r}, site {target!r}"
     changes: list[str] = []

@@ -20,6 +20,7 @@ from cbam.nn import CBAM
 from cbam.nn.base import AttentionModule
 
 ORDER = "cbam.descriptor_order"  # a string beside the tensors of our own files
+MIXED = "mixed"  # its value where the sites differ: each reads its kernel as its own module does
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ def _dialect(packed: Unpacked, found: Found, sites: Mapping[str, AttentionModule
     said = packed.metadata.get(ORDER)
     if said in ("max-avg", "avg-max"):
         return replace(found.dialect, max_first=said == "max-avg")
+    if said == MIXED:
+        return replace(found.dialect, max_first=None)
     orders = {
         site.spatial_attention.descriptor_order
         for site in sites.values()
@@ -155,13 +158,13 @@ def _dialect(packed: Unpacked, found: Found, sites: Mapping[str, AttentionModule
         return found.dialect
     names = {name for block in found.blocks.values() for name in block}
     bare = not any(".norm." in name or name.endswith(".bias") for name in names)
-    if len(orders) > 1 or (bare and not any(key.endswith(SCALES) for key in packed.shapes)):
+    if bare and not any(key.endswith(SCALES) for key in packed.shapes):
         raise CBAMError(
             f"{packed.name} has the names of the textbook module, whose kernel reads [mean, max], and of this"
             " library, and kernels in the model read [max, mean]. If it is the textbook's: dialect='textbook' (--from)."
             " If it is this library's: model.load_state_dict, or save it with cbam.save_pretrained."
         )
-    return replace(found.dialect, max_first=True)
+    return replace(found.dialect, max_first=True if len(orders) == 1 else None)
 
 
 def _no_attention(packed: Unpacked, found: Found, dialect: Dialect) -> CBAMError:

@@ -14,8 +14,7 @@ from cbam.checkpoints.converting import ORDER, convert, form_in, write
 from cbam.checkpoints.dialects import DIALECTS
 from cbam.checkpoints.loading import load_weights
 from cbam.errors import CBAMError
-from cbam.models import build_model
-from cbam.models.build import CIFAR_DEPTHS
+from cbam.models import build_model, made_for
 
 DESCRIPTION = f"""Convert a checkpoint from one dialect of CBAM to another.
 
@@ -79,7 +78,7 @@ def _for_model(config: ConvertConfig, name: str) -> int:
         raise CBAMError(
             "--model writes this library's names: leave out --to, and let OUT end in .safetensors."
         )
-    classes = config.num_classes or (10 if name in CIFAR_DEPTHS else 1000)
+    classes = config.num_classes or made_for(name)[0]
     model = build_model(name, classes)
     form = form_in(config.source, config.from_, config.entry, config.descriptor_order)
     attach(model, **form)

@@ -1,32 +1,38 @@
-"""`cbam cost`: what one forward pass of a model costs, plain and with attention beside it."""
+"""`cbam cost`: what one forward pass of a model costs, plain and with attention beside it; the paper's tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import tyro
 
 from cbam.attach import attach
 from cbam.cli.plan import PlanConfig
+from cbam.errors import CBAMError
 from cbam.evaluate import Cost, cost
+from cbam.evaluate.paper_costs import render_table
 from cbam.models import build_model
 
 DESCRIPTION = """Count parameters, MACs, FLOPs, bytes moved and bytes saved for backward of one forward pass.
 
-Example: cbam cost --model paper_resnet50 --attention cbam --preset official"""
+Examples: cbam cost --model paper_resnet50 --attention cbam --preset official; cbam cost --table 4"""
 
 
 @dataclass(frozen=True)
 class CostConfig(PlanConfig):
     """Count parameters, MACs, FLOPs, bytes moved and bytes saved of one forward pass."""
 
+    model: str = ""
+    """A backbone: resnet20, paper_resnet50, or a name that torchvision or timm knows."""
     attention: str = "none"
     """cbam, se, channel or spatial: shown beside the plain model; none: the plain model alone."""
     batch_size: int = 1
     """Images in the forward pass."""
     depth: int = 1
     """Levels of modules in the table."""
+    table: int | None = None
+    """Instead of a model: the cost columns of this table of the paper, 1 to 5, beside our counts."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,6 +42,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(config: CostConfig) -> int:
     """Print the table of the model, and what the attention adds, and return the exit code."""
+    _check(config)
+    if config.table is not None:
+        print(render_table(config.table))
+        return 0
     size = config.image_size
     model = build_model(config.model, config.classes, in_channels=size[0])
     plain = cost(model, size, batch_size=config.batch_size)
@@ -48,6 +58,17 @@ def run(config: CostConfig) -> int:
     print()
     print(beside(plain, attended, config.attention))
     return 0
+
+
+def _check(config: CostConfig) -> None:
+    if config.table is None and not config.model:
+        raise CBAMError("cost needs --model NAME, such as --model resnet50, or --table N of the paper.")
+    others = [f.name for f in fields(config) if f.name != "table" and getattr(config, f.name) != f.default]
+    if config.table is not None and others:
+        given = ", ".join("--" + name.replace("_", "-") for name in others)
+        raise CBAMError(
+            f"--table {config.table} says which networks to count and how: leave {given} out, or --table."
+        )
 
 
 def beside(plain: Cost, attended: Cost, name: str) -> str:

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 import cbam
-from cbam.runs.environment import describe_environment
 from cbam.errors import CBAMError
 from cbam.nn import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation, after_norm
 from cbam.nn.base import AttentionModule
 from cbam.nn.presets import ARRANGEMENTS, PRESETS
 from cbam.nn.route import route
 from cbam.ops import cpp, dispatch, triton
+from cbam.runs.environment import describe_environment
 
 USAGE = """usage: cbam doctor
 

@@ -9,8 +9,8 @@ from typing import Any
 import tyro
 
 from cbam.attach import plan
-from cbam.models import build_model
-from cbam.models.build import CIFAR_DEPTHS
+from cbam.attach.select import split_sites
+from cbam.models import build_model, made_for
 
 DESCRIPTION = """Show where attention would go in a model and what it would add. Changes nothing.
 
@@ -26,16 +26,16 @@ class PlanConfig:
     attention: str = "cbam"
     """cbam, se, channel or spatial."""
     sites: tuple[str, ...] = ("auto",)
-    """auto, residual, block, stage, conv; module paths or patterns. auto: residual, the end of every residual branch,
-    or stage, the last map at each resolution, where there is none."""
+    """auto, residual, block, stage, conv, head; module paths or patterns. auto: residual, the end of every residual
+    branch, or stage, the last map at each resolution, where there is none. Several with spaces or commas."""
     exclude: tuple[str, ...] = ()
     """Sites to leave out."""
     preset: str = "paper"
     """CBAM's dialect: paper, official or timm."""
     reduction_ratio: int = 16
     """Channels over hidden channels in the channel gate."""
-    kernel_size: int = 7
-    """Kernel of the spatial gate."""
+    kernel_size: int | None = None
+    """Kernel of the spatial gate; 7 unless given. SE has none."""
     num_classes: int | None = None
     """Width of the classifier; by default 10 for the CIFAR ResNets, else 1000."""
     input_size: tuple[int, int, int] | None = None
@@ -46,26 +46,26 @@ class PlanConfig:
         """The given number of classes or the one that the model was made for."""
         if self.num_classes is not None:
             return self.num_classes
-        return 10 if self.model in CIFAR_DEPTHS else 1000
+        return made_for(self.model)[0]
 
     @property
     def image_size(self) -> tuple[int, int, int]:
         """The given input size or the one that the model was made for."""
         if self.input_size is not None:
             return self.input_size
-        return (3, 32, 32) if self.model in CIFAR_DEPTHS else (3, 224, 224)
+        return made_for(self.model)[1]
 
     @property
     def attach_arguments(self) -> dict[str, Any]:
         """What `cbam.plan` and `cbam.attach` take beside the model."""
         return {
             "attention": self.attention,
-            "sites": list(self.sites),
-            "exclude": list(self.exclude),
+            "sites": split_sites(self.sites),
+            "exclude": split_sites(self.exclude),
             "input_size": self.image_size,
             "preset": self.preset,
             "reduction_ratio": self.reduction_ratio,
-            "kernel_size": self.kernel_size,
+            **({} if self.kernel_size is None else {"kernel_size": self.kernel_size}),
         }
 
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL.Image import DecompressionBombWarning
 
+from cbam.data.checked import WORTH_IT, CheckedFiles
 from cbam.data.pictures import DEFAULT_MAX_PIXELS, MOST_PIXELS, SUFFIXES, BadImage, check_image
 from cbam.data.scan import Layout, Side, find_layout, scan_side, some
+from cbam.data.telling import telling
 from cbam.errors import CBAMError
+
+# A pool holds one future for each path it was given; a million at once would take gigabytes.
+_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class FolderReport:
 
     def good_images(self, side: Side) -> dict[str, list[str]]:
         """Return the usable images of `side`, for each class in file order."""
+        if not self.bad:
+            return side.images
         return {
             name: [image for image in images if side.folder / image not in self.bad]
             for name, images in side.images.items()
@@ -83,7 +90,9 @@ class FolderReport:
 
 
 def check_folder(root: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> FolderReport:
-    """Look at every image below `root` and report what cannot be used; changes nothing.
+    """Look at every image below `root` and report what cannot be used; changes nothing there.
+
+    Of large folders the good files are remembered in the user's cache and not decoded again until they change.
 
     Args:
         root: a folder with train/ and val/, or with one folder for each class.
@@ -104,31 +113,57 @@ def check_folder(root: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> F
         val = None if layout.val is None else scan_side(layout.val)
     except OSError as error:
         raise CBAMError(f"{root} cannot be listed: {error}") from error
-    bad = _bad_images([side for side in (train, val) if side is not None], max_pixels)
+    bad = _bad_images(root, [side for side in (train, val) if side is not None], max_pixels)
     return FolderReport(root, layout, train, val, bad)
 
 
-def _bad_images(sides: list[Side], max_pixels: int) -> dict[Path, BadImage]:
-    paths = [side.folder / image for side in sides for images in side.images.values() for image in images]
+def _bad_images(root: Path, sides: list[Side], max_pixels: int) -> dict[Path, BadImage]:
+    # Names first: a million paths as objects would take a gigabyte, and seconds.
+    paths = [
+        os.path.join(side.folder, image)  # noqa: PTH118
+        for side in sides
+        for images in side.images.values()
+        for image in images
+    ]
+    if len(paths) < WORTH_IT:
+        return _problems(paths, max_pixels)
+    checked = CheckedFiles(root, max_pixels)
+    keys = checked.keys(paths)
+    known = checked.known(keys)
+    todo = np.flatnonzero(~known)
+    if not len(todo):
+        return {}
+    bad = _problems([paths[index] for index in todo], max_pixels)
+    spoilt = {str(path) for path in bad}
+    good = [key for path, key in zip(paths, keys, strict=True) if key and path not in spoilt]
+    checked.remember(np.array(good, dtype=np.uint64))
+    return bad
 
-    def problem(path: Path) -> BadImage | None:
+
+def _problems(paths: list[str], max_pixels: int) -> dict[Path, BadImage]:
+    def problem(path: str) -> BadImage | None:
         try:
-            check_image(path, max_pixels)
+            check_image(Path(path), max_pixels)
         except BadImage as error:
             return error
         return None
 
+    found: dict[Path, BadImage] = {}
     # Pillow decodes without the interpreter's lock, so threads are enough.
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with (
+        warnings.catch_warnings(),
+        telling("checking images") as tell,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
         # What Pillow would only warn of is judged by `max_pixels` here.
         warnings.simplefilter("ignore", DecompressionBombWarning)
-        problems = [found for part in _parts(paths) for found in pool.map(problem, part)]
-    return {path: error for path, error in zip(paths, problems, strict=True) if error is not None}
-
-
-def _parts(paths: list[Path], size: int = 10_000) -> Iterator[list[Path]]:
-    # A pool holds one future for each path it was given; a million at once would take gigabytes.
-    return (paths[start : start + size] for start in range(0, len(paths), size))
+        for start in range(0, len(paths), _AT_ONCE):
+            part = paths[start : start + _AT_ONCE]
+            for path, error in zip(part, pool.map(problem, part), strict=True):
+                if error is not None:
+                    found[Path(path)] = error
+            tell(start + len(part), len(paths))
+    return found
 
 
 def _class_errors(report: FolderReport) -> list[str]:

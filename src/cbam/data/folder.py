@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from PIL import Image as PILImage
-from torchvision.transforms import v2
-
-from cbam.data.addressing import Address, AddressedDataset, Item
 from cbam.data.doctor import FolderReport, check_folder
-from cbam.data.hashing import hash64
 from cbam.data.image_data import ImageData
 from cbam.data.pictures import open_image
+from cbam.data.prepared import Preparation, PreparedImages, prepared_data
 from cbam.data.scan import Side, some
-from cbam.data.split import balanced_subset, stratified_split
-from cbam.errors import CBAMError, unknown_name
+from cbam.data.split import stratified_split
+from cbam.errors import CBAMError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from typing_extensions import Self
 
 BAD_IMAGES = ("fail", "skip")
-_RESIZE_TO_CROP = 256 / 224  # the usual evaluation: the short side to 256, then the centre 224
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """How an image file becomes an item: its size, normalisation on the 0..1 scale, and the largest image allowed."""
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    max_pixels: int
-
-
-class FolderImages(AddressedDataset):
-    """Images in files; training ones go through RandomResizedCrop and a flip, others are resized and centre-cropped.
+class FolderImages(PreparedImages):
+    """Images in files.
 
     Args:
         folder: the folder that `names` are relative to.
@@ -61,33 +44,10 @@ class FolderImages(AddressedDataset):
         *,
         augment: bool,
     ):
+        super().__init__(classes, preparation, augment=augment)
         self.folder = folder
         self.names = list(names)
         self.labels = list(labels)
-        self.classes = tuple(classes)
-        self.max_pixels = preparation.max_pixels
-        self._mean = torch.tensor(preparation.mean, dtype=torch.float32).view(-1, 1, 1)
-        self._std = torch.tensor(preparation.std, dtype=torch.float32).view(-1, 1, 1)
-        size = preparation.size
-        self._centre = v2.Compose([v2.Resize(round(size * _RESIZE_TO_CROP)), v2.CenterCrop(size)])
-        self._augment = (
-            v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]) if augment else None
-        )
-
-    def __getitem__(self, address: Address) -> Item:
-        epoch, index = self._checked(address)
-        if self._augment is None:
-            image = self.picture(index)
-        else:
-            image = self._open(index)
-            with _seeded(int(hash64(self.seed, epoch, index))):
-                image = self._augment(image)
-        pixels = v2.functional.pil_to_tensor(image).to(torch.float32)
-        return pixels.div_(255).sub_(self._mean).div_(self._std), self.labels[index]
-
-    def picture(self, index: int) -> PILImage.Image:
-        """Return image `index` in RGB as the network sees it: resized and centre-cropped."""
-        return self._centre(self._open(index))
 
     def identifier(self, index: int) -> str:
         """Return the file's name, relative to the folder."""
@@ -100,7 +60,7 @@ class FolderImages(AddressedDataset):
         view.labels = [self.labels[index] for index in indices]
         return view
 
-    def _open(self, index: int) -> PILImage.Image:
+    def _open(self, index: int) -> Image:
         return open_image(self.folder / self.names[index], self.max_pixels)
 
 
@@ -119,10 +79,8 @@ def load_folder(
     Raises:
         CBAMError: the doctor found what makes training impossible, or bad images while `bad_images` is "fail".
     """
-    if bad_images not in BAD_IMAGES:
-        raise unknown_name("bad_images", bad_images, BAD_IMAGES)
     report = check_folder(root, max_pixels=preparation.max_pixels)
-    _refuse(report, bad_images)
+    refuse(report, bad_images)
     notices = list(report.notices)
     if report.bad:
         notices.append(
@@ -139,31 +97,31 @@ def load_folder(
             notices.append(
                 f"Classes with one image only, which trains and does not validate: {some(single)}."
             )
-    if limit_train is not None:
-        train = train.subset(balanced_subset(train.labels, limit_train, "limit_train"))
-    if limit_val is not None:
-        val = val.subset(balanced_subset(val.labels, limit_val, "limit_val"))
-    return ImageData(
-        name=root.resolve().name,
-        source=f"{how}: {len(train):,} training and {len(val):,} validation images.",
-        train=train,
-        val=val,
-        classes=train.classes,
-        input_size=(3, preparation.size, preparation.size),
-        mean=preparation.mean,
-        std=preparation.std,
-        notices=tuple(notices),
+    return prepared_data(
+        root.resolve().name,
+        how,
+        train,
+        val,
+        preparation,
+        limit_train=limit_train,
+        limit_val=limit_val,
+        notices=notices,
     )
 
 
+def labelled_images(report: FolderReport, side: Side) -> list[tuple[str, int]]:
+    """Return (relative name, label) of every usable image of `side`, in file order."""
+    label_of = {name: label for label, name in enumerate(report.train.classes)}
+    return [(name, label_of[of]) for of, names in report.good_images(side).items() for name in names]
+
+
 def _images(report: FolderReport, side: Side, preparation: Preparation, *, augment: bool) -> FolderImages:
-    classes = report.train.classes
-    pairs = [(name, classes.index(of)) for of, names in report.good_images(side).items() for name in names]
-    names, labels = zip(*pairs, strict=True)
-    return FolderImages(side.folder, names, labels, classes, preparation, augment=augment)
+    names, labels = zip(*labelled_images(report, side), strict=True)
+    return FolderImages(side.folder, names, labels, report.train.classes, preparation, augment=augment)
 
 
-def _refuse(report: FolderReport, bad_images: str) -> None:
+def refuse(report: FolderReport, bad_images: str) -> None:
+    """Raise a `CBAMError` that says all that is wrong, if images cannot be trained on with `bad_images` as it is."""
     lines = list(report.errors)
     advice = ""
     if report.bad and bad_images == "fail":
@@ -172,15 +130,3 @@ def _refuse(report: FolderReport, bad_images: str) -> None:
         advice = "\nRepair or remove them, or leave them out by typing: --bad-images skip"
     if lines:
         raise CBAMError(f"{report.root} cannot be trained on as it is.\n" + "\n".join(lines) + advice)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    # torchvision's transforms draw from torch's global CPU generator and take no other.
-    generator = torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        generator.set_state(before)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from cbam.data.built_in import in_memory, read_digits, read_fashion_mnist
-from cbam.data.folder import Preparation, load_folder
+from cbam.data.folder import BAD_IMAGES, load_folder
 from cbam.data.image_data import ImageData, checked_statistics
 from cbam.data.pictures import DEFAULT_MAX_PIXELS
-from cbam.errors import CBAMError, nearest
+from cbam.data.prepared import Preparation
+from cbam.errors import CBAMError, nearest, unknown_name
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BUILT_IN = ("fashion-mnist", "digits")
+LATER = ("shards", "hf")  # what stands before the colon; their code is imported when it is needed
 
 
 def load_data(
@@ -35,6 +38,8 @@ def load_data(
         data: "fashion-mnist" (from "fashion-mnist:/its/folder", the folder in CBAM_FASHION_MNIST, Debian's package, an
             earlier download, a download, and last scikit-learn's digits with a notice), "digits", or a folder with
             train/ and val/, or one with a folder for each class. A folder of the same name is meant by "./digits".
+            "shards:PLACE" are tar shards in a folder or behind a URL (`cbam.data.shards.load.load_shards`), "hf:NAME"
+            is a data set of Hugging Face, saved on disk or from the hub (`cbam.data.hugging_face.load_hugging_face`).
         image_size: height and width of the items; by default the set's own for the built-in sets, 224 for folders.
             The built-in sets lie in memory at this size: 70,000 bytes a pixel for Fashion-MNIST.
         mean: per-channel mean on the 0..1 scale; by default the set's own, ImageNet's for folders.
@@ -57,11 +62,17 @@ def load_data(
     """
     if image_size is not None and image_size < 1:
         raise CBAMError(f"image_size must be at least 1 pixel, given {image_size}.")
+    if bad_images not in BAD_IMAGES:
+        raise unknown_name("bad_images", bad_images, BAD_IMAGES)
     name, _, folder = str(data).partition(":")
-    if isinstance(data, Path) or name not in BUILT_IN or (name == "digits" and folder):
+    load: Callable[..., ImageData] | None = None
+    if not isinstance(data, Path) and name in LATER and folder:
+        load = partial(_later(name), folder)
+    elif isinstance(data, Path) or name not in BUILT_IN or (name == "digits" and folder):
+        load = partial(load_folder, _existing(data))
+    if load is not None:
         mean, std = checked_statistics(mean or IMAGENET_MEAN, std or IMAGENET_STD, channels=3)
-        return load_folder(
-            _existing(data),
+        return load(
             Preparation(224 if image_size is None else image_size, mean, std, max_pixels),
             limit_train=limit_train,
             limit_val=limit_val,
@@ -83,6 +94,16 @@ def load_data(
     )
 
 
+def _later(name: str) -> Callable[..., ImageData]:
+    if name == "shards":
+        from cbam.data.shards.load import load_shards
+
+        return load_shards
+    from cbam.data.hugging_face import load_hugging_face
+
+    return load_hugging_face
+
+
 def _existing(data: str | Path) -> Path:
     folder = Path(data).expanduser()
     if folder.exists():
@@ -91,5 +112,5 @@ def _existing(data: str | Path) -> Path:
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise CBAMError(
         f"there is no folder {str(data)!r}, and no built-in set of that name.{hint} "
-        f"Give a folder of images, or one of: {', '.join(BUILT_IN)}."
+        f"Give a folder of images, shards:FOLDER, hf:NAME, or one of: {', '.join(BUILT_IN)}."
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image as PILImage
@@ -33,7 +35,7 @@ _UPRIGHT = {
 class BadImage(CBAMError):
     """A file that cannot be used as an image; `kind` groups it with others of its sort, `detail` says more."""
 
-    def __init__(self, path: Path, kind: str, detail: str):
+    def __init__(self, path: Path | str, kind: str, detail: str):
         super().__init__(f"{path}: {kind} ({detail})")
         self.kind = kind
         self.detail = detail
@@ -47,20 +49,40 @@ def open_image(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> PILImage.Ima
     Raises:
         BadImage: the file is missing, no image of a known format, truncated, or larger than `max_pixels`.
     """
-    with _header(path, max_pixels) as image:
-        _decode(image, path)
-        turned = _UPRIGHT.get(_orientation(image))
-        upright = image if turned is None else image.transpose(turned)
-        return _to_rgb(upright, path)
+    _require_file(path)
+    with _header(path, path, max_pixels) as image:
+        return _shown(image, path)
 
 
-def check_image(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
-    """Decode the image in `path` as `open_image` would, more cheaply where the format allows it.
+def decode_image(content: bytes, name: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> PILImage.Image:
+    """Return the image in `content` as `open_image` returns that of a file; `name` is what errors call it.
 
     Raises:
-        BadImage: `open_image` would fail.
+        BadImage: no image of a known format, truncated, or larger than `max_pixels`.
+
+    >>> decode_image(b"", "cat.jpg")
+    Traceback (most recent call last):
+    cbam.data.pictures.BadImage: cat.jpg: empty file (0 bytes)
     """
-    with _header(path, max_pixels) as image:
+    if not content:
+        raise BadImage(name, "empty file", "0 bytes")
+    with _header(BytesIO(content), name, max_pixels) as image:
+        return _shown(image, name)
+
+
+def check_image(source: Path | bytes, max_pixels: int = DEFAULT_MAX_PIXELS, name: str = "") -> None:
+    """Decode the image in a file or in bytes as `open_image` would, more cheaply where the format allows it.
+
+    Raises:
+        BadImage: `open_image` or `decode_image` would fail; `name` is what it calls bytes.
+    """
+    path: Path | str = name
+    if isinstance(source, Path):
+        path = source
+        _require_file(source)
+    elif not source:
+        raise BadImage(name, "empty file", "0 bytes")
+    with _header(BytesIO(source) if isinstance(source, bytes) else source, path, max_pixels) as image:
         # A JPEG at an eighth of its size reads the whole file but spares most of the arithmetic.
         image.draft(image.mode, (max(1, image.width // 8), max(1, image.height // 8)))
         _decode(image, path)
@@ -68,15 +90,24 @@ def check_image(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
             _to_rgb(image, path)
 
 
-def _header(path: Path, max_pixels: int) -> PILImage.Image:
+def _shown(image: PILImage.Image, path: Path | str) -> PILImage.Image:
+    _decode(image, path)
+    turned = _UPRIGHT.get(_orientation(image))
+    return _to_rgb(image if turned is None else image.transpose(turned), path)
+
+
+def _require_file(path: Path) -> None:
     if not path.exists():
         raise BadImage(path, "broken link" if path.is_symlink() else "missing file", "nothing is there")
     if not path.is_file():
         raise BadImage(path, "not a regular file", "a folder, pipe or device")
     if path.stat().st_size == 0:
         raise BadImage(path, "empty file", "0 bytes")
+
+
+def _header(source: Path | IO[bytes], path: Path | str, max_pixels: int) -> PILImage.Image:
     try:
-        image = PILImage.open(path, formats=FORMATS)
+        image = PILImage.open(source, formats=FORMATS)
     except UnidentifiedImageError as error:
         raise BadImage(path, "not a readable image", f"none of {', '.join(FORMATS)}") from error
     except PILImage.DecompressionBombError as error:
@@ -93,7 +124,7 @@ def _header(path: Path, max_pixels: int) -> PILImage.Image:
     return image
 
 
-def _decode(image: PILImage.Image, path: Path) -> None:
+def _decode(image: PILImage.Image, path: Path | str) -> None:
     try:
         image.load()
     except (
@@ -109,7 +140,7 @@ def _orientation(image: PILImage.Image) -> int:
         return 1
 
 
-def _to_rgb(image: PILImage.Image, path: Path) -> PILImage.Image:
+def _to_rgb(image: PILImage.Image, path: Path | str) -> PILImage.Image:
     if image.mode == "F":
         raise BadImage(path, "unknown brightness scale", "floating-point pixels")
     if image.mode == "I" or image.mode.startswith("I;16"):

@@ -110,11 +110,13 @@ def _images_below(class_folder: Path, side: Side) -> list[str]:
             continue
         entered.add(real)
         relative = Path(parent).relative_to(side.folder)
+        prefix = f"{relative.as_posix()}/"
         side.hidden += sorted((relative / name).as_posix() for name in (*folders, *files) if is_hidden(name))
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(name for name in files if not is_hidden(name)):
-            broken = not (Path(parent) / name).exists()
-            (images if _named_image(name) or broken else side.others).append((relative / name).as_posix())
+            # A broken link is somebody's image by any name; to ask only of the others spares a million questions.
+            is_image = _named_image(name) or not (Path(parent) / name).exists()
+            (images if is_image else side.others).append(f"{prefix}{name}")
     return images
 
 

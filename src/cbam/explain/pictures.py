@@ -67,7 +67,7 @@ def gradcam_pictures(
         if layer not in names:
             raise unknown_name("layer", layer, names)
     images = torch.stack([dataset[(0, index)][0] for index in chosen])
-    labels = [dataset.labels[index] for index in chosen]
+    labels = [int(dataset.labels[index]) for index in chosen]
     maps, notes = _ask(models, layer, images, labels)
     manifest: dict[str, Any] = {
         "rule": f"the first validation image of each of the first {len(chosen)} classes, in file order",

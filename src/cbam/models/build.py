@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from cbam.attach import attach
 from cbam.errors import CBAMError, MissingExtra, nearest
-from cbam.models.cifar import CifarResNet
-from cbam.models.files import load_file, widen_input
-
-CIFAR_DEPTHS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
-PAPER = {f"paper_resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101)}
+from cbam.models.classifier import check_counts
+from cbam.models.files import first_convolution, load_file, widen_input
+from cbam.models.own import OWN, SUFFIXES, split_attention
 
 
 def build_model(
@@ -28,11 +27,16 @@ def build_model(
 
     A name is looked up in this order; `torchvision/NAME` and `timm/NAME` choose the library.
 
-    - `resnet20`, `resnet32`, `resnet44`, `resnet56`, `resnet110`: for small images, see `CifarResNet`.
-    - `paper_resnet18`, `paper_resnet34`, `paper_resnet50`, `paper_resnet101`: torchvision's ResNet with the
-      stride of a bottleneck on its first 1x1 convolution instead of the 3x3 one, as in He et al. (2015) and
-      in the CBAM paper's cost tables. Same parameters and keys as torchvision's.
+    - `resnet20`, `resnet32`, `resnet44`, `resnet56`, `resnet110`, and `resnet164`, `resnet1001` with the norms in
+      front: for small images, see `CifarResNet` and `PreActivationResNet`.
+    - `paper_resnet18`, `34`, `50`, `101`, `152`, `200`, `paper_resnext50_32x4d`, `paper_resnext101_32x4d`,
+      `wrn18_1.5`, `wrn18_2.0`: the CBAM paper's ResNets, see `PaperResNet`. The stride of a bottleneck is on its
+      first 1x1 convolution; parameters and keys are those of torchvision's.
+    - `mobilenet_v1`, `mobilenet_v1_0.7`: see `MobileNetV1`.
     - torchvision's classifiers, then timm's (with timm's tags: `resnet50.a1_in1k`).
+
+    `_se` or `_cbam` behind a name puts that attention in, as the paper's networks have it: the authors' dialect with
+    fresh gates, at the end of every residual branch, in MobileNet behind every convolution.
 
     Args:
         name: see above.
@@ -50,26 +54,27 @@ def build_model(
     >>> build_model("resnet20", 10, in_channels=1)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
-    if num_classes < 1 or in_channels < 1:
-        raise CBAMError(
-            "num_classes and in_channels must be at least 1, given "
-            f"num_classes={num_classes}, in_channels={in_channels}."
-        )
+    check_counts(num_classes, in_channels)
     if pretrained and weights is not None:
         raise CBAMError(
             f"give either pretrained or weights, not both; given pretrained and {str(weights)!r}."
         )
-    library, bare = _resolve(name)
-    if library in ("own", "paper") and pretrained:
+    library, bare, attention = _resolve(name)
+    if pretrained and attention is not None:
+        raise CBAMError(
+            f"{name!r} has fresh gates, which would spoil pretrained weights. Build {bare!r} with pretrained weights "
+            f"and type cbam.attach(model, {attention!r}): that leaves its output as it is."
+        )
+    if library == "own" and pretrained:
         raise CBAMError(f"{name!r} comes without pretrained weights. Give a file: --weights FILE.")
     if library == "own":
-        model: nn.Module = CifarResNet(CIFAR_DEPTHS[bare], num_classes, in_channels)
-    elif library == "paper":
-        model = _stride_first(_torchvision(PAPER[bare], num_classes, in_channels, pretrained=False))
+        model = OWN[bare].build(num_classes, in_channels)
     elif library == "torchvision":
         model = _torchvision(bare, num_classes, in_channels, pretrained=pretrained)
     else:
         model = _timm(bare, num_classes, in_channels, pretrained=pretrained)
+    if attention is not None:
+        _attach(model, bare, attention)
     if weights is not None:
         load_file(model, weights)
     return model
@@ -81,38 +86,68 @@ def model_names() -> list[str]:
     >>> model_names()[0]
     'resnet20'
     """
-    own = [*CIFAR_DEPTHS, *PAPER]
     vision = [f"torchvision/{name}" for name in _torchvision_names()]
-    return own + vision + [f"timm/{name}" for name in _timm_names()]
+    return _own_names() + vision + [f"timm/{name}" for name in _timm_names()]
 
 
-def _resolve(name: str) -> tuple[str, str]:
+def _resolve(name: str) -> tuple[str, str, str | None]:
+    """Return library ("own", "torchvision", "timm"), the backbone's name there, and the attention in it."""
     prefix, slash, bare = name.partition("/")
     if slash and prefix not in ("torchvision", "timm"):
         raise CBAMError(f"unknown library {prefix!r} in model {name!r}. Valid: torchvision/NAME, timm/NAME.")
+    for plain, attention in ((bare if slash else name, None), split_attention(bare if slash else name)):
+        library = _library_of(plain, prefix if slash else None)
+        if library is not None:
+            return library, plain, attention
+    if prefix == "timm" and slash:
+        from cbam.models.timm_registry import registered_names
+
+        if bare in registered_names():  # ours, by the name that it has in timm's factory
+            return _resolve(registered_names()[bare])
     if slash:
         known = _torchvision_names() if prefix == "torchvision" else _timm_names()
-        if (bare.split(".")[0] if prefix == "timm" else bare) not in known:
-            raise _unknown(name, [f"{prefix}/{other}" for other in known])
-        return prefix, bare
-    if name in CIFAR_DEPTHS:
-        return "own", name
-    if name in PAPER:
-        return "paper", name
-    if name in _torchvision_names():
-        return "torchvision", name
-    if name.split(".")[0] in _timm_names():
-        return "timm", name
-    raise _unknown(name, [*CIFAR_DEPTHS, *PAPER, *_torchvision_names(), *_timm_names()])
+        raise _unknown(name, [f"{prefix}/{other}" for other in known])
+    raise _unknown(name, [*_own_names(), *_torchvision_names(), *_timm_names()])
+
+
+def _library_of(name: str, library: str | None) -> str | None:
+    """Return which library knows the name, of all or of the given one."""
+    if library is None and name in OWN:
+        return "own"
+    if library != "timm" and name in _torchvision_names():
+        return "torchvision"
+    return "timm" if library != "torchvision" and name.split(".")[0] in _timm_names() else None
+
+
+def _attach(model: nn.Module, name: str, attention: str) -> None:
+    own = OWN.get(name)
+    if own is None:
+        attach(model, attention, preset="official", init="paper")
+        return
+    found = first_convolution(model)
+    assert found is not None
+    # A quarter of ImageNet's area is enough to find the sites.
+    size = (found[1].in_channels, min(own.image, 64), min(own.image, 64))
+    attach(model, attention, own.sites, input_size=size, preset="official", init="paper")
 
 
 def _unknown(name: str, known: list[str]) -> CBAMError:
-    close = nearest(name, dict.fromkeys(known))
+    backbone, attention = split_attention(name)
+    if name.rpartition("_")[0] in OWN:
+        backbone, attention = name, None  # it is the suffix that is misspelt
+    close = nearest(backbone, dict.fromkeys(known))
+    if attention is not None:
+        close = [other if other.endswith(f"_{attention}") else f"{other}_{attention}" for other in close]
     hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
     return CBAMError(
-        f"unknown model {name!r}.{hint} Valid: {', '.join(CIFAR_DEPTHS)}, {', '.join(PAPER)}, and the classifiers "
-        "of torchvision and timm; all of them: python -c 'import cbam.models; print(cbam.models.model_names())'"
+        f"unknown model {name!r}.{hint} Valid: {', '.join(OWN)}, and the classifiers of torchvision and timm, each "
+        f"also with {' or '.join(f'_{s}' for s in SUFFIXES)} behind it; all of them: "
+        "python -c 'import cbam.models; print(cbam.models.model_names())'"
     )
+
+
+def _own_names() -> list[str]:
+    return [*OWN, *(f"{name}_{suffix}" for name in OWN for suffix in SUFFIXES)]
 
 
 def _torchvision_names() -> list[str]:
@@ -128,7 +163,8 @@ def _timm_names() -> list[str]:
         import timm
     except ImportError:
         raise MissingExtra("building a backbone", "compare", "timm") from None
-    return timm.list_models()
+    ours = set(timm.list_models(module="timm_registry"))
+    return [name for name in timm.list_models() if name not in ours]
 
 
 def _torchvision(name: str, num_classes: int, in_channels: int, *, pretrained: bool) -> nn.Module:
@@ -188,12 +224,3 @@ def _renew_classifier(model: nn.Module, num_classes: int) -> None:
             return
         new = nn.Conv2d(last.in_channels, num_classes, 1)
     model.set_submodule(name, new)
-
-
-def _stride_first(model: nn.Module) -> nn.Module:
-    from torchvision.models.resnet import Bottleneck
-
-    for block in model.modules():
-        if isinstance(block, Bottleneck):
-            block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
-    return model

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cbam.errors import CBAMError
+from cbam.models.classifier import MapClassifier, check_counts, kaiming_fan_out
 
 
 class PaddedShortcut(nn.Module):
@@ -71,7 +72,7 @@ class CifarBlock(nn.Module):
         return self.relu(out)
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(MapClassifier):
     """A ResNet of 6n + 2 layers with 16, 32 and 64 channels for small images.
 
     Args:
@@ -94,11 +95,7 @@ class CifarResNet(nn.Module):
     def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3):
         if depth < 8 or (depth - 2) % 6:
             raise CBAMError(f"a CIFAR ResNet has 6n + 2 layers, given {depth}. Take 20, 32, 44, 56 or 110.")
-        if num_classes < 1 or in_channels < 1:
-            raise CBAMError(
-                f"num_classes and in_channels must be at least 1, given num_classes={num_classes}, "
-                f"in_channels={in_channels}."
-            )
+        check_counts(num_classes, in_channels)
         super().__init__()
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
@@ -107,16 +104,13 @@ class CifarResNet(nn.Module):
         self.layer1 = _stage(16, 16, blocks, stride=1)
         self.layer2 = _stage(16, 32, blocks, stride=2)
         self.layer3 = _stage(32, 64, blocks, stride=2)
-        self.fc = nn.Linear(64, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.add_classifier(64, num_classes)
+        kaiming_fan_out(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, in_channels, H, W) to logits (N, num_classes)."""
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images (N, in_channels, H, W) to the last map (N, 64, ceil(H / 4), ceil(W / 4))."""
         x = self.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(x.mean(dim=(2, 3)))
+        return self.layer3(self.layer2(self.layer1(x)))
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

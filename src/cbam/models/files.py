@@ -114,7 +114,9 @@ def widen_input(model: nn.Module, in_channels: int, *, keep: bool) -> None:
             weight = adapt_channels(conv.weight, in_channels)
         else:
             shape = (conv.out_channels, in_channels, *conv.kernel_size)
-            weight = torch.empty(shape, dtype=conv.weight.dtype).normal_(std=float(conv.weight.std()))
+            weight = torch.empty(shape, dtype=conv.weight.dtype, device=conv.weight.device)
+            if not weight.is_meta:
+                weight.normal_(std=float(conv.weight.std()))
     conv.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
     conv.in_channels = in_channels
     if getattr(model, "transform_input", False):

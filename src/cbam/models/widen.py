@@ -69,11 +69,16 @@ def widen(model: nn.Module, target_parameters: int, *, tolerance: float = 0.01) 
 
 @dataclass(frozen=True)
 class _Joint:
-    """Channels that leave one convolution, pass a batch norm and enter the next convolution."""
+    """Channels that leave one convolution, pass a batch norm and enter the next convolution.
+
+    In an inverted residual they pass a depthwise convolution and its norm on the way.
+    """
 
     before: nn.Conv2d
     norm: _BatchNorm
     after: nn.Conv2d
+    depthwise: nn.Conv2d | None = None
+    depthwise_norm: _BatchNorm | None = None
 
     @property
     def width(self) -> int:
@@ -82,22 +87,36 @@ class _Joint:
     def channel_cost(self, extra_in: int, extra_out: int) -> int:
         """Parameters of one more channel, when its neighbours have grown by `extra_in` and `extra_out`."""
         rows = (self.before.in_channels + extra_in) * _area(self.before) + (self.before.bias is not None)
-        affine = sum(p.numel() for p in self.norm.parameters()) // self.norm.num_features
+        if self.depthwise is not None:
+            rows += _area(self.depthwise) + (self.depthwise.bias is not None)
+        affine = sum(p.numel() for norm in self._norms for p in norm.parameters()) // self.norm.num_features
         return rows + affine + (self.after.out_channels + extra_out) * _area(self.after)
 
+    @property
+    def _norms(self) -> list[_BatchNorm]:
+        return [self.norm] if self.depthwise_norm is None else [self.norm, self.depthwise_norm]
+
     def grow(self, channels: int) -> None:
-        old = self.before.weight
-        rows = torch.empty((channels, *old.shape[1:]), dtype=old.dtype, device=old.device)
-        rows.normal_(std=float(old.std()))
-        _append(self.before, "weight", rows)
-        _append(self.before, "bias", old.new_zeros(channels))
-        self.before.out_channels += channels
-        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
-            _append(self.norm, name, old.new_full((channels,), value))
-        self.norm.num_features += channels
+        _grow_rows(self.before, channels)
+        if self.depthwise is not None:
+            _grow_rows(self.depthwise, channels)
+            self.depthwise.in_channels += channels
+            self.depthwise.groups += channels
+        for norm in self._norms:
+            for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+                _append(norm, name, self.before.weight.new_full((channels,), value))
+            norm.num_features += channels
         columns = self.after.weight
         _append(self.after, "weight", torch.zeros_like(columns[:, :1]).repeat(1, channels, 1, 1), axis=1)
         self.after.in_channels += channels
+
+
+def _grow_rows(conv: nn.Conv2d, channels: int) -> None:
+    old = conv.weight
+    rows = torch.empty((channels, *old.shape[1:]), dtype=old.dtype, device=old.device)
+    _append(conv, "weight", rows.normal_(std=float(old.std())))
+    _append(conv, "bias", old.new_zeros(channels))
+    conv.out_channels += channels
 
 
 def _append(module: nn.Module, name: str, new: Tensor, axis: int = 0) -> None:
@@ -124,8 +143,8 @@ def _find_joints(model: nn.Module) -> list[_Joint]:
         which = "grouped convolutions or other parts between" if looked_like else "conv1, bn1, conv2, bn2"
         raise CBAMError(
             f"widen knows residual blocks with plain convolutions conv1, conv2[, conv3] and batch norms bn1, "
-            f"bn2[, bn3]; in this {type(model).__name__} {found} {which}. Leave the parameter-matched control out "
-            "(no 'control' in --attention), or compare on a ResNet."
+            f"bn2[, bn3], and timm's inverted residuals; in this {type(model).__name__} {found} {which}. Leave the "
+            "parameter-matched control out (no 'control' in --attention), or compare on a ResNet."
         )
     return joints
 
@@ -137,6 +156,12 @@ def _joints(block: nn.Module) -> Iterator[_Joint]:
         after = getattr(block, f"conv{number + 1}", None)
         if isinstance(before, nn.Conv2d) and isinstance(norm, _BatchNorm) and isinstance(after, nn.Conv2d):
             yield _Joint(before, norm, after)
+    inverted = [getattr(block, name, None) for name in ("conv_pw", "bn1", "conv_pwl", "conv_dw", "bn2")]
+    before, norm, after, depthwise, second = inverted
+    if all(isinstance(conv, nn.Conv2d) for conv in (before, after, depthwise)) and all(
+        isinstance(one, _BatchNorm) for one in (norm, second)
+    ):
+        yield _Joint(before, norm, after, depthwise, second)  # type: ignore[arg-type]
 
 
 def _survives_widening(block: nn.Module) -> bool:

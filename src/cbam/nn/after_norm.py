@@ -49,6 +49,8 @@ def obstacle(norm: nn.Module, attention: AttentionModule) -> str | None:
         return f"{type(norm).__name__} in front is not exactly nn.BatchNorm2d"
     if not is_plain(norm, nn.BatchNorm2d):
         return "the norm in front has hooks"
+    if "_is_replica" in vars(norm):
+        return "nn.DataParallel's replicas hold no parameters"
     return attention.beside_operator()
 
 
@@ -57,6 +59,8 @@ def _weights(norm: nn.BatchNorm2d, attention: AttentionModule, u: Tensor) -> Wei
     why = obstacle(norm, attention)
     if why is not None:
         return why
+    if torch._C._are_functorch_transforms_active():  # before anything asks for a memory format
+        return "torch.func transforms work on plain operations"
     if u.dim() != 4 or u.dtype not in _MAPS or u.shape[1] != norm.num_features or u.numel() <= u.shape[1]:
         return "a map that the norm, or the comparison with it, does not take"
     if attention.in_channels not in (None, u.shape[1]):

@@ -103,11 +103,16 @@ def spatial_descriptor(
 @torch.fx.wrap
 def spatial_conv(descriptor: Tensor, weight: Tensor) -> Tensor:
     """Return the k x k convolution of the descriptor with "same" zero padding, (N, 1, H, W)."""
-    if descriptor.device.type == "cpu" and descriptor.dim() == 4:
+    if descriptor.device.type == "cpu" and descriptor.dim() == 4 and not _in_vmap():
         # The weight gradient of a convolution with two input maps takes several times as long in the other layout.
         descriptor = descriptor.contiguous(memory_format=torch.channels_last)
     with full_precision(descriptor):
         return F.conv2d(descriptor, weight.to(descriptor.dtype), padding=weight.shape[-1] // 2)
+
+
+def _in_vmap() -> bool:
+    # torch.vmap knows no memory formats.
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 @torch.fx.wrap

@@ -13,6 +13,7 @@ from torch import nn
 from cbam.attach.with_tail import WithTail
 from cbam.checkpoints import tensors_file
 from cbam.checkpoints.committing import unwrapped
+from cbam.checkpoints.matching import MIXED, ORDER
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
 from cbam.pretrained.config import FILE, WEIGHTS, Config
@@ -70,7 +71,9 @@ def save_pretrained(
     state, base = small_part(inner) if attention_only else (inner.state_dict(), None)
     said: Any = getattr(inner, "pretrained_cfg", None) or {}
     weights = folder / WEIGHTS[content]
-    tensors_file.write(weights, state)
+    orders = {group.options["descriptor_order"] for group in groups if "descriptor_order" in group.options}
+    order = {ORDER: orders.pop() if len(orders) == 1 else MIXED} if orders else {}
+    tensors_file.write(weights, state, order)
     config = Config(
         content=content,
         sha256=sha256(weights),

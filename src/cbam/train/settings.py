@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cbam.errors import CBAMError
+from cbam.errors import CBAMError, unknown_name
 from cbam.train.config import TrainConfig
 
 TRACKERS = ("tensorboard", "wandb")
@@ -79,10 +79,12 @@ class TrainRun:
             ("limit-train", self.limit_train, (self.limit_train or 1) >= 1, "at least 1"),
             ("limit-val", self.limit_val, (self.limit_val or 1) >= 1, "at least 1"),
             ("val-fraction", self.val_fraction, 0 < self.val_fraction < 1, "between 0 and 1"),
-            ("track", self.track, set(self.trackers) <= set(TRACKERS), " and ".join(TRACKERS)),
         ):
             if not valid:
                 raise CBAMError(f"--{name} must be {expected}, given {given}")
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise unknown_name("tracker", name, TRACKERS)
         if self.pretrained and self.weights:
             raise CBAMError("--pretrained and --weights both say where to start: give one of them")
 

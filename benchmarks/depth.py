@@ -1,0 +1,178 @@
+"""CBAM in networks deeper than the paper's 101 layers: what it costs a layer, gradients, gates, and whether they train.
+
+    python benchmarks/depth.py --output runs/depth.jsonl            # some 40 minutes with two threads
+    python benchmarks/depth.py --output runs/depth.jsonl --report docs/results/depth.md
+    python benchmarks/depth.py --tiny --output runs/tiny.jsonl      # does it all work here?
+
+Every cell is one line of the file, written when it is done; the same command goes on with those that are missing. A
+file belongs to one set of settings and one version of torch: another needs another --output. Needs
+pip install '.[compare]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from depth_cells import VARIANTS, Settings, cost_cell, images_of, start_cell, train_cell
+from depth_report import write_report
+
+SMALL = ("resnet20", "resnet56", "resnet110", "resnet164", "resnet1001")
+LARGE = ("paper_resnet50", "paper_resnet101", "paper_resnet152", "paper_resnet200")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to measure: "cost", "start" or "train", of a network, a variant and a seed."""
+
+    kind: str
+    model: str
+    variant: str
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which cells there are, and how training goes in each."""
+
+    cost: tuple[str, ...] = (*SMALL, *LARGE)
+    start: tuple[str, ...] = (*SMALL, "paper_resnet152", "paper_resnet200")
+    train: tuple[tuple[str, Settings], ...] = (
+        ("resnet20", Settings()),
+        ("resnet110", Settings()),
+        ("resnet1001", Settings(steps=60, batch_size=16)),
+    )
+    start_seeds: int = 2
+    train_seeds: tuple[int, ...] = (3, 3, 2)
+
+    def cells(self) -> Iterator[Cell]:
+        """Yield all cells, the cheap kinds first, the seeds outermost in each network."""
+        for model in self.cost:
+            # Where the gates start does not change what they cost.
+            yield from (Cell("cost", model, variant) for variant in VARIANTS if variant != "cbam, paper init")
+        for model in self.start:
+            for seed in range(self.start_seeds):
+                yield from (Cell("start", model, variant, seed) for variant in VARIANTS if variant != "SE")
+        for (model, _), seeds in zip(self.train, self.train_seeds, strict=True):
+            for seed in range(seeds):
+                yield from (Cell("train", model, variant, seed) for variant in VARIANTS if variant != "SE")
+
+
+TINY = Grid(
+    cost=("resnet20",),
+    start=("resnet20",),
+    train=(("resnet20", Settings(steps=3, batch_size=4, limit_train=40, limit_val=20)),),
+    start_seeds=1,
+    train_seeds=(1,),
+)
+
+
+def main() -> int:
+    """Run what is missing, or write the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/depth.jsonl"))
+    parser.add_argument("--data", default="fashion-mnist", help="images to start and train on")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--tiny", action="store_true", help="a look at whether it works; the numbers mean nothing"
+    )
+    parser.add_argument("--report", type=Path, help="write text and plots from the file and run nothing")
+    options = parser.parse_args()
+    grid = TINY if options.tiny else Grid()
+    if options.report:
+        write_report(read(options.output), options.report, options.output)
+        return 0
+    torch.set_num_threads(options.threads)
+    run(grid, options.output, options.data, options.threads)
+    return 0
+
+
+def run(grid: Grid, output: Path, data: str, threads: int) -> None:
+    """Measure the cells that the file lacks and append a line for each."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    rows = read(output)
+    about = environment(grid, data, threads)
+    if rows and rows[0] != about:
+        different = [key for key in about if rows[0].get(key) != about[key]]
+        sys.exit(f"{output} holds a run with other {', '.join(different)}. Give another --output.")
+    done = {cell_of(row) for row in rows if "kind" in row}
+    waiting = [cell for cell in grid.cells() if cell not in done]
+    say(f"{len(done)} done, {len(waiting)} to go")
+    with output.open("a", encoding="utf-8") as file:
+        file.write("\n")  # behind a line that was cut off
+        if not rows:
+            append(file, about)
+        for cell in waiting:
+            start = time.perf_counter()
+            found = measure(cell, grid, data)
+            seconds = round(time.perf_counter() - start, 1)
+            append(file, {**asdict(cell), **found, "seconds": seconds})
+            say(f"{cell.kind} {cell.model}, {cell.variant}, seed {cell.seed}: {seconds} s")
+
+
+def measure(cell: Cell, grid: Grid, data: str) -> dict[str, Any]:
+    """Return what a cell finds."""
+    if cell.kind == "cost":
+        return cost_cell(cell.model, cell.variant)
+    if cell.kind == "start":
+        return start_cell(cell.model, cell.variant, cell.seed, data)
+    settings = dict(grid.train)[cell.model]
+    return train_cell(cell.model, cell.variant, cell.seed, replace(settings, data=data))
+
+
+def environment(grid: Grid, data: str, threads: int) -> dict[str, Any]:
+    """Return what the numbers depend on beside the cells."""
+    return {
+        # What was found under that name, which may be a stand-in.
+        "data": images_of(data, 14, 100, 100).name,
+        "threads": threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "training": {model: asdict(settings) for model, settings in grid.train},
+    }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file; a line that was cut off by a kill is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return rows
+
+
+def cell_of(row: dict[str, Any]) -> Cell:
+    """Return the cell that a row is about."""
+    return Cell(row["kind"], row["model"], row["variant"], row["seed"])
+
+
+def append(file: Any, row: dict[str, Any]) -> None:
+    """Write a row and make sure that it is on the disk."""
+    file.write(json.dumps(row) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def say(text: str) -> None:
+    """Show a line at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

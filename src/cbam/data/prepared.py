@@ -1,0 +1,132 @@
+"""The one way from an image file to an item: RandomResizedCrop and a flip to train, the resized centre otherwise."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torchvision.transforms import v2
+
+from cbam.data.addressing import Address, AddressedDataset, Item
+from cbam.data.hashing import hash64
+from cbam.data.image_data import ImageData
+from cbam.data.split import balanced_subset
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_RESIZE_TO_CROP = 256 / 224  # the usual evaluation: the short side to 256, then the centre 224
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How an image file becomes an item: its size, normalisation on the 0..1 scale, and the largest image allowed."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    max_pixels: int
+
+
+class PreparedImages(AddressedDataset):
+    """Images of any size from anywhere; training ones are cropped at random and flipped, others resized and cropped.
+
+    Args:
+        classes: names of the classes.
+        preparation: how an image becomes an item.
+        augment: whether to augment (training).
+    """
+
+    def __init__(self, classes: Sequence[str], preparation: Preparation, *, augment: bool):
+        self.classes = tuple(classes)
+        self.max_pixels = preparation.max_pixels
+        self._mean = torch.tensor(preparation.mean, dtype=torch.float32).view(-1, 1, 1)
+        self._std = torch.tensor(preparation.std, dtype=torch.float32).view(-1, 1, 1)
+        size = preparation.size
+        self._centre = v2.Compose([v2.Resize(round(size * _RESIZE_TO_CROP)), v2.CenterCrop(size)])
+        self._augment = (
+            v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]) if augment else None
+        )
+
+    @abc.abstractmethod
+    def _open(self, index: int) -> Image:
+        """Return image `index` in RGB, as large as it is stored."""
+
+    def __getitem__(self, address: Address) -> Item:
+        epoch, index = self._checked(address)
+        return self._item(epoch, index, self._open(index))
+
+    def picture(self, index: int) -> Image:
+        """Return image `index` in RGB as the network sees it: resized and centre-cropped."""
+        return self._centre(self._open(index))
+
+    def _item(self, epoch: int, index: int, image: Image) -> Item:
+        return self._transformed(epoch, index, image), int(self.labels[index])
+
+    def _transformed(self, epoch: int, index: int, image: Image) -> torch.Tensor:
+        if self._augment is None:
+            image = self._centre(image)
+        else:
+            with _seeded(int(hash64(self.seed, epoch, index))):
+                image = self._augment(image)
+        pixels = v2.functional.pil_to_tensor(image).to(torch.float32)
+        return pixels.div_(255).sub_(self._mean).div_(self._std)
+
+
+def prepared_data(
+    name: str,
+    how: str,
+    train: PreparedImages,
+    val: PreparedImages,
+    preparation: Preparation,
+    *,
+    limit_train: int | None,
+    limit_val: int | None,
+    notices: Sequence[str] = (),
+) -> ImageData:
+    """Limit both sides to so many images as `load_data` does, and join them.
+
+    Args:
+        name: what the set is called.
+        how: where it was found and how it was split.
+        train: the training images.
+        val: the validation images.
+        preparation: how they become items.
+        limit_train: see `load_data`.
+        limit_val: likewise.
+        notices: what the user must be told.
+
+    Raises:
+        CBAMError: a limit below the number of classes.
+    """
+    if limit_train is not None:
+        train = train.subset(balanced_subset(list(train.labels), limit_train, "limit_train"))
+    if limit_val is not None:
+        val = val.subset(balanced_subset(list(val.labels), limit_val, "limit_val"))
+    return ImageData(
+        name=name,
+        source=f"{how}: {len(train):,} training and {len(val):,} validation images.",
+        train=train,
+        val=val,
+        classes=train.classes,
+        input_size=(3, preparation.size, preparation.size),
+        mean=preparation.mean,
+        std=preparation.std,
+        notices=tuple(notices),
+    )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    # torchvision's transforms draw from torch's global CPU generator and take no other.
+    generator = torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(before)

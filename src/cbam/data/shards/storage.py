@@ -1,0 +1,239 @@
+"""Byte ranges of many files, in a folder or behind a URL; nothing is open before the first read, in any process."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from cbam.errors import CBAMError, MissingExtra
+
+MOST_OPEN_FILES = 64
+MERGE_GAP = 64 * 1024  # reading this much in vain is faster than asking a server once more
+MERGED_BYTES = 8 * 1024 * 1024
+_TRIES, _FIRST_WAIT_S = 4, 0.5
+_LOCAL = ("file://", "local://")
+_TAGS = ("etag", "md5", "content-md5", "mtime", "last-modified", "lastmodified")
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells one version of a file from another: its bytes, and its modification time or the server's tag."""
+
+    size: int
+    tag: str
+
+    def fits(self, other: Stamp) -> bool:
+        """Whether both may be the same file; tags of different kinds (a copy elsewhere) tell nothing."""
+        kinds = {self.tag.partition(":")[0], other.tag.partition(":")[0]}
+        return self.size == other.size and (len(kinds) > 1 or self.tag == other.tag)
+
+
+def is_remote(place: str) -> bool:
+    """Whether `place` is a URL and not a path.
+
+    >>> is_remote("s3://bucket/train-0000.tar"), is_remote("/data/train-0000.tar")
+    (True, False)
+    """
+    return "://" in place and not place.startswith(_LOCAL)
+
+
+def local_path(place: str) -> Path:
+    """Return the path of a `place` that is not remote."""
+    for prefix in _LOCAL:
+        place = place.removeprefix(prefix)
+    return Path(place).expanduser()
+
+
+def filesystem(url: str) -> Any:
+    """Return fsspec's file system for `url`, one for each process.
+
+    Raises:
+        CBAMError: no such protocol.
+        MissingExtra: its package is not installed.
+    """
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    try:
+        return fsspec.core.url_to_fs(url)[0]
+    except ImportError as error:
+        package = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+        raise MissingExtra(
+            f"reading from {protocol}://", "remote", package.get(protocol, protocol)
+        ) from error
+    except ValueError as error:
+        raise CBAMError(
+            f"{url!r} cannot be read: {error}. Give a path, or https://, s3://, gs:// ..."
+        ) from error
+
+
+def stamp(place: str) -> Stamp:
+    """Return size and tag of one file.
+
+    Raises:
+        CBAMError: there is no such file, or it cannot be asked for.
+    """
+    if not is_remote(place):
+        try:
+            status = local_path(place).stat()
+        except OSError as error:
+            raise CBAMError(f"{place} cannot be read: {error.strerror}.") from error
+        return Stamp(status.st_size, f"mtime:{status.st_mtime_ns}")
+    files = filesystem(place)
+    info = _again(lambda: files.info(place), place)
+    if info.get("size") is None:
+        raise CBAMError(f"{place}: the server does not tell how long it is, so it cannot be read in parts.")
+    known = {str(key).lower(): value for key, value in info.items()}
+    tag = next((f"{key}:{known[key]}" for key in _TAGS if known.get(key)), "")
+    return Stamp(int(info["size"]), tag)
+
+
+def open_for_scan(place: str) -> IO[bytes]:
+    """Open one file for a pass from front to back, with seeks forward."""
+    if not is_remote(place):
+        return local_path(place).open("rb")
+    files = filesystem(place)
+    return _again(lambda: files.open(place, "rb", block_size=MERGED_BYTES, cache_type="readahead"), place)
+
+
+def read_all(place: str, limit: int) -> bytes | None:
+    """Return the content of a small file, nothing if it is not there.
+
+    Raises:
+        CBAMError: it is longer than `limit` bytes.
+    """
+    try:
+        size = stamp(place).size
+    except CBAMError:
+        return None
+    if size > limit:
+        raise CBAMError(f"{place} has {size:,} bytes, more than {limit:,}; it is not what its name says.")
+    if not is_remote(place):
+        return local_path(place).read_bytes()
+    files = filesystem(place)
+    return bytes(_again(lambda: files.cat_file(place), place))
+
+
+class Storage:
+    """Reads ranges of the files at `places`; made for worker processes: a copy opens its own files when it first reads.
+
+    Args:
+        places: paths, or URLs of one protocol.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     _ = file.write(b"0123456789"), file.flush()
+        ...     Storage([file.name]).read([(0, 2, 5), (0, 9, 10)])
+        [b'234', b'9']
+    """
+
+    def __init__(self, places: Sequence[str]):
+        self.places = list(places)
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"places": self.places}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["places"])  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        # After a fork the numbers are copies that this process must close as well.
+        for descriptor in getattr(self, "_open", {}).values():
+            os.close(descriptor)
+
+    def read(self, wanted: Sequence[tuple[int, int, int]]) -> list[bytes]:
+        """Return the bytes of each (number of the file, start, end); over a network, neighbours are fetched together.
+
+        Raises:
+            CBAMError: a file is gone, has become shorter, or its server cannot read parts.
+        """
+        if not wanted:
+            return []
+        if not is_remote(self.places[0]):
+            return [self._whole(part, self._pread(*part)) for part in wanted]
+        runs = list(_merged(wanted))
+        blocks = self._fetched([(number, start, end) for number, start, end, _ in runs])
+        found: dict[int, bytes] = {}
+        for (number, start, end, members), block in zip(runs, blocks, strict=True):
+            self._whole((number, start, end), block)
+            for position in members:
+                _, first, last = wanted[position]
+                found[position] = block[first - start : last - start]
+        return [found[position] for position in range(len(wanted))]
+
+    def _whole(self, part: tuple[int, int, int], block: bytes) -> bytes:
+        number, start, end = part
+        if len(block) != end - start:
+            raise CBAMError(
+                f"{self.places[number]}: bytes {start:,} to {end:,} were asked for, {len(block):,} came. Either "
+                "the file has changed since it was indexed, or its server cannot read parts (HTTP range requests)."
+            )
+        return block
+
+    def _fetched(self, ranges: list[tuple[int, int, int]]) -> list[bytes]:
+        files = filesystem(self.places[ranges[0][0]])
+        paths, starts, ends = zip(*((self.places[number], a, b) for number, a, b in ranges), strict=True)
+
+        def fetch() -> list[bytes]:  # all at once: an object store answers slowly, but many at a time
+            return files.cat_ranges(list(paths), list(starts), list(ends), on_error="raise")
+
+        return [bytes(block) for block in _again(fetch, paths[0])]
+
+    def _pread(self, number: int, start: int, end: int) -> bytes:
+        try:
+            descriptor = self._descriptor(number)
+            parts, position = [], start
+            while position < end and (part := os.pread(descriptor, end - position, position)):
+                parts.append(part)
+                position += len(part)
+            return b"".join(parts)
+        except OSError as error:
+            raise CBAMError(f"{self.places[number]} cannot be read: {error.strerror}.") from error
+
+    def _descriptor(self, number: int) -> int:
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        if len(self._open) >= MOST_OPEN_FILES:
+            os.close(self._open.popitem(last=False)[1])
+        self._open[number] = os.open(local_path(self.places[number]), os.O_RDONLY)
+        return self._open[number]
+
+
+def _merged(wanted: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int, list[int]]]:
+    """Yield (file, start, end, positions in `wanted`) so that ranges close to each other are one."""
+    run: tuple[int, int, int, list[int]] | None = None
+    for position in sorted(range(len(wanted)), key=lambda position: wanted[position]):
+        number, start, end = wanted[position]
+        near = run is not None and run[0] == number and start <= run[2] + MERGE_GAP
+        if run is not None and near and max(end, run[2]) - run[1] <= MERGED_BYTES:
+            run = (number, run[1], max(end, run[2]), [*run[3], position])
+            continue
+        if run is not None:
+            yield run
+        run = (number, start, end, [position])
+    if run is not None:
+        yield run
+
+
+def _again(ask: Any, place: str) -> Any:
+    """Ask a server up to `_TRIES` times: among millions of requests a few fail on a network in good order."""
+    for attempt in range(_TRIES):
+        try:
+            return ask()
+        except (FileNotFoundError, PermissionError, NotImplementedError) as error:
+            raise CBAMError(f"{place} cannot be read: {error or type(error).__name__}.") from error
+        except Exception as error:  # every protocol raises errors of its own
+            if attempt == _TRIES - 1:
+                raise CBAMError(
+                    f"{place} could not be read in {_TRIES} tries: {str(error) or type(error).__name__}."
+                ) from error
+            time.sleep(_FIRST_WAIT_S * 2**attempt)
+    raise AssertionError
