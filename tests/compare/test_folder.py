@@ -9,19 +9,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cbam.compare.folder import FolderInUse, RunFolder
+from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell
 from cbam.errors import CBAMError
+from cbam.runs.folder import FolderInUse
 
 HOLD = (
-    "import sys, time\nfrom pathlib import Path\nfrom cbam.compare.folder import RunFolder\n"
-    "with RunFolder(Path(sys.argv[1])).locked():\n    print('held', flush=True)\n    time.sleep(60)\n"
+    "import sys, time\nfrom pathlib import Path\nfrom cbam.compare.folder import CompareFolder\n"
+    "with CompareFolder(Path(sys.argv[1])).locked():\n    print('held', flush=True)\n    time.sleep(60)\n"
 )
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return RunFolder(tmp_path / "run")
+    return CompareFolder(tmp_path / "run")
 
 
 def test_a_second_process_is_refused_and_a_killed_one_does_not_count(folder):
@@ -67,7 +68,7 @@ def test_somebody_elses_folder_is_left_alone(folder, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(CBAMError, match="is a file"):
-        RunFolder(file).check_config({})
+        CompareFolder(file).check_config({})
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "- 1", "\0"])

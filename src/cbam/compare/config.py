@@ -62,13 +62,27 @@ class CompareConfig:
     """Share of each class that validates where there is no validation folder."""
     bad_images: Literal["fail", "skip"] = "fail"
     """What to do with files that cannot be read: stop before training, or leave them out and say so."""
+    ray: str | None = None
+    """Train the models on a Ray cluster whose machines share the folders: its address, auto for the one that this
+    machine is in, local for one on this machine alone."""
+    slurm: str | None = None
+    """Train each model as a Slurm job through submitit, whose parameters these are, with commas, e.g.
+    slurm_partition=gpu,timeout_min=240; cluster=local runs them on this machine."""
+    model_cpus: int = 1
+    """Processor cores for each model, with --ray or --slurm."""
+    model_gpus: int = 0
+    """GPUs for each model, with --ray or --slurm."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The recipe."""
 
     def __post_init__(self) -> None:
         self._check_attention()
+        if self.ray and self.slurm:
+            raise CBAMError("--ray and --slurm both say where to train: give one of them")
         for name, given, valid, expected in (
             ("seeds", self.seeds, self.seeds >= 1, "at least 1"),
+            ("model-cpus", self.model_cpus, self.model_cpus >= 1, "at least 1"),
+            ("model-gpus", self.model_gpus, self.model_gpus >= 0, "at least 0"),
             ("reduction-ratio", self.reduction_ratio, self.reduction_ratio >= 1, "at least 1"),
             (
                 "limit-train",
@@ -93,6 +107,11 @@ class CompareConfig:
     def variants(self) -> tuple[str, ...]:
         """The variants in the order given."""
         return parse_variants(self.attention)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the models are trained by other processes than this one."""
+        return self.ray is not None or self.slurm is not None
 
     @property
     def fine_tuning(self) -> bool:
@@ -128,7 +147,7 @@ def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 
 
 # These change where or how fast a run is computed, or how much of it, not what comes out of one cell.
-NOT_COMPARED = ("output", "workers", "seeds", "attention")
+NOT_COMPARED = ("output", "workers", "seeds", "attention", "ray", "slurm", "model_cpus", "model_gpus")
 
 
 def resolved(config: CompareConfig) -> dict[str, Any]:

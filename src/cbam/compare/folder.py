@@ -10,13 +10,12 @@ from safetensors import SafetensorError, safe_open
 
 from cbam.compare.config import differences
 from cbam.compare.grid import Cell
-from cbam.runs.folder import FolderInUse as FolderInUse
-from cbam.runs.folder import RunFolder as Folder
+from cbam.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
 
-class RunFolder(Folder):
+class CompareFolder(RunFolder):
     """Reads and writes the files of one comparison."""
 
     def check_config(self, now: dict[str, Any]) -> dict[str, Any]:

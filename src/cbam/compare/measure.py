@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cbam.compare.config import CompareConfig
-from cbam.compare.folder import RunFolder
+from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell, build_cell
 from cbam.data.image_data import ImageData
 from cbam.evaluate.cost import cost
@@ -23,7 +23,7 @@ BATCH_SIZES = (1, 32)
 
 
 def trained_models(
-    folder: RunFolder, config: CompareConfig, data: ImageData, device: torch.device
+    folder: CompareFolder, config: CompareConfig, data: ImageData, device: torch.device
 ) -> dict[str, nn.Module]:
     """Return the trained models of seed 0, by variant, on `device` and in evaluation mode."""
     models = {}
@@ -72,13 +72,13 @@ def training_speed(rows: list[dict[str, Any]], variant: str) -> float | None:
     return statistics.median(speeds) if speeds else None
 
 
-def draw_pictures(folder: RunFolder, models: dict[str, nn.Module], data: ImageData) -> None:
+def draw_pictures(folder: CompareFolder, models: dict[str, nn.Module], data: ImageData) -> None:
     """Draw Grad-CAM of the same validation images for every model into the run's folder."""
     layer = cam_layer(next(iter(models.values())), data.input_size)
     gradcam_pictures(models, layer, data.val, data.classes, folder.path / "pictures", seed=0)
 
 
-def pictures_done(folder: RunFolder, variants: tuple[str, ...]) -> bool:
+def pictures_done(folder: CompareFolder, variants: tuple[str, ...]) -> bool:
     """Whether the pictures of all variants are there."""
     try:
         manifest = json.loads((folder.path / "pictures" / "pictures.json").read_text(encoding="utf-8"))

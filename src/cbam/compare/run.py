@@ -7,17 +7,12 @@ was killed anywhere is finished by the same command, and a finished one only wri
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from safetensors.torch import save as to_safetensors
-from torch import nn
-
-from cbam.compare.config import CompareConfig, merged, numbers, resolved
-from cbam.compare.folder import RunFolder
+from cbam.compare.config import CompareConfig, merged, resolved
+from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell, build_cell, cells, count_parameters
 from cbam.compare.measure import (
     draw_pictures,
@@ -28,28 +23,12 @@ from cbam.compare.measure import (
 )
 from cbam.compare.progress import PlainProgress
 from cbam.compare.report import write_report
+from cbam.compare.spread import absorb_metrics, check_spread, train_elsewhere
 from cbam.compare.statistics import Summary, summarise, write_summary_csv
-from cbam.data import ImageData, load_data
+from cbam.compare.training import Job, load, train_one
 from cbam.errors import CBAMError
-from cbam.files import write_atomically
-from cbam.runs.environment import describe_environment, now, with_session
-from cbam.train.checkpoints import Checkpoints
+from cbam.runs.environment import describe_environment, with_session
 from cbam.train.device import make_accelerator
-from cbam.train.loop import Trained, Watchers, train_model
-from cbam.train.nonfinite import NonFiniteLoss
-
-
-@dataclass(frozen=True)
-class Job:
-    """A comparison whose every input was looked at: what can be refused has been, and nothing was written yet."""
-
-    config: CompareConfig
-    command: list[str]
-    settings: dict[str, Any]
-    folder: RunFolder
-    data: ImageData
-    parameters: dict[str, int]
-    accelerator: Accelerator
 
 
 @dataclass(frozen=True)
@@ -73,7 +52,8 @@ def prepare(config: CompareConfig, command: list[str], progress: PlainProgress) 
     Raises:
         CBAMError: Something that was asked for does not exist or does not fit; the message says what to type.
     """
-    folder = RunFolder(config.folder)
+    check_spread(config)
+    folder = CompareFolder(config.folder)
     before = folder.check_config(resolved(config))
     if (seeds := before.get("seeds", 0)) > config.seeds:
         progress.notice(f"{folder.path} holds a run of {seeds} seeds; it goes on with all of them")
@@ -84,16 +64,7 @@ def prepare(config: CompareConfig, command: list[str], progress: PlainProgress) 
     config = dataclasses.replace(config, attention=",".join(variants))
     settings = resolved(config)
     accelerator = make_accelerator(config.train)
-    data = load_data(
-        config.data,
-        image_size=config.image_size,
-        mean=numbers("mean", config.mean),
-        std=numbers("std", config.std),
-        limit_train=config.limit_train,
-        limit_val=config.limit_val,
-        val_fraction=config.val_fraction,
-        bad_images=config.bad_images,
-    )
+    data = load(config)
     folder.check_data(data)
     progress.line(f"images: {data.source}")
     for notice in data.notices:
@@ -162,6 +133,7 @@ def _open_folder(job: Job) -> None:
         },
     )
     folder.mend_metrics()
+    absorb_metrics(folder, _grid(job))
 
 
 def _train_all(job: Job, progress: PlainProgress) -> list[Cell]:
@@ -170,81 +142,14 @@ def _train_all(job: Job, progress: PlainProgress) -> list[Cell]:
     done = [cell for cell in grid if job.folder.result(cell)]
     job.accelerator.wait_for_everyone()  # all processes have looked before the first result is written
     progress.start(grid, done, job.config.train.epochs)
+    if job.config.elsewhere:
+        train_elsewhere(job, [cell for cell in grid if cell not in done], progress)
+        return [cell for cell in grid if cell not in done]
     for number, cell in enumerate(grid, start=1):
         if cell not in done:
             progress.start_cell(cell, number)
-            _train(job, cell, progress)
+            train_one(job, cell, progress)
     return [cell for cell in grid if cell not in done]
-
-
-def _train(job: Job, cell: Cell, progress: PlainProgress) -> None:
-    path = job.folder.cell(cell)
-    main = job.accelerator.is_main_process
-
-    def on_epoch(row: dict[str, Any]) -> None:
-        row = {"cell": cell.name, "variant": cell.variant, "seed": cell.seed, **row}
-        if main:
-            job.folder.append_metrics(row)
-        progress.epoch(row)
-
-    model = build_cell(cell, job.config, job.data)
-    checkpoints = Checkpoints(path / "checkpoints")
-    try:
-        trained = train_model(
-            model,
-            job.data,
-            job.config.train,
-            seed=cell.seed,
-            checkpoints=checkpoints,
-            fine_tuning=job.config.fine_tuning,
-            accelerator=job.accelerator,
-            watchers=Watchers(
-                step=progress.step, epoch=on_epoch, resume=lambda epochs, steps: progress.resume_cell(epochs)
-            ),
-        )
-    except NonFiniteLoss as error:
-        raise NonFiniteLoss(f"cell {cell.name}: {error}") from None
-    result = _result(cell, trained, job.config.train.epochs)
-    if main:
-        _write_weights(path / "model.safetensors", trained.model, job, cell)
-        if trained.ema is not None:
-            _write_weights(path / "model_ema.safetensors", trained.ema, job, cell)
-        job.folder.write_json(f"cells/{cell.name}/result.json", result)
-        checkpoints.clear()
-    progress.end_cell(result)
-
-
-def _result(cell: Cell, trained: Trained, epochs: int) -> dict[str, Any]:
-    scores = trained.evaluation
-    ema = {"val_accuracy_ema": trained.ema_evaluation.accuracy} if trained.ema_evaluation else {}
-    return {
-        "variant": cell.variant,
-        "seed": cell.seed,
-        "epochs": epochs,
-        "val_accuracy": scores.accuracy,
-        **ema,
-        "val_loss": scores.loss,
-        "per_class_accuracy": scores.per_class_accuracy,
-        "confusion": scores.confusion.tolist(),
-        "parameters": count_parameters(trained.model),
-        "seconds": trained.seconds,
-        "finished": now(),
-    }
-
-
-def _write_weights(file: Path, model: nn.Module, job: Job, cell: Cell) -> None:
-    # safetensors takes no channels_last strides and no two names for one tensor, hence contiguous copies.
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    about = {
-        "model": job.config.model,
-        "attention": cell.variant,
-        "seed": str(cell.seed),
-        "classes": json.dumps(job.data.classes),
-        "input_size": json.dumps(job.data.input_size),
-        "mean": json.dumps(job.data.mean),
-        "std": json.dumps(job.data.std),
-    }
-    write_atomically(file, to_safetensors(weights, about))
 
 
 def _measure(job: Job, progress: PlainProgress, *, anew: bool) -> dict[str, Any]:
