@@ -86,7 +86,9 @@ class TestAutoWithoutAResidualBranchThatEndsInAModule:
     def test_it_goes_to_the_stages_and_says_why(self):
         model = nn.Sequential(nn.Conv2d(3, 8, 3), Slices(), nn.MaxPool2d(2), Slices()).eval()
         plan = cbam.plan(model, input_size=(3, 32, 32))
-        assert plan.notes[0] == "no residual branch ends in a module: attention goes to the end of every stage"
+        assert (
+            plan.notes[0] == "no residual branch ends in a module: attention goes to the end of every stage"
+        )
         assert "outside any module" in plan.notes[1]
         assert names(plan.sites) == names(cbam.plan(model, sites="stage", input_size=(3, 32, 32)).sites)
 

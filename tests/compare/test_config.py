@@ -147,3 +147,8 @@ def test_a_mean_that_is_no_number_is_explained(text):
     with pytest.raises(CBAMError, match="--mean takes numbers with commas"):
         CompareConfig(data="digits", mean=text)
     assert numbers("mean", "0.5") == (0.5, 0.5, 0.5)
+
+
+def test_a_comparison_is_not_sharded():
+    with pytest.raises(CBAMError, match="cbam train --shard"):
+        CompareConfig(data="digits", train=TrainConfig(shard=True))

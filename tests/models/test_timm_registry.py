@@ -108,3 +108,15 @@ def test_what_they_do_not_take(options, message):
 def test_torchvision_s_need_a_classifier():
     with pytest.raises(CBAMError, match="resnet18_se is torchvision's network, which needs a classifier"):
         timm.create_model("resnet18_se", num_classes=0)
+
+
+def test_it_comes_back_from_a_folder(tmp_path):
+    """By the name for `build_model`, so that the reader needs no registry."""
+    import cbam
+
+    model = timm.create_model("paper_resnet18_cbam", num_classes=3, in_chans=1).eval()
+    cbam.save_pretrained(model, tmp_path)
+    again = cbam.from_pretrained(tmp_path)
+    assert again.cbam_config.backbone.name == "paper_resnet18"
+    image = torch.rand(1, 1, 64, 64)
+    assert torch.equal(model(image), again(image))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 from collections.abc import Sequence
@@ -13,12 +12,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cbam.cli.notices import log_to
 from cbam.compare.config import CompareConfig
 from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from cbam.compare.progress import PlainProgress
     from cbam.compare.run import Outcome
     from cbam.compare.statistics import PairedDifference
 
@@ -51,7 +50,7 @@ def run_grid(config: CompareConfig, command: list[str]) -> Outcome | None:
 
     # Of several processes (torchrun, accelerate launch) only the first one talks.
     progress = make_progress(Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0"))
-    _log_to(progress)
+    log_to(progress.notice)
     try:
         with progress:
             return execute(prepare(config, command, progress), progress)
@@ -138,20 +137,3 @@ def _difference(difference: PairedDifference | None) -> str:
         return points(difference.mean)
     low, high = map(points, difference.interval)
     return f"{points(difference.mean)}\n[{low}, {high}]"
-
-
-def _log_to(progress: PlainProgress) -> None:
-    """Show what the library logs, e.g. of a damaged file or of loaded weights, through the progress display, once."""
-    shown = set()
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage()
-            if text not in shown:
-                shown.add(text)
-                progress.notice(text)
-
-    logger = logging.getLogger("cbam")
-    logger.handlers = [Handler()]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
+from cbam.cli.notices import log_to
 from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig
 from cbam.train.settings import TrainRun
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb with the `arguments` after it; return the exit code."""
     run = parse(arguments)
     # Heavy imports after the options are known to be right: a typing error is answered at once.
-    from cbam.cli.training import Display, log_to
+    from cbam.cli.training import Display
     from cbam.train.run import execute, prepare
     from cbam.train.stopping import Preempted
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     # Of several processes (torchrun, accelerate launch) only the first one talks.
     console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
     with Display(console, run.train.epochs) as display:
-        log_to(display.line)
+        log_to(display.notice)
         try:
             result = execute(prepare(run, command, display.told))
         except Preempted as stop:

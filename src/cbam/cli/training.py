@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -52,6 +50,10 @@ class Display:
         """What the training calls."""
         return Told(line=self.line, step=self.step, epoch=self.epoch)
 
+    def notice(self, text: str) -> None:
+        """Tell the user something that is not an error."""
+        self.line(f"note: {text}")
+
     def line(self, text: str) -> None:
         """Write one line."""
         self.console.print(Text(text.rstrip()), soft_wrap=True)
@@ -91,20 +93,3 @@ def duration(seconds: float) -> str:
     if seconds >= 3600:
         return f"{seconds // 3600} h {seconds % 3600 // 60} min"
     return f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
-
-
-def log_to(line: Callable[[str], None]) -> None:
-    """Show what the library logs, e.g. of a damaged file or of loaded weights, once."""
-    shown = set()
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage()
-            if text not in shown:
-                shown.add(text)
-                line(f"note: {text}")
-
-    logger = logging.getLogger("cbam")
-    logger.handlers = [Handler()]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from cbam.attach.select import split_sites
 from cbam.compare.variants import matched_by_control, parse_variants
 from cbam.errors import CBAMError
+from cbam.runs.options import absolute_data, folder_name
 from cbam.train.config import TrainConfig
 
 
@@ -77,6 +78,8 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         self._check_attention()
+        if self.train.shard:
+            raise CBAMError("--shard is for one network that does not fit: cbam train --shard")
         if self.ray and self.slurm:
             raise CBAMError("--ray and --slurm both say where to train: give one of them")
         for name, given, valid, expected in (
@@ -123,9 +126,7 @@ class CompareConfig:
         """The run's folder, relative as given."""
         if self.output is not None:
             return self.output
-        return Path("runs") / f"{Path(self.data).name or 'data'}-{self.model}".replace("/", "-").replace(
-            ":", "-"
-        )
+        return Path("runs") / folder_name(self.data, self.model)
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
@@ -162,8 +163,7 @@ def resolved(config: CompareConfig) -> dict[str, Any]:
     settings["lr"] = config.train.peak_lr(fine_tuning=config.fine_tuning)
     settings["attention"] = ",".join(config.variants)
     settings["sites"] = ",".join(split_sites(config.sites))
-    if Path(config.data).expanduser().is_dir():
-        settings["data"] = Path(config.data).expanduser().resolve()
+    settings["data"] = absolute_data(config.data)
     settings["output"] = config.folder
     settings["weights"] = config.weights.resolve() if config.weights else None
     return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}

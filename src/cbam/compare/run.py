@@ -27,6 +27,7 @@ from cbam.compare.spread import absorb_metrics, check_spread, train_elsewhere
 from cbam.compare.statistics import Summary, summarise, write_summary_csv
 from cbam.compare.training import Job, load, train_one
 from cbam.errors import CBAMError
+from cbam.models.own import split_attention
 from cbam.runs.environment import describe_environment, with_session
 from cbam.train.device import make_accelerator
 
@@ -53,6 +54,12 @@ def prepare(config: CompareConfig, command: list[str], progress: PlainProgress) 
         CBAMError: Something that was asked for does not exist or does not fit; the message says what to type.
     """
     check_spread(config)
+    backbone, brought = split_attention(config.model)
+    if brought:
+        raise CBAMError(
+            f"--model {config.model} brings its attention, so nothing in the comparison would be without it. "
+            f"Type --model {backbone} --attention none,{brought}"
+        )
     folder = CompareFolder(config.folder)
     before = folder.check_config(resolved(config))
     if (seeds := before.get("seeds", 0)) > config.seeds:

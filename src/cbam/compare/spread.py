@@ -11,7 +11,6 @@ import importlib.util
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +21,7 @@ from cbam.compare.grid import Cell
 from cbam.compare.progress import PlainProgress
 from cbam.compare.training import Job, load, train_one
 from cbam.errors import CBAMError, MissingExtra
+from cbam.runs.options import absolute_data
 from cbam.train.device import make_accelerator
 
 logger = logging.getLogger(__name__)
@@ -136,11 +136,10 @@ def anywhere(config: CompareConfig) -> CompareConfig:
     >>> anywhere(CompareConfig(data="digits", output=Path("run"))).folder.is_absolute()
     True
     """
-    data = Path(config.data).expanduser()
     return dataclasses.replace(
         config,
         output=config.folder.resolve(),
-        data=str(data.resolve()) if data.exists() else config.data,
+        data=absolute_data(config.data),
         weights=config.weights.resolve() if config.weights else None,
     )
 
@@ -194,7 +193,7 @@ def _on_slurm(config: CompareConfig, tasks: Sequence[Task]) -> Generator[tuple[C
     from submitit.helpers import as_completed
 
     parameters = slurm_parameters(config.slurm or "")
-    cluster = parameters.pop("cluster", None)
+    cluster = str(parameters.pop("cluster")) if "cluster" in parameters else None
     try:
         executor = submitit.AutoExecutor(folder=config.folder / "slurm", cluster=cluster)
         executor.update_parameters(

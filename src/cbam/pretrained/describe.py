@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from cbam.checkpoints.placing import named_in_state, sites_of
 from cbam.errors import CBAMError
 from cbam.models import build_model
 from cbam.models.files import first_convolution
+from cbam.models.own import split_attention
 from cbam.nn import CBAM, SqueezeExcitation
 from cbam.nn.base import AttentionModule
 from cbam.pretrained.config import Attention, Backbone, SavedSite
@@ -97,7 +99,10 @@ def describe_backbone(model: nn.Module, name: str | None) -> Backbone | None:
         architecture = said.get("architecture") if isinstance(said, Mapping) else None
         if architecture is None:
             return None
-        name = f"timm/{architecture}"
+        registry = sys.modules.get("cbam.models.timm_registry")  # loaded where the network came from it
+        name = registry.registered_names().get(architecture) if registry else None
+        name = name or f"timm/{architecture}"
+    name, _ = split_attention(name)  # attention is described by its sites
     head, first = head_of(model), first_convolution(model)
     if head is None or first is None:
         raise CBAMError(

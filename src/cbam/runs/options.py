@@ -62,6 +62,30 @@ def file_arguments(file: Path, forms: Sequence[type]) -> list[str]:
     return arguments
 
 
+def folder_name(*parts: str) -> str:
+    """Return the name of a run's folder made of what was asked for; of a data set's path or URL only the end counts.
+
+    >>> folder_name("shards:/data/images?window=2", "timm/resnet50", "cbam")
+    'images-timm-resnet50-cbam'
+    """
+    data, *rest = parts
+    name = Path(data.partition("?")[0]).name or "data"
+    return "-".join([name, *rest]).replace("/", "-").replace(":", "-")
+
+
+def absolute_data(data: str) -> str:
+    """Return a data set's name with the path in it absolute, so that a run can be told from another one.
+
+    >>> absolute_data("digits")
+    'digits'
+    """
+    kind, colon, path = data.rpartition(":")
+    there = Path(path).expanduser()
+    if "//" in data or not there.exists() or (not colon and not there.is_dir()):
+        return data
+    return f"{kind}{colon}{there.resolve()}"
+
+
 def _is_part(item: dataclasses.Field[Any], forms: Sequence[type]) -> bool:
     return str(item.type).rpartition(".")[2] in {form.__name__ for form in forms} or item.type in forms
 

@@ -40,7 +40,7 @@ class TrainConfig:
     decay_norms: bool = False
     """Weight decay on biases and norms too, as in the authors' code."""
     gate_lr_scale: float = 1.0
-    """Learning rate of the attention's own weights, times that of the others; fine-tuning may want 10."""
+    """Learning rate of the attention's own weights, times that of the others; see docs/adding-attention.md."""
     gate_weight_decay: float | None = None
     """Weight decay of the attention's own weights. None: that of the others."""
     label_smoothing: float = 0.0

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from cbam.attach import attach
 from cbam.attach.select import split_sites
 from cbam.data import ImageData, load_data
+from cbam.errors import CBAMError
 from cbam.models import build_model
+from cbam.models.own import split_attention
 from cbam.pretrained import save_pretrained
 from cbam.runs.environment import describe_environment, now, with_session
 from cbam.runs.folder import RunFolder
@@ -103,6 +105,12 @@ def build(run: TrainRun, data: ImageData) -> nn.Module:
             pretrained=run.pretrained,
             weights=run.weights,
         )
+    backbone, brought = split_attention(run.model)
+    if brought and run.attention != "none":
+        raise CBAMError(
+            f"--model {run.model} brings its attention. Type --attention none, or "
+            f"--model {backbone} --attention {brought}"
+        )
     if run.attention != "none":
         only_cbam: dict[str, Any] = (
             {} if run.attention == "se" else {"preset": run.preset, "kernel_size": run.kernel_size}
@@ -135,14 +143,17 @@ def prepare(run: TrainRun, command: list[str], told: Told) -> Job:
     folder = RunFolder(run.folder)
     folder.check_settings(resolved(run), differences, ("seed", "model"))
     accelerator = make_accelerator(run.train)
-    data = load_data(
-        run.data,
-        image_size=run.image_size,
-        limit_train=run.limit_train,
-        limit_val=run.limit_val,
-        val_fraction=run.val_fraction,
-        bad_images=run.bad_images,
-    )
+    with (
+        accelerator.main_process_first()
+    ):  # it writes the index of shards, or what the doctor found; the others read
+        data = load_data(
+            run.data,
+            image_size=run.image_size,
+            limit_train=run.limit_train,
+            limit_val=run.limit_val,
+            val_fraction=run.val_fraction,
+            bad_images=run.bad_images,
+        )
     folder.check_data(data)
     told.line(f"images: {data.source}")
     for notice in data.notices:

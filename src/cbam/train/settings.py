@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cbam.errors import CBAMError, unknown_name
+from cbam.runs.options import absolute_data
 from cbam.train.config import TrainConfig
 
 TRACKERS = ("tensorboard", "wandb")
@@ -119,8 +120,7 @@ def resolved(run: TrainRun) -> dict[str, Any]:
     del settings["train"], settings["config"]
     settings |= dataclasses.asdict(run.train)
     settings["lr"] = run.train.peak_lr(fine_tuning=run.fine_tuning)
-    if Path(run.data).expanduser().is_dir():
-        settings["data"] = Path(run.data).expanduser().resolve()
+    settings["data"] = absolute_data(run.data)
     settings["output"] = run.folder
     settings["weights"] = run.weights.resolve() if run.weights else None
     return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
