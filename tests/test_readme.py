@@ -31,11 +31,24 @@ def test_make_targets_exist():
     assert [t for t in targets if not re.search(rf"^{t}:", makefile, re.M)] == []
 
 
-@pytest.mark.parametrize("line", re.findall(r"^cbam compare (.*)$", README, re.M))
-def test_options_of_the_commands_exist(line):
+COMMANDS = re.findall(r"^(?:torchrun .* -m )?cbam (\w+) (.*--.*)$", README, re.M)
+
+
+@pytest.mark.parametrize(("verb", "line"), COMMANDS)
+def test_options_of_the_commands_exist(verb, line):
     done = subprocess.run(
-        [sys.executable, "-m", "cbam", "compare", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "cbam", verb, "--help"], capture_output=True, text=True, check=True
     )
     options = re.findall(r"--[\w-]+", line)
     assert options
     assert [option for option in options if option not in done.stdout] == []
+
+
+def test_there_are_commands():
+    assert {verb for verb, _ in COMMANDS} >= {"compare", "train", "convert"}
+
+
+def test_anchors_exist():
+    for page, anchor in re.findall(r"\]\(([^)#]+\.md)#([^)]+)\)", README):
+        headings = re.findall(r"^#+ (.*)$", (ROOT / page).read_text(encoding="utf-8"), re.M)
+        assert anchor in [heading.lower().replace(" ", "-").replace(",", "") for heading in headings], page
