@@ -12,7 +12,6 @@ the libraries smp (segmentation_models_pytorch: a U-Net around each encoder) and
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib.metadata
 import json
 import multiprocessing
@@ -29,7 +28,7 @@ LIBRARIES = ("torchvision", "timm", "smp", "transformers")
 SIZES = (64, 128, 224, 299)
 SECONDS = 900
 STEPS = 6
-LARGE = 150_000_000  # parameters
+LARGE, LARGE_WEIGHT = 150_000_000, 1_000_000  # parameters of a model, of one weight
 # Name -> class and settings of its configuration.
 TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet-18": (
@@ -166,10 +165,7 @@ def check(library: str, name: str) -> dict[str, Any]:
     if not row["convolutional"]:
         return {**row, "reason": ""}
     inputs, before = first_that_runs(model)
-    old = model.state_dict()  # with its metadata: some models look for their version
-    if sum(p.numel() for p in model.parameters()) < LARGE:
-        old = copy.deepcopy(old)
-    buffers = {key: b.clone() for key, b in model.named_buffers() if key in old}
+    old = copied_state(model)
     attachment = cbam.attach(model, example_input=inputs)
     row.update(sites=len(attachment.sites), notes=list(attachment.notes), size=size_of(inputs))
 
@@ -183,7 +179,6 @@ def check(library: str, name: str) -> dict[str, Any]:
         return failed(
             f"a training step leaves {len(still)} of {row['sites']} gates as they were, such as {still[0]}"
         )
-    old.update(buffers)
     loaded = model.load_state_dict(old, strict=False)
     if loaded.unexpected_keys or any(".cbam." not in key for key in loaded.missing_keys):
         return failed("the old state dict does not fit")
@@ -284,6 +279,23 @@ def same(got: list[Any], expected: list[Any]) -> bool:
     )
 
 
+def large_weights(model: Any) -> list[Any]:
+    """Return the weights that are neither trained nor copied: none, but in models of very many parameters."""
+    if sum(p.numel() for p in model.parameters()) < LARGE:
+        return []
+    return [p for p in model.parameters() if p.numel() > LARGE_WEIGHT]
+
+
+def copied_state(model: Any) -> Any:
+    """Return the state dict with its metadata, since some models look for their version, as a copy."""
+    state = model.state_dict()
+    shared = {p.data_ptr() for p in large_weights(model)}
+    for key, value in state.items():
+        if getattr(value, "data_ptr", None) and value.data_ptr() not in shared:
+            state[key] = value.clone()
+    return state
+
+
 def unmoved(model: Any, inputs: tuple[Any, ...]) -> list[str]:
     """Train one step, or more where stochastic depth passed sites over; return the sites that have not moved."""
     import torch
@@ -294,14 +306,11 @@ def unmoved(model: Any, inputs: tuple[Any, ...]) -> list[str]:
     model.train()
     sites = {name: module.cbam for name, module in model.named_modules() if isinstance(module, WithAttention)}
     start = {name: [p.detach().clone() for p in gate.parameters()] for name, gate in sites.items()}
-    # Adam moves what has a gradient, however small that is behind random weights. Its moments of a billion parameters
-    # do not fit into a laptop: in a large model only the gates get them, and the rest learns by plain SGD.
-    rest = [p for p in model.parameters() if p.requires_grad]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, 1e-3)]
-    if sum(p.numel() for p in rest) >= LARGE:
-        gates = {p for gate in sites.values() for p in gate.parameters()}
-        rest = [p for p in rest if p not in gates]
-        optimizers = [torch.optim.Adam(gates, 1e-3), torch.optim.SGD(rest, 1e-3)]
+    # Adam moves what has a gradient, however small that is behind random weights. Gradients and moments of a billion
+    # parameters do not fit into a laptop: in a large model the large weights are frozen.
+    for parameter in large_weights(model):
+        parameter.requires_grad_(False)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-3)
     arguments = inputs
     if is_detector(model):
         side = size_of(inputs)
@@ -313,13 +322,12 @@ def unmoved(model: Any, inputs: tuple[Any, ...]) -> list[str]:
         arguments = (*inputs, [target, target])
     still = list(sites)
     for _ in range(STEPS):
-        model.zero_grad()
+        optimizer.zero_grad()
         found = [
             t for t in tree_flatten(model(*arguments))[0] if isinstance(t, torch.Tensor) and t.requires_grad
         ]
         sum((t.float() * torch.rand(t.shape)).sum() for t in found).backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
         still = [
             name
             for name in still
