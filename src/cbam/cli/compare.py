@@ -85,9 +85,9 @@ def parse_as(form: type[Form], arguments: Sequence[str], program: str, descripti
 
 def show(outcome: Outcome, config: CompareConfig, console: Console) -> None:
     """Print the table, the verdict and where the report is."""
-    from cbam.compare.progress import counted
     from cbam.compare.statistics import verdict
     from cbam.compare.variants import label
+    from cbam.runs.words import counted
 
     summary = outcome.summary
     title = (

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cbam.cli.notices import log_to
 from cbam.runs.options import with_file
+from cbam.runs.words import counted
 from cbam.train.config import TrainConfig
 from cbam.train.settings import TrainRun
 
@@ -69,7 +70,9 @@ def show(result: dict[str, Any], run: TrainRun, console: Console) -> None:
     """Print the scores and where the weights are."""
     console.print(
         f"top-1 {result['val_accuracy']:.2%}, top-5 {result['val_top5']:.2%} of {result['images']:,} images after "
-        f"{result['epochs']} epochs; best top-1 {result['best_val_accuracy']:.2%} after epoch {result['best_epoch']}"
+        f"{counted(result['epochs'], 'epoch')}; best top-1 {result['best_val_accuracy']:.2%} after epoch "
+        f"{result['best_epoch']}",
+        soft_wrap=True,
     )
     if "val_accuracy_ema" in result:
         console.print(

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from cbam.runs.words import duration
 from cbam.train.run import Told
 
 
@@ -81,15 +82,3 @@ class Display:
             f"top-5 {row['val_top5']:.2%}{ema}  lr {row['lr']:.2g}  {row['images_per_s']:,.0f} images/s  "
             f"waited {row['data_wait_s']:.1f} of {row['seconds']:.1f} s for images"
         )
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words.
-
-    >>> duration(75), duration(7300)
-    ('1 min 15 s', '2 h 1 min')
-    """
-    seconds = round(seconds)
-    if seconds >= 3600:
-        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
-    return f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"

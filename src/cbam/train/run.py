@@ -207,26 +207,27 @@ def _train(job: Job) -> dict[str, Any] | None:
     main, metrics = job.accelerator.is_main_process, Metrics(job.folder)
     model = build(job.run, job.data)
     checkpoints = Checkpoints(job.folder.path / "checkpoints", job.run.keep)
-    with Stop().listening() as stop:
-        watchers = _watchers(job, metrics)
-        if main and checkpoints.newest_good() is None:
-            metrics.go_on_after(0)
-        trained = train_model(
-            model,
-            job.data,
-            job.run.train,
-            seed=job.run.seed,
-            checkpoints=checkpoints,
-            save_every=job.run.save_every,
-            fine_tuning=job.run.fine_tuning,
-            accelerator=job.accelerator,
-            stop=stop,
-            watchers=watchers,
-        )
-        weights = whole_state(trained.model)
-        averaged = whole_state(trained.ema) if trained.ema is not None else None
-    for tracker in job.trackers:
-        tracker.close()
+    try:
+        with Stop().listening() as stop:
+            if main and checkpoints.newest_good() is None:
+                metrics.go_on_after(0)
+            trained = train_model(
+                model,
+                job.data,
+                job.run.train,
+                seed=job.run.seed,
+                checkpoints=checkpoints,
+                save_every=job.run.save_every,
+                fine_tuning=job.run.fine_tuning,
+                accelerator=job.accelerator,
+                stop=stop,
+                watchers=_watchers(job, metrics),
+            )
+            weights = whole_state(trained.model)
+            averaged = whole_state(trained.ema) if trained.ema is not None else None
+    finally:
+        for tracker in job.trackers:
+            tracker.close()
     if not main:
         return None
     job.write_network("final", weights)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from cbam.errors import MissingExtra
+from cbam.runs.folder import RunFolder
+from cbam.train.trackers import Metrics, check_trackers, open_trackers
+
+
+def row(epoch, loss):
+    return {"epoch": epoch, "train_loss": loss}
+
+
+def test_rows_as_lines_and_as_a_spreadsheet(tmp_path):
+    metrics = Metrics(RunFolder(tmp_path))
+    for epoch in (1, 2, 3):
+        metrics.add(row(epoch, 1 / epoch))
+    metrics.go_on_after(1)  # epochs 2 and 3 were not saved: they come again
+    metrics.add(row(2, 0.25))
+    assert metrics.folder.rows() == [row(1, 1.0), row(2, 0.25)]
+    with (tmp_path / "metrics.csv").open() as file:
+        assert list(csv.DictReader(file)) == [
+            {"epoch": "1", "train_loss": "1.0"},
+            {"epoch": "2", "train_loss": "0.25"},
+        ]
+
+
+def test_tensorboard_hides_what_comes_again(tmp_path):
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for first in (0, 2):  # stopped after step 3, of which 2 and 3 were not saved
+        (tracker,) = open_trackers(["tensorboard"], RunFolder(tmp_path), {}, first)
+        for step in range(first, 4):
+            tracker.log({"loss": float(10 * first + step)}, step)
+        tracker.close()
+    events = reading.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        (0, 0.0), (1, 1.0), (2, 22.0), (3, 23.0),
+    ]  # fmt: skip
+
+
+def test_what_is_not_installed_is_refused_with_the_line_to_type():
+    with pytest.raises(MissingExtra, match=r"'\.\[track\]'"):
+        check_trackers(["no_such_tracker"])
