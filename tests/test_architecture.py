@@ -47,4 +47,4 @@ def test_imports_run_downward(path):
 
 
 def test_the_check_can_fail():
-    assert upward("nn", "from cbam.train.loop import train_cell") == ["train"]
+    assert upward("nn", "from cbam.train.loop import train_model") == ["train"]

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cbam.compare.environment import describe_environment
-
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
+from cbam.runs.environment import describe_environment
 from gpu import device, plan, report
 from gpu.correctness import WRONG
 from gpu.plan import SCALES, Job

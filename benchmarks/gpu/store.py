@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cbam.compare.environment import now
-
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
+from cbam.runs.environment import now
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("src/cbam", "benchmarks/gpu")

@@ -133,7 +133,7 @@ def train_elsewhere(job: Job, cells: Sequence[Cell], progress: PlainProgress) ->
 def anywhere(config: CompareConfig) -> CompareConfig:
     """Return the configuration with absolute paths, for processes that start in another folder.
 
-    >>> anywhere(CompareConfig(data="digits", output=Path("run"))).folder.is_absolute()
+    >>> anywhere(CompareConfig(data="digits")).folder.is_absolute()
     True
     """
     return dataclasses.replace(
