@@ -2,8 +2,7 @@
 
     python recipes/fine_tuning_data.py
     cbam compare --config recipes/fine-tuning.yaml
-    cbam compare --config recipes/fine-tuning-gates.yaml --gate-lr-scale 10 --output runs/fine-tuning/gates-10
-    cbam compare --config recipes/fine-tuning-gates.yaml --gate-lr-scale 0.1 --output runs/fine-tuning/gates-0.1
+    cbam compare --config recipes/fine-tuning-gates.yaml
     python benchmarks/fine_tuning.py insertion     # step 0, and attention put into the networks that were trained plain
     python benchmarks/fine_tuning.py page > docs/results/fine-tuning.md
 
@@ -38,7 +37,6 @@ FOLDER = Path("runs/fine-tuning")
 MAIN = FOLDER / "compare"
 # Runs with rates of their own for the gates -> what their variants are called beside those of the main run.
 GATES = {
-    FOLDER / "gates-10": "gates: rate × 10, no decay",
     FOLDER / "gates-0.1": "gates: rate × 0.1, no decay",
 }
 INSERTION = FOLDER / "insertion.json"
