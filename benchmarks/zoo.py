@@ -373,6 +373,11 @@ def report(rows: list[dict[str, Any]]) -> str:
             f"{len(passed)} of {len(conv)} convolutional models pass;",
         ]
         lines += [f"{others} others (fewer than three kernels that overlap) were left out.", ""]
+        done, waiting = {row["model"] for row in own}, []
+        with suppress(ImportError):
+            waiting = [name for _, name in models(library) if name not in done]
+        if waiting:
+            lines += [f"Not run, since each takes minutes on two cores: {', '.join(waiting)}.", ""]
         lines += ["| family | models | pass | sites |", "|---|---|---|---|"]
         families = defaultdict(list)
         for row in conv:
