@@ -1,6 +1,6 @@
 """CBAM in networks deeper than the paper's 101 layers: what it costs a layer, gradients, gates, and whether they train.
 
-    python benchmarks/depth.py --output runs/depth.jsonl            # some 40 minutes with two threads
+    python benchmarks/depth.py --output runs/depth.jsonl            # about an hour with --threads 1
     python benchmarks/depth.py --output runs/depth.jsonl --report docs/results/depth.md
     python benchmarks/depth.py --tiny --output runs/tiny.jsonl      # does it all work here?
 
