@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from cbam.compare.ablation_page import gap_text, machine_text
-from cbam.compare.config import CompareConfig, numbers
+from cbam.compare.config import CompareConfig
 from cbam.compare.grid import Cell, build_cell
 from cbam.compare.reading import Run, read_run
 from cbam.compare.statistics import Summary, findings, summarise
 from cbam.compare.variants import label
-from cbam.data import ImageData, load_data
+from cbam.data import ImageData
 from cbam.files import write_atomically
 
 FOLDER = Path("runs/fine-tuning")
@@ -48,16 +48,6 @@ def config_of(run: Run) -> CompareConfig:
     names = ("data", "model", "attention", "seeds", "reduction_ratio", "image_size", "mean", "std")
     given = {name: run.config[name] for name in names}
     return CompareConfig(**given, weights=Path(run.config["weights"]), sites=(run.config["sites"],))
-
-
-def images_of(config: CompareConfig) -> ImageData:
-    """Load the images of a configuration."""
-    return load_data(
-        config.data,
-        image_size=config.image_size,
-        mean=numbers("mean", config.mean),
-        std=numbers("std", config.std),
-    )
 
 
 def still(images: Any, data: ImageData) -> Iterator[tuple[Tensor, Tensor]]:
@@ -90,7 +80,7 @@ def measure_insertion() -> None:
     """Write, for every seed, what a network knows at step 0, and keeps when attention comes in after training."""
     run = read_run(MAIN)
     config = config_of(run)
-    data = images_of(config)
+    data = config.load()
     known = json.loads(INSERTION.read_text(encoding="utf-8")) if INSERTION.exists() else {}
     for seed in range(config.seeds):
         for variant in INSERTED:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cbam.cli.compare import parse
-from cbam.compare.config import CompareConfig, differences, merged, numbers, resolved
+from cbam.compare.config import CompareConfig, differences, merged, resolved
 from cbam.errors import CBAMError
 from cbam.train.config import TrainConfig
 
@@ -140,13 +140,6 @@ def test_sites_with_spaces_and_with_commas_are_the_same():
         parse(["--data", "digits", *words]) for words in (["--sites", "a", "b"], ["--sites", "a,b"])
     )
     assert resolved(spaced)["sites"] == resolved(joined)["sites"] == "a,b"
-
-
-@pytest.mark.parametrize("text", ["half", "0.5,x", ""])
-def test_a_mean_that_is_no_number_is_explained(text):
-    with pytest.raises(CBAMError, match="--mean takes numbers with commas"):
-        CompareConfig(data="digits", mean=text)
-    assert numbers("mean", "0.5") == (0.5, 0.5, 0.5)
 
 
 def test_a_comparison_is_not_sharded():

@@ -110,7 +110,7 @@ def test_arguments_that_make_no_sense(kwargs, message):
         load_data("digits", **kwargs)
 
 
-@pytest.mark.parametrize("kwargs", [{"mean": [0.5]}, {"std": [0, 1, 1]}, {"image_size": -1}])
+@pytest.mark.parametrize("kwargs", [{"mean": [0.5, 0.5]}, {"std": [0, 1, 1]}, {"image_size": -1}])
 def test_folders_check_the_same_arguments(tmp_path, kwargs):
     with pytest.raises(CBAMError):
         load_data(photo_folder(tmp_path, 2), **kwargs)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cbam.attach.select import split_sites
 from cbam.compare.variants import matched_by_control, parse_variants
 from cbam.errors import CBAMError
-from cbam.runs.options import absolute_data, folder_name
+from cbam.runs.options import absolute_data, check_ranges, folder_name
 from cbam.train.config import TrainConfig
+from cbam.train.images import ImageOptions, check_start
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig:
+class CompareConfig(ImageOptions):
     """Everything that a comparison depends on.
 
     Each field is an option of `cbam compare`; the text below it is the option's help.
@@ -25,8 +26,6 @@ class CompareConfig:
     (('none', 'cbam'), 'runs/digits-resnet20')
     """
 
-    data: str
-    """fashion-mnist, digits, or a folder with train/ and val/ and in each a folder per class, or only the latter."""
     model: str = "resnet20"
     """resnet20 ... resnet110 for small images, paper_resnet18 ..., or torchvision's and timm's names, e.g. resnet18."""
     attention: str = "none,se,cbam,control"
@@ -48,21 +47,6 @@ class CompareConfig:
     """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
     reduction_ratio: int = 16
     """Width of the channel gate's hidden layer: channels / ratio."""
-    image_size: int | None = None
-    """Height and width of the images. None: the set's own, 224 for folders."""
-    mean: str | None = None
-    """Mean of the channels on the 0..1 scale that the weights expect, with commas, or one number for all; e.g. 0.5 for
-    timm's tf_ models. None: the set's own, ImageNet's for folders."""
-    std: str | None = None
-    """Standard deviation of the channels, likewise."""
-    limit_train: int | None = None
-    """Use so many training images only, as many of each class."""
-    limit_val: int | None = None
-    """Use so many validation images only, as many of each class."""
-    val_fraction: float = 0.2
-    """Share of each class that validates where there is no validation folder."""
-    bad_images: Literal["fail", "skip"] = "fail"
-    """What to do with files that cannot be read: stop before training, or leave them out and say so."""
     ray: str | None = None
     """Train the models on a Ray cluster whose machines share the folders: its address, auto for the one that this
     machine is in, local for one on this machine alone."""
@@ -77,31 +61,19 @@ class CompareConfig:
     """The recipe."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_attention()
         if self.train.shard:
             raise CBAMError("--shard is for one network that does not fit: cbam train --shard")
         if self.ray and self.slurm:
             raise CBAMError("--ray and --slurm both say where to train: give one of them")
-        for name, given, valid, expected in (
+        check_ranges(
             ("seeds", self.seeds, self.seeds >= 1, "at least 1"),
             ("model-cpus", self.model_cpus, self.model_cpus >= 1, "at least 1"),
             ("model-gpus", self.model_gpus, self.model_gpus >= 0, "at least 0"),
             ("reduction-ratio", self.reduction_ratio, self.reduction_ratio >= 1, "at least 1"),
-            (
-                "limit-train",
-                self.limit_train,
-                self.limit_train is None or self.limit_train >= 1,
-                "at least 1",
-            ),
-            ("limit-val", self.limit_val, self.limit_val is None or self.limit_val >= 1, "at least 1"),
-            ("val-fraction", self.val_fraction, 0 < self.val_fraction < 1, "between 0 and 1"),
-        ):
-            if not valid:
-                raise CBAMError(f"--{name} must be {expected}, given {given}")
-        numbers("mean", self.mean)
-        numbers("std", self.std)
-        if self.pretrained and self.weights:
-            raise CBAMError("--pretrained and --weights both say where to start: give one of them")
+        )
+        check_start(self.pretrained, self.weights)
 
     def _check_attention(self) -> None:
         parse_variants(self.attention)
@@ -127,24 +99,6 @@ class CompareConfig:
         if self.output is not None:
             return self.output
         return Path("runs") / folder_name(self.data, self.model)
-
-
-def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    """Read the value of `--mean` or `--std`: one number for all three channels, or one for each.
-
-    Raises:
-        CBAMError: it is neither.
-
-    >>> numbers("mean", "0.5"), numbers("std", "0.1, 0.2, 0.3"), numbers("std", None)
-    ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3), None)
-    """
-    if text is None:
-        return None
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise CBAMError(f"--{option} takes numbers with commas, e.g. 0.5,0.5,0.5; given {text!r}") from None
-    return found * 3 if len(found) == 1 else found
 
 
 # These change where or how fast a run is computed, or how much of it, not what comes out of one cell.

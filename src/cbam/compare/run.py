@@ -25,7 +25,7 @@ from cbam.compare.progress import PlainProgress
 from cbam.compare.report import write_report
 from cbam.compare.spread import absorb_metrics, check_spread, train_elsewhere
 from cbam.compare.statistics import Summary, summarise, write_summary_csv
-from cbam.compare.training import Job, load, train_one
+from cbam.compare.training import Job, train_one
 from cbam.errors import CBAMError
 from cbam.models.own import split_attention
 from cbam.runs.environment import describe_environment, with_session
@@ -71,7 +71,7 @@ def prepare(config: CompareConfig, command: list[str], progress: PlainProgress) 
     config = dataclasses.replace(config, attention=",".join(variants))
     settings = resolved(config)
     accelerator = make_accelerator(config.train)
-    data = load(config)
+    data = config.load()
     folder.check_data(data)
     progress.line(f"images: {data.source}")
     for notice in data.notices:

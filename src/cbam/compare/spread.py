@@ -19,7 +19,7 @@ from cbam.compare.config import CompareConfig, resolved
 from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell
 from cbam.compare.progress import PlainProgress
-from cbam.compare.training import Job, load, train_one
+from cbam.compare.training import Job, train_one
 from cbam.errors import CBAMError, MissingExtra
 from cbam.runs.options import absolute_data
 from cbam.train.device import make_accelerator
@@ -56,7 +56,7 @@ class Task:
             folder.cell(self.cell).mkdir(parents=True, exist_ok=True)
             folder.mend_metrics()
             accelerator = make_accelerator(self.config.train)
-            job = Job(self.config, [], resolved(self.config), folder, load(self.config), {}, accelerator)
+            job = Job(self.config, [], resolved(self.config), folder, self.config.load(), {}, accelerator)
             train_one(job, self.cell, PlainProgress(Console(stderr=True, highlight=False)))
         return self.cell.name
 

@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from cbam.compare.config import CompareConfig, numbers
+from cbam.compare.config import CompareConfig
 from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell, build_cell, count_parameters
 from cbam.compare.progress import PlainProgress
-from cbam.data import ImageData, load_data
+from cbam.data import ImageData
 from cbam.files import write_atomically
 from cbam.runs.environment import now
 from cbam.train.checkpoints import Checkpoints
@@ -34,20 +34,6 @@ class Job:
     data: ImageData
     parameters: dict[str, int]
     accelerator: Accelerator
-
-
-def load(config: CompareConfig) -> ImageData:
-    """Load the images of a comparison."""
-    return load_data(
-        config.data,
-        image_size=config.image_size,
-        mean=numbers("mean", config.mean),
-        std=numbers("std", config.std),
-        limit_train=config.limit_train,
-        limit_val=config.limit_val,
-        val_fraction=config.val_fraction,
-        bad_images=config.bad_images,
-    )
 
 
 def train_one(job: Job, cell: Cell, progress: PlainProgress) -> None:

@@ -68,12 +68,15 @@ class ImageData:
 def checked_statistics(
     mean: Sequence[float], std: Sequence[float], *, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return `mean` and `std` as tuples of `channels` floats.
+    """Return `mean` and `std` as tuples of `channels` floats; one value counts for all channels.
 
     Raises:
         CBAMError: another number of values, or values that cannot normalise images on the 0..1 scale.
     """
-    mean, std = tuple(float(value) for value in mean), tuple(float(value) for value in std)
+    mean, std = (
+        tuple(float(value) for value in values) * (channels if len(values) == 1 else 1)
+        for values in (mean, std)
+    )
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise CBAMError(

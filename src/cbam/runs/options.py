@@ -62,6 +62,20 @@ def file_arguments(file: Path, forms: Sequence[type]) -> list[str]:
     return arguments
 
 
+def check_ranges(*rules: tuple[str, Any, bool, str]) -> None:
+    """Refuse an option outside its range.
+
+    Args:
+        rules: An option, its value, whether that is valid, and what is expected.
+
+    Raises:
+        CBAMError: A value is not valid; the first one is named.
+    """
+    for option, given, valid, expected in rules:
+        if not valid:
+            raise CBAMError(f"--{option} must be {expected}, given {given}")
+
+
 def folder_name(*parts: str) -> str:
     """Return the name of a run's folder made of what was asked for; of a data set's path or URL only the end counts.
 

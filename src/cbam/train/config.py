@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cbam.errors import CBAMError, unknown_name
+from cbam.runs.options import check_ranges
 
 # Peak learning rates at batch 128: (from scratch, fine-tuning).
 PEAK_LR = {"sgd": (0.1, 0.01), "momentum": (0.1, 0.01), "adamw": (1e-3, 1e-4)}
@@ -67,13 +68,13 @@ class TrainConfig:
     """Processes that load images; any number gives the same bits. Folders of photographs gain from a few."""
 
     def __post_init__(self) -> None:
-        for name, given, valid, expected in (
+        check_ranges(
             ("epochs", self.epochs, self.epochs >= 1, "at least 1"),
-            ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
+            ("batch-size", self.batch_size, self.batch_size >= 1, "at least 1"),
             ("lr", self.lr, self.lr is None or 0 < self.lr < float("inf"), "above 0"),
-            ("step_epochs", self.step_epochs, self.step_epochs >= 1, "at least 1"),
+            ("step-epochs", self.step_epochs, self.step_epochs >= 1, "at least 1"),
             (
-                "warmup_epochs",
+                "warmup-epochs",
                 self.warmup_epochs,
                 self.warmup_epochs is None or 0 <= self.warmup_epochs < self.epochs,
                 f"from 0 to below --epochs {self.epochs}",
@@ -86,20 +87,18 @@ class TrainConfig:
                 self.accumulate >= 1 and self.batch_size % self.accumulate == 0,
                 f"at least 1 and divide --batch-size {self.batch_size}",
             ),
-            ("weight_decay", self.weight_decay, 0 <= self.weight_decay < float("inf"), "at least 0"),
-            ("gate_lr_scale", self.gate_lr_scale, 0 < self.gate_lr_scale < float("inf"), "above 0"),
+            ("weight-decay", self.weight_decay, 0 <= self.weight_decay < float("inf"), "at least 0"),
+            ("gate-lr-scale", self.gate_lr_scale, 0 < self.gate_lr_scale < float("inf"), "above 0"),
             (
-                "gate_weight_decay",
+                "gate-weight-decay",
                 self.gate_weight_decay,
                 self.gate_weight_decay is None or 0 <= self.gate_weight_decay < float("inf"),
                 "at least 0",
             ),
-            ("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "from 0 to below 1"),
+            ("label-smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "from 0 to below 1"),
             ("ema", self.ema, 0 <= self.ema < 1, "from 0 (off) to below 1, e.g. 0.999"),
             ("workers", self.workers, self.workers >= 0, "at least 0"),
-        ):
-            if not valid:
-                raise CBAMError(f"--{name.replace('_', '-')} must be {expected}, given {given}.")
+        )
         if self.shard and (self.ema or self.compile):
             raise CBAMError("--shard goes with neither --ema nor --compile: leave one out")
         for name, choice, choices in (

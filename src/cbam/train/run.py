@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cbam.attach import attach
 from cbam.attach.select import split_sites
-from cbam.data import ImageData, load_data
+from cbam.data import ImageData
 from cbam.errors import CBAMError
 from cbam.models import build_model
 from cbam.models.own import split_attention
@@ -123,7 +123,7 @@ def build(run: TrainRun, data: ImageData) -> nn.Module:
                 init="identity" if run.fine_tuning else "paper",
                 reduction_ratio=run.reduction_ratio,
                 input_size=data.input_size,
-                **({} if run.attention == "se" else only_cbam),
+                **only_cbam,
             )
     return model
 
@@ -146,14 +146,7 @@ def prepare(run: TrainRun, command: list[str], told: Told) -> Job:
     with (
         accelerator.main_process_first()
     ):  # it writes the index of shards, or what the doctor found; the others read
-        data = load_data(
-            run.data,
-            image_size=run.image_size,
-            limit_train=run.limit_train,
-            limit_val=run.limit_val,
-            val_fraction=run.val_fraction,
-            bad_images=run.bad_images,
-        )
+        data = run.load()
     folder.check_data(data)
     told.line(f"images: {data.source}")
     for notice in data.notices:

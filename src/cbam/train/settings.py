@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cbam.errors import CBAMError, unknown_name
-from cbam.runs.options import absolute_data
+from cbam.errors import unknown_name
+from cbam.runs.options import absolute_data, check_ranges, folder_name
 from cbam.train.config import TrainConfig
+from cbam.train.images import ImageOptions, check_start
 
 TRACKERS = ("tensorboard", "wandb")
 # These change where or how fast a run is computed, not what comes out.
@@ -17,7 +18,7 @@ NOT_COMPARED = ("output", "workers", "save_every", "keep", "track", "device", "a
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainRun:
+class TrainRun(ImageOptions):
     """Everything that one training depends on.
 
     Each field is an option of `cbam train`; the text below it is the option's help.
@@ -25,11 +26,10 @@ class TrainRun:
     >>> run = TrainRun(data="digits", model="resnet20")
     >>> str(run.folder)
     'runs/train-digits-resnet20-cbam'
+    >>> str(TrainRun(data="shards:/data/images?window=2").folder)
+    'runs/train-images-resnet50-cbam'
     """
 
-    data: str
-    """fashion-mnist, digits, or a folder with train/ and val/ and in each a folder per class, or only the latter;
-    or tar shards or a set of Hugging Face's datasets, see docs/data.md."""
     model: str = "resnet50"
     """resnet20 ... resnet110 for small images, paper_resnet50 ..., or torchvision's and timm's names."""
     attention: Literal["cbam", "se", "channel", "spatial", "none"] = "cbam"
@@ -53,16 +53,6 @@ class TrainRun:
     """Start from the weights that torchvision or timm publish for the model."""
     weights: Path | None = None
     """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
-    image_size: int | None = None
-    """Height and width of the images. None: the set's own, 224 for folders."""
-    limit_train: int | None = None
-    """Use so many training images only, as many of each class."""
-    limit_val: int | None = None
-    """Use so many validation images only, as many of each class."""
-    val_fraction: float = 0.2
-    """Share of each class that validates where there is no validation folder."""
-    bad_images: Literal["fail", "skip"] = "fail"
-    """What to do with files that cannot be read: stop before training, or leave them out and say so."""
     save_every: int | None = None
     """Steps between two saves; in any case after each epoch, and when told to stop."""
     keep: int = 2
@@ -73,21 +63,16 @@ class TrainRun:
     """The recipe."""
 
     def __post_init__(self) -> None:
-        for name, given, valid, expected in (
+        super().__post_init__()
+        check_ranges(
             ("reduction-ratio", self.reduction_ratio, self.reduction_ratio >= 1, "at least 1"),
             ("save-every", self.save_every, self.save_every is None or self.save_every >= 1, "at least 1"),
             ("keep", self.keep, self.keep >= 1, "at least 1"),
-            ("limit-train", self.limit_train, (self.limit_train or 1) >= 1, "at least 1"),
-            ("limit-val", self.limit_val, (self.limit_val or 1) >= 1, "at least 1"),
-            ("val-fraction", self.val_fraction, 0 < self.val_fraction < 1, "between 0 and 1"),
-        ):
-            if not valid:
-                raise CBAMError(f"--{name} must be {expected}, given {given}")
+        )
         for name in self.trackers:
             if name not in TRACKERS:
                 raise unknown_name("tracker", name, TRACKERS)
-        if self.pretrained and self.weights:
-            raise CBAMError("--pretrained and --weights both say where to start: give one of them")
+        check_start(self.pretrained, self.weights)
 
     @property
     def fine_tuning(self) -> bool:
@@ -104,10 +89,7 @@ class TrainRun:
         """The run's folder, relative as given."""
         if self.output is not None:
             return self.output
-        data = Path(self.data).name or "data"
-        return Path("runs") / f"train-{data}-{self.model}-{self.attention}".replace("/", "-").replace(
-            ":", "-"
-        )
+        return Path("runs") / ("train-" + folder_name(self.data, self.model, self.attention))
 
 
 def resolved(run: TrainRun) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""Which images a training uses: the options that `cbam train` and `cbam compare` share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cbam.errors import CBAMError
+from cbam.runs.options import check_ranges
+
+if TYPE_CHECKING:
+    from cbam.data import ImageData
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Which images, and how they are prepared.
+
+    Each field is an option; the text below it is the option's help.
+
+    >>> images = ImageOptions(data="digits", limit_train=100).load()
+    >>> len(images.train), images.input_size
+    (100, (1, 8, 8))
+    """
+
+    data: str
+    """fashion-mnist, digits, or a folder with train/ and val/ and in each a folder per class, or only the latter;
+    or tar shards or a set of Hugging Face's datasets, see docs/data.md."""
+    image_size: int | None = None
+    """Height and width of the images. None: the set's own, 224 for folders."""
+    mean: str | None = None
+    """Mean of the channels on the 0..1 scale that the weights expect, with commas, or one number for all; e.g. 0.5 for
+    timm's tf_ models. None: the set's own, ImageNet's for folders."""
+    std: str | None = None
+    """Standard deviation of the channels, likewise."""
+    limit_train: int | None = None
+    """Use so many training images only, as many of each class."""
+    limit_val: int | None = None
+    """Use so many validation images only, as many of each class."""
+    val_fraction: float = 0.2
+    """Share of each class that validates where there is no validation folder."""
+    bad_images: Literal["fail", "skip"] = "fail"
+    """What to do with files that cannot be read: stop before training, or leave them out and say so."""
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            ("image-size", self.image_size, self.image_size is None or self.image_size >= 1, "at least 1"),
+            (
+                "limit-train",
+                self.limit_train,
+                self.limit_train is None or self.limit_train >= 1,
+                "at least 1",
+            ),
+            ("limit-val", self.limit_val, self.limit_val is None or self.limit_val >= 1, "at least 1"),
+            ("val-fraction", self.val_fraction, 0 < self.val_fraction < 1, "between 0 and 1"),
+        )
+        numbers("mean", self.mean)
+        numbers("std", self.std)
+
+    def load(self) -> ImageData:
+        """Load the images.
+
+        Raises:
+            CBAMError: See `cbam.data.load_data`.
+        """
+        from cbam.data import load_data
+
+        return load_data(
+            self.data,
+            image_size=self.image_size,
+            mean=numbers("mean", self.mean),
+            std=numbers("std", self.std),
+            limit_train=self.limit_train,
+            limit_val=self.limit_val,
+            val_fraction=self.val_fraction,
+            bad_images=self.bad_images,
+        )
+
+
+def check_start(pretrained: bool, weights: Path | None) -> None:
+    """Refuse two kinds of first weights.
+
+    Raises:
+        CBAMError: Both are asked for.
+    """
+    if pretrained and weights:
+        raise CBAMError("--pretrained and --weights both say where to start: give one of them")
+
+
+def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Read the value of `--mean` or `--std`: one number for all channels, or one for each.
+
+    Raises:
+        CBAMError: it is neither.
+
+    >>> numbers("mean", "0.5"), numbers("std", "0.1, 0.2, 0.3"), numbers("std", None)
+    ((0.5,), (0.1, 0.2, 0.3), None)
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise CBAMError(f"--{option} takes numbers with commas, e.g. 0.5,0.5,0.5; given {text!r}") from None

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from cbam.compare.config import CompareConfig
+from cbam.errors import CBAMError
+from cbam.train.images import ImageOptions
+from cbam.train.settings import TrainRun
+from tests.data.pictures_on_disk import photo_folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return photo_folder(tmp_path_factory.mktemp("pictures"), 4)
+
+
+FORMS = [ImageOptions, TrainRun, CompareConfig]
+OUTSIDE = [
+    ({"mean": "half"}, "--mean takes numbers with commas"),
+    ({"std": "0.5,x"}, "--std takes numbers with commas"),
+    ({"mean": ""}, "--mean takes numbers with commas"),
+    ({"image_size": 0}, "--image-size must be at least 1, given 0"),
+    ({"limit_train": 0}, "--limit-train must be at least 1, given 0"),
+    ({"limit_val": -3}, "--limit-val must be at least 1, given -3"),
+    ({"val_fraction": 1.0}, "--val-fraction must be between 0 and 1, given 1.0"),
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+@pytest.mark.parametrize(("given", "message"), OUTSIDE)
+def test_what_is_outside_its_range_is_refused_whoever_asks(form, given, message):
+    with pytest.raises(CBAMError, match=message):
+        form(data="digits", **given)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_one_number_normalises_all_channels_and_three_one_each(form, pictures):
+    one = form(data=str(pictures), image_size=8, mean="0.5", std="0.25").load()
+    assert (one.mean, one.std) == ((0.5,) * 3, (0.25,) * 3)
+    three = form(data=str(pictures), image_size=8, mean="0.5,0.4,0.3", std="0.25").load()
+    assert three.mean == (0.5, 0.4, 0.3)
+    plain = form(data=str(pictures), image_size=8).load()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (plain.mean, plain.std))
+    assert torch.allclose(one.val[0, 0][0] * 0.25 + 0.5, plain.val[0, 0][0] * std + mean, atol=1e-6)
+
+
+def test_gray_images_take_one_number_and_refuse_three():
+    data = ImageOptions(data="digits", mean="0.5", std="0.5").load()
+    assert (data.mean, data.std) == ((0.5,), (0.5,))
+    with pytest.raises(CBAMError, match="mean needs 1 value"):
+        ImageOptions(data="digits", mean="0.5,0.5,0.5").load()
+
+
+def test_limits_and_split_reach_the_images(pictures):
+    data = ImageOptions(data=str(pictures), image_size=8, val_fraction=0.5, limit_train=3, limit_val=3).load()
+    assert (len(data.train), len(data.val)) == (3, 3)
