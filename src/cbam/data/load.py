@@ -42,7 +42,8 @@ def load_data(
             is a data set of Hugging Face, saved on disk or from the hub (`cbam.data.hugging_face.load_hugging_face`).
         image_size: height and width of the items; by default the set's own for the built-in sets, 224 for folders.
             The built-in sets lie in memory at this size: 70,000 bytes a pixel for Fashion-MNIST.
-        mean: per-channel mean on the 0..1 scale, or one value for all; by default the set's own, ImageNet's for folders.
+        mean: per-channel mean on the 0..1 scale, or one value for all; by default the set's own, for folders
+            ImageNet's.
         std: per-channel standard deviation, likewise.
         limit_train: keep so many training images, the same number of each class, the first in file order.
         limit_val: likewise for validation.
