@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from depth_cells import VARIANTS, Settings, cost_cell, images_of, start_cell, train_cell
+from depth_cells import QUARTERED, VARIANTS, Settings, cost_cell, images_of, start_cell, train_cell
 from depth_report import write_report
 
 SMALL = ("resnet20", "resnet56", "resnet110", "resnet164", "resnet1001")
@@ -57,8 +57,9 @@ class Grid:
     def cells(self) -> Iterator[Cell]:
         """Yield all cells, the cheap kinds first, the seeds outermost in each network."""
         for model in self.cost:
-            # Where the gates start does not change what they cost.
-            yield from (Cell("cost", model, variant) for variant in VARIANTS if variant != "cbam, paper init")
+            # Where the gates start does not change what they cost, nor does a number.
+            free = ("cbam, paper init", QUARTERED)
+            yield from (Cell("cost", model, variant) for variant in VARIANTS if variant not in free)
         for model in self.start:
             for seed in range(self.start_seeds):
                 yield from (Cell("start", model, variant, seed) for variant in VARIANTS if variant != "SE")

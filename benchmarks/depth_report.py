@@ -9,11 +9,18 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from depth_cells import QUARTERED, VARIANTS
+
 from cbam.files import write_atomically
 
 Rows = list[dict[str, Any]]
 READING = "## Reading it"
-COLOURS = {"plain": "#555555", "cbam, identity init": "#0072b2", "cbam, paper init": "#d55e00"}
+COLOURS = {
+    "plain": "#555555",
+    QUARTERED: "#009e73",
+    "cbam, identity init": "#0072b2",
+    "cbam, paper init": "#d55e00",
+}
 
 WIDTHS = {"plain": 4}  # with identity init the gradients are the same: both lines are to be seen
 
@@ -57,7 +64,9 @@ def introduction(about: dict[str, Any], cells: Rows) -> list[str]:
             f"{about['torch']}, Python {about['python']}; images: {about['data']}. The paper stops at 101 layers. "
             "`paper_resnetN` are its ImageNet ResNets, resnet20, 56 and 110 the basic-block ResNets for 32 x 32 "
             "images, resnet164 and 1001 those with pre-activation bottlenecks. CBAM is the paper's dialect at the end "
-            "of every residual branch, r = 16, k = 7; *identity init* starts with gates of exactly 1, *paper init* "
+            "of every residual branch, r = 16, k = 7; *branches / 4* is the plain network with every branch's output "
+            "multiplied by 1/4 there, the control for what two fresh sigmoids do on average; *identity init* starts "
+            "with gates of exactly 1, *paper init* "
             "with fresh sigmoids. All variants of a seed have the same weights outside the gates and see the same "
             "images."
         ),
@@ -231,7 +240,7 @@ def plot_gates(rows: Rows, path: Path) -> None:
         axes.set_xlabel("depth (0: first block, 1: last)")
 
     draw_all(
-        [row for row in rows if row["variant"] != "plain"], path, draw, "dead channel gates, last step (%)"
+        [row for row in rows if row["gates"].get("first")], path, draw, "dead channel gates, last step (%)"
     )
 
 
@@ -284,9 +293,10 @@ def label(row: dict[str, Any], variant: str) -> str:
 
 
 def grouped(rows: Rows) -> dict[tuple[str, str], Rows]:
-    """Return the rows of each (network, variant), in their order."""
+    """Return the rows of each (network, variant), the networks in their order, the variants in that of VARIANTS."""
     groups: dict[tuple[str, str], Rows] = defaultdict(list)
-    for row in rows:
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    for row in sorted(rows, key=lambda row: (models.index(row["model"]), [*VARIANTS].index(row["variant"]))):
         groups[row["model"], row["variant"]].append(row)
     return groups
 
