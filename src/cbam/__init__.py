@@ -7,7 +7,7 @@ from cbam.errors import CBAMError
 from cbam.evaluate import Cost, cost
 from cbam.nn import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation
 from cbam.ops.dispatch import set_backend
-from cbam.pretrained import from_pretrained, save_pretrained
+from cbam.pretrained import from_pretrained, push_to_hub, save_pretrained
 
 __version__ = "0.1.0"
 
@@ -30,6 +30,7 @@ __all__ = [
     "functional",
     "load_weights",
     "plan",
+    "push_to_hub",
     "save_pretrained",
     "set_backend",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,10 +12,11 @@ from cbam.attach.wrapper import WithAttention
 from cbam.checkpoints import load_weights
 from cbam.checkpoints.committing import unwrapped
 from cbam.checkpoints.reading import look_at
-from cbam.errors import CBAMError, MissingExtra
+from cbam.errors import CBAMError
 from cbam.models import build_model
 from cbam.pretrained.config import FILE, Config, read_config
 from cbam.pretrained.describe import attention_only, build_on_meta
+from cbam.pretrained.hub import fetch
 from cbam.pretrained.restore import restore
 from cbam.pretrained.saving import sha256
 
@@ -60,7 +60,7 @@ def from_pretrained(
         "revision": revision, "cache_dir": cache_dir, "token": token,
         "force_download": force_download, "local_files_only": local_files_only,
     }  # fmt: skip
-    folder = Path(source) if Path(source).is_dir() else _download(str(source), options)
+    folder = Path(source) if Path(source).is_dir() else fetch(str(source), options)
     config = read_config(folder)
     weights = folder / config.weights
     if not weights.is_file():
@@ -126,23 +126,3 @@ def _load_into(model: nn.Module, config: Config, weights: Path) -> None:
         if bare and config.attention:
             detach(model)
         raise
-
-
-def _download(name: str, options: dict[str, Any]) -> Path:
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise CBAMError(f"no folder at {name!r}. Give a folder, or a name on the hub: 'user/name'.")
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise MissingExtra(f"fetching {name!r}", "hub", "huggingface_hub") from None
-    try:
-        path = Path(hf_hub_download(name, FILE, **options))
-        hf_hub_download(name, read_config(path.parent).weights, **options)
-    except CBAMError:
-        raise
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise CBAMError(
-            f"could not fetch {name!r} from the hub ({type(error).__name__}: {reason})"
-        ) from error
-    return path.parent
