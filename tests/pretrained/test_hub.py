@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -64,8 +63,7 @@ def test_there_and_back(hub, tmp_path):
     same(again, model)
     assert not again.training
     beside = cbam.from_pretrained(cbam.save_pretrained(model, tmp_path / "folder", "resnet20", **facts))
-    # safetensors writes its metadata in no fixed order, so that two files of the same tensors differ
-    assert replace(again.cbam_config, sha256="") == replace(beside.cbam_config, sha256="")
+    assert again.cbam_config == beside.cbam_config  # its digest of the weights included
     assert again.cbam_config.class_names == tuple("abcdefghij")
     assert [path.name for path in (tmp_path / "elsewhere").glob("models--*")] == [
         "models--somebody--resnet20-cbam"

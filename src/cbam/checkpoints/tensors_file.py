@@ -56,16 +56,34 @@ def read(path: Path) -> Mapping[str, Any]:
 
 def write(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a state dict atomically; tensors that share memory are written each for itself."""
-    from safetensors.torch import save
-
     known = set(_DTYPES.values())
     odd = [f"{name} ({tensor.dtype})" for name, tensor in state.items() if tensor.dtype not in known]
     if odd:
         raise CBAMError(
             f"cannot write {odd[0]} to {path.name!r}. Types that can: {', '.join(map(str, known))}."
         )
+    write_atomically(path, to_bytes(state, metadata))
+
+
+def to_bytes(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return a file's content; the same tensors and words give the same bytes, which safetensors alone does not.
+
+    >>> words = {name: name for name in "abcdefgh"}
+    >>> len({to_bytes({"w": torch.ones(2)}, words) for _ in range(9)})
+    1
+    """
+    from safetensors.torch import save
+
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    write_atomically(path, save(own, {"format": "pt", **(metadata or {})}))
+    content = save(own, {"format": "pt", **(metadata or {})})
+    length = int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8 : 8 + length])
+    entries["__metadata__"] = dict(
+        sorted(entries["__metadata__"].items())
+    )  # they come in the order of a hash table
+    ordered = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    ordered += b" " * (-len(ordered) % 8)  # as the format has it, so that the tensors stay aligned
+    return b"".join((len(ordered).to_bytes(8, "little"), ordered, memoryview(content)[8 + length :]))
 
 
 def raw(tensor: torch.Tensor) -> bytes:

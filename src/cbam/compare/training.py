@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from safetensors.torch import save as to_safetensors
 from torch import nn
 
+from cbam.checkpoints import tensors_file
 from cbam.compare.config import CompareConfig
 from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell, build_cell, count_parameters
 from cbam.compare.progress import PlainProgress
 from cbam.data import ImageData
-from cbam.files import write_atomically
 from cbam.runs.environment import now
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.loop import Trained, Watchers, train_model
@@ -102,8 +101,6 @@ def _result(cell: Cell, trained: Trained, epochs: int) -> dict[str, Any]:
 
 
 def _write_weights(file: Path, model: nn.Module, job: Job, cell: Cell) -> None:
-    # safetensors takes no channels_last strides and no two names for one tensor, hence contiguous copies.
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     about = {
         "model": job.config.model,
         "attention": cell.variant,
@@ -113,4 +110,4 @@ def _write_weights(file: Path, model: nn.Module, job: Job, cell: Cell) -> None:
         "mean": json.dumps(job.data.mean),
         "std": json.dumps(job.data.std),
     }
-    write_atomically(file, to_safetensors(weights, about))
+    tensors_file.write(file, model.state_dict(), about)

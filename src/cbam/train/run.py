@@ -19,6 +19,7 @@ from cbam.models.own import split_attention
 from cbam.pretrained import save_pretrained
 from cbam.runs.environment import describe_environment, now, with_session
 from cbam.runs.folder import RunFolder
+from cbam.runs.words import counted
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.device import make_accelerator
 from cbam.train.evaluation import Evaluation
@@ -239,7 +240,9 @@ def _watchers(job: Job, metrics: Metrics) -> Watchers:
             log.extend(open_trackers(job.run.trackers, job.folder, job.settings, step))
 
     def on_resume(epochs: int, steps: int) -> None:
-        job.told.line(f"goes on after {epochs} epochs" + (f" and {steps} steps" if steps else ""))
+        job.told.line(
+            f"goes on after {counted(epochs, 'epoch')}" + (f" and {counted(steps, 'step')}" if steps else "")
+        )
         if main:
             metrics.go_on_after(epochs)
 
