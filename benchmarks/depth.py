@@ -50,9 +50,11 @@ class Grid:
         ("resnet20", Settings()),
         ("resnet110", Settings()),
         ("resnet1001", Settings(steps=60, batch_size=16)),
+        ("paper_resnet152", Settings(steps=60, batch_size=8, image_size=64)),
+        ("paper_resnet200", Settings(steps=60, batch_size=8, image_size=64)),
     )
     start_seeds: int = 2
-    train_seeds: tuple[int, ...] = (3, 3, 2)
+    train_seeds: tuple[int, ...] = (3, 3, 2, 1, 1)
 
     def cells(self) -> Iterator[Cell]:
         """Yield all cells, the cheap kinds first, the seeds outermost in each network."""
@@ -92,7 +94,8 @@ def main() -> int:
     options = parser.parse_args()
     grid = TINY if options.tiny else Grid()
     if options.report:
-        write_report(read(options.output), options.report, options.output)
+        rows = read(options.output)
+        write_report(about_of(rows), [row for row in rows if "kind" in row], options.report, options.output)
         return 0
     torch.set_num_threads(options.threads)
     run(grid, options.output, options.data, options.threads)
@@ -104,15 +107,20 @@ def run(grid: Grid, output: Path, data: str, threads: int) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     rows = read(output)
     about = environment(grid, data, threads)
-    if rows and rows[0] != about:
-        different = [key for key in about if rows[0].get(key) != about[key]]
+    before = about_of(rows)
+    different = [key for key in about if key != "training" and before.get(key, about[key]) != about[key]]
+    trained = before.get("training", {})
+    different += [
+        f"training of {model}" for model in trained if trained[model] != about["training"].get(model)
+    ]
+    if different:
         sys.exit(f"{output} holds a run with other {', '.join(different)}. Give another --output.")
     done = {cell_of(row) for row in rows if "kind" in row}
     waiting = [cell for cell in grid.cells() if cell not in done]
     say(f"{len(done)} done, {len(waiting)} to go")
     with output.open("a", encoding="utf-8") as file:
         file.write("\n")  # behind a line that was cut off
-        if not rows:
+        if before != about:  # the first time, and when the grid has grown since
             append(file, about)
         for cell in waiting:
             start = time.perf_counter()
@@ -155,6 +163,11 @@ def read(path: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 continue
     return rows
+
+
+def about_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the numbers of a file depend on; the last word counts."""
+    return next((row for row in reversed(rows) if "kind" not in row), {})
 
 
 def cell_of(row: dict[str, Any]) -> Cell:

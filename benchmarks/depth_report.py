@@ -25,11 +25,10 @@ COLOURS = {
 WIDTHS = {"plain": 4}  # with identity init the gradients are the same: both lines are to be seen
 
 
-def write_report(rows: Rows, target: Path, source: Path) -> None:
+def write_report(about: dict[str, Any], cells: Rows, target: Path, source: Path) -> None:
     """Write the report and its plots; what stands under "Reading it" in an earlier report is kept."""
-    if not rows:
+    if not cells:
         raise SystemExit(f"{source} holds nothing yet: run the study first.")
-    about, cells = rows[0], [row for row in rows if "kind" in row]
     kinds = {kind: [row for row in cells if row["kind"] == kind] for kind in ("cost", "start", "train")}
     pictures = target.parent.parent / "images"
     pictures.mkdir(parents=True, exist_ok=True)

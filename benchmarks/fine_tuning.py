@@ -3,6 +3,8 @@
     python recipes/fine_tuning_data.py
     cbam compare --config recipes/fine-tuning.yaml
     cbam compare --config recipes/fine-tuning-gates.yaml
+    cbam compare --config recipes/fine-tuning-warmup.yaml
+    cbam compare --config recipes/fine-tuning-adamw.yaml
     python benchmarks/fine_tuning.py insertion     # step 0, and attention put into the networks that were trained plain
     python benchmarks/fine_tuning.py page > docs/results/fine-tuning.md
 
@@ -38,6 +40,11 @@ MAIN = FOLDER / "compare"
 # Runs with rates of their own for the gates -> what their variants are called beside those of the main run.
 GATES = {
     FOLDER / "gates-0.1": "gates: rate × 0.1, no decay",
+}
+# Runs with another recipe for everything, the plain network included -> what differs.
+OTHERS = {
+    FOLDER / "warmup": "Two epochs of warm-up instead of half an epoch",
+    FOLDER / "adamw": "AdamW with a peak rate of 0.001 instead of SGD",
 }
 INSERTION = FOLDER / "insertion.json"
 INSERTED = ("none", "cbam", "cbam:fresh")
@@ -160,6 +167,7 @@ def page() -> str:
                 recipe_text(run),
                 "## After training\n\n" + accuracy_table(summary, run),
                 "\n".join(f"- {finding}" for finding in findings(summary)),
+                *others(),
                 "## Epoch by epoch\n\n" + curve_table(run),
                 "## The moment of insertion\n\n" + insertion_table(),
                 LIMITS,
@@ -211,6 +219,27 @@ def accuracy_table(summary: Summary, run: Run) -> str:
     return "\n".join(lines) + (
         "\n\n± is the standard deviation over the seeds, [ ] the 95 % interval of the paired difference (t test)."
     )
+
+
+def others() -> Iterator[str]:
+    """Yield a section for each run with another recipe, against the plain network of that recipe."""
+    for folder, what in OTHERS.items():
+        if not (folder / "config.yaml").exists():
+            continue
+        run = read_run(folder)
+        summary = summarise(run.results, run.variants)
+        epochs = (1, 2, int(run.config["epochs"]))
+        lines = [
+            f"| network | seeds | {' | '.join(f'epoch {epoch}' for epoch in epochs)} | minus plain, at the end |"
+        ]
+        lines.append("|---" * (len(epochs) + 3) + "|")
+        for row in summary.variants:
+            curve = [history for history in run.history.values() if history[0]["variant"] == row.variant]
+            cells = [_spread([h[e - 1]["val_accuracy"] for h in curve if len(h) >= e]) for e in epochs]
+            lines.append(
+                f"| {label(row.variant)} | {len(row.seeds)} | {' | '.join(cells)} | {gap_text(row.to_baseline)} |"
+            )
+        yield f"## {what}\n\n" + "\n".join(lines)
 
 
 def curve_table(run: Run) -> str:
