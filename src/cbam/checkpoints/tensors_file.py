@@ -78,9 +78,8 @@ def to_bytes(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | No
     content = save(own, {"format": "pt", **(metadata or {})})
     length = int.from_bytes(content[:8], "little")
     entries = json.loads(content[8 : 8 + length])
-    entries["__metadata__"] = dict(
-        sorted(entries["__metadata__"].items())
-    )  # they come in the order of a hash table
+    # These come in the order of a hash table.
+    entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
     ordered = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     ordered += b" " * (-len(ordered) % 8)  # as the format has it, so that the tensors stay aligned
     return b"".join((len(ordered).to_bytes(8, "little"), ordered, memoryview(content)[8 + length :]))
