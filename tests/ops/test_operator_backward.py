@@ -245,3 +245,14 @@ class TestWhatIsKept:
         y += 1.0
         y.relu_().sum().backward()
         assert x.grad.isfinite().all()
+
+
+@every_layout
+def test_gradients_have_the_strides_of_their_parameters(layout):
+    """Otherwise DistributedDataParallel warns, and copies them in every step."""
+    block = CBAM(32, 4).to(memory_format=layout)
+    x = torch.randn(2, 32, 9, 9).to(memory_format=layout)
+    block(x).sum().backward()
+    assert {n: p.grad.stride() for n, p in block.named_parameters()} == {
+        n: p.stride() for n, p in block.named_parameters()
+    }

@@ -118,8 +118,16 @@ def gradients(
     found: list[Tensor | None] = [None] * TENSORS
     for i, gradient in zip(DIFFERENTIABLE, computed, strict=True):
         if needed[i]:
-            found[i] = grad if i == _RESIDUAL and not settings.relu else gradient.view_as(tensors[i])
+            found[i] = grad if i == _RESIDUAL and not settings.relu else _in_the_form_of(tensors[i], gradient)
     return found
+
+
+def _in_the_form_of(tensor: Tensor, gradient: Tensor) -> Tensor:
+    # In channels_last a 1 x 1 weight lies in memory as ever, but has other strides. autograd keeps a gradient without
+    # them, and DistributedDataParallel then warns, and copies it in every step.
+    if gradient.dim() == 1 and tensor.is_contiguous():
+        return gradient.as_strided(tensor.shape, tensor.stride())
+    return gradient.view_as(tensor)
 
 
 def _through_plain_operations(
