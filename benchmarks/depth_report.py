@@ -220,7 +220,12 @@ def plot_gradients(rows: Rows, path: Path) -> None:
         for row in group:
             depth = [index / max(1, len(row["gradients"]) - 1) for index in range(len(row["gradients"]))]
             axes.semilogy(
-                depth, row["gradients"], color=COLOURS[variant], alpha=0.7, lw=1, label=label(row, variant)
+                depth,
+                row["gradients"],
+                color=COLOURS[variant],
+                alpha=0.7,
+                lw=WIDTHS.get(variant, 1),
+                label=label(row, variant),
             )
         axes.set_xlabel("depth (0: first block, 1: last)")
 
@@ -267,9 +272,9 @@ def draw_all(rows: Rows, path: Path, draw: Callable[[Any, Rows, str], None], wha
     models = list(dict.fromkeys(model for model, _ in groups))
     if not models:
         return
-    columns = min(4, len(models))
-    lines = -(-len(models) // columns)
-    figure, panels = plt.subplots(lines, columns, figsize=(3.4 * columns, 2.8 * lines), squeeze=False)
+    lines = -(-len(models) // 4)
+    columns = -(-len(models) // lines)
+    figure, panels = plt.subplots(lines, columns, figsize=(3.6 * columns, 2.8 * lines), squeeze=False)
     for axes, model in zip(panels.flat, models, strict=False):
         for (name, variant), group in groups.items():
             if name == model:
