@@ -126,7 +126,12 @@ def run_all(waiting: list[tuple[str, str]], processes: int) -> Iterator[dict[str
             late = time.monotonic() - start > SECONDS
             if not (late or receive.poll(0.05) or not process.is_alive()):
                 continue
-            row: dict[str, Any] = {"reason": f"took more than {SECONDS} s" if late else "its process died"}
+            row: dict[str, Any] = {"reason": f"took more than {SECONDS} s"}
+            if not late:
+                process.join(1)
+                row["reason"] = (
+                    f"its process ended with {process.exitcode} (-9: killed, as when memory runs out)"
+                )
             if receive.poll():
                 with suppress(EOFError):
                     row = receive.recv()
@@ -378,14 +383,16 @@ def report(rows: list[dict[str, Any]]) -> str:
             waiting = [name for _, name in models(library) if name not in done]
         if waiting:
             lines += [f"Not run, since each takes minutes on two cores: {', '.join(waiting)}.", ""]
-        lines += ["| family | models | pass | sites |", "|---|---|---|---|"]
+        lines += ["| family | models | pass | share | sites |", "|---|---|---|---|---|"]
         families = defaultdict(list)
         for row in conv:
             families[row["family"] or row["model"]].append(row)
         for family, members in sorted(families.items()):
             sites = sorted(row["sites"] for row in members)
             span = str(sites[0]) if sites[0] == sites[-1] else f"{sites[0]} to {sites[-1]}"
-            lines.append(f"| {family} | {len(members)} | {sum(not r['reason'] for r in members)} | {span} |")
+            good = sum(not row["reason"] for row in members)
+            share = f"{good / len(members):.0%}".replace("%", " %")
+            lines.append(f"| {family} | {len(members)} | {good} | {share} | {span} |")
         failures = [row for row in conv if row["reason"]]
         if failures:
             lines += ["", "| fails | why |", "|---|---|"]

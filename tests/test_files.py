@@ -63,6 +63,17 @@ def test_killed_in_the_middle_of_a_write(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_leftovers_may_be_folders_with_leftovers_in_them(tmp_path):
+    torn = tmp_path / "checkpoints" / ".step-000000002.17.tmp"
+    (torn / ".deeper.18.tmp").mkdir(parents=True)
+    (torn / "model.safetensors").write_bytes(b"half")
+    (torn / ".state.pt.17.tmp").write_bytes(b"half")
+    good = tmp_path / "checkpoints" / "step-000000001"
+    good.mkdir()
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "checkpoints", good]
+
+
 def test_leftovers_are_only_temporary_files(tmp_path):
     kept = [tmp_path / name for name in ("notes.tmp", ".hidden", "result.json", ".lock")]
     for file in kept:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 
@@ -45,7 +46,7 @@ def write_atomically(path: str | Path, content: bytes | str) -> Path:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Delete the temporary files that killed writers left anywhere below `folder`.
+    """Delete the temporary files and folders that killed writers left anywhere below `folder`.
 
     Args:
         folder: A folder in which nobody is writing now.
@@ -57,8 +58,11 @@ def remove_leftovers(folder: str | Path) -> None:
     ...     list(Path(folder).iterdir())
     []
     """
-    for leftover in Path(folder).rglob(".*.*.tmp"):
-        leftover.unlink(missing_ok=True)
+    for leftover in list(Path(folder).rglob(".*.*.tmp")):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)  # it may have gone with its folder
 
 
 def sync_folder(folder: Path) -> None:

@@ -62,3 +62,33 @@ def test_images_of_other_classes_are_refused(tmp_path, data, capsys):
 def test_a_folder_without_a_network(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path), "--data", "digits", "--device", "cpu"]) == 2
     assert "config.json" in capsys.readouterr().err
+
+
+def test_a_run_is_scored_on_the_images_that_it_left_out(tmp_path, data, capsys):
+    """With another share, images that it was trained on would count, and nobody would see it."""
+    saved(tmp_path / "best", data)
+    (tmp_path / "config.yaml").write_text("data: digits\nval_fraction: 0.1\nlimit_val: null\n")
+    left_out = len(load_data("digits", val_fraction=0.1).val)
+    command = ["evaluate", str(tmp_path), "--data", "digits", "--device", "cpu"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert f"on {left_out} images" in said
+    assert "--val-fraction" not in said
+    assert main([*command, "--val-fraction", "0.2", "--limit-val", "20"]) == 0
+    said = capsys.readouterr().out
+    assert "trained with --val-fraction 0.1" in said
+    assert "validated on all of them" in said
+    assert "on 20 images" in said
+
+
+def test_the_split_of_a_run_is_not_that_of_other_images(tmp_path, data, capsys):
+    saved(tmp_path / "best", data)
+    (tmp_path / "config.yaml").write_text("data: /somewhere/else\nval_fraction: 0.1\n")
+    assert main(["evaluate", str(tmp_path), "--data", "digits", "--device", "cpu"]) == 0
+    assert "on 359 images" in capsys.readouterr().out
+
+
+def test_a_comparison_is_named(tmp_path, capsys):
+    (tmp_path / "cells").mkdir()
+    assert main(["evaluate", str(tmp_path), "--data", "digits", "--device", "cpu"]) == 2
+    assert "is a run of cbam compare or cbam ablate" in capsys.readouterr().err

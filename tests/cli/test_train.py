@@ -22,12 +22,12 @@ TASK = [
     *("--model", "timm/test_convnext", "--preset", "paper", "--batch-size", "32", "--epochs", "3"),
     *("--ema", "0.9", "--mixup", "0.2", "--device", "cpu", "--save-every", "2"),
 ]
-# The n-th time that something is forced to the disk, the process is killed: in the middle of a save.
+# The n-th time that something of a name is forced to the disk, the process is killed: in the middle of a save.
 KILLED_WHILE_SAVING = """
-import os, signal, sys
-sync, left = os.fsync, [int(sys.argv.pop(1))]
+import fnmatch, os, signal, sys
+sync, name, left = os.fsync, sys.argv.pop(1), [int(sys.argv.pop(1))]
 def fsync(descriptor):
-    left[0] -= 1
+    left[0] -= fnmatch.fnmatch(os.readlink(f"/proc/self/fd/{descriptor}"), name)
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
     sync(descriptor)
@@ -118,10 +118,25 @@ def test_killed_anywhere_it_ends_with_the_same_bits(straight, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", [5, 24])
-def test_killed_while_saving(straight, tmp_path, moment):
-    killed = run(tmp_path / "run", before=("-c", KILLED_WHILE_SAVING, str(moment)))
-    assert killed.returncode == -signal.SIGKILL
+@pytest.mark.parametrize(
+    ("file", "time"),
+    [
+        ("*/checkpoints/.step-*/model.safetensors", 1),
+        ("*/checkpoints/.step-*/ema.safetensors", 2),
+        ("*/checkpoints/.step-*/training.pt", 3),
+        ("*/checkpoints/.step-*/manifest.json", 4),
+        ("*/checkpoints/.step-*.tmp", 5),
+        ("*/checkpoints", 6),
+        ("*/metrics.jsonl", 2),
+        ("*/best/.model.safetensors.*", 1),
+        ("*/best/.config.json.*", 2),
+        ("*/final/.model.safetensors.*", 1),
+        ("*/.result.json.*", 1),
+    ],
+)
+def test_killed_while_saving(straight, tmp_path, file, time):
+    killed = run(tmp_path / "run", before=("-c", KILLED_WHILE_SAVING, file, str(time)))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     done = run(tmp_path / "run")
     assert done.returncode == 0, done.stderr
     same(straight, tmp_path / "run")

@@ -286,3 +286,38 @@ def test_a_users_own_attention_is_no_attachment(tmp_path):
     odd.layer1[0].bn2.cbam = cbam.ChannelAttention(16)
     with pytest.raises(CBAMError, match=r"ChannelAttention, which config\.json cannot"):
         save_pretrained(odd, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"input_size": 64}, r"input_size expects a row such as \(3, 224, 224\), got 64"),
+        ({"input_size": (3, -1, 0)}, "input_size expects 1 to"),
+        ({"input_size": (3, 32)}, "three numbers"),
+        ({"input_size": (1, 32, 32)}, "the network's 3 channels"),
+        ({"mean": "0.5"}, "mean expects a row"),
+        ({"mean": (0.5,)}, "mean expects a number for each of the 3 channels"),
+        ({"mean": (0.5, float("nan"), 0.5)}, "mean expects a number"),
+        ({"std": (0.5, 0.0, 0.5)}, "std expects numbers above 0"),
+        ({"class_names": "0123456789"}, "class_names expects a row"),
+        ({"class_names": list(range(10))}, "class_names expects"),
+        ({"class_names": ["a"]}, "1 class names for 10 outputs"),
+        ({"backbone": "resnet32"}, "resnet32"),
+    ],
+)
+def test_what_is_refused_leaves_the_folder_as_it_was(tmp_path, given, message):
+    first = trained()
+    save_pretrained(first, tmp_path, "resnet20")
+    other = peers.shaken(trained(), 9)
+    with pytest.raises(CBAMError, match=message):
+        save_pretrained(other, tmp_path, **{"backbone": "resnet20", **given})
+    same(from_pretrained(tmp_path), first)
+
+
+def test_places_that_are_none(tmp_path):
+    file = tmp_path / "weights.pth"
+    file.touch()
+    with pytest.raises(CBAMError, match="is a file; save_pretrained writes a folder"):
+        save_pretrained(trained(), file, "resnet20")
+    with pytest.raises(CBAMError, match="expects a folder, or 'user/name' on the hub, got None"):
+        from_pretrained(None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+import yaml
 from rich.console import Console
 
 from cbam.errors import CBAMError
@@ -37,8 +38,10 @@ class EvaluateConfig:
     """Height and width of the images. None: those that the network was saved with."""
     batch_size: int = 128
     """Images at a time, over all processes together."""
-    val_fraction: float = 0.2
-    """Share of each class that validates where there is no validation folder."""
+    limit_val: int | None = None
+    """Use so many validation images only, as many of each class."""
+    val_fraction: float | None = None
+    """Share of each class that validates where there is no validation folder. None: as the run split them, or 0.2."""
     bad_images: Literal["fail", "skip"] = "fail"
     """What to do with files that cannot be read."""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -54,9 +57,13 @@ class EvaluateConfig:
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the `arguments` after it; return the exit code."""
     config = tyro.cli(EvaluateConfig, prog="cbam evaluate", description=DESCRIPTION, args=list(arguments))
-    data, scores, main_process = run(config)
+    split = split_of(config)
+    data, scores, main_process = run(config, split)
     if main_process:
-        Console(highlight=False).print(
+        console = Console(highlight=False)
+        for notice in (*split.notices, *data.notices):
+            console.print(f"note: {notice}", soft_wrap=True)
+        console.print(
             f"top-1 {scores.accuracy:.2%}, top-5 {scores.top5_accuracy:.2%}, cross-entropy {scores.loss:.4f} "
             f"on {scores.images:,} images: {data.source}",
             soft_wrap=True,
@@ -66,7 +73,54 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run(config: EvaluateConfig) -> tuple[ImageData, Evaluation, bool]:
+@dataclass(frozen=True)
+class Split:
+    """Which images validate.
+
+    Attributes:
+        val_fraction: See `EvaluateConfig`.
+        notices: What the user should know about it.
+    """
+
+    val_fraction: float
+    notices: tuple[str, ...] = ()
+
+
+def split_of(config: EvaluateConfig) -> Split:
+    """Return the split of the run that is evaluated: with another one, images that it was trained on would count.
+
+    Raises:
+        CBAMError: The source is a run of `cbam compare`, which keeps bare weights.
+    """
+    from cbam.runs.options import absolute_data
+
+    source = Path(config.source)
+    if (source / "cells").is_dir():
+        raise CBAMError(
+            f"{source} is a run of cbam compare or cbam ablate, whose report has the scores. "
+            "cbam evaluate takes a run of cbam train, or a folder of cbam.save_pretrained"
+        )
+    file = source / "config.yaml"
+    settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not isinstance(settings, dict) or settings.get("data") != absolute_data(config.data):
+        return Split(0.2 if config.val_fraction is None else config.val_fraction)
+    there = float(settings.get("val_fraction") or 0.2)
+    now = there if config.val_fraction is None else config.val_fraction
+    notices = []
+    if now != there:
+        notices.append(
+            f"the run was trained with --val-fraction {there}. Where there is no validation folder, some of these "
+            "images are those that it was trained on"
+        )
+    if settings.get("limit_val") != config.limit_val:
+        was = settings.get("limit_val")
+        notices.append(
+            f"the run validated on {f'{was} of these images' if was else 'all of them'} (--limit-val)"
+        )
+    return Split(now, tuple(notices))
+
+
+def run(config: EvaluateConfig, split: Split) -> tuple[ImageData, Evaluation, bool]:
     """Return the images, the scores, and whether this is the process that talks.
 
     Raises:
@@ -90,7 +144,8 @@ def run(config: EvaluateConfig) -> tuple[ImageData, Evaluation, bool]:
         image_size=config.image_size or (size[-1] if size else None),
         mean=saved.mean,
         std=saved.std,
-        val_fraction=config.val_fraction,
+        limit_val=config.limit_val,
+        val_fraction=split.val_fraction,
         bad_images=config.bad_images,
     )
     check_classes(saved, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,8 +119,26 @@ class Config:
         _check(self.content in WEIGHTS, "content", "full or attention", self.content)
         _check(isinstance(self.sha256, str), "sha256", "a digest", self.sha256)
         _check_row("class_names", self.class_names, str)
+        self._check_images()
+
+    def _check_images(self) -> None:
+        size, channels = self.input_size, None if self.backbone is None else self.backbone.in_channels
         for name in ("input_size", "mean", "std"):
             _check_row(name, getattr(self, name), (int, float))
+        if size is not None:
+            _check(len(size) == 3, "input_size", "three numbers: channels, height, width", size)
+            for value in size:
+                _check_count("input_size", value)
+            channels = channels or int(size[0])
+            _check(size[0] == channels, "input_size", f"the network's {channels} channels", size)
+        for name in ("mean", "std"):
+            row = getattr(self, name)
+            if row is not None:
+                fits = all(map(math.isfinite, row)) and (channels is None or len(row) == channels)
+                _check(
+                    fits, name, f"a number for each of the {channels or ''} channels".replace("  ", " "), row
+                )
+        _check(self.std is None or min(self.std) > 0, "std", "numbers above 0", self.std)
 
     @property
     def weights(self) -> str:

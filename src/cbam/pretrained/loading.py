@@ -56,6 +56,8 @@ def from_pretrained(
     >>> same.cbam_config.class_names[3]
     '3'
     """
+    if not isinstance(source, (str, Path)):
+        raise CBAMError(f"from_pretrained expects a folder, or 'user/name' on the hub, got {source!r:.80}.")
     options = {
         "revision": revision, "cache_dir": cache_dir, "token": token,
         "force_download": force_download, "local_files_only": local_files_only,

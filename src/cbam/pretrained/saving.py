@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def save_pretrained(
         The folder.
 
     Raises:
-        CBAMError: the backbone's name builds another network; class names of another number than outputs.
+        CBAMError: the backbone's name builds another network; class names of another number than outputs; an input
+            size, a mean or a std that no image can have. What the folder held before is then as it was.
 
     >>> import tempfile
     >>> from cbam import attach
@@ -64,29 +66,32 @@ def save_pretrained(
     import cbam
 
     inner, folder = unwrapped(model), Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise CBAMError(f"{str(folder)!r} is a file; save_pretrained writes a folder.")
     groups, built_by = describe_attention(inner), describe_backbone(inner, backbone)
     if class_names is not None and built_by is not None and len(class_names) != built_by.num_classes:
         raise CBAMError(f"{len(class_names)} class names for {built_by.num_classes} outputs.")
     content = "attention" if attention_only else "full"
     state, base = small_part(inner) if attention_only else (inner.state_dict(), None)
     said: Any = getattr(inner, "pretrained_cfg", None) or {}
-    weights = folder / WEIGHTS[content]
-    orders = {group.options["descriptor_order"] for group in groups if "descriptor_order" in group.options}
-    order = {ORDER: orders.pop() if len(orders) == 1 else MIXED} if orders else {}
-    tensors_file.write(weights, state, order)
     config = Config(
         content=content,
-        sha256=sha256(weights),
+        sha256="",
         backbone=built_by,
         attention=groups,
         fuse_tail=any(isinstance(module, WithTail) for module in inner.modules()),
         base_sha256=base,
-        class_names=None if class_names is None else tuple(class_names),
-        input_size=_row(input_size, said.get("input_size")),
-        mean=_row(mean, said.get("mean")),
-        std=_row(std, said.get("std")),
+        class_names=_row("class_names", class_names),
+        input_size=_row("input_size", input_size, said.get("input_size")),
+        mean=_row("mean", mean, said.get("mean")),
+        std=_row("std", std, said.get("std")),
         versions={"torch-cbam": cbam.__version__, "torch": str(torch.__version__)},
     )
+    orders = {group.options["descriptor_order"] for group in groups if "descriptor_order" in group.options}
+    order = {ORDER: orders.pop() if len(orders) == 1 else MIXED} if orders else {}
+    weights = folder / WEIGHTS[content]
+    tensors_file.write(weights, state, order)  # only now, when everything that can be refused has been
+    config = replace(config, sha256=sha256(weights))
     write_atomically(folder / FILE, config.to_json())
     return folder
 
@@ -100,6 +105,13 @@ def sha256(path: Path) -> str:
     return total.hexdigest()
 
 
-def _row(given: Sequence[Any] | None, default: Any) -> tuple[Any, ...] | None:
+def _row(what: str, given: Sequence[Any] | None, default: Any = None) -> tuple[Any, ...] | None:
     chosen = default if given is None else given
-    return None if chosen is None else tuple(chosen)
+    if chosen is None:
+        return None
+    if isinstance(chosen, str) or not isinstance(chosen, Iterable):
+        example = {"input_size": "(3, 224, 224)", "class_names": '["cat", "dog"]'}.get(
+            what, "(0.5, 0.5, 0.5)"
+        )
+        raise CBAMError(f"{what} expects a row such as {example}, got {chosen!r}.")
+    return tuple(chosen)

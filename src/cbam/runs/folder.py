@@ -175,9 +175,11 @@ class RunFolder:
             write_atomically(self.metrics, mended)
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add one line to `metrics.jsonl`."""
+        """Add one line to `metrics.jsonl` and force it to the disk: a checkpoint that follows must not outlive it."""
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, allow_nan=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def replace_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Make `rows` the whole content of `metrics.jsonl`."""

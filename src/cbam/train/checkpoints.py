@@ -15,12 +15,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from cbam.files import sync_folder
+from cbam.files import remove_leftovers, sync_folder
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-_PREFIX, _TEMPORARY = "step-", ".step-"
+_PREFIX = "step-"
 
 
 class Checkpoints:
@@ -54,9 +54,9 @@ class Checkpoints:
             OSError: The disk is full or cannot be written; earlier checkpoints are untouched.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
+        remove_leftovers(self.path)
         final = self.path / f"{_PREFIX}{step:09d}"
-        temporary = self.path / f"{_TEMPORARY}{step:09d}.{os.getpid()}.tmp"
+        temporary = self.path / f".{final.name}.{os.getpid()}.tmp"
         temporary.mkdir()
         manifest = {}
         for name, content in files.items():
@@ -91,10 +91,6 @@ class Checkpoints:
     def clear(self) -> None:
         """Delete all checkpoints: the training is done."""
         shutil.rmtree(self.path, ignore_errors=True)
-
-    def _remove_leftovers(self) -> None:
-        for leftover in self.path.glob(f"{_TEMPORARY}*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def damage(folder: Path) -> str:
