@@ -12,6 +12,7 @@ from typing import Any
 from depth_cells import QUARTERED, VARIANTS
 
 from cbam.files import write_atomically
+from cbam.runs.words import counted
 
 Rows = list[dict[str, Any]]
 READING = "## Reading it"
@@ -54,13 +55,13 @@ def introduction(about: dict[str, Any], cells: Rows) -> list[str]:
     minutes = sum(row["seconds"] for row in cells) / 60
     return [
         "```",
-        "python benchmarks/depth.py --output runs/depth.jsonl",
+        f"python benchmarks/depth.py --threads {about['threads']} --output runs/depth.jsonl",
         "python benchmarks/depth.py --output runs/depth.jsonl --report docs/results/depth.md",
         "```",
         "",
         (
-            f"{len(cells)} cells, {minutes:.0f} minutes in all, {about['threads']} threads; {about['machine']}, torch "
-            f"{about['torch']}, Python {about['python']}; images: {about['data']}. The paper stops at 101 layers. "
+            f"{len(cells)} cells, {minutes:.0f} minutes in all, {counted(about['threads'], 'thread')}; "
+            f"{about['machine']}, torch {about['torch']}, Python {about['python']}; images: {about['data']}. The paper stops at 101 layers. "
             "`paper_resnetN` are its ImageNet ResNets, resnet20, 56 and 110 the basic-block ResNets for 32 x 32 "
             "images, resnet164 and 1001 those with pre-activation bottlenecks. CBAM is the paper's dialect at the end "
             "of every residual branch, r = 16, k = 7; *branches / 4* is the plain network with every branch's output "
