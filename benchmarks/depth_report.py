@@ -61,7 +61,8 @@ def introduction(about: dict[str, Any], cells: Rows) -> list[str]:
         "",
         (
             f"{len(cells)} cells, {minutes:.0f} minutes in all, {counted(about['threads'], 'thread')}; "
-            f"{about['machine']}, torch {about['torch']}, Python {about['python']}; images: {about['data']}. The paper stops at 101 layers. "
+            f"{about['machine']}, torch {about['torch']}, Python {about['python']}; images: {about['data']}. "
+            "The paper stops at 101 layers. "
             "`paper_resnetN` are its ImageNet ResNets, resnet20, 56 and 110 the basic-block ResNets for 32 x 32 "
             "images, resnet164 and 1001 those with pre-activation bottlenecks. CBAM is the paper's dialect at the end "
             "of every residual branch, r = 16, k = 7; *branches / 4* is the plain network with every branch's output "
