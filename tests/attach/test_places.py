@@ -51,7 +51,9 @@ class TestNetworksWithoutResidualBranches:
         keys, before = list(model.state_dict()), model(image)
         attachment = cbam.attach(model, input_size=(3, 128, 128))
         assert names(attachment.sites) == STAGES[name]
-        assert "no residual branches: attention goes to the end of every stage" in str(attachment)
+        assert "no convolutional residual branches: attention goes to the end of every stage" in str(
+            attachment
+        )
         assert torch.equal(model(image), before)
         assert [key for key in model.state_dict() if ".cbam." not in key] == keys
         assert cbam.detach(model) == len(STAGES[name])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import resource
 import struct
@@ -165,7 +166,30 @@ def test_pickles_that_call(function, legacy, where, tmp_path):
     error = load(tmp_path / "w.pth", saved(content, legacy))
     assert "nothing in it was executed" in str(error)
     assert "Weights only load failed" not in str(error)  # there torch says how to load it all the same
+    assert "set to `False`" not in str(error)
+    assert "add_safe_globals" not in str(error)
     assert RAN == []
+
+
+def test_code_in_a_pickle_is_named_and_nothing_of_torchs_advice(tmp_path):
+    """Blocked by torch by name (posix.system), unknown to it (ours), or a whole model: the same words."""
+    for content, name in (
+        (Evil(os.system, "true"), f"{os.system.__module__}.system"),
+        (Evil(note), "test_safety.note"),
+        (block(), "cbam.nn.cbam.CBAM"),
+    ):
+        error = str(load(tmp_path / "w.pth", saved({"a": content})))
+        assert f"{name}; a file of weights holds data only" in error
+        assert "nothing in it was executed" in error
+        for word in ("False", "weights_only", "add_safe_globals", "PyTorch 2.6"):
+            assert word not in error
+    assert RAN == []
+
+
+def test_a_bare_tensor_is_called_what_it_is(tmp_path):
+    assert "(names to tensors), but Tensor." in str(load(tmp_path / "w.pth", saved(torch.zeros(3))))
+    several = {"a": torch.zeros(2).to_sparse()}
+    assert "it holds 'a': sparse Tensor" in str(load(tmp_path / "w.pth", saved(several)))
 
 
 def test_the_evil_pickle_would_have_run(tmp_path):

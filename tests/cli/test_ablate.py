@@ -30,7 +30,7 @@ def test_a_grid_of_tables_and_sweeps():
         (["--data", "digits", "--kernel", "4"], "odd sizes"),
         (["--report"], "--report takes the folder of a run"),
         (["--report", "a", "b"], "--report takes the folder of a run"),
-        (["--report", "nowhere"], "no run folder at nowhere"),
+        (["--report", "nowhere"], "no run folder at nowhere; `cbam ablate --output nowhere ...` makes one"),
     ],
 )
 def test_what_cannot_be_done_is_explained_at_once(options, expected, capsys):
@@ -57,3 +57,29 @@ def test_a_table_and_then_another_in_the_same_folder(tmp_path, capsys):
     assert text == (folder / "ablations.md").read_text(encoding="utf-8")
     assert "Table 3" in text
     assert "kernel k of the spatial gate" in text
+
+
+def test_the_help_says_when_images_are_needed_and_each_example_has_its_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["ablate", "--help"])
+    out = capsys.readouterr().out
+    lines = [line.strip() for line in out.splitlines()]
+    assert "cbam ablate --report runs/ablate-fashion-mnist-resnet20" in lines
+    assert any(line.endswith("--model resnet20 --seeds 3 --epochs 5") for line in lines)
+    text = " ".join(out.replace("│", " ").split())
+    assert "(required, but not with --report)" in text
+    assert "--report " in text
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--table", "1"], "ablate needs images: type --data NAME"),
+        (["--data", "digits", "--report", "a"], "--report takes the folder of a run and nothing else"),
+        ([], "ablate needs images: type --data NAME"),
+    ],
+)
+def test_images_or_a_report(options, expected, capsys):
+    assert main(["ablate", *options]) == 2
+    assert expected in capsys.readouterr().err

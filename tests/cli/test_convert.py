@@ -65,6 +65,7 @@ def test_from_dialect_to_dialect(theirs, capsys):
         (["--model", "resnet32"], "does not fit CifarResNet: "),
         (["--model", "resnet20", "--to", "timm"], "leave out --to"),
         (["--to", "tim"], "Did you mean 'timm'?"),
+        (["--num-classes", "5"], "--num-classes has no effect without --model"),
     ],
 )
 def test_what_cannot_be_is_a_sentence_and_no_file(theirs, arguments, message, capsys):
@@ -74,3 +75,13 @@ def test_what_cannot_be_is_a_sentence_and_no_file(theirs, arguments, message, ca
     assert said.startswith("cbam: ")
     assert message in said
     assert not (folder / "out.safetensors").exists()
+
+
+def test_a_file_that_does_not_fit_names_what_can_be_typed(theirs, capsys):
+    _, folder = theirs
+    files = [f"{folder}/authors.pth", f"{folder}/out.safetensors"]
+    assert main(["convert", *files, "--model", "resnet20", "--num-classes", "5"]) == 2
+    said = capsys.readouterr().err
+    assert "fc.weight" in said
+    assert "pass partial=True" not in said
+    assert "In Python, cbam.load_weights(model, file, partial=True) loads what fits." in said

@@ -107,3 +107,20 @@ def test_networks_with_a_suffix(capsys):
     assert cost.run(cost.CostConfig("paper_resnet18_cbam", attention="none")) == 0
     assert "11,779,392" in capsys.readouterr().out
     assert plan.PlanConfig("resnet164_cbam").image_size == (3, 32, 32)
+
+
+def test_options_of_attention_without_attention(capsys):
+    options = ["--sites", "conv", "--preset", "official", "--kernel-size", "3", "--exclude", "layer1.*"]
+    assert main(["cost", "--model", "resnet20", *options]) == 2
+    told = capsys.readouterr().err
+    assert "--sites, --exclude, --preset, --kernel-size change attention" in told
+    assert "--attention cbam" in told
+    assert main(["cost", "--model", "resnet20", "--sites", "auto", "--reduction-ratio", "16"]) == 0
+
+
+@pytest.mark.parametrize("verb", ["plan", "cost"])
+def test_the_help_names_all_that_sites_auto_falls_back_on(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "or conv, behind every convolution, where there are no stages" in text

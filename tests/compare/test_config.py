@@ -24,6 +24,8 @@ from cbam.train.config import TrainConfig
         ({"limit_val": -5}, "--limit-val must be at least 1"),
         ({"reduction_ratio": 0}, "--reduction-ratio must be at least 1"),
         ({"pretrained": True, "weights": "w.pth"}, "give one of them"),
+        ({"model_gpus": 3}, "--model-gpus 3 has no effect without --ray or --slurm"),
+        ({"model_cpus": 2}, "--model-cpus 2 has no effect without --ray or --slurm"),
     ],
 )
 def test_refuses_what_cannot_work(settings, expected):
@@ -145,3 +147,8 @@ def test_sites_with_spaces_and_with_commas_are_the_same():
 def test_a_comparison_is_not_sharded():
     with pytest.raises(CBAMError, match="cbam train --shard"):
         CompareConfig(data="digits", train=TrainConfig(shard=True))
+
+
+@pytest.mark.parametrize("where", ["ray", "slurm"])
+def test_a_cluster_knows_processors_for_each_model(where):
+    CompareConfig(data="digits", model_cpus=2, model_gpus=1, **{where: "cluster=local"})

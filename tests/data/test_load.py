@@ -137,3 +137,10 @@ def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
     photo_folder(tmp_path / "photos", 4)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_data("~/photos").name == "photos"
+
+
+def test_the_source_of_a_built_in_set_counts_what_is_used():
+    assert load_data("digits").source.endswith("1,438 training and 359 validation images.")
+    limited = load_data("digits", limit_train=100, limit_val=50)
+    assert limited.source.endswith("100 training and 50 validation images.")
+    assert "359" not in limited.source

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from cbam.errors import CBAMError
 from cbam.train.config import TrainConfig
@@ -21,3 +22,19 @@ def test_a_device_that_is_not_there():
 def test_fp16_without_a_gpu():
     with pytest.raises(CBAMError, match=r"fp16 needs a GPU. Type: --precision bf16"):
         make_accelerator(TrainConfig(device="cpu", precision="fp16"))
+
+
+def test_sync_bn_of_one_process_is_told_to_change_nothing(caplog):
+    with caplog.at_level("INFO", logger="cbam"):
+        make_accelerator(TrainConfig(device="cpu", sync_bn=True))
+    assert "--sync-bn changes nothing with one process" in caplog.text
+
+
+def test_sync_bn_of_several_processes_needs_gpus(monkeypatch):
+    class Several(Accelerator):
+        num_processes = 2
+
+    monkeypatch.setattr("cbam.train.device.Accelerator", Several)
+    with pytest.raises(CBAMError, match=r"--sync-bn needs GPUs, .* Leave it out"):
+        make_accelerator(TrainConfig(device="cpu", sync_bn=True))
+    make_accelerator(TrainConfig(device="cpu"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from itertools import pairwise
 
 import pytest
@@ -60,3 +61,14 @@ def test_frozen_weights_are_left_out_and_norms_decay_if_told():
     (group,) = parameter_groups(model, TrainConfig(decay_norms=True))
     assert group["weight_decay"] == 5e-4
     assert len(group["params"]) == 3
+
+
+def test_one_step_gives_no_warning_of_timm(caplog):
+    """timm tells of `t_initial`, which nobody typed; what else it has to say comes through."""
+    optimizer = optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    schedule = make_schedule(optimizer, 1, TrainConfig(epochs=1), 0.1)
+    assert caplog.text == ""
+    schedule.step_update(0)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+    logging.getLogger("timm.scheduler.cosine_lr").warning("another one")
+    assert "another one" in caplog.text

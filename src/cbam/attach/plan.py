@@ -236,7 +236,7 @@ def _places(kind: str, modules: dict[str, nn.Module], probe: Probe) -> tuple[lis
         ends, notes = find_branch_ends(probe)
         if kind == "residual" or ends:
             return ends, notes
-        why = "no residual branch ends in a module" if notes else "no residual branches"
+        why = "no residual branch ends in a module" if notes else "no convolutional residual branches"
         for found, where in (
             (find_stages(probe), "to the end of every stage"),
             (find_convolutions(probe), "behind every convolution"),

@@ -94,7 +94,7 @@ def match(
         problems = "; ".join(f"{len(names)} {kind} ({shortened(names)})" for kind, names in parts if names)
         raise CBAMError(
             f"{packed.name} does not fit {type(model).__name__}: {problems}. Is it the network that they were"
-            " trained for? To load what fits pass partial=True."
+            " trained for? In Python, cbam.load_weights(model, file, partial=True) loads what fits."
         )
     return Match(
         dialect, sites, places, taken, tuple(left_over), tuple(words.values()), tuple(missing), tuple(kept)

@@ -31,7 +31,7 @@ def look(path: Path, size: int) -> tuple[Mapping[str, Any], dict[str, str]]:
     if not zipfile.is_zipfile(path):
         _check_storages(path, size)
     if not isinstance(tree, Mapping):
-        raise CBAMError(f"{str(path)!r} holds no state dict (names to tensors), but {type(tree).__name__}.")
+        raise CBAMError(f"{str(path)!r} holds no state dict (names to tensors), but {kind_of(tree)}.")
     for tensor in _tensors(tree):
         if tensor.layout == torch.strided and tensor.numel() * tensor.element_size() > size:
             raise CBAMError(
@@ -45,6 +45,19 @@ def read(path: Path) -> Mapping[str, Any]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")  # what is wrong with it, the error says
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def kind_of(value: Any) -> str:
+    """Return the name of a value's type; a tensor without data, which the first pass makes, is a Tensor all the same.
+
+    >>> kind_of(torch.zeros(2)), kind_of([1])
+    ('Tensor', 'list')
+    """
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if value.is_quantized:
+        return "quantized Tensor"
+    return "Tensor" if value.layout == torch.strided else "sparse Tensor"
 
 
 def _tensors(tree: Any, depth: int = 0) -> Iterator[Tensor]:

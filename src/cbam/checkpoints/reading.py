@@ -6,6 +6,7 @@ have a shape and no memory. What a file claims is held against its size before a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from cbam.errors import CBAMError
 MOST_BYTES = 8 * 2**30
 MOST_TENSORS = 100_000
 LONGEST_NAME = 1_000
+# What torch says of a class or function that is not one of those that weights are made of.
+_CALLED = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,22 @@ def look_at(source: str | Path | Mapping[str, Any], most_bytes: int = MOST_BYTES
 
 def cannot_read(path: Path, error: Exception) -> CBAMError:
     """Build the error for a file that is damaged, or not what it says."""
-    # torch's first line advises to load with weights_only=False; what is wrong stands behind this word.
-    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
-    reason = (text.strip().splitlines() or ["no reason given"])[0][:200]
     return CBAMError(
-        f"cannot read {str(path)!r} as weights ({type(error).__name__}: {reason}). It must be a .safetensors file"
+        f"cannot read {str(path)!r} as weights ({_reason(error)}). It must be a .safetensors file"
         " or a torch.save'd state dict of tensors (not a pickled model); nothing in it was executed."
     )
+
+
+def _reason(error: Exception) -> str:
+    """Say what is wrong with a file, without torch's advice to read it with weights_only=False all the same."""
+    text = str(error)
+    if called := _CALLED.search(text):
+        name = "".join(letter for letter in called[1] if letter.isprintable())[:100]
+        return f"it calls code, {name}; a file of weights holds data only"
+    if "Weights only load failed" in text:  # the advice, then this word or an empty line, then what is wrong
+        text = text.partition("WeightsUnpickler error: ")[2] or text.partition("\n\n")[2]
+    reason = (text.strip().splitlines() or ["no reason given"])[0][:200]
+    return f"{type(error).__name__}: {reason}"
 
 
 def check_names(state: Mapping[Any, Any], name: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cbam.checkpoints.pickled import kind_of
 from cbam.checkpoints.reading import Content, check_names, is_dense
 from cbam.errors import CBAMError, unknown_name
 
@@ -74,7 +75,7 @@ def unpack(content: Content, entry: str | None = None, wanted: Iterable[str] = (
         path.append(choice)
         tree = tree[choice]
     if not tree or not all(is_dense(value) for value in tree.values()):
-        odd = next((f"{k!r}: {type(v).__name__}" for k, v in tree.items() if not is_dense(v)), "nothing")
+        odd = next((f"{k!r}: {kind_of(v)}" for k, v in tree.items() if not is_dense(v)), "nothing")
         raise CBAMError(f"{content.name!r} holds no state dict of dense tensors; it holds {odd}.")
     check_names(tree, repr(content.name))
     if path:

@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from cbam.cli.compare import parse_as, run_grid
 from cbam.compare import ablation
@@ -18,7 +21,11 @@ kernel of the spatial gate (Table 2), arrangement (Table 3), reduction ratios an
 Ends with tables beside the paper's. Stopped at any time, the same command goes on; tables share their networks.
 
 Example: cbam ablate --table 1,2,3 --data fashion-mnist --model resnet20 --seeds 3 --epochs 5
-Tables of a run that is there, finished or not: cbam ablate --report runs/ablate-fashion-mnist-resnet20"""
+
+Tables of a run that is there, finished or not:
+         cbam ablate --report runs/ablate-fashion-mnist-resnet20"""
+
+_ALONE = "--report takes the folder of a run and nothing else: cbam ablate --report FOLDER"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,12 @@ class AblateConfig(CompareConfig):
     (('cbam:official:k3', 'cbam:official:k5'), 'runs/ablate-digits-resnet20')
     """
 
+    # Not needed for --report, which takes nothing else.
+    data: Annotated[str, tyro.conf.arg(help_behavior_hint="(required, but not with --report)")] = ""
+    """fashion-mnist, digits, or a folder with train/ and val/ and in each a folder per class, or only the latter;
+    or tar shards or a set of Hugging Face's datasets, see docs/data.md."""
+    report: Path | None = None
+    """Print the tables of the run in this folder, finished or not, and do nothing else."""
     table: str | None = None
     """Tables of the paper, with commas: 1, 2, 3."""
     reduction: str | None = None
@@ -78,6 +91,10 @@ def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0].partition("=")[0] == "--report":
         return _report(arguments)
     config = parse(arguments)
+    if config.report is not None:
+        raise CBAMError(_ALONE)
+    if not config.data:
+        raise CBAMError("ablate needs images: type --data NAME, for example --data fashion-mnist")
     ablations = config.ablations
     outcome = run_grid(config.grid(), ["cbam", "ablate", *arguments])
     if outcome:
@@ -106,8 +123,12 @@ def _report(arguments: Sequence[str]) -> int:
     _, equals, folder = arguments[0].partition("=")
     words = [*([folder] if equals else []), *arguments[1:]]
     if len(words) != 1:
-        raise CBAMError("--report takes the folder of a run and nothing else: cbam ablate --report FOLDER")
-    print(page(Path(words[0])), end="")
+        raise CBAMError(_ALONE)
+    run = Path(words[0])
+    if not (run / "config.yaml").exists():  # `page` would name `cbam compare`
+        found = "no run folder at" if not run.is_dir() else "no run in the folder"
+        raise CBAMError(f"{found} {run}; `cbam ablate --output {run} ...` makes one")
+    print(page(run), end="")
     return 0
 
 

@@ -46,7 +46,7 @@ class ConvertConfig:
     model: str | None = None
     """Name the tensors as in this backbone with attached attention: resnet50, paper_resnet50, any of timm."""
     num_classes: int | None = None
-    """Width of the backbone's classifier; by default 10 for the CIFAR ResNets, else 1000."""
+    """Width of the classifier of --model; by default 10 for the CIFAR ResNets, else 1000."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,6 +58,10 @@ def run(config: ConvertConfig) -> int:
     """Convert, print the report and return the exit code."""
     if config.model is not None:
         return _for_model(config, config.model)
+    if config.num_classes is not None:
+        raise CBAMError(
+            "--num-classes has no effect without --model NAME. Leave it out, or name the backbone."
+        )
     print(
         convert(
             config.source,

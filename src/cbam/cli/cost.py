@@ -60,6 +60,9 @@ def run(config: CostConfig) -> int:
     return 0
 
 
+_OF_ATTENTION = ("sites", "exclude", "preset", "reduction_ratio", "kernel_size")
+
+
 def _check(config: CostConfig) -> None:
     if config.table is None and not config.model:
         raise CBAMError("cost needs --model NAME, such as --model resnet50, or --table N of the paper.")
@@ -68,6 +71,13 @@ def _check(config: CostConfig) -> None:
         given = ", ".join("--" + name.replace("_", "-") for name in others)
         raise CBAMError(
             f"--table {config.table} says which networks to count and how: leave {given} out, or --table."
+        )
+    idle = [name for name in others if name in _OF_ATTENTION] if config.attention == "none" else []
+    if idle:
+        given = ", ".join("--" + name.replace("_", "-") for name in idle)
+        raise CBAMError(
+            f"{given} change{'s' * (len(idle) == 1)} attention, and --attention is none: leave out {given}, or type "
+            "--attention cbam."
         )
 
 

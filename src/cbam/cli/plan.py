@@ -27,7 +27,8 @@ class PlanConfig:
     """cbam, se, channel or spatial."""
     sites: tuple[str, ...] = ("auto",)
     """auto, residual, block, stage, conv, head; module paths or patterns. auto: residual, the end of every residual
-    branch, or stage, the last map at each resolution, where there is none. Several with spaces or commas."""
+    branch, or stage, the last map at each resolution, where there is none, or conv, behind every convolution, where
+    there are no stages. Several with spaces or commas."""
     exclude: tuple[str, ...] = ()
     """Sites to leave out."""
     preset: str = "paper"

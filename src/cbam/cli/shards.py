@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -13,7 +13,7 @@ DESCRIPTION = """Write a folder of images as tar shards in WebDataset's layout, 
 Stopped at any time, the same command goes on; the same folder always gives the same bytes.
 
 Example: cbam shards photos photos-shards --per-shard 1000
-Then:    cbam compare --data shards:photos-shards"""
+         cbam compare --data shards:photos-shards"""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ShardsConfig:
     """Share of each class that validates, where there is no val/."""
     split_seed: int = 0
     """Another seed gives another split."""
-    bad_images: str = "fail"
+    bad_images: Literal["fail", "skip"] = "fail"
     """fail: stop at images that cannot be read; skip: leave them out."""
 
 

@@ -74,6 +74,13 @@ class CompareConfig(ImageOptions):
             ("reduction-ratio", self.reduction_ratio, self.reduction_ratio >= 1, "at least 1"),
         )
         check_start(self.pretrained, self.weights)
+        if not self.elsewhere:
+            for option, given, default in (("cpus", self.model_cpus, 1), ("gpus", self.model_gpus, 0)):
+                if given != default:
+                    raise CBAMError(
+                        f"--model-{option} {given} has no effect without --ray or --slurm: leave it out, or say where "
+                        "to train, for example --ray auto"
+                    )
 
     def _check_attention(self) -> None:
         parse_variants(self.attention)

@@ -61,7 +61,7 @@ def read_fashion_mnist(
     train, val = ((images, labels.tolist()) for images, labels in (parts["train"], parts["t10k"]))
     return RawImages(
         name="fashion-mnist",
-        source=f"Fashion-MNIST from {found.how} ({found.folder}); its official test images validate.",
+        source=f"Fashion-MNIST from {found.how} ({found.folder}); its official test images validate",
         train=train,
         val=val,
         classes=fashion_mnist.CLASSES,
@@ -90,7 +90,7 @@ def read_digits(val_fraction: float, split_seed: int) -> RawImages:
     )
     return RawImages(
         name="digits",
-        source=f"scikit-learn's bundled digits, split by class with split seed {split_seed}; {len(val[1])} validate.",
+        source=f"scikit-learn's bundled digits, split by class with split seed {split_seed}",
         train=train,
         val=val,
         classes=tuple(str(name) for name in bundle.target_names),
@@ -128,12 +128,13 @@ def in_memory(
         )
 
     train = side(raw.train, limit_train, "limit_train", True)
+    val = side(raw.val, limit_val, "limit_val", False)
     channels, height, width = train.images.shape[1:]
     return ImageData(
         name=raw.name,
-        source=raw.source,
+        source=f"{raw.source}: {len(train):,} training and {len(val):,} validation images.",
         train=train,
-        val=side(raw.val, limit_val, "limit_val", False),
+        val=val,
         classes=raw.classes,
         input_size=(channels, height, width),
         mean=mean,

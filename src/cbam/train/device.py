@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from accelerate import Accelerator
 
 from cbam.errors import CBAMError
 from cbam.train.config import TrainConfig
 
+logger = logging.getLogger(__name__)
+
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Return the accelerator that `config` asks for.
 
     Args:
-        config: Its `device`, `precision` and `batch_size` matter.
+        config: Its `device`, `precision`, `batch_size` and `sync_bn` matter.
 
     Raises:
-        CBAMError: The device is not there or does not know the precision, or the processes cannot share a batch.
+        CBAMError: The device is not there or does not know the precision, the processes cannot share a batch, or
+            their batch norms cannot be joined on it.
 
     >>> make_accelerator(TrainConfig(device="cpu")).device
     device(type='cpu')
@@ -41,5 +46,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise CBAMError(
             f"--batch-size {config.batch_size} cannot be shared by {accelerator.num_processes} processes{parts}: "
             "give a multiple"
+        )
+    if config.sync_bn and accelerator.num_processes == 1:
+        logger.info("--sync-bn changes nothing with one process")
+    elif config.sync_bn and accelerator.device.type == "cpu":
+        # torch's SyncBatchNorm raises there too, but not before the first step.
+        raise CBAMError(
+            f"--sync-bn needs GPUs, and these {accelerator.num_processes} processes compute on the CPU. Leave it out"
         )
     return accelerator

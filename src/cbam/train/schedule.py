@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from timm.scheduler import CosineLRScheduler, StepLRScheduler
@@ -44,6 +47,23 @@ def make_schedule(
             warmup_prefix=False,  # the warm-up is part of the first epochs: the drops stay where they are
             **shared,
         )
-    return CosineLRScheduler(
-        optimizer, t_initial=max(1, steps * config.epochs - warmup), warmup_prefix=True, **shared
-    )
+    # A single step has no schedule, which is true and no reason to warn: nobody typed timm's t_initial.
+    with _without("Cosine annealing scheduler will have no effect"):
+        return CosineLRScheduler(
+            optimizer, t_initial=max(1, steps * config.epochs - warmup), warmup_prefix=True, **shared
+        )
+
+
+@contextmanager
+def _without(start: str) -> Iterator[None]:
+    """Keep back what timm's cosine logs with these first words."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(start)
+
+    logger = logging.getLogger(CosineLRScheduler.__module__)
+    logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        logger.removeFilter(passes)

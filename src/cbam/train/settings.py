@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cbam.errors import unknown_name
+from cbam.errors import CBAMError, unknown_name
 from cbam.runs.options import absolute_data, check_ranges, folder_name
 from cbam.train.config import TrainConfig
 from cbam.train.images import ImageOptions, check_start
@@ -15,6 +15,13 @@ from cbam.train.images import ImageOptions, check_start
 TRACKERS = ("tensorboard", "wandb")
 # These change where or how fast a run is computed, not what comes out.
 NOT_COMPARED = ("output", "workers", "save_every", "keep", "track", "device", "accumulate", "compile")
+_OF_GATES = ("gate_lr_scale", "gate_weight_decay")
+_WITHOUT_EFFECT = {
+    "se": ("preset", "kernel_size"),
+    "channel": ("kernel_size",),
+    "spatial": ("reduction_ratio",),
+    "none": ("sites", "preset", "reduction_ratio", "kernel_size", *_OF_GATES),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,29 @@ class TrainRun(ImageOptions):
             if name not in TRACKERS:
                 raise unknown_name("tracker", name, TRACKERS)
         check_start(self.pretrained, self.weights)
+        self._refuse_what_is_ignored()
+
+    def _refuse_what_is_ignored(self) -> None:
+        """Refuse options of the attention that the one in the network does not have."""
+        ignored = []
+        for name in _WITHOUT_EFFECT.get(self.attention, ()):
+            part: Any = self.train if name in _OF_GATES else self
+            given = getattr(part, name)
+            # Defaults are class attributes of a dataclass. What is typed as the default changes nothing either way.
+            if given != getattr(type(part), name) and not (name in _OF_GATES and self._brings_attention()):
+                ignored.append(f"--{name.replace('_', '-')} {given}")
+        if ignored:
+            has, it = ("has", "it") if len(ignored) == 1 else ("have", "them")
+            instead = "" if self._brings_attention() else ", or take --attention cbam"
+            raise CBAMError(
+                f"{', '.join(ignored)} {has} no effect with --attention {self.attention}. Leave {it} out{instead}"
+            )
+
+    def _brings_attention(self) -> bool:
+        """Whether the network comes with attention of ours, whose weights the optimizer knows as such."""
+        from cbam.models.own import split_attention  # lazily: it makes the backbones known
+
+        return split_attention(self.model)[1] is not None
 
     @property
     def fine_tuning(self) -> bool:
