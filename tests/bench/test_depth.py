@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,9 @@ def test_what_is_found(finished):
     }  # fmt: skip
     assert len(start["plain"]["gradients"]) == cost["plain"]["blocks"] == 9
     assert start["cbam, identity init"]["gradients"] == pytest.approx(start["plain"]["gradients"], rel=1e-3)
+    quarter = start[depth_cells.QUARTERED]
+    assert quarter["gates"] == []
+    assert quarter["gradients"][0] < 0.5 * start["plain"]["gradients"][0]
     paper, identity = start["cbam, paper init"], start["cbam, identity init"]
     assert paper["loss"] != pytest.approx(identity["loss"], rel=1e-3)
     assert all(gate["channel dead"] == 1 and gate["spatial mean"] == 0.5 for gate in identity["gates"])
@@ -58,23 +62,38 @@ def test_another_setting_needs_another_file(finished):
         depth.run(depth.TINY, finished, "digits", 99)
 
 
+def test_a_grid_that_has_grown_goes_on_in_the_same_file(finished, tmp_path):
+    """More networks to train are no other run; other settings of one that was trained are."""
+    copy = tmp_path / "depth.jsonl"
+    copy.write_text(finished.read_text())
+    (model, settings), *_ = depth.TINY.train
+    grown = replace(depth.TINY, train=(*depth.TINY.train, ("resnet56", settings)), train_seeds=(1, 0))
+    depth.run(grown, copy, "digits", torch.get_num_threads())
+    assert len([row for row in depth.read(copy) if "kind" in row]) == len(list(depth.TINY.cells()))
+    assert list(depth.about_of(depth.read(copy))["training"]) == [model, "resnet56"]
+    changed = replace(depth.TINY, train=((model, replace(settings, steps=4)),))
+    with pytest.raises(SystemExit, match=f"other training of {model}"):
+        depth.run(changed, copy, "digits", torch.get_num_threads())
+
+
 def test_the_report(finished, tmp_path):
     target = tmp_path / "docs" / "results" / "depth.md"
     target.parent.mkdir(parents=True)
     target.write_text("# Old\n\n## Reading it\n\nIt trains.\n\n## Gone\n\nold\n")
-    depth_report.write_report(depth.read(finished), target, finished)
+    rows = depth.read(finished)
+    depth_report.write_report(depth.about_of(rows), [row for row in rows if "kind" in row], target, finished)
     text = target.read_text()
     assert "## Reading it\n\nIt trains.\n\n## What it costs" in text
     assert "old" not in text
     assert "0.273 (+1.1%)" in text
-    assert text.count("| resnet20 |") == 1 + 3 + 3 + 6
+    assert text.count("| resnet20 |") == 1 + 4 + 4 + 6
     for name in ("gradients", "gates", "training"):
         assert (tmp_path / "docs" / "images" / f"depth-{name}.png").stat().st_size > 5000
 
 
 def test_nothing_to_report(tmp_path):
     with pytest.raises(SystemExit, match="run the study first"):
-        depth_report.write_report([], tmp_path / "x.md", tmp_path / "none.jsonl")
+        depth_report.write_report({}, [], tmp_path / "x.md", tmp_path / "none.jsonl")
 
 
 def test_gates_are_told_apart():
@@ -93,5 +112,5 @@ def test_the_gradient_is_relative_to_the_weights():
 
 def test_the_whole_grid():
     cells = list(depth.Grid().cells())
-    assert len(cells) == len(set(cells)) == 9 * 3 + 7 * 2 * 3 + 3 * (3 + 3 + 2)
+    assert len(cells) == len(set(cells)) == 9 * 3 + 7 * 2 * 4 + 4 * (3 + 3 + 2 + 1 + 1)
     assert json.dumps(depth.environment(depth.Grid(), "digits", 2))

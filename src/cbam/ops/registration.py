@@ -5,11 +5,13 @@ The schemas and the CPU kernels come with the C++ library; `register` is called 
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._decomp import register_decomposition
+from torch._library.utils import get_layout_constraint_tag
 from torch.utils.flop_counter import register_flop_formula
 
 from cbam.ops import fused, plain
@@ -43,7 +45,20 @@ def saved_numbers(x: Any, w0: Any, kernel: Any, norm_training: bool) -> tuple[An
     return numbers, indices
 
 
+def _keep_whole_in_inductor() -> None:
+    """Tell torch's compiler, if it is at work, to call the operator as it is.
+
+    It would do so by itself, but where the variable CI is set it takes an operator with a decomposition for a mistake.
+    It is too large to be imported for that, and it asks for shapes before it decides.
+    """
+    lowering, forward = sys.modules.get("torch._inductor.lowering"), torch.ops.cbam.forward.default
+    if lowering is not None and forward not in lowering.lowerings:
+        tag = get_layout_constraint_tag(forward, with_default=True)
+        lowering.make_fallback(forward, lowering.tag_to_layout_constraint(tag), warn=False)
+
+
 def _fake_forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _keep_whole_in_inductor()
     w0, kernel = arguments[0], arguments[5]
     norm_training, _, _, keep = arguments[-4:]
     dtype = accumulation_dtype(x.dtype)

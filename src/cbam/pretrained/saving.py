@@ -74,6 +74,8 @@ def save_pretrained(
     content = "attention" if attention_only else "full"
     state, base = small_part(inner) if attention_only else (inner.state_dict(), None)
     said: Any = getattr(inner, "pretrained_cfg", None) or {}
+    if built_by is not None and (said.get("input_size") or [built_by.in_channels])[0] != built_by.in_channels:
+        said = {}  # of the weights that timm publishes; this network was made for other images
     config = Config(
         content=content,
         sha256="",
