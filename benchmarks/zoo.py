@@ -129,9 +129,7 @@ def run_all(waiting: list[tuple[str, str]], processes: int) -> Iterator[dict[str
             row: dict[str, Any] = {"reason": f"took more than {SECONDS} s"}
             if not late:
                 process.join(1)
-                row["reason"] = (
-                    f"its process ended with {process.exitcode} (-9: killed, as when memory runs out)"
-                )
+                row["reason"] = f"its process ended with {process.exitcode}"
             if receive.poll():
                 with suppress(EOFError):
                     row = receive.recv()
@@ -370,19 +368,18 @@ def report(rows: list[dict[str, Any]]) -> str:
             continue
         conv = [row for row in own if row["convolutional"]]
         passed = [row for row in conv if not row["reason"]]
-        others = len(own) - len(conv)
         lines += [
             "",
             f"## {library} {version}",
             "",
             f"{len(passed)} of {len(conv)} convolutional models pass;",
         ]
-        lines += [f"{others} others (fewer than three kernels that overlap) were left out.", ""]
+        lines += [f"{len(own) - len(conv)} others (fewer than three kernels that overlap) were left out.", ""]
         done, waiting = {row["model"] for row in own}, []
         with suppress(ImportError):
             waiting = [name for _, name in models(library) if name not in done]
         if waiting:
-            lines += [f"Not run, since each takes minutes on two cores: {', '.join(waiting)}.", ""]
+            lines += [f"Not run: {', '.join(waiting)}.", ""]
         lines += ["| family | models | pass | share | sites |", "|---|---|---|---|---|"]
         families = defaultdict(list)
         for row in conv:

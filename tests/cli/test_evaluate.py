@@ -74,6 +74,8 @@ def test_a_run_is_scored_on_the_images_that_it_left_out(tmp_path, data, capsys):
     said = capsys.readouterr().out
     assert f"on {left_out} images" in said
     assert "--val-fraction" not in said
+    assert main(["evaluate", str(tmp_path / "best"), *command[2:]]) == 0
+    assert f"on {left_out} images" in capsys.readouterr().out
     assert main([*command, "--val-fraction", "0.2", "--limit-val", "20"]) == 0
     said = capsys.readouterr().out
     assert "trained with --val-fraction 0.1" in said
@@ -81,9 +83,13 @@ def test_a_run_is_scored_on_the_images_that_it_left_out(tmp_path, data, capsys):
     assert "on 20 images" in said
 
 
-def test_the_split_of_a_run_is_not_that_of_other_images(tmp_path, data, capsys):
+@pytest.mark.parametrize(
+    "content",
+    ["data: /somewhere/else\nval_fraction: 0.1\n", "data: [\n", "data: digits\nval_fraction: x\n", "7"],
+)
+def test_the_split_of_other_images_and_a_damaged_one_do_not_count(tmp_path, data, capsys, content):
     saved(tmp_path / "best", data)
-    (tmp_path / "config.yaml").write_text("data: /somewhere/else\nval_fraction: 0.1\n")
+    (tmp_path / "config.yaml").write_text(content)
     assert main(["evaluate", str(tmp_path), "--data", "digits", "--device", "cpu"]) == 0
     assert "on 359 images" in capsys.readouterr().out
 

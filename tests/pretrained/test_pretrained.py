@@ -321,3 +321,12 @@ def test_places_that_are_none(tmp_path):
         save_pretrained(trained(), file, "resnet20")
     with pytest.raises(CBAMError, match="expects a folder, or 'user/name' on the hub, got None"):
         from_pretrained(None)
+
+
+@pytest.mark.parametrize("row", ["[]", "[0, 1, 1]", "[1e999]", "[NaN]", "[" + "9" * 400 + "]", '["a"]'])
+def test_a_strangers_std_without_a_network_to_compare(tmp_path, row):
+    save_pretrained(nn.Conv2d(3, 4, 3), tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"std": null', f'"std": {row}'))
+    with pytest.raises(CBAMError, match="std expects"):
+        read_config(tmp_path)

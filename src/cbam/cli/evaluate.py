@@ -100,11 +100,10 @@ def split_of(config: EvaluateConfig) -> Split:
             f"{source} is a run of cbam compare or cbam ablate, whose report has the scores. "
             "cbam evaluate takes a run of cbam train, or a folder of cbam.save_pretrained"
         )
-    file = source / "config.yaml"
-    settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    if not isinstance(settings, dict) or settings.get("data") != absolute_data(config.data):
+    settings = _settings_of(source) or _settings_of(source.parent)  # a run, or its best/ or final/
+    if settings.get("data") != absolute_data(config.data):
         return Split(0.2 if config.val_fraction is None else config.val_fraction)
-    there = float(settings.get("val_fraction") or 0.2)
+    there = float(settings["val_fraction"])
     now = there if config.val_fraction is None else config.val_fraction
     notices = []
     if now != there:
@@ -118,6 +117,16 @@ def split_of(config: EvaluateConfig) -> Split:
             f"the run validated on {f'{was} of these images' if was else 'all of them'} (--limit-val)"
         )
     return Split(now, tuple(notices))
+
+
+def _settings_of(folder: Path) -> dict[str, Any]:
+    """Return the settings of a run of `cbam train`; none where there is none, or a file that cannot be read."""
+    try:
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    whole = isinstance(settings, dict) and isinstance(settings.get("val_fraction"), float)
+    return settings if whole else {}
 
 
 def run(config: EvaluateConfig, split: Split) -> tuple[ImageData, Evaluation, bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ FILE = "config.json"
 WEIGHTS = {"full": "model.safetensors", "attention": "attention.safetensors"}
 _MOST_BYTES = 2**20
 _MOST_CHANNELS = 2**20
+_LARGEST = 1e6
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,15 @@ class Config:
             _check(size[0] == channels, "input_size", f"the network's {channels} channels", size)
         for name in ("mean", "std"):
             row = getattr(self, name)
-            if row is not None:
-                fits = all(map(math.isfinite, row)) and (channels is None or len(row) == channels)
-                _check(
-                    fits, name, f"a number for each of the {channels or ''} channels".replace("  ", " "), row
-                )
-        _check(self.std is None or min(self.std) > 0, "std", "numbers above 0", self.std)
+            each = (
+                "a number for each channel"
+                if channels is None
+                else f"a number for each of the {channels} channels"
+            )
+            # Compared, and not math.isfinite, which a stranger's number of a thousand digits would overflow.
+            known = row is None or all(-_LARGEST < value < _LARGEST for value in row)
+            _check(known and (row is None or len(row) == (channels or max(1, len(row)))), name, each, row)
+        _check(self.std is None or all(value > 0 for value in self.std), "std", "numbers above 0", self.std)
 
     @property
     def weights(self) -> str:

@@ -80,7 +80,9 @@ def push_to_hub(
                 repo_id, commit_message=commit_message, private=private, token=token, branch=branch,
                 create_pr=create_pr, ignore_patterns=kept,
             )  # fmt: skip
-        except Exception as error:
+        except (
+            Exception
+        ) as error:  # of the hub's library, its HTTP client, the network, the disk: one sentence
             status = getattr(getattr(error, "response", None), "status_code", None)
             hint = (
                 ". Give a token that may write there: `hf auth login`, or token=."
@@ -115,7 +117,7 @@ def fetch(name: str, options: dict[str, Any]) -> Path:
         folder = on_hub.from_pretrained(name, **{**options, "revision": folder.name}).folder
     except CBAMError:
         raise
-    except Exception as error:
+    except Exception as error:  # as in `push_to_hub`
         raise CBAMError(f"could not fetch {name!r} from the hub ({_reason(error)})") from error
     return folder
 
@@ -145,7 +147,7 @@ def _mixin_class() -> Any:
         def _save_pretrained(self, save_directory: Path) -> None:
             shutil.copytree(self.folder, save_directory, dirs_exist_ok=True)
 
-        @classmethod
+        @classmethod  # the mixin calls it by names only; what it passes on depends on its version
         def _from_pretrained(  # type: ignore[override]
             cls, *, model_id: str, config: dict[str, Any], **options: Any
         ) -> OnHub:
