@@ -1,4 +1,4 @@
-// The perceptron, the k x k convolution and the activations, in the accumulation type.
+// The MLP, the k x k convolution and the activations, in the accumulation type.
 #pragma once
 
 #include "kernels.h"

@@ -3,7 +3,7 @@
 //   small                dz = dt gate'(z), through the batch norm where there is one; the transposed convolution gives the
 //                        gradients dm_p of the mean over channels and dM_p of the maximum; the kernel's gradient
 //   second read (x)      B_c = sum_p dm_p x / C;  the maximum's part, sum of dM_p x over the p whose maximum is c
-//   small                ds = G + B + S, da = ds gate'(a), the perceptron backwards: davg, dpeak and the weights
+//   small                ds = G + B + S, da = ds gate'(a), the MLP backwards: davg, dpeak and the weights
 //   last read (g)        dx = s (g t + dm / C + [c = argmax_p] dM_p) + davg / P + [p = argmax_c] dpeak
 // Behind y = relu(t x1 + residual), g is what passes the ReLU: the first reads take it from (dL/dy, y), write it down as
 // the residual's gradient, and the last read finds it there.
@@ -220,7 +220,7 @@ class Backward {
     each_sample(samples, q.blocks * q.c + 8 * q.p, [&](int64_t sample) {
       channel_gate_gradient(sample, needs_mean ? work.partial.get() + (sample - samples.from) * q.blocks * q.c : nullptr);
     });
-    if (q.channel) through_perceptron(samples, work);
+    if (q.channel) through_mlp(samples, work);
     if (q.pre) each_sample(samples, 4 * q.c, [&](int64_t sample) { sums_of_input_gradient(sample); });
   }
 
@@ -302,7 +302,7 @@ class Backward {
     }
   }
 
-  void through_perceptron(const Samples& samples, const Work& work) {
+  void through_mlp(const Samples& samples, const Work& work) {
     const Algebra<A>& algebra = algebra_for<A>();
     const int64_t n0 = samples.from, n1 = samples.to, count = n1 - n0, rows = count * q.pooled;
     in_parallel(q.hidden, q.c * count, [&](int64_t from, int64_t to) {

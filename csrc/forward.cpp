@@ -1,6 +1,6 @@
 // The forward pass. Samples go through all phases in chunks small enough to be found in the caches again, so of the
 // three reads of the map two do not reach memory:
-//   pool -> perceptron -> squeeze (reads s x) -> convolution, gate, y = s t x, or relu(s t x + residual).
+//   pool -> MLP -> squeeze (reads s x) -> convolution, gate, y = s t x, or relu(s t x + residual).
 // A batch norm in the spatial gate that uses batch statistics needs the logits of all samples before the last step.
 #include "small.h"
 
@@ -13,13 +13,13 @@ class Forward {
   using A = acc_t<T>;
 
  public:
-  Forward(const Problem<T>& problem, const Saved<A>& saved, const Where<T>& where, const T* residual_map, Tail ending,
+  Forward(const Problem<T>& problem, const Saved<A>& saved, const Where<T>& where, const T* residual_map, Epilogue ending,
           T* output)
       : q(problem),
         keep(saved),
         at(where),
         residual(residual_map),
-        tail(ending),
+        epilogue(ending),
         y(output),
         s_used(q.n, q.c, q.channel, keep.s),
         t_used(q.n, q.p, q.spatial, keep.t) {}
@@ -185,15 +185,15 @@ class Forward {
       t_used.round(sample, part.p0, part.p1);
     }
     const int64_t offset = sample * q.sample_size();
-    q.kernels().apply[tail](part, s_used.of(sample), t_used.of(sample), residual ? residual + offset : nullptr,
+    q.kernels().apply[epilogue](part, s_used.of(sample), t_used.of(sample), residual ? residual + offset : nullptr,
                             y + offset);
   }
 
   const Problem<T>& q;
   const Saved<A>& keep;
   const Where<T>& at;
-  const T* residual;  // null without a tail
-  const Tail tail;
+  const T* residual;  // null without a epilogue
+  const Epilogue epilogue;
   T* y;
   UsedGate<T> s_used, t_used;
 };
@@ -219,7 +219,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& x, const We
   const Where<T> at(problem, keep ? static_cast<int32_t*>(where.mutable_data_ptr()) : nullptr);
   if (problem.n > 0)
     Forward<T>(problem, saved, at, residual ? static_cast<const T*>(residual->const_data_ptr()) : nullptr,
-               relu ? kAddRelu : residual ? kAdd : kNoTail, static_cast<T*>(y.mutable_data_ptr()))
+               relu ? kAddRelu : residual ? kAdd : kNoEpilogue, static_cast<T*>(y.mutable_data_ptr()))
         .run(static_cast<A*>(stats.mutable_data_ptr()));
   return {y, kept, where, stats};
 }

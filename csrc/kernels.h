@@ -21,8 +21,8 @@ struct Part {
 };
 
 // What follows the gates: nothing, or the sum with a residual, or that and a ReLU.
-enum Tail { kNoTail = 0, kAdd = 1, kAddRelu = 2 };
-constexpr int kTails = 3;
+enum Epilogue { kNoEpilogue = 0, kAdd = 1, kAddRelu = 2 };
+constexpr int kEpilogues = 3;
 
 template <class T, class A = acc_t<T>>
 struct Kernels {
@@ -30,8 +30,8 @@ struct Kernels {
   void (*pool)(const Part<T>&, A* sum, A* max, int32_t* where);
   // Over channels, per position: sum and maximum of s x rounded to T, and its first channel. Indexed by position.
   void (*squeeze)(const Part<T>&, const A* s, A* sum, A* max, int32_t* where);
-  // y = s x t, rounded to T after each product; by tail  y + residual, rounded to T, and max(., 0) that keeps NaN.
-  void (*apply[kTails])(const Part<T>&, const A* s, const A* t, const T* residual, T* y);
+  // y = s x t, rounded to T after each product; by epilogue  y + residual, rounded to T, and max(., 0) that keeps NaN.
+  void (*apply[kEpilogues])(const Part<T>&, const A* s, const A* t, const T* residual, T* y);
   // Backward, first reads: per position  dt = sum_c g s x;  per channel  gtx = sum_p g t u, gt = sum_p g t, usum = sum_p u
   // (the last two only with a norm in front). [1]: behind a ReLU with the output `out`, g is first masked and stored.
   void (*gate_grads[2])(const Part<T>&, const T* g, const T* out, T* masked, const A* s, const A* t, A* dt, A* gtx,

@@ -36,13 +36,13 @@ struct Sweeps {
   }
 
   // One row of the sample: row gate, column gates; s multiplies before t in both layouts.
-  template <Tail TAIL>
+  template <Epilogue END>
   static void apply(const Part<T>& part, const A* s, const A* t, const T* residual, T* y) {
     const int64_t stride = LAST ? part.channels : part.positions;
     const int64_t r0 = LAST ? part.p0 : 0, r1 = LAST ? part.p1 : part.channels;
     const int64_t k0 = LAST ? 0 : part.p0, k1 = LAST ? part.channels : part.p1;
     for (int64_t r = r0; r < r1; ++r) {
-      const T *row = part.u + r * stride, *rest = TAIL == kNoTail ? nullptr : residual + r * stride;
+      const T *row = part.u + r * stride, *rest = END == kNoEpilogue ? nullptr : residual + r * stride;
       T* out = y + r * stride;
       const V gate = all<A>(LAST ? t[r] : s[r]);
       V a = V{}, b = V{};
@@ -53,11 +53,11 @@ struct Sweeps {
         ahead(row + k + 2 * stride);
         const V x = input<T, NORM>(get<T>(row + k, width), a, b), other = get<A>(gates + k, width);
         V v = LAST ? rounded<T>(x * other) * gate : rounded<T>(x * gate) * other;
-        if constexpr (TAIL != kNoTail) {
+        if constexpr (END != kNoEpilogue) {
           ahead(rest + k + 2 * stride);
           v = rounded_before_sum<T>(v) + get<T>(rest + k, width);
         }
-        if constexpr (TAIL == kAddRelu) v = v < V{} ? V{} : v;
+        if constexpr (END == kAddRelu) v = v < V{} ? V{} : v;
         put<T>(out + k, v, width);
       });
     }
@@ -224,7 +224,7 @@ struct Sweeps {
   static const Kernels<T>& table() {
     static const Kernels<T> kernels = {pool,
                                        squeeze,
-                                       {apply<kNoTail>, apply<kAdd>, apply<kAddRelu>},
+                                       {apply<kNoEpilogue>, apply<kAdd>, apply<kAddRelu>},
                                        {gate_grads<false>, gate_grads<true>},
                                        weighted,
                                        input_grad};

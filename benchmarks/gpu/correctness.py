@@ -38,7 +38,7 @@ class Site(nn.Module):
 
     Args:
         channels: C.
-        kind: module, norm or tail.
+        kind: module, norm or epilogue.
         preset: Of the attention.
     """
 
@@ -52,7 +52,7 @@ class Site(nn.Module):
         """Return relu(attention(norm(x)) + residual), or what there is of it here; in one call if it is possible."""
         if self.norm is None:
             return self.attention(x)
-        end = (residual, True) if self.kind == "tail" else ()
+        end = (residual, True) if self.kind == "epilogue" else ()
         together = after_norm.attend(self.norm, self.attention, x, *end)
         if together is not None:
             return together
@@ -93,7 +93,7 @@ class Case:
         # One channel stands out at each position, so that rounding seldom decides which one is the largest.
         top = torch.randint(shape[1], (shape[0], 1, *shape[2:]), **new)
         self.x = x.scatter_add(1, top, torch.full_like(top, 8, dtype=x.dtype)).to(**as_maps)
-        if kind == "tail":
+        if kind == "epilogue":
             self._keep_from_zero()
 
     def _keep_from_zero(self) -> None:
@@ -118,7 +118,7 @@ class Case:
         )
         site = site.double() if exact else site
         x.requires_grad_()
-        residual.requires_grad_(site.kind == "tail")
+        residual.requires_grad_(site.kind == "epilogue")
         with set_backend(backend):
             y = (call(site) if call else site)(x, residual)
             weights = dict(site.named_parameters())
@@ -280,7 +280,7 @@ def _require_one_call(case: Case) -> None:
     if site.norm is None:
         return
     site = copy.deepcopy(site)
-    end = (case.residual, True) if site.kind == "tail" else ()
+    end = (case.residual, True) if site.kind == "epilogue" else ()
     with set_backend(case.machine.backend), torch.no_grad():
         if after_norm.attend(site.norm, site.attention, case.x, *end) is None:
             raise Apart("norm and attention run apart here")

@@ -24,7 +24,7 @@ from gpu.module import first_line
 from gpu.resnet import ResNet
 from gpu.timing import Candidate, capture, interleave
 
-OURS, OURS_APART = "cbam", "cbam, tail apart"
+OURS, OURS_APART = "cbam", "cbam, epilogue apart"
 ALL = (PLAIN, OURS, OURS_APART, TEXTBOOK, SE)
 WAYS = ("eager", "compiled", "graph")
 COMPILE_SECONDS = 90.0
@@ -46,14 +46,14 @@ def networks(machine: Machine, tiny: bool, size: int) -> tuple[dict[str, nn.Modu
     torch.manual_seed(0)
     plain, source = _plain(tiny)
     options: dict[str, Any] = {"init": "paper", "input_size": (3, size, size)}
-    attended, tails, excited = (copy.deepcopy(plain) for _ in range(3))
-    attachment = attach(attended, "cbam", fuse_tail=False, **options)
-    attach(tails, "cbam", fuse_tail=True, **options)
-    tails.load_state_dict(attended.state_dict())
+    attended, epilogues, excited = (copy.deepcopy(plain) for _ in range(3))
+    attachment = attach(attended, "cbam", fuse_epilogue=False, **options)
+    attach(epilogues, "cbam", fuse_epilogue=True, **options)
+    epilogues.load_state_dict(attended.state_dict())
     attach(excited, "se", **options)
     found = {
         PLAIN: plain,
-        OURS: tails,
+        OURS: epilogues,
         OURS_APART: attended,
         TEXTBOOK: with_textbook(plain, attended, attachment),
         SE: excited,

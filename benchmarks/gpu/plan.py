@@ -100,10 +100,10 @@ def checks(scale: Scale) -> Iterator[Job]:
             yield _check("values", "module", (scale.check_batch, *stage), dtype, layout)
         if (dtype, layout) == scale.types[0]:
             for stage in scale.stages:
-                yield _check("values", "tail", (scale.check_batch, *stage), dtype, layout, training=True)
+                yield _check("values", "epilogue", (scale.check_batch, *stage), dtype, layout, training=True)
     for what in ("graph", "compiled"):
         yield _check(what, "module", (scale.check_batch, *last), BF16, NHWC)
-        yield _check(what, "tail", (scale.check_batch, *last), BF16, NHWC, training=True)
+        yield _check(what, "epilogue", (scale.check_batch, *last), BF16, NHWC, training=True)
     yield _check("autocast", "module", (scale.check_batch, *last), BF16, NHWC)
     yield _check("autocast", "module", (scale.check_batch, *last), "float32", NHWC)
     for dtype, layout in (scale.types[0], exact):
@@ -111,17 +111,17 @@ def checks(scale: Scale) -> Iterator[Job]:
             shape = (scale.check_batch, *stage)
             yield _check("values", "norm", shape, dtype, layout, training=True)
             yield _check("values", "norm", shape, dtype, layout)
-            yield _check("values", "tail", shape, dtype, layout)
+            yield _check("values", "epilogue", shape, dtype, layout)
             yield _check("values", "module", shape, dtype, layout, training=True, preset="official")
             yield _check("values", "module", shape, dtype, layout, preset="official")
     for dtype, layout in (scale.types[0], exact):
         for stage in ends:
             yield _check("values", "module", (1, *stage), dtype, layout)
-            yield _check("values", "tail", (1, *stage), dtype, layout, training=True)
+            yield _check("values", "epilogue", (1, *stage), dtype, layout, training=True)
         for shape in scale.odd:
             yield _check("values", "module", shape, dtype, layout)
             if shape[0] * shape[2] * shape[3] > 1:
-                yield _check("values", "tail", shape, dtype, layout, training=True)
+                yield _check("values", "epilogue", shape, dtype, layout, training=True)
     yield _check("large", "module", scale.large, BF16, NHWC)
 
 

@@ -107,7 +107,7 @@ def channel_attention(
     checks.check_feature_map(x, "channel_attention", w0.shape[1])
     if pooling in reference.CHANNEL_POOLINGS and _layers_fit(w0, w1, b0, b1):
         weights = Weights(w0, b0, w1, b1, _tensor(scale))
-        if dispatch.takes(x, weights):
+        if dispatch.can_fuse(x, weights):
             return fused.attend(x, weights, Settings(POOLINGS[pooling]))[0]
     logits = channel_logits(x, w0, w1, b0, b1, pooling=pooling)
     return reference.apply_gate(x, reference.gate(logits, scale=scale))
@@ -138,7 +138,7 @@ def spatial_attention(
     number = DESCRIPTORS.get((descriptor, order))
     if number is not None and _kernel_fits(kernel, descriptor):
         weights = Weights(kernel=kernel, spatial_scale=_tensor(scale))
-        if dispatch.takes(x, weights):
+        if dispatch.can_fuse(x, weights):
             return fused.attend(x, weights, Settings(0, number))[0]
     logits = spatial_logits(x, kernel, descriptor=descriptor, order=order)
     return reference.apply_gate(x, reference.gate(logits, scale=scale))
@@ -174,7 +174,7 @@ def cbam(
     torch.Size([2, 8, 5, 5])
     """
     if arrangement == "parallel":
-        dispatch.takes(x, "one call does not compute arrangement 'parallel'")  # raises where that must run
+        dispatch.can_fuse(x, "one call does not compute arrangement 'parallel'")  # raises where that must run
         logits = channel_logits(x, w0, w1, b0, b1) + spatial_logits(x, kernel, order=order)
         return reference.apply_gate(x, reference.gate(logits, scale=scale))
     if arrangement == "channel-spatial":
@@ -182,7 +182,7 @@ def cbam(
         number = DESCRIPTORS.get(("both", order))
         if number is not None and _layers_fit(w0, w1, b0, b1) and _kernel_fits(kernel, "both"):
             weights = Weights(w0, b0, w1, b1, _tensor(scale), kernel, spatial_scale=_tensor(scale))
-            if dispatch.takes(x, weights):
+            if dispatch.can_fuse(x, weights):
                 return fused.attend(x, weights, Settings(POOLINGS["both"], number))[0]
         x = channel_attention(x, w0, w1, b0, b1, scale=scale)
         return spatial_attention(x, kernel, order=order, scale=scale)

@@ -221,7 +221,7 @@ class TestCorrectness:
 
     def test_a_norm_that_stays_apart_is_no_failure(self, monkeypatch):
         monkeypatch.setattr(correctness.after_norm, "attend", lambda *_: None)
-        found = check(Machine("cpu"), "values", **CASE | {"kind": "tail"})
+        found = check(Machine("cpu"), "values", **CASE | {"kind": "epilogue"})
         assert found["status"] == SKIPPED
         assert "apart" in found["why"]
 

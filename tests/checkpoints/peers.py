@@ -93,7 +93,7 @@ class Pytorchcv(nn.Module):
         return self.sp_gate(self.ch_gate(x))
 
 
-def perceptron(channels, ratio=16, bias=False):
+def MLP(channels, ratio=16, bias=False):
     hidden = channels // ratio
     return nn.Sequential(
         nn.Conv2d(channels, hidden, 1, bias=bias), nn.ReLU(), nn.Conv2d(hidden, channels, 1, bias=bias)
@@ -101,12 +101,12 @@ def perceptron(channels, ratio=16, bias=False):
 
 
 class Gate(nn.Module):
-    """A channel gate with its perceptron under `name`; the product is up to the caller."""
+    """A channel gate with its MLP under `name`; the product is up to the caller."""
 
     def __init__(self, name, channels, ratio=16):
         super().__init__()
         self.name = name
-        self.add_module(name, perceptron(channels, ratio))
+        self.add_module(name, MLP(channels, ratio))
 
     def forward(self, x):
         mlp = getattr(self, self.name)

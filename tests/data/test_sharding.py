@@ -22,7 +22,7 @@ MOST_RANKS, WORKERS = 4096, 8
 
 
 class Plain:
-    """As many samples as asked, in the order that `AddressedDataset` gives."""
+    """As many samples as asked, in the order that `EpochIndexDataset` gives."""
 
     def __init__(self, size):
         self.size = size

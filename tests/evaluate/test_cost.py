@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from tests.ops.cases import Tailed
+from tests.ops.cases import WithResidual
 from tests.ops.library import needs_operator, needs_same_bits
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -136,7 +136,7 @@ def test_the_operator_counts_what_its_parts_count(switches):
 @needs_operator
 @pytest.mark.parametrize("relu", [True, False])
 def test_the_end_of_a_block_inside_the_operator_is_counted_with_it(relu):
-    found, block = {}, Tailed(CBAM(24, 8), torch.zeros(2, 24, 10, 9), relu)
+    found, block = {}, WithResidual(CBAM(24, 8), torch.zeros(2, 24, 10, 9), relu)
     for name in ("eager", "cpp"):
         with set_backend(name):
             found[name] = cost(block, (24, 10, 9), batch_size=2)

@@ -15,8 +15,8 @@ from cbam.attach import attach
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
 from cbam.models import MobileNetV1, PreActivationResNet, build_model, made_for
-from cbam.models.own import OWN
 from cbam.models.paper_resnet import PaperResNet
+from cbam.models.registry import OWN
 
 
 @dataclass(frozen=True)

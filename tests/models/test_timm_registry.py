@@ -13,7 +13,7 @@ from timm.data import resolve_model_data_config
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
 from cbam.models import build_model, model_names, timm_registry
-from cbam.models.own import OWN
+from cbam.models.registry import OWN
 
 REGISTERED = timm_registry.registered_names()
 

@@ -152,9 +152,9 @@ class TestNumerics:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     def test_pooling_and_logits_of_a_low_precision_map_are_float32(self, dtype):
         block, x = conformance.build("paper", 64), torch.randn(2, 64, 14, 14).to(dtype)
-        for half in block.halves:
-            assert half.logits(x).dtype == torch.float32
-            torch.testing.assert_close(half.logits(x), half.logits(x.float()), atol=1e-6, rtol=1e-6)
+        for gate in block.gates:
+            assert gate.logits(x).dtype == torch.float32
+            torch.testing.assert_close(gate.logits(x), gate.logits(x.float()), atol=1e-6, rtol=1e-6)
 
     def test_average_of_a_large_half_map_does_not_overflow(self):
         block = CBAM(4, arrangement="channel", channel_pooling="avg")

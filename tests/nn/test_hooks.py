@@ -80,7 +80,7 @@ def test_a_wrapped_layer_is_called(parent, name):
     assert getattr(holder, name).beside.weight.grad is not None
 
 
-def test_another_activation_in_the_perceptron_is_called():
+def test_another_activation_in_the_mlp_is_called():
     block = cases.block_of("paper", 16)
     expected = block(X)
     block.channel_attention.mlp[1] = nn.Tanh()

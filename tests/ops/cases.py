@@ -33,7 +33,7 @@ def block_of(name, channels, dtype=torch.float32, training=False):
     return conformance.build(name, channels, dtype=own).train(training)
 
 
-class Tailed(nn.Module):
+class WithResidual(nn.Module):
     """relu(attention(norm(x)) + residual): one call of the operator, or its steps where the backend is plain torch.
 
     The residual is a parameter here, so that what looks at gradients of parameters looks at its gradient too.

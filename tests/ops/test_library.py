@@ -26,7 +26,7 @@ def python(code, **environment):
 )
 def test_the_operator_is_built():
     """Without this, a build that fails would turn half of the suite into silent skips."""
-    assert cpp.obstacle() is None
+    assert cpp.unavailable_reason() is None
 
 
 def test_importing_loads_no_library():
@@ -73,7 +73,7 @@ def test_compiled_code_without_a_library(tmp_path):
 def test_a_library_that_does_not_load(tmp_path):
     broken = tmp_path / "_cpp.abi3.so"
     broken.write_bytes(b"not a library")
-    done = python("from cbam.ops import cpp; print(cpp.obstacle())", CBAM_CPP_LIBRARY=str(broken))
+    done = python("from cbam.ops import cpp; print(cpp.unavailable_reason())", CBAM_CPP_LIBRARY=str(broken))
     assert "_cpp.abi3.so does not load with torch" in done.stdout
     assert "reinstall with a C++ compiler" in done.stdout
 

@@ -25,9 +25,15 @@ def fresh_compiler():
 
 
 def arguments(
-    name, training=False, dtype=torch.float32, layout=torch.contiguous_format, keep=True, grad=True, tail=None
+    name,
+    training=False,
+    dtype=torch.float32,
+    layout=torch.contiguous_format,
+    keep=True,
+    grad=True,
+    epilogue=None,
 ):
-    """The operator's arguments for one module; `tail`: with a residual, and whether a ReLU follows."""
+    """The operator's arguments for one module; `epilogue`: with a residual, and whether a ReLU follows."""
     block = cases.block_of(name, 12, dtype, training)
     x = torch.randn(2, 12, 5, 4).to(dtype).contiguous(memory_format=layout).requires_grad_(grad)
     own = torch.float64 if dtype == torch.float64 else torch.float32
@@ -35,8 +41,8 @@ def arguments(
         w if w is None else w.detach().to(own).requires_grad_(grad and w.requires_grad)
         for w in block.operator_weights(x)
     ]
-    residual = None if tail is None else torch.randn_like(x).requires_grad_(grad)
-    settings = block.operator_settings()._replace(relu=bool(tail))
+    residual = None if epilogue is None else torch.randn_like(x).requires_grad_(grad)
+    settings = block.operator_settings()._replace(relu=bool(epilogue))
     return (x, *weights, *NormBefore(), residual, *settings, keep)
 
 
@@ -51,7 +57,7 @@ class TestOpcheck:
     @pytest.mark.parametrize("layout", cases.LAYOUTS.values(), ids=list(cases.LAYOUTS))
     def test_with_the_end_of_a_block(self, layout, relu):
         torch.library.opcheck(
-            torch.ops.cbam.forward.default, arguments("official", True, layout=layout, tail=relu)
+            torch.ops.cbam.forward.default, arguments("official", True, layout=layout, epilogue=relu)
         )
 
     @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
@@ -65,14 +71,14 @@ class TestOpcheck:
     @pytest.mark.parametrize(
         ("name", "training"), [("official", True), ("paper", False), ("channel only", False)]
     )
-    @pytest.mark.parametrize("tail", [None, False, True])
-    def test_backward(self, name, training, tail):
-        x, *others, _ = arguments(name, training, grad=False, tail=tail)
+    @pytest.mark.parametrize("epilogue", [None, False, True])
+    def test_backward(self, name, training, epilogue):
+        x, *others, _ = arguments(name, training, grad=False, epilogue=epilogue)
         y, saved, where, _ = torch.ops.cbam.forward.default(x, *others, True)
         tensors, settings = others[:15], others[16:-1]
         torch.library.opcheck(
             torch.ops.cbam.backward.default,
-            (torch.randn_like(x), x, *tensors, y if tail else None, saved, where, *settings, False),
+            (torch.randn_like(x), x, *tensors, y if epilogue else None, saved, where, *settings, False),
         )
 
 

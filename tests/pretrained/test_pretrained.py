@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cbam import CBAMError, attach, detach, from_pretrained, save_pretrained
-from cbam.attach import WithTail
+from cbam.attach import WithEpilogue
 from cbam.models import build_model
 from cbam.pretrained import read_config
 from cbam.pretrained.saving import sha256
@@ -38,7 +38,7 @@ def same(a, b):
 OPTIONS = [
     {}, {"preset": "official"}, {"preset": "timm", "reduction_ratio": 8, "kernel_size": 3}, {"init": "paper"},
     {"attention": "se"}, {"attention": "channel"}, {"attention": "spatial", "spatial_descriptor": "conv"},
-    {"arrangement": "parallel", "gate": "hardsigmoid"}, {"sites": ["layer1", "layer3.*.bn2"]}, {"fuse_tail": False},
+    {"arrangement": "parallel", "gate": "hardsigmoid"}, {"sites": ["layer1", "layer3.*.bn2"]}, {"fuse_epilogue": False},
 ]  # fmt: skip
 
 
@@ -48,8 +48,8 @@ def test_there_and_back(options, tmp_path):
     again = from_pretrained(save_pretrained(model, tmp_path, "resnet20"))
     same(again, model)
     assert not again.training
-    tails = [sum(isinstance(m, WithTail) for m in net.modules()) for net in (model, again)]
-    assert tails[0] == tails[1]
+    epilogues = [sum(isinstance(m, WithEpilogue) for m in net.modules()) for net in (model, again)]
+    assert epilogues[0] == epilogues[1]
 
 
 @pytest.mark.parametrize("name", ["torchvision/mobilenet_v2", "timm/resnet18", "timm/mobilenetv3_small_050"])

@@ -3,7 +3,7 @@
 from cbam.attach.attach import Attachment, attach, detach, disabled, plan
 from cbam.attach.fold import fold_gate_scale
 from cbam.attach.plan import Plan, Site
-from cbam.attach.with_tail import WithTail
+from cbam.attach.with_epilogue import WithEpilogue
 from cbam.attach.wrapper import WithAttention
 
 __all__ = [
@@ -11,7 +11,7 @@ __all__ = [
     "Plan",
     "Site",
     "WithAttention",
-    "WithTail",
+    "WithEpilogue",
     "attach",
     "detach",
     "disabled",

@@ -14,7 +14,7 @@ from cbam.attach.plan import Plan, make_plan
 from cbam.attach.probe import InputSize
 from cbam.attach.select import Selectors, Sites
 from cbam.attach.settings import Settings
-from cbam.attach.with_tail import WithTail, with_tail, without_tail
+from cbam.attach.with_epilogue import WithEpilogue, with_epilogue, without_epilogue
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
 from cbam.nn.base import AttentionModule
@@ -34,7 +34,7 @@ def plan(
     exclude: Selectors = (),
     input_size: InputSize = None,
     example_input: Any = None,
-    fuse_tail: bool = True,
+    fuse_epilogue: bool = True,
     **options: Any,
 ) -> Plan:
     """Return the table of what `attach` with the same arguments would do; the model is not changed.
@@ -47,7 +47,7 @@ def plan(
     cbam (preset paper, r=16, k=7) in ResNet: 8 sites, init identity
     """
     settings = Settings(attention, init, options)
-    return make_plan(model, settings, sites, exclude, input_size, example_input, fuse_tail).plan
+    return make_plan(model, settings, sites, exclude, input_size, example_input, fuse_epilogue).plan
 
 
 def attach(
@@ -59,7 +59,7 @@ def attach(
     exclude: Selectors = (),
     input_size: InputSize = None,
     example_input: Any = None,
-    fuse_tail: bool = True,
+    fuse_epilogue: bool = True,
     **options: Any,
 ) -> Attachment:
     """Put attention into a CNN in place, at the end of every residual branch unless told otherwise.
@@ -83,7 +83,7 @@ def attach(
         exclude: sites to leave out, in the same language.
         input_size: (C, H, W) of the probe's image, or one side; default: the model's own, or 224 x 224.
         example_input: the arguments of the probe forward, for models that take more than one image.
-        fuse_tail: where a block ends in relu(attention(...) + shortcut), let the operator compute all of that.
+        fuse_epilogue: where a block ends in relu(attention(...) + shortcut), let the operator compute all of that.
         **options: `reduction_ratio`, `kernel_size`, `preset` and the switches of `cbam.CBAM`.
 
     Returns:
@@ -102,7 +102,7 @@ def attach(
     (8, True)
     """
     settings = Settings(attention, init, options)
-    made, at, blocks = make_plan(model, settings, sites, exclude, input_size, example_input, fuse_tail)
+    made, at, blocks = make_plan(model, settings, sites, exclude, input_size, example_input, fuse_epilogue)
     modules = dict(model.named_modules())
     wrapped: dict[nn.Module, WithAttention] = {}
     for site in made.sites:
@@ -115,7 +115,7 @@ def attach(
         wrapped[host] = WithAttention(host, block, site.position)
     _replace(model, wrapped)
     for owner in blocks:
-        with_tail(owner)
+        with_epilogue(owner)
     return Attachment(**{name: getattr(made, name) for name in made.__dataclass_fields__})
 
 
@@ -143,8 +143,8 @@ def detach(model: nn.Module) -> int:
         )
     _replace(model, attached)
     for module in model.modules():
-        if isinstance(module, WithTail):
-            without_tail(module)
+        if isinstance(module, WithEpilogue):
+            without_epilogue(module)
     return len(attached)
 
 

@@ -70,7 +70,7 @@ def fold_gate_scale(model: nn.Module) -> int:
 
 def _gates(attention: AttentionModule) -> list[Gate]:
     if isinstance(attention, CBAM):
-        return list(attention.halves)
+        return list(attention.gates)
     assert isinstance(attention, Gate)
     return [attention]
 

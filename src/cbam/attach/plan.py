@@ -16,7 +16,7 @@ from cbam.attach.probe import Call, InputSize, Probe, default_inputs, run_probe
 from cbam.attach.residual import find_additions, find_branch_ends
 from cbam.attach.select import KINDS, Selector, Selectors, Sites, as_list, select
 from cbam.attach.settings import Setting, Settings, by_selector
-from cbam.attach.with_tail import find_blocks as find_block_ends
+from cbam.attach.with_epilogue import find_blocks as find_block_ends
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
 
@@ -33,7 +33,7 @@ class Site:
         position: "output" (attention after it) or "input" (before it).
         channels, height, width: of the map there, with the probe's image.
         parameters: that the attention adds.
-        tail: what of the block's end runs inside the operator: "add, relu" or "add", as far as there is one.
+        epilogue: what of the block's end runs inside the operator: "add, relu" or "add", as far as there is one.
         attention: what goes in, such as "cbam (preset paper, r=16, k=7)".
         init: its first weights, "identity" or "paper".
     """
@@ -45,7 +45,7 @@ class Site:
     height: int
     width: int
     parameters: int
-    tail: str = ""
+    epilogue: str = ""
     attention: str = ""
     init: str = ""
 
@@ -87,9 +87,13 @@ class Plan:
             rows.append(row)
         before, added_in_all = self.model_parameters, self.added_parameters
         share = f" (+{added_in_all / before:.2%})" if before else ""
-        tails = [s.tail for s in self.sites if s.tail]
-        kinds = "; ".join(dict.fromkeys(tails))
-        ends = [f"the operator takes in the block's end ({kinds}) at {len(tails)} sites"] if tails else []
+        epilogues = [s.epilogue for s in self.sites if s.epilogue]
+        kinds = "; ".join(dict.fromkeys(epilogues))
+        ends = (
+            [f"the operator takes in the block's end ({kinds}) at {len(epilogues)} sites"]
+            if epilogues
+            else []
+        )
         others = sum(bool(row[-1]) for row in rows)
         more = f", {others} of them with settings of their own" if others else ""
         return "\n".join(
@@ -138,7 +142,7 @@ def make_plan(
     exclude: Selectors,
     input_size: InputSize,
     example_input: Any,
-    fuse_tail: bool,
+    fuse_epilogue: bool,
 ) -> MadePlan:
     """Check everything and return the plan with what it takes to follow it; see `cbam.attach`."""
     if not isinstance(model, nn.Module):
@@ -160,9 +164,9 @@ def make_plan(
         raise CBAMError("exclude leaves no site. Exclude fewer, or call nothing at all.")
     rows = [_site(name, modules[name], one, probe) for name, one in chosen.items()]
     blocks = {}
-    if fuse_tail:
+    if fuse_epilogue:
         blocks = find_block_ends(model, [row.name for row in rows if row.position == "output"])
-        rows = [replace(r, tail=str(blocks[r.name][1])) if r.name in blocks else r for r in rows]
+        rows = [replace(r, epilogue=str(blocks[r.name][1])) if r.name in blocks else r for r in rows]
     notes += _frozen_norms(model, chosen)
     (attention, init), _ = Counter((row.attention, row.init) for row in rows).most_common(1)[0]
     parameters = sum(p.numel() for p in model.parameters())

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from cbam.errors import CBAMError
-from cbam.untouched import untouched
+from cbam.preserve_state import preserve_state
 
 InputSize: TypeAlias = "tuple[int, int, int] | int | None"
 
@@ -128,7 +128,7 @@ def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
 
         return before, after
 
-    with untouched(model), _hooks(model, seen), torch.no_grad(), recorder:
+    with preserve_state(model), _hooks(model, seen), torch.no_grad(), recorder:
         try:
             model(*inputs)
         except Exception as error:

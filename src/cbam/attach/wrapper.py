@@ -76,7 +76,7 @@ class WithAttention(nn.Module):
         if is_plain(host, nn.BatchNorm2d) and not is_like(end.shortcut, u):
             return end.apart(self.forward(u))  # norm and attention may still run together
         x = host(u)
-        y = attention.attend_tail(x, end.shortcut, end.relu)
+        y = attention.attend_epilogue(x, end.shortcut, end.relu)
         return end.apart(attention(x)) if y is None else y
 
     def __getattr__(self, name: str) -> Any:

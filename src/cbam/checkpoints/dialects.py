@@ -27,7 +27,7 @@ class Dialect:
         name: for `dialect=` and `--to`.
         attribute: under which a network keeps the block, "" where its parts stand in the network's own block.
         first, last, kernel, norm: names of the layers inside the block; no norm: None.
-        linear: the perceptron's weights are (out, in), not (out, in, 1, 1).
+        linear: the MLP's weights are (out, in), not (out, in, 1, 1).
         max_first: the kernel's first plane reads the maximum; None: where it does so in the site that takes it.
         mlp_bias: True or False, None if the author left the choice.
         kernel_bias: the spatial convolution has a bias.

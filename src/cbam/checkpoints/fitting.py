@@ -148,12 +148,12 @@ def _odd_switches(block: CBAM) -> str:
     odd = (
         [] if block.arrangement in ("channel-spatial", "channel") else [f"arrangement={block.arrangement!r}"]
     )
-    for half in block.halves:
-        if half.activation != "sigmoid":
-            odd.append(f"gate={half.activation!r}")
+    for gate in block.gates:
+        if gate.activation != "sigmoid":
+            odd.append(f"gate={gate.activation!r}")
         for switch in ("channel_pooling", "spatial_descriptor"):
-            if getattr(half, switch, "both") != "both":
-                odd.append(f"{switch}={getattr(half, switch)!r}")
+            if getattr(gate, switch, "both") != "both":
+                odd.append(f"{switch}={getattr(gate, switch)!r}")
     return ", ".join(dict.fromkeys(odd))
 
 

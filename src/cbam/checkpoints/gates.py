@@ -17,7 +17,7 @@ class Gates:
     """One block.
 
     Args:
-        first, last: (h, C) and (C, h), the perceptron.
+        first, last: (h, C) and (C, h), the MLP.
         first_bias, last_bias: (h,) and (C,), or None.
         kernel: (1, 2, k, k), the plane that reads the average first; None where there is no spatial gate.
         kernel_bias: (1,), or None.
@@ -51,7 +51,7 @@ class Gates:
 
     @property
     def has_mlp_bias(self) -> bool:
-        """Whether the perceptron has biases."""
+        """Whether the MLP has biases."""
         return self.first_bias is not None
 
 

@@ -13,7 +13,7 @@ from cbam.nn.base import AttentionModule
 
 
 def sites_of(model: nn.Module) -> dict[str, AttentionModule]:
-    """Return {prefix in the state dict: attention module}, halves of a CBAM left out.
+    """Return {prefix in the state dict: attention module}, gates of a CBAM left out.
 
     >>> from torchvision.models import resnet18
     >>> from cbam import attach

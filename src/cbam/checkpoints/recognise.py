@@ -16,13 +16,13 @@ REFUSED = {
         "ultralytics' CBAM",
         (
             "its channel gate is one C x C layer on the average alone, with no bottleneck and no maximum: another"
-            " function, which CBAM's two-layer perceptron cannot compute"
+            " function, which CBAM's two-layer MLP cannot compute"
         ),
     ),
     "channel_att.gate_c.gate_c_fc_0.weight": (
         "BAM (Park et al., BMVC 2018)",
         (
-            "it multiplies by 1 + sigmoid of both gates at once, with batch norms in the perceptron and dilated"
+            "it multiplies by 1 + sigmoid of both gates at once, with batch norms in the MLP and dilated"
             " convolutions: another module"
         ),
     ),
@@ -30,7 +30,7 @@ REFUSED = {
 _LIGHT = (
     "timm's light CBAM (lcbam)",
     (
-        "it averages the mean and the maximum before one pass through the perceptron, and ReLU(a + b) is not"
+        "it averages the mean and the maximum before one pass through the MLP, and ReLU(a + b) is not"
         " ReLU(a) + ReLU(b): CBAM's gate cannot compute it"
     ),
 )

@@ -64,12 +64,12 @@ def _machine() -> Iterator[str]:
         "processor",
         f"{machine['cpu'] or platform.machine()}; {machine['cores']} cores, {machine['threads']} threads",
     )
-    why = cpp.obstacle()
+    why = cpp.unavailable_reason()
     if why is None:
         yield from _entry("operator", f"there, with {cpp.instruction_set()} kernels")
     else:
         yield from _entry("operator", f"missing: {why}")
-    why = triton.obstacle()
+    why = triton.unavailable_reason()
     if why is None:
         on = (
             "interpreted (TRITON_INTERPRET=1), slowly" if triton.INTERPRETED else torch.cuda.get_device_name()
@@ -86,7 +86,7 @@ def _machine() -> Iterator[str]:
 def _has_operator() -> bool:
     """Return whether the backend in force has an operator that runs here."""
     name = dispatch.backend()
-    return name != "eager" and (triton if name == "triton" else cpp).obstacle() is None
+    return name != "eager" and (triton if name == "triton" else cpp).unavailable_reason() is None
 
 
 def _norm_before() -> str:

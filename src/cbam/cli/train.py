@@ -11,8 +11,8 @@ import tyro
 from rich.console import Console
 
 from cbam.cli.notices import log_to
+from cbam.runs.formatting import counted
 from cbam.runs.options import with_file
-from cbam.runs.words import counted
 from cbam.train.config import TrainConfig
 from cbam.train.settings import TrainRun
 

@@ -57,7 +57,7 @@ def build_cell(cell: Cell, config: CompareConfig, data: ImageData) -> nn.Module:
     # Lazily: timm and torchvision take seconds to import, and a typing error should not.
     from cbam.attach import attach
     from cbam.attach.select import split_sites
-    from cbam.models import build_model, widen
+    from cbam.models import build_model, match_parameters
 
     channels = data.input_size[0]
     with forked_rng(derive_seed(cell.seed, "backbone")):
@@ -72,7 +72,7 @@ def build_cell(cell: Cell, config: CompareConfig, data: ImageData) -> nn.Module:
         matched = Cell(matched_by_control(config.variants), cell.seed)
         target = count_parameters(build_cell(matched, config, data))
         with forked_rng(derive_seed(cell.seed, "control")):
-            widen(model, target)
+            match_parameters(model, target)
     elif (variant := parse_variant(cell.variant)).attention:
         # Options of the variant win over the run's.
         options: dict[str, Any] = {"reduction_ratio": config.reduction_ratio}

@@ -27,7 +27,7 @@ from cbam.compare.spread import absorb_metrics, check_spread, train_elsewhere
 from cbam.compare.statistics import Summary, summarise, write_summary_csv
 from cbam.compare.training import Job, train_one
 from cbam.errors import CBAMError
-from cbam.models.own import split_attention
+from cbam.models.registry import split_attention
 from cbam.runs.environment import describe_environment, with_session
 from cbam.train.device import make_accelerator
 

@@ -1,14 +1,14 @@
 """Images for training: Fashion-MNIST, digits, and the user's own folders, checked before use."""
 
-from cbam.data.addressing import AddressedDataset, make_loader
 from cbam.data.batches import EpochBatches
 from cbam.data.doctor import FolderReport, check_folder
+from cbam.data.epoch_index import EpochIndexDataset, make_loader
 from cbam.data.image_data import ImageData
 from cbam.data.load import load_data
 
 __all__ = [
-    "AddressedDataset",
     "EpochBatches",
+    "EpochIndexDataset",
     "FolderReport",
     "ImageData",
     "check_folder",

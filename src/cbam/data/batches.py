@@ -14,14 +14,14 @@ from torch.utils.data import Sampler
 from cbam.errors import CBAMError
 
 if TYPE_CHECKING:
-    from cbam.data.addressing import Address, AddressedDataset
+    from cbam.data.epoch_index import EpochIndex, EpochIndexDataset
 
 
-class EpochBatches(Sampler["list[Address]"]):
+class EpochBatches(Sampler["list[EpochIndex]"]):
     """The batches of one process in one epoch: of the positions of each step, every `world`-th, from `rank` on.
 
     Args:
-        dataset: gives the order of an epoch, see `AddressedDataset.order`.
+        dataset: gives the order of an epoch, see `EpochIndexDataset.order`.
         batch_size: images per step, over all processes together.
         seed: seed of the order.
         shuffle: whether to shuffle; otherwise every epoch runs in file order.
@@ -43,7 +43,7 @@ class EpochBatches(Sampler["list[Address]"]):
 
     def __init__(
         self,
-        dataset: AddressedDataset,
+        dataset: EpochIndexDataset,
         batch_size: int,
         *,
         seed: int,
@@ -73,10 +73,10 @@ class EpochBatches(Sampler["list[Address]"]):
         self.epoch = epoch
         self.step = step
 
-    def __iter__(self) -> Iterator[list[Address]]:
+    def __iter__(self) -> Iterator[list[EpochIndex]]:
         return self._addresses(self.epoch, self.step)  # an iterator keeps the epoch it was made for
 
-    def _addresses(self, epoch: int, first: int) -> Iterator[list[Address]]:
+    def _addresses(self, epoch: int, first: int) -> Iterator[list[EpochIndex]]:
         order = self.dataset.order(self.seed, epoch, self.shuffle)
         for step in range(first, len(self)):
             batch = [(epoch, int(index)) for index in order[self.positions(step)]]

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL.Image import DecompressionBombWarning
 
-from cbam.data.checked import WORTH_IT, CheckedFiles
 from cbam.data.pictures import DEFAULT_MAX_PIXELS, MOST_PIXELS, SUFFIXES, BadImage, check_image
+from cbam.data.progress import progress
 from cbam.data.scan import Layout, Side, find_layout, scan_side, some
-from cbam.data.telling import telling
+from cbam.data.verified_cache import WORTH_IT, CheckedFiles
 from cbam.errors import CBAMError
 
 # A pool holds one future for each path it was given; a million at once would take gigabytes.
@@ -152,7 +152,7 @@ def _problems(paths: list[str], max_pixels: int) -> dict[Path, BadImage]:
     # Pillow decodes without the interpreter's lock, so threads are enough.
     with (
         warnings.catch_warnings(),
-        telling("checking images") as tell,
+        progress("checking images") as tell,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
         # What Pillow would only warn of is judged by `max_pixels` here.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from cbam.data.addressing import AddressedDataset
+from cbam.data.epoch_index import EpochIndexDataset
 from cbam.errors import CBAMError
 
 
@@ -37,8 +37,8 @@ class ImageData:
 
     name: str
     source: str
-    train: AddressedDataset
-    val: AddressedDataset
+    train: EpochIndexDataset
+    val: EpochIndexDataset
     classes: tuple[str, ...]
     input_size: tuple[int, int, int]
     mean: tuple[float, ...]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image as PILImage
 from torch.nn import functional
 
-from cbam.data.addressing import Address, AddressedDataset, Item
+from cbam.data.epoch_index import EpochIndex, EpochIndexDataset, Item
 from cbam.data.hashing import uniform
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _CROP_Y, _CROP_X, _FLIP = range(3)
 
 
-class MemoryImages(AddressedDataset):
+class MemoryImages(EpochIndexDataset):
     """Images in memory; training ones are cropped at random from a zero-padded frame and flipped at random.
 
     The padding is max(1, H // 8) on every side. It is zero because that is the background of the sets held this way.
@@ -54,10 +54,10 @@ class MemoryImages(AddressedDataset):
         self._mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
 
-    def __getitem__(self, address: Address) -> Item:
+    def __getitem__(self, address: EpochIndex) -> Item:
         return self.__getitems__([address])[0]
 
-    def __getitems__(self, addresses: Sequence[Address]) -> list[Item]:
+    def __getitems__(self, addresses: Sequence[EpochIndex]) -> list[Item]:
         """Return the items at several addresses; each is the same as it would be alone."""
         epochs, indices = np.array([self._checked(address) for address in addresses]).T
         pixels = self._augmented(self.images[torch.from_numpy(indices)], epochs, indices)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torchvision.transforms import v2
 
-from cbam.data.addressing import Address, AddressedDataset, Item
+from cbam.data.epoch_index import EpochIndex, EpochIndexDataset, Item
 from cbam.data.hashing import hash64
 from cbam.data.image_data import ImageData
 from cbam.data.split import balanced_subset
@@ -32,7 +32,7 @@ class Preparation:
     max_pixels: int
 
 
-class PreparedImages(AddressedDataset):
+class PreparedImages(EpochIndexDataset):
     """Images of any size from anywhere; training ones are cropped at random and flipped, others resized and cropped.
 
     Args:
@@ -56,7 +56,7 @@ class PreparedImages(AddressedDataset):
     def _open(self, index: int) -> Image:
         """Return image `index` in RGB, as large as it is stored."""
 
-    def __getitem__(self, address: Address) -> Item:
+    def __getitem__(self, address: EpochIndex) -> Item:
         epoch, index = self._checked(address)
         return self._item(epoch, index, self._open(index))
 

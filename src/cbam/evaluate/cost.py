@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cbam.errors import CBAMError
 from cbam.evaluate.counting import bytes_moved, multiply_adds, other_flops
-from cbam.untouched import probe_input, untouched
+from cbam.preserve_state import preserve_state, probe_input
 
 
 @dataclass
@@ -133,7 +133,7 @@ def cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), *, 
     with ExitStack() as stack:
         # Whatever mode the caller is in: this switches gradients on as well.
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(untouched(model))
+        stack.enter_context(preserve_state(model))
         stack.callback(recorder.remove_hooks)
         recorder.add_hooks()
         x = probe_input(model, size)

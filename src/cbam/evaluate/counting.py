@@ -224,8 +224,8 @@ def _attention_flops(args: tuple[Any, ...]) -> int:
         maps, scaled = weights[_KERNEL].shape[1], weights[_SPATIAL_SCALE] is not None
         norm = 5 if weights[_NORM_TRAINING] else 0 if weights[_NORM_MEAN] is None else 2
         count += maps * elements + positions * (norm + 1 + scaled) + elements
-    tail = (weights[_RESIDUAL] is not None) + weights[_RELU]
-    return count + tail * elements
+    epilogue = (weights[_RESIDUAL] is not None) + weights[_RELU]
+    return count + epilogue * elements
 
 
 def _convolution(args: tuple[Any, ...], out: Tensor) -> int:

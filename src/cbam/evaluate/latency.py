@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cbam.errors import CBAMError
-from cbam.untouched import probe_input
+from cbam.preserve_state import probe_input
 
 WARM_UP = 3
 

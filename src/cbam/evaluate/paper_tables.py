@@ -130,7 +130,7 @@ _TABLE_2 = PaperTable(
         ),
     ),
     (
-        "channel: the gate pools twice and runs its perceptron on both, 3.863 G; the paper repeats SE's 3.860.",
+        "channel: the gate pools twice and runs its MLP on both, 3.863 G; the paper repeats SE's 3.860.",
         "1x1 conv, k=3: the learned 1x1 convolution alone brings the network to 3.868 G, so 3.862 cannot be.",
         ('The text of section 4.1 says that "all the arranging methods outperform using only the channel attention". '
         'Against the channel gate with both pools (22.80) that is not so: both descriptors by 1x1 '

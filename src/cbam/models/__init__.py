@@ -4,10 +4,10 @@ from cbam.models.build import build_model, model_names
 from cbam.models.cam_layer import cam_layer
 from cbam.models.cifar import CifarResNet
 from cbam.models.files import LoadReport, load_file
+from cbam.models.matched_control import match_parameters
 from cbam.models.mobilenet import MobileNetV1
-from cbam.models.own import made_for
 from cbam.models.preactivation import PreActivationResNet
-from cbam.models.widen import widen
+from cbam.models.registry import made_for
 
 __all__ = [
     "CifarResNet",
@@ -18,6 +18,6 @@ __all__ = [
     "cam_layer",
     "load_file",
     "made_for",
+    "match_parameters",
     "model_names",
-    "widen",
 ]

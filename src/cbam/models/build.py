@@ -12,7 +12,7 @@ from cbam.attach import attach
 from cbam.errors import CBAMError, MissingExtra, nearest
 from cbam.models.classifier import check_counts
 from cbam.models.files import first_convolution, load_file, widen_input
-from cbam.models.own import OWN, SUFFIXES, split_attention
+from cbam.models.registry import OWN, SUFFIXES, split_attention
 
 
 def build_model(

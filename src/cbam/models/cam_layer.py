@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cbam.errors import CBAMError
-from cbam.untouched import probe_input, untouched
+from cbam.preserve_state import preserve_state, probe_input
 
 
 def cam_layer(model: nn.Module, input_size: tuple[int, int, int]) -> str:
@@ -34,7 +34,7 @@ def cam_layer(model: nn.Module, input_size: tuple[int, int, int]) -> str:
     """
     finished: list[str] = []
     hooks = []
-    with untouched(model), torch.no_grad():
+    with preserve_state(model), torch.no_grad():
         try:
             for name, module in model.named_modules():
                 if name:

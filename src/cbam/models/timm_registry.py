@@ -14,7 +14,7 @@ from torch import nn
 from cbam.errors import CBAMError
 from cbam.models.build import build_model
 from cbam.models.classifier import MapClassifier
-from cbam.models.own import OWN, SUFFIXES, Own
+from cbam.models.registry import OWN, SUFFIXES, Own
 
 try:
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD

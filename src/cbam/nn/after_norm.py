@@ -35,7 +35,7 @@ def attend(
     if residual is not None and not is_like(residual, u):
         return None
     weights = _weights(norm, attention, u)
-    if isinstance(weights, str) or not dispatch.takes(u, weights):
+    if isinstance(weights, str) or not dispatch.can_fuse(u, weights):
         return None
     if not exact(u.dtype, not u.is_contiguous(), uses_batch(norm), u.device.type):
         return None
@@ -43,7 +43,7 @@ def attend(
     return attention.operate(u, weights, before, batch_eps, residual, relu)
 
 
-def obstacle(norm: nn.Module, attention: AttentionModule) -> str | None:
+def unavailable_reason(norm: nn.Module, attention: AttentionModule) -> str | None:
     """Return what stops the two from being computed together, whatever the map; None if nothing does."""
     if type(norm) is not nn.BatchNorm2d:
         return f"{type(norm).__name__} in front is not exactly nn.BatchNorm2d"
@@ -56,7 +56,7 @@ def obstacle(norm: nn.Module, attention: AttentionModule) -> str | None:
 
 def _weights(norm: nn.BatchNorm2d, attention: AttentionModule, u: Tensor) -> Weights | str:
     """Return the operator's weights for a map u in front of the norm, or why the two must run apart."""
-    why = obstacle(norm, attention)
+    why = unavailable_reason(norm, attention)
     if why is not None:
         return why
     if torch._C._are_functorch_transforms_active():  # before anything asks for a memory format
@@ -100,7 +100,7 @@ def exact(dtype: torch.dtype, channels_last: bool, training: bool, device: str =
         training: whether the norm takes the statistics of its batch.
     """
     in_triton = device != "cpu" or dispatch.backend() == "triton"
-    if (triton if in_triton else cpp).obstacle() is not None:
+    if (triton if in_triton else cpp).unavailable_reason() is not None:
         return False
     return _tried(dtype, channels_last, training, device, in_triton)
 

@@ -89,7 +89,7 @@ class AttentionModule(nn.Module):
     """
 
     enabled: bool = True
-    takes_two_calls: bool = False
+    needs_two_calls: bool = False
     in_channels: int | None = None
     qconfig: Any = None  # torch.ao.quantization leaves the gates in floating point
 
@@ -102,17 +102,17 @@ class AttentionModule(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """Return the gated map of a checked input, by the fused operator where that can run."""
-        if self.takes_two_calls:
-            return self.attend_eagerly(x)  # where each half goes its own way
+        if self.needs_two_calls:
+            return self.attend_eagerly(x)  # where each gate goes its own way
         weights = self.operator_weights(x)
-        if dispatch.takes(x, weights):
+        if dispatch.can_fuse(x, weights):
             assert not isinstance(weights, str)
             y, stats = fused.attend(x, weights, self.operator_settings())
             self.after_operator(x, stats)
             return y
         return self.attend_eagerly(x)
 
-    def attend_tail(self, x: Tensor, residual: Tensor, relu: bool) -> Tensor | None:
+    def attend_epilogue(self, x: Tensor, residual: Tensor, relu: bool) -> Tensor | None:
         """Return the gated map plus `residual`, then with a ReLU if asked for; None if that takes more than a call.
 
         Args:
@@ -120,13 +120,13 @@ class AttentionModule(nn.Module):
             residual: what is added, a map like x.
             relu: whether negative values become 0.
         """
-        if torch.compiler.is_compiling() or self.takes_two_calls or not is_like(residual, x):
+        if torch.compiler.is_compiling() or self.needs_two_calls or not is_like(residual, x):
             return None
         if self.beside_operator() is not None:
             return None
         checks.check_feature_map(x, type(self).__name__, self.in_channels)
         weights = self.operator_weights(x)
-        if not dispatch.takes(x, weights):
+        if not dispatch.can_fuse(x, weights):
             return None
         assert not isinstance(weights, str)
         return self.operate(x, weights, residual=residual, relu=relu)

@@ -94,11 +94,11 @@ class CBAM(AttentionModule):
             _initialise_as_authors(self)
 
     @property
-    def halves(self) -> list[ChannelAttention | SpatialAttention]:
+    def gates(self) -> list[ChannelAttention | SpatialAttention]:
         """The gates that this arrangement has, in the order in which they act."""
         both = [self.channel_attention, self.spatial_attention]
         ordered = both[::-1] if self.arrangement == "spatial-channel" else both
-        return [half for half in ordered if half is not None]
+        return [gate for gate in ordered if gate is not None]
 
     def attend_eagerly(self, x: Tensor) -> Tensor:
         """Return the map after both gates, in plain torch, or by the operator for each gate that it can compute."""
@@ -108,13 +108,13 @@ class CBAM(AttentionModule):
             assert spatial is not None
             logits = channel.logits(x) + spatial.logits(x)  # (N, C, H, W): one gate per element
             return reference.apply_gate(x, reference.gate(logits, channel.activation, channel.gate_scale))
-        for half in self.halves:
-            as_module = isinstance(x, torch.fx.Proxy) or is_hooked(half) or not half.enabled
-            x = half(x) if as_module else half.attend(x)
+        for gate in self.gates:
+            as_module = isinstance(x, torch.fx.Proxy) or is_hooked(gate) or not gate.enabled
+            x = gate(x) if as_module else gate.attend(x)
         return x
 
     @property
-    def takes_two_calls(self) -> bool:  # type: ignore[override]
+    def needs_two_calls(self) -> bool:  # type: ignore[override]
         """Whether it takes two calls of the operator, which computes the channel gate first."""
         return self.arrangement == "spatial-channel"
 
@@ -122,7 +122,7 @@ class CBAM(AttentionModule):
         """Return the tensors for the fused operator, or why one call of it cannot compute this arrangement."""
         if self.arrangement in ("parallel", "spatial-channel"):
             return f"one call does not compute arrangement {self.arrangement!r}"
-        channel, spatial = self._gates()
+        channel, spatial = self._pair()
         tensors: tuple[Tensor | None, ...] = (None,) * 5
         if channel is not None:
             found = _operator_tensors(channel, x)
@@ -140,19 +140,19 @@ class CBAM(AttentionModule):
 
     def operator_settings(self) -> Settings:
         """Return the operator's numbers for this module."""
-        channel, spatial = self._gates()
+        channel, spatial = self._pair()
         if spatial is None:
             return channel.operator_settings()
         settings = spatial.operator_settings()
         return settings if channel is None else settings._replace(pooling=channel.operator_settings().pooling)
 
-    def _gates(self) -> tuple[Any, Any]:
+    def _pair(self) -> tuple[Any, Any]:
         modules = self._modules  # the short way to them
         return modules.get("channel_attention"), modules.get("spatial_attention")
 
     def after_operator(self, x: Tensor, stats: Tensor) -> None:
         """Take note of the batch statistics of the spatial norm."""
-        _, spatial = self._gates()
+        _, spatial = self._pair()
         if spatial is not None:
             spatial.after_operator(x, stats)
 
@@ -167,22 +167,22 @@ class CBAM(AttentionModule):
         >>> torch.equal(block(x), x)
         True
         """
-        for half in self.halves:
-            half.set_identity()
+        for gate in self.gates:
+            gate.set_identity()
 
     def extra_repr(self) -> str:
         """Name the channels, the preset and the arrangement."""
         return f"{self.in_channels}, preset={self.preset!r}, arrangement={self.arrangement!r}"
 
 
-def _operator_tensors(half: Any, x: Tensor | None) -> tuple[Tensor | None, ...] | str:
-    if is_hooked(half):
-        return f"{type(half).__name__} has hooks"
-    if not half.enabled:
-        return f"{type(half).__name__} is switched off"
-    if type(half).attend is not AttentionModule.attend or "attend" in vars(half):
-        return f"{type(half).__name__} has an attend of its own"
-    return half.operator_tensors(x)
+def _operator_tensors(gate: Any, x: Tensor | None) -> tuple[Tensor | None, ...] | str:
+    if is_hooked(gate):
+        return f"{type(gate).__name__} has hooks"
+    if not gate.enabled:
+        return f"{type(gate).__name__} is switched off"
+    if type(gate).attend is not AttentionModule.attend or "attend" in vars(gate):
+        return f"{type(gate).__name__} has an attend of its own"
+    return gate.operator_tensors(x)
 
 
 def _initialise_as_authors(block: CBAM) -> None:

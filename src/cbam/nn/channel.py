@@ -72,7 +72,7 @@ class ChannelAttention(Gate):
 
     @property
     def layers(self) -> tuple[nn.Conv2d, nn.Conv2d]:
-        """The two layers of the perceptron: C to C/r, and back."""
+        """The two layers of the MLP: C to C/r, and back."""
         return cast("nn.Conv2d", self.mlp[0]), cast("nn.Conv2d", self.mlp[2])
 
     def logits(self, x: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class ChannelAttention(Gate):
         )
 
     def _is_plain(self) -> bool:
-        """Return whether the perceptron is the one that was built, so that its weights tell everything."""
+        """Return whether the MLP is the one that was built, so that its weights tell everything."""
         mlp: Any = self._modules["mlp"]
         if not is_plain(mlp, nn.Sequential) or len(mlp._modules) != 3:
             return False
@@ -116,7 +116,7 @@ class ChannelAttention(Gate):
     def operator_tensors(self, x: Tensor | None = None) -> tuple[Tensor | None, ...] | str:
         """Return weights, biases and scale in the operator's order, or why it cannot compute this gate."""
         if not self._is_plain():
-            return "a layer of the perceptron has hooks or was replaced"
+            return "a layer of the MLP has hooks or was replaced"
         if self.has_own_gate(ChannelAttention):
             return f"{type(self).__name__} has a gate of its own"
         mlp: Any = self._modules["mlp"]

@@ -22,7 +22,7 @@ class Preset:
 
     Args:
         channel_pooling: what the channel gate reads of each channel: "both" (paper), "avg", "max".
-        mlp_bias: biases in the shared two-layer perceptron.
+        mlp_bias: biases in the shared two-layer MLP.
         arrangement: "channel-spatial" (paper), "spatial-channel", "parallel" (logits added, then one sigmoid),
             "channel" (that gate alone) or "spatial".
         spatial_descriptor: what the spatial gate reads of each position: "both" (paper), "avg", "max", or "conv",

@@ -41,13 +41,13 @@ def _automatic(module: AttentionModule, x: Tensor | None) -> tuple[str, str]:
         x = torch.empty(2, module.in_channels or 8, 8, 8, dtype=like.dtype, device=like.device)
     weights = module.operator_weights(x)
     if not isinstance(weights, str):
-        why = dispatch.obstacle(x, weights)
+        why = dispatch.unavailable_reason(x, weights)
         return ("operator", "") if why is None else ("eager", why)
     if isinstance(module, CBAM) and module.arrangement != "parallel":
-        routes = [(half, *_automatic(half, x)) for half in module.halves]
+        routes = [(gate, *_automatic(gate, x)) for gate in module.gates]
         eager = [
-            f"{_GATES[isinstance(half, ChannelAttention)]} gate: {why}"
-            for half, way, why in routes
+            f"{_GATES[isinstance(gate, ChannelAttention)]} gate: {why}"
+            for gate, way, why in routes
             if way == "eager"
         ]
         if not eager:

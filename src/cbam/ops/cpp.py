@@ -29,10 +29,10 @@ def library_file() -> Path:
 
 
 @cache
-def obstacle() -> str | None:
+def unavailable_reason() -> str | None:
     """Load the library if that has not been tried yet; return None, or the reason why it is not there.
 
-    >>> obstacle() is None or "reinstall" in obstacle()
+    >>> unavailable_reason() is None or "reinstall" in unavailable_reason()
     True
     """
     file = library_file()
@@ -61,7 +61,7 @@ def obstacle() -> str | None:
 
 def available() -> bool:
     """Return whether the C++ operator can be called; loads its library at the first call."""
-    return obstacle() is None
+    return unavailable_reason() is None
 
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

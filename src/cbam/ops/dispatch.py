@@ -49,7 +49,13 @@ class set_backend:  # in lower case, like torch.set_grad_enabled
         global _chosen
         if name not in BACKENDS:
             raise unknown_name("backend", name, BACKENDS)
-        why = cpp.obstacle() if name == "cpp" else triton.obstacle() if name == "triton" else None
+        why = (
+            cpp.unavailable_reason()
+            if name == "cpp"
+            else triton.unavailable_reason()
+            if name == "triton"
+            else None
+        )
         if why is not None:
             raise CBAMError(f"backend {name!r} cannot run: {why}.")
         self._before = _chosen
@@ -82,7 +88,7 @@ def _from_environment() -> str:
 _from_environment._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def takes(x: Tensor, weights: Weights | str) -> bool:
+def can_fuse(x: Tensor, weights: Weights | str) -> bool:
     """Return whether the operator computes this call.
 
     Args:
@@ -98,7 +104,7 @@ def takes(x: Tensor, weights: Weights | str) -> bool:
     if torch.compiler.is_compiling():
         why = weights if isinstance(weights, str) else _compiled_obstacle(x, weights)
     else:
-        why = weights if isinstance(weights, str) else obstacle(x, weights)
+        why = weights if isinstance(weights, str) else unavailable_reason(x, weights)
     if why is None:
         return True
     if name != "auto":
@@ -111,7 +117,7 @@ def operator_for(x: Tensor) -> Any:
     return triton if not x.is_cpu or (_chosen or _from_environment()) == "triton" else cpp
 
 
-def obstacle(x: Tensor, weights: Weights) -> str | None:
+def unavailable_reason(x: Tensor, weights: Weights) -> str | None:
     """Return why the operator cannot compute with these tensors; None if it can."""
     if type(x) not in _PLAIN:
         return f"the map is a {type(x).__name__}, not a plain tensor"
@@ -159,9 +165,9 @@ def _without_operator(device: torch.device) -> str | None:
 def _missing(device: str, interpreted: bool) -> str | None:
     """Return why the operator for a kind of device is not there; None if it is."""
     if device == "cuda" or interpreted:
-        why = triton.obstacle()
+        why = triton.unavailable_reason()
     elif device == "cpu":
-        why = cpp.obstacle()
+        why = cpp.unavailable_reason()
     else:
         return f"there is no operator for {device} devices"
     if why is not None:

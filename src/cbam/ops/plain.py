@@ -122,7 +122,7 @@ def forward(
 
 
 def attention_multiply_adds(x: Any, w0: Any, kernel: Any, pooling: int) -> int:
-    """Count the multiply-adds of the perceptron and of the convolution, from the shapes of the operator's arguments.
+    """Count the multiply-adds of the MLP and of the convolution, from the shapes of the operator's arguments.
 
     >>> attention_multiply_adds((2, 64, 7, 7), (4, 64), None, 3)  # two pooled vectors, two layers
     2048

@@ -31,7 +31,7 @@ def define() -> torch.library.Library:
     library = torch.library.Library("cbam", "FRAGMENT")
     # Without the C++ library the interpreter also stands in on the CPU.
     device = "CUDA"
-    if cpp.obstacle() is not None and not hasattr(torch.ops.cbam, "forward"):
+    if cpp.unavailable_reason() is not None and not hasattr(torch.ops.cbam, "forward"):
         library.define(FORWARD)
         library.define(BACKWARD)
         registration.register()

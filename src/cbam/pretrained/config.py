@@ -97,7 +97,7 @@ class Config:
         sha256: of the file with the weights.
         backbone: how to build the network; None: the caller brings it.
         attention: what is attached.
-        fuse_tail: blocks run their end together with the attention.
+        fuse_epilogue: blocks run their end together with the attention.
         base_sha256: for "attention": of all weights that are not in the file.
         class_names, input_size, mean, std: what an image must be and what the outputs mean, as far as known.
         versions: that wrote it.
@@ -107,7 +107,7 @@ class Config:
     sha256: str
     backbone: Backbone | None
     attention: tuple[Attention, ...]
-    fuse_tail: bool = True
+    fuse_epilogue: bool = True
     base_sha256: str | None = None
     class_names: tuple[str, ...] | None = None
     input_size: tuple[int, ...] | None = None

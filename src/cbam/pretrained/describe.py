@@ -16,7 +16,7 @@ from cbam.checkpoints.placing import named_in_state, sites_of
 from cbam.errors import CBAMError
 from cbam.models import build_model
 from cbam.models.files import first_convolution
-from cbam.models.own import split_attention
+from cbam.models.registry import split_attention
 from cbam.nn import CBAM, SqueezeExcitation
 from cbam.nn.base import AttentionModule
 from cbam.pretrained.config import Attention, Backbone, SavedSite
@@ -65,7 +65,7 @@ def _form(prefix: str, block: AttentionModule) -> tuple[str, str, dict[str, Any]
             " describe. Save the state dict yourself."
         )
     channel, spatial = block.channel_attention, block.spatial_attention
-    options: dict[str, Any] = {"arrangement": block.arrangement, "gate": block.halves[0].activation}
+    options: dict[str, Any] = {"arrangement": block.arrangement, "gate": block.gates[0].activation}
     hidden = block.in_channels
     if channel is not None:
         first = channel.layers[0]

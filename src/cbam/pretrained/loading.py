@@ -112,7 +112,7 @@ def _compare(state: Mapping[str, Tensor], weights: Path) -> None:
 def _load_into(model: nn.Module, config: Config, weights: Path) -> None:
     bare = not any(isinstance(module, WithAttention) for module in model.modules())
     if bare:
-        restore(model, config.attention, config.fuse_tail)
+        restore(model, config.attention, config.fuse_epilogue)
     try:
         state = model.state_dict()
         if config.content == "attention":

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cbam.attach.with_tail import find_blocks, with_tail
+from cbam.attach.with_epilogue import find_blocks, with_epilogue
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError, nearest
 from cbam.nn import CBAM, SqueezeExcitation
@@ -16,13 +16,13 @@ from cbam.nn.base import AttentionModule
 from cbam.pretrained.config import Attention, SavedSite
 
 
-def restore(model: nn.Module, groups: Iterable[Attention], fuse_tail: bool = True) -> None:
+def restore(model: nn.Module, groups: Iterable[Attention], fuse_epilogue: bool = True) -> None:
     """Put attention where a config says, in place; unlike `cbam.attach` this needs no forward pass.
 
     Args:
         model: without attached attention.
         groups: of the config.
-        fuse_tail: as for `cbam.attach`.
+        fuse_epilogue: as for `cbam.attach`.
 
     Raises:
         CBAMError: the model carries attention, or lacks a site; it is then unchanged.
@@ -46,13 +46,13 @@ def restore(model: nn.Module, groups: Iterable[Attention], fuse_tail: bool = Tru
             wrapped[host] = WithAttention(host, block, site.position)
             behind += [site.path] if site.position == "output" else []
     on_meta = any(parameter.is_meta for parameter in model.parameters())
-    blocks = find_blocks(model, behind) if fuse_tail and not on_meta else {}
+    blocks = find_blocks(model, behind) if fuse_epilogue and not on_meta else {}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child in wrapped:
                 parent._modules[name] = wrapped[child]
     for owner, _ in blocks.values():
-        with_tail(owner)
+        with_epilogue(owner)
 
 
 def _block(group: Attention, site: SavedSite, like: torch.Tensor) -> AttentionModule:

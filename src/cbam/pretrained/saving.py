@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cbam.attach.with_tail import WithTail
+from cbam.attach.with_epilogue import WithEpilogue
 from cbam.checkpoints import tensors_file
 from cbam.checkpoints.committing import unwrapped
 from cbam.checkpoints.matching import MIXED, ORDER
@@ -81,7 +81,7 @@ def save_pretrained(
         sha256="",
         backbone=built_by,
         attention=groups,
-        fuse_tail=any(isinstance(module, WithTail) for module in inner.modules()),
+        fuse_epilogue=any(isinstance(module, WithEpilogue) for module in inner.modules()),
         base_sha256=base,
         class_names=_row("class_names", class_names),
         input_size=_row("input_size", input_size, said.get("input_size")),

@@ -15,11 +15,11 @@ from cbam.attach.select import split_sites
 from cbam.data import ImageData
 from cbam.errors import CBAMError
 from cbam.models import build_model
-from cbam.models.own import split_attention
+from cbam.models.registry import split_attention
 from cbam.pretrained import save_pretrained
 from cbam.runs.environment import describe_environment, now, with_session
 from cbam.runs.folder import RunFolder
-from cbam.runs.words import counted
+from cbam.runs.formatting import counted
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.device import make_accelerator
 from cbam.train.evaluation import Evaluation

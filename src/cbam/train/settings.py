@@ -100,7 +100,7 @@ class TrainRun(ImageOptions):
 
     def _brings_attention(self) -> bool:
         """Whether the network comes with attention of ours, whose weights the optimizer knows as such."""
-        from cbam.models.own import split_attention  # lazily: it makes the backbones known
+        from cbam.models.registry import split_attention  # lazily: it makes the backbones known
 
         return split_attention(self.model)[1] is not None
 

@@ -42,7 +42,7 @@ class Driver:
         return lambda *arguments: None
 
 
-def run(shape, dtype, channels_last, norm, tail, descriptor=3, spatial_norm=None):
+def run(shape, dtype, channels_last, norm, epilogue, descriptor=3, spatial_norm=None):
     """Forward and backward as `fused.attend` would call them; the numbers in the tensors do not matter."""
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     channels, hidden = shape[1], max(1, shape[1] // 16)
@@ -55,12 +55,12 @@ def run(shape, dtype, channels_last, norm, tail, descriptor=3, spatial_norm=None
     weights = Weights(new(hidden, channels), new(hidden), new(channels, hidden), new(channels), new(1),
                       new(1, 2, 7, 7), *affine, *statistics, new(1))  # fmt: skip
     before = NormBefore(*(new(channels) for _ in range(4))) if norm else NormBefore()
-    settings = Settings(3, descriptor, 0, spatial_norm == "batch", 1e-5, tail)
+    settings = Settings(3, descriptor, 0, spatial_norm == "batch", 1e-5, epilogue)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(shape, dtype=dtype).contiguous(memory_format=layout)
-    forward(x, *weights, *before, x if tail else None, *settings, False)
-    y, saved, where, _ = forward(x, *weights, *before, x if tail else None, *settings, True)
-    backward(x, x, *weights, *before, y if tail else None, saved, where, *settings[:5], norm)
+    forward(x, *weights, *before, x if epilogue else None, *settings, False)
+    y, saved, where, _ = forward(x, *weights, *before, x if epilogue else None, *settings, True)
+    backward(x, x, *weights, *before, y if epilogue else None, saved, where, *settings[:5], norm)
 
 
 def describe(kernel):

@@ -12,14 +12,14 @@ from cbam import CBAM, set_backend
 from tests.nn import conformance
 from tests.nn.oracle import Oracle
 from tests.ops import cases
-from tests.ops.cases import Tailed
+from tests.ops.cases import WithResidual
 from tests.ops.library import GPU, needs_operator, needs_triton
 
 pytestmark = needs_triton
 every_layout = pytest.mark.parametrize("layout", cases.LAYOUTS.values(), ids=list(cases.LAYOUTS))
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 every_mode = pytest.mark.parametrize(("name", "training"), cases.MODES, ids=str)
-# Interpreted tiles are 32 channels by 16 positions, and the perceptron's 16 samples: less, exactly as much and more.
+# Interpreted tiles are 32 channels by 16 positions, and the MLP's 16 samples: less, exactly as much and more.
 SHAPES = [(1, 33, 5, 7), (1, 5, 1, 1), (17, 3, 2, 1), (1, 32, 4, 4), (0, 8, 3, 3)]
 NAN, INF = float("nan"), float("inf")
 
@@ -109,7 +109,7 @@ class TestAgainstFloat64:
             assert squares[key, "triton"] <= 2**2 * squares[key, "eager"] + 1e-20, key
 
 
-class InTwoSteps(Tailed):
+class InTwoSteps(WithResidual):
     def in_one_call(self, x):
         return self.in_two_steps(x)
 
@@ -135,7 +135,7 @@ class TestBlockEnd:
         norm = None if front is None else cases.norm_of(shape[1], torch.float64, front)
         x, grad = cases.maps(shape, torch.float64, layout)
         residual = torch.randn(shape, dtype=torch.float64)
-        block = Tailed(cases.block_of(name, shape[1], torch.float64, True), residual, bool(relu), norm)
+        block = WithResidual(cases.block_of(name, shape[1], torch.float64, True), residual, bool(relu), norm)
         if relu is None:  # the operator without a sum
             block.__class__ = InTwoSteps
         cases.assert_as_good_as_eager(*on_gpu(block, x, grad), "triton")
@@ -149,7 +149,9 @@ class TestBlockEnd:
         residual = torch.randn(shape).to(dtype)
         residual[0, 3, 2], residual[1, :, 1, 1] = NAN, -0.0
         block, x, grad = on_gpu(
-            Tailed(cases.block_of("official", 33, dtype, True), residual, relu, cases.norm_of(33)), x, grad
+            WithResidual(cases.block_of("official", 33, dtype, True), residual, relu, cases.norm_of(33)),
+            x,
+            grad,
         )
         runs = []
         for run in (block.in_one_call, block.in_two_steps):

@@ -18,7 +18,7 @@ from torch.library import opcheck
 from cbam import CBAM, set_backend
 from cbam.ops import cpp, triton
 from cbam.ops.plain import Settings
-assert "not built" in cpp.obstacle() and triton.obstacle() is None
+assert "not built" in cpp.unavailable_reason() and triton.unavailable_reason() is None
 block, x = CBAM(5, 2, preset="official").train(), torch.randn(2, 5, 4, 3, requires_grad=True)
 torch.nn.init.ones_(block.spatial_attention.norm.weight)
 with set_backend("triton"):
@@ -59,8 +59,8 @@ class TestWithoutTheLibrary:
 
     def test_a_library_that_appears_later_is_not_loaded(self, tmp_path):
         code = (
-            "import os; from cbam.ops import cpp, triton; triton.obstacle(); cpp.obstacle.cache_clear();"
-            " os.environ.pop('CBAM_CPP_LIBRARY'); print(cpp.obstacle())"
+            "import os; from cbam.ops import cpp, triton; triton.unavailable_reason(); cpp.obstacle.cache_clear();"
+            " os.environ.pop('CBAM_CPP_LIBRARY'); print(cpp.unavailable_reason())"
         )
         done = python(code, CBAM_CPP_LIBRARY=str(tmp_path / "none.so"))
         expected = "start Python again" if cpp.library_file().exists() else "not built"
@@ -107,15 +107,19 @@ class TestChoice:
 
     def test_other_devices_run_plain_torch(self):
         block, x = CBAM(8, device="meta"), torch.empty(1, 8, 3, 3, device="meta")
-        assert dispatch.obstacle(x, block.operator_weights()) == "there is no operator for meta devices"
+        assert (
+            dispatch.unavailable_reason(x, block.operator_weights())
+            == "there is no operator for meta devices"
+        )
         assert block(x).shape == x.shape
 
     def test_weights_elsewhere_are_named(self):
         block, x = CBAM(8), torch.randn(1, 8, 3, 3)
         weights = block.operator_weights()
         elsewhere = weights._replace(w0=weights.w0.to("meta"))
-        assert "a weight is a Tensor of torch.float32 on meta, the map is on cpu" in dispatch.obstacle(
-            x, elsewhere
+        assert (
+            "a weight is a Tensor of torch.float32 on meta, the map is on cpu"
+            in dispatch.unavailable_reason(x, elsewhere)
         )
 
     @needs_triton

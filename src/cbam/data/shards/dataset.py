@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbam.data.addressing import Address, Item
+from cbam.data.epoch_index import EpochIndex, Item
 from cbam.data.pictures import decode_image
 from cbam.data.prepared import Preparation, PreparedImages
 from cbam.data.shards.headers import BLOCK, Rows, member_name
@@ -154,7 +154,7 @@ class ShardImages(PreparedImages):
             found.append((f"{self._storage.places[shard]}: {name}", content[BLOCK:]))
         return found
 
-    def __getitems__(self, addresses: Sequence[Address]) -> list[Item]:
+    def __getitems__(self, addresses: Sequence[EpochIndex]) -> list[Item]:
         """Return the items at several addresses; their bytes are asked for all at once."""
         checked = [self._checked(address) for address in addresses]
         contents = self.contents([index for _, index in checked])

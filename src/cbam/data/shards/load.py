@@ -15,6 +15,7 @@ from cbam.data.image_data import ImageData
 from cbam.data.options import split_options
 from cbam.data.pictures import BadImage, check_image
 from cbam.data.prepared import Preparation, prepared_data
+from cbam.data.progress import progress
 from cbam.data.scan import some
 from cbam.data.shards.dataset import Samples, ShardImages
 from cbam.data.shards.headers import Rows
@@ -22,7 +23,6 @@ from cbam.data.shards.index import Part, ShardIndex, load_index, parts_of, write
 from cbam.data.shards.order import WINDOW
 from cbam.data.shards.places import ShardNames, find_shards
 from cbam.data.shards.storage import is_remote, read_all
-from cbam.data.telling import telling
 from cbam.errors import CBAMError
 
 OPTIONS = ("train", "val", "window")
@@ -53,7 +53,7 @@ def load_shards(
     window = _window(options.get("window"))
     names = find_shards(place, options.get("train"), options.get("val"))
     listed = _class_names(names)
-    with telling("reading the headers of shards") as tell:
+    with progress("reading the headers of shards") as tell:
         index = load_index(names, {name: label for label, name in enumerate(listed or ())}, tell)
     classes, notices = _classes(index, names, listed)
     if bad_images == "skip":
@@ -198,7 +198,7 @@ def _checked_index(index: ShardIndex, names: ShardNames, max_pixels: int) -> Sha
     plain = Preparation(1, (0.0,) * 3, (1.0,) * 3, max_pixels)
     found: dict[str, Part] = {}
     total, done = sum(index.shards[name].count for name in wanted), 0
-    with telling("checking images in shards") as tell, ThreadPoolExecutor() as pool:
+    with progress("checking images in shards") as tell, ThreadPoolExecutor() as pool:
         for name in wanted:
             shard, rows = index.shards[name], index.rows_of(index.shards[name])
             images = ShardImages(names, Samples(index, [name]), (), plain, augment=False)

@@ -16,10 +16,10 @@ from cbam.data.doctor import FolderReport, check_folder
 from cbam.data.folder import labelled_images, refuse
 from cbam.data.hashing import name_hash
 from cbam.data.pictures import DEFAULT_MAX_PIXELS
+from cbam.data.progress import progress
 from cbam.data.shards.index import load_index
 from cbam.data.shards.places import find_shards
 from cbam.data.split import stratified_split
-from cbam.data.telling import telling
 from cbam.errors import CBAMError
 from cbam.files import remove_leftovers, write_atomically
 
@@ -130,7 +130,7 @@ def _write_sides(
     reused = 0
     total = sum(len(_cuts(members, per_shard)) for members in sides.values())
     done = 0
-    with telling("writing shards") as tell:
+    with progress("writing shards") as tell:
         for side, members in sides.items():
             for number, start in enumerate(_cuts(members, per_shard)):
                 path = out / f"{side}-{number:06d}.tar"

@@ -19,10 +19,10 @@ _LARGEST = 2**31 - 1
 
 
 @cache
-def obstacle() -> str | None:
+def unavailable_reason() -> str | None:
     """Return why the kernels cannot run on this machine, found by trying one; None if they can.
 
-    >>> obstacle() is None or len(obstacle()) > 20
+    >>> unavailable_reason() is None or len(unavailable_reason()) > 20
     True
     """
     if not INTERPRETED and not torch.cuda.is_available():

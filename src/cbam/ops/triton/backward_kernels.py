@@ -222,7 +222,7 @@ def pooled_grads(dhidden, w0, dpooled, s, found, u, where, input_sums, samples, 
 @triton.jit
 def weight_grads(da, dhidden, pooled, hidden, dw0, db0, dw1, db1, samples, C, width, ROWS: tl.constexpr,
                  BN: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr):  # fmt: skip
-    """Gradients of the perceptron's weights and biases, summed over the samples in order."""
+    """Gradients of the MLP's weights and biases, summed over the samples in order."""
     ACC: tl.constexpr = da.dtype.element_ty
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     h = tl.program_id(1) * BH + tl.arange(0, BH)

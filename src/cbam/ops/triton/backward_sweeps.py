@@ -5,7 +5,7 @@ With x1 = s x and y = t x1, g = dL/dy (formulas as in `csrc/backward.cpp`):
 - gate_grads (g, x): dt_p = sum_c g s x, G_c = sum_p g t x
 - logit_grads, convolution_grads: through the spatial gate, its norm and convolution; gradients of its two maps
 - weighted (x): B_c = sum_p (dmean_p + [c = argmax_p] dmax_p) x
-- channel_sums, hidden_grads, pooled_grads, weight_grads: ds = G + B, and the perceptron backwards
+- channel_sums, hidden_grads, pooled_grads, weight_grads: ds = G + B, and the MLP backwards
 - input_grad (g): dx = s (g t + dmean + [c = argmax_p] dmax) + davg + [p = argmax_c] dpeak
 
 Sums over samples and tiles are written as shares that a later kernel adds in order: no atomics, the same bits always.

@@ -13,7 +13,7 @@ from cbam.ops.triton.blocks import Tile, parts, tile
 from cbam.ops.triton.launch import launch, sweep, tuned
 from cbam.ops.triton.problem import Problem, new_vectors, problem_of
 
-# Samples, channels and hidden units of a tile of the perceptron, and taps of the convolution at a time.
+# Samples, channels and hidden units of a tile of the MLP, and taps of the convolution at a time.
 DENSE = {"BN": 16, "BH": 16, "BC": 64}
 TAPS = 16
 

@@ -19,7 +19,7 @@ class Problem:
     Args:
         samples, channels, height, width: of the map.
         channels_last: its memory format.
-        hidden: width of the perceptron, 0 without a channel gate.
+        hidden: width of the MLP, 0 without a channel gate.
         pooling, descriptor: as in the operator's schema, 0 without their gate.
         k: side of the spatial kernel, 0 without a spatial gate.
         hard: whether the gates are hard sigmoids.

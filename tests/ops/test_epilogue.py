@@ -10,7 +10,7 @@ from cbam import CBAM, set_backend
 from cbam.ops import fused, registration
 from cbam.ops.plain import NormBefore, Settings, Weights
 from tests.ops import cases
-from tests.ops.cases import Tailed
+from tests.ops.cases import WithResidual
 from tests.ops.library import needs_operator
 
 pytestmark = needs_operator
@@ -35,7 +35,7 @@ def operator():
 def block_of(name, shape, dtype=torch.float32, training=False, relu=True, front=None):
     norm = None if front is None else cases.norm_of(shape[1], dtype, front)
     residual = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype)
-    return Tailed(cases.block_of(name, shape[1], dtype, training), residual, relu, norm)
+    return WithResidual(cases.block_of(name, shape[1], dtype, training), residual, relu, norm)
 
 
 def away_from_zero(block, x, distance):
@@ -121,7 +121,7 @@ class TestBitsOfTheSteps:
         identity = CBAM(37, 4, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
         identity.set_identity()
         for gates in (identity, cases.block_of("paper", 37, dtype)):
-            block = Tailed(gates, residual.to(dtype), relu)
+            block = WithResidual(gates, residual.to(dtype), relu)
             for leaf in (x, x.nan_to_num(0.5, 2.0, -2.0)):
                 leaf = leaf.to(dtype).contiguous(memory_format=layout)
                 with torch.no_grad():
@@ -135,12 +135,12 @@ class TestBitsOfTheSteps:
             residual[0, place], residual[0, (place + 1) % 37] = NAN, -1.0
             block = CBAM(37, 4)
             block.set_identity()
-            tailed = Tailed(block, residual)
-            y = tailed(x)
+            with_residual = WithResidual(block, residual)
+            y = with_residual(x)
             assert y.isnan().nonzero()[:, 1].tolist() == [place]
             assert y.nan_to_num(0).eq(0).all()
             y.backward(torch.ones_like(x))
-            assert tailed.residual.grad.flatten().nonzero().flatten().tolist() == [place]
+            assert with_residual.residual.grad.flatten().nonzero().flatten().tolist() == [place]
 
 
 class TestAgainstFloat64:

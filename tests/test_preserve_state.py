@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cbam.untouched import probe_input, untouched
+from cbam.preserve_state import preserve_state, probe_input
 
 
 class _Net(nn.Module):
@@ -21,7 +21,7 @@ class _Net(nn.Module):
 
 
 def _meddle(net):
-    with untouched(net):
+    with preserve_state(net):
         assert not any(module.training for module in net.modules())
         net.norm.running_var += 1
         net.norm.running_mean = torch.zeros(3)
@@ -49,7 +49,7 @@ def test_flags_buffers_and_random_numbers_come_back_after_an_exception():
 def test_buffers_that_did_not_change_are_not_written():
     net = nn.BatchNorm2d(3)
     version = net.running_mean._version
-    with untouched(net):
+    with preserve_state(net):
         net(torch.rand(2, 3, 4, 4))
     assert net.running_mean._version == version
 

@@ -16,14 +16,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from cbam.attach.epilogue import Epilogue, epilogue_of, find_epilogue
 from cbam.attach.recording import Recording, record
-from cbam.attach.tail import Tail, find_tail, tail_of
 from cbam.attach.wrapper import BlockEnd, WithAttention
 from cbam.nn.base import has_global_hooks, is_hooked, is_plain
 from cbam.ops import dispatch
 
 
-class WithTail(nn.Module):
+class WithEpilogue(nn.Module):
     """The first base of the class that a block gets; the second is the class that it had."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -69,8 +69,15 @@ class _Parts:
     entered: tuple[nn.Module, ...]
 
     @classmethod
-    def of(cls, tail: Tail, site: WithAttention) -> _Parts:
-        return cls(tail.front(), site, tail.back(), tail.relu, tail.passed, tail.recording.entered)
+    def of(cls, epilogue: Epilogue, site: WithAttention) -> _Parts:
+        return cls(
+            epilogue.front(),
+            site,
+            epilogue.back(),
+            epilogue.relu,
+            epilogue.passed,
+            epilogue.recording.entered,
+        )
 
     def are_watched(self) -> bool:
         """Return whether somebody would miss the call of a module."""
@@ -107,13 +114,13 @@ def _look(block: nn.Module, forward: Callable[..., Any]) -> _Found:
     for site in block.modules():
         if type(site) is WithAttention and site.position == "output":
             recordings.append(record(block, forward, site))
-            tail = tail_of(block, recordings[-1])
-            if tail is not None:
-                return _Found(forward, (tail.recording,), _Parts.of(tail, site))
+            epilogue = epilogue_of(block, recordings[-1])
+            if epilogue is not None:
+                return _Found(forward, (epilogue.recording,), _Parts.of(epilogue, site))
     return _Found(forward, tuple(recordings), None)
 
 
-def find_blocks(model: nn.Module, sites: list[str]) -> dict[str, tuple[nn.Module, Tail]]:
+def find_blocks(model: nn.Module, sites: list[str]) -> dict[str, tuple[nn.Module, Epilogue]]:
     """Return {site: (block, its end)} for those sites at which the end of a block begins.
 
     Args:
@@ -121,37 +128,37 @@ def find_blocks(model: nn.Module, sites: list[str]) -> dict[str, tuple[nn.Module
         sites: paths of modules in it.
     """
     modules = dict(model.named_modules())
-    found: dict[str, tuple[nn.Module, Tail]] = {}
+    found: dict[str, tuple[nn.Module, Epilogue]] = {}
     for name in sites:
-        block, tail = _innermost(modules, name)
+        block, epilogue = _innermost(modules, name)
         if (
-            tail is not None
+            epilogue is not None
             and _takes_a_subclass(type(block))
             and block not in [b for b, _ in found.values()]
         ):
-            found[name] = block, tail
+            found[name] = block, epilogue
     return found
 
 
-def _innermost(modules: dict[str, nn.Module], site: str) -> tuple[nn.Module, Tail | None]:
+def _innermost(modules: dict[str, nn.Module], site: str) -> tuple[nn.Module, Epilogue | None]:
     above = site.rpartition(".")[0]
     while above:
-        tail = find_tail(modules[above], modules[site])
-        if tail is not None:
-            return modules[above], tail
+        epilogue = find_epilogue(modules[above], modules[site])
+        if epilogue is not None:
+            return modules[above], epilogue
         above = above.rpartition(".")[0]
     return modules[site], None
 
 
-def with_tail(block: nn.Module) -> None:
+def with_epilogue(block: nn.Module) -> None:
     """Let a block run its end together with the attention that is there."""
     cls: Any = type(block)
-    if not issubclass(cls, WithTail):
+    if not issubclass(cls, WithEpilogue):
         block.__class__ = _subclass(cls)
 
 
-def without_tail(block: nn.Module) -> None:
-    """Undo `with_tail`."""
+def without_epilogue(block: nn.Module) -> None:
+    """Undo `with_epilogue`."""
     _found.pop(block, None)
     if _is_made(type(block)):
         block.__class__ = type(block).__bases__[1]
@@ -160,11 +167,11 @@ def without_tail(block: nn.Module) -> None:
 @cache
 def _subclass(base: Any) -> type[nn.Module]:
     named = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(base.__name__, (WithTail, base), named)
+    return type(base.__name__, (WithEpilogue, base), named)
 
 
 def _is_made(cls: type) -> bool:
-    return cls.__bases__[0] is WithTail
+    return cls.__bases__[0] is WithEpilogue
 
 
 def _new(base: Any, *args: Any) -> nn.Module:

@@ -63,7 +63,7 @@ def test_as_one_after_the_other(name, relu, layout, training):
     module = build(name, 16).train(training)
 
     def together(module, x, residual):
-        y = module.attend_tail(x, residual, relu)
+        y = module.attend_epilogue(x, residual, relu)
         assert y.grad_fn.name() == "_AttendBackward"
         return y
 
@@ -105,7 +105,7 @@ def test_only_the_norm_s_input_is_kept():
 @every_relu
 def test_maps_without_a_batch(relu):
     module, x, residual = CBAM(16), a_map(shape=(16, 9, 7)), a_map(shape=(16, 9, 7))
-    assert torch.equal(module.attend_tail(x, residual, relu), plainly(module(x), residual, relu))
+    assert torch.equal(module.attend_epilogue(x, residual, relu), plainly(module(x), residual, relu))
 
 
 def observing():
@@ -120,7 +120,7 @@ def test_those_who_only_observe_see_a_call():
     module, before, after = CBAM(16), observing(), observing()
     module.register_forward_pre_hook(before)
     module.register_forward_hook(after)
-    assert module.attend_tail(a_map(), a_map(), True) is not None
+    assert module.attend_epilogue(a_map(), a_map(), True) is not None
     assert (before.calls, after.calls) == (1, 1)
 
 
@@ -142,7 +142,7 @@ def test_modules_that_do_more(name):
     REFUSED[name](module)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "attend", lambda *_: called.append(1))
-        assert module.attend_tail(a_map(), a_map(), True) is None
+        assert module.attend_epilogue(a_map(), a_map(), True) is None
         assert after_norm.attend(nn.BatchNorm2d(16), module, a_map(), a_map(), True) is None
     assert not called
 
@@ -163,27 +163,27 @@ def test_modules_that_do_more(name):
     ids=["fewer axes", "broadcast", "type", "device", "subclass", "layout", "number"],
 )
 def test_shortcuts_that_are_not_like_the_map(residual):
-    assert CBAM(16).attend_tail(a_map(), residual, True) is None
+    assert CBAM(16).attend_epilogue(a_map(), residual, True) is None
     assert after_norm.attend(nn.BatchNorm2d(16), CBAM(16), a_map(), residual, True) is None
 
 
 def test_other_circumstances():
     module, x = CBAM(16), a_map()
     with set_backend("eager"):
-        assert module.attend_tail(x, x, True) is None
+        assert module.attend_epilogue(x, x, True) is None
     handle = register_module_forward_pre_hook(lambda *_: None)
-    assert module.attend_tail(x, x, True) is None
+    assert module.attend_epilogue(x, x, True) is None
     handle.remove()
-    assert module.attend_tail(x.to("meta"), x.to("meta"), True) is None
+    assert module.attend_epilogue(x.to("meta"), x.to("meta"), True) is None
     with pytest.raises(CBAMError, match="built for 16 channels"):
-        module.attend_tail(a_map(shape=(3, 8, 4, 4)), a_map(shape=(3, 8, 4, 4)), True)
-    assert module.attend_tail(x, x, True) is not None
+        module.attend_epilogue(a_map(shape=(3, 8, 4, 4)), a_map(shape=(3, 8, 4, 4)), True)
+    assert module.attend_epilogue(x, x, True) is not None
 
 
 def test_a_forced_backend_says_why_not():
     module = ChannelAttention(16)
     module.mlp[1] = nn.Tanh()
     with set_backend("cpp"), pytest.raises(CBAMError, match="was replaced"):
-        module.attend_tail(a_map(), a_map(), True)
+        module.attend_epilogue(a_map(), a_map(), True)
     with set_backend("cpp"):  # two calls are no failure
-        assert CBAM(16, arrangement="spatial-channel").attend_tail(a_map(), a_map(), True) is None
+        assert CBAM(16, arrangement="spatial-channel").attend_epilogue(a_map(), a_map(), True) is None

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from typing_extensions import Self
 
-Address = tuple[int, int]
+EpochIndex = tuple[int, int]
 Item = tuple[torch.Tensor, int]
 
 
-class AddressedDataset(Dataset[Item], abc.ABC):
+class EpochIndexDataset(Dataset[Item], abc.ABC):
     """Images with labels; the item at address (epoch, index) is a float32 tensor (C, H, W), normalised, and its label.
 
     Attributes:
@@ -42,7 +42,7 @@ class AddressedDataset(Dataset[Item], abc.ABC):
     seed: int = 0
 
     @abc.abstractmethod
-    def __getitem__(self, address: Address) -> Item:
+    def __getitem__(self, address: EpochIndex) -> Item:
         """Return the image (C, H, W) and the label at `address` = (epoch, index)."""
 
     @abc.abstractmethod
@@ -61,7 +61,7 @@ class AddressedDataset(Dataset[Item], abc.ABC):
         """Return the indices (len(self),) in the order of one epoch: shuffled by (seed, epoch), or as they are."""
         return permutation(len(self), seed, epoch) if shuffle else np.arange(len(self))
 
-    def __getitems__(self, addresses: Sequence[Address]) -> list[Item]:
+    def __getitems__(self, addresses: Sequence[EpochIndex]) -> list[Item]:
         """Return the items at several addresses; each is the same as it would be alone."""
         return [self[address] for address in addresses]
 
@@ -74,7 +74,7 @@ class AddressedDataset(Dataset[Item], abc.ABC):
         view.seed = seed
         return view
 
-    def _checked(self, address: Any) -> Address:
+    def _checked(self, address: Any) -> EpochIndex:
         if not (isinstance(address, tuple) and len(address) == 2):
             raise CBAMError(
                 f"items are addressed by (epoch, index), given {address!r}. Type: dataset[0, {address!r}]"
@@ -86,7 +86,7 @@ class AddressedDataset(Dataset[Item], abc.ABC):
 
 
 def make_loader(
-    dataset: AddressedDataset,
+    dataset: EpochIndexDataset,
     *,
     batch_size: int,
     seed: int,

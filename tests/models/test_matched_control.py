@@ -8,8 +8,8 @@ from torch import nn
 
 from cbam.attach import attach
 from cbam.errors import CBAMError
-from cbam.models import build_model, widen
-from cbam.models.widen import _distribute, _find_joints
+from cbam.models import build_model, match_parameters
+from cbam.models.matched_control import _distribute, _find_joints
 
 
 def _parameters(model):
@@ -59,7 +59,7 @@ def test_as_many_parameters_as_with_attention_and_the_same_function(name, option
     plain = _parameters(model)
     images = torch.rand(2, 3, 64, 64)
     before = model(images)
-    assert widen(model, target) is model
+    assert match_parameters(model, target) is model
     assert plain < _parameters(model)
     assert abs(_parameters(model) - target) <= 0.001 * target
     _close(model(images), before)
@@ -69,7 +69,7 @@ def test_as_many_parameters_as_with_attention_and_the_same_function(name, option
 def test_old_values_stay_and_new_ones_train(name):
     model = _alive(name)
     old = {key: value.clone() for key, value in model.state_dict().items()}
-    widen(model, int(_parameters(model) * 1.05))
+    match_parameters(model, int(_parameters(model) * 1.05))
     new = model.state_dict()
     assert old.keys() == new.keys()
     for key, value in old.items():
@@ -93,7 +93,7 @@ def test_old_values_stay_and_new_ones_train(name):
 
 def test_new_rows_have_the_spread_of_old_ones_and_new_columns_are_zero():
     model = _alive("resnet20")
-    widen(model, int(_parameters(model) * 1.5))
+    match_parameters(model, int(_parameters(model) * 1.5))
     block = model.layer3[1]
     rows = block.conv1.weight[64:].detach()
     assert rows.shape[0] > 10
@@ -110,7 +110,7 @@ def test_new_rows_have_the_spread_of_old_ones_and_new_columns_are_zero():
 def test_width_is_spread_in_proportion():
     model = build_model("resnet50", 1000)
     before = {name: m.out_channels for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-    widen(model, 28_089_624)
+    match_parameters(model, 28_089_624)
     after = {name: m.out_channels for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     grown = {name: after[name] / before[name] for name in before if after[name] != before[name]}
     assert len(grown) == 32, "both inner widths of all 16 blocks"
@@ -142,7 +142,7 @@ def test_random_numbers_decide_the_new_channels_and_nothing_else_draws():
     for _ in range(2):
         model = _alive("resnet20")
         torch.manual_seed(9)
-        models.append(widen(model, 273_000).state_dict())
+        models.append(match_parameters(model, 273_000).state_dict())
     assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
     untouched = _alive("resnet20")
     torch.manual_seed(9)
@@ -154,7 +154,7 @@ def test_random_numbers_decide_the_new_channels_and_nothing_else_draws():
 def test_type_frozenness_and_mode_follow_the_host():
     model = build_model("resnet20", 10).double().train()
     model.layer3.requires_grad_(False)
-    widen(model, 290_000)
+    match_parameters(model, 290_000)
     conv = model.layer3[1].conv1
     assert conv.out_channels > 64
     assert conv.weight.dtype == torch.float64
@@ -170,7 +170,7 @@ def test_networks_without_such_blocks_are_refused_unchanged(name):
     before = _parameters(model)
     why = "16 blocks look like it, but have grouped" if "resnext" in name else "no block has conv1, bn1"
     with pytest.raises(CBAMError, match=f"{why}.*no 'control' in --attention"):
-        widen(model, int(before * 1.1))
+        match_parameters(model, int(before * 1.1))
     assert _parameters(model) == before
 
 
@@ -188,7 +188,7 @@ class _PreActivation(nn.Module):
 
 def test_blocks_that_only_have_the_names_are_found_out():
     with pytest.raises(CBAMError, match="1 blocks look like it"):
-        widen(_PreActivation(), 100_000)
+        match_parameters(_PreActivation(), 100_000)
 
 
 class _PerChannel(_PreActivation):
@@ -204,21 +204,21 @@ class _PerChannel(_PreActivation):
 
 def test_blocks_with_parts_for_each_channel_are_found_out():
     with pytest.raises(CBAMError, match="1 blocks look like it"):
-        widen(_PerChannel(), 100_000)
+        match_parameters(_PerChannel(), 100_000)
 
 
 @pytest.mark.parametrize("target", [269_722, 1000, -5])
 def test_targets_that_are_not_larger(target):
     with pytest.raises(CBAMError, match=r"can only add: the target of .* is not above the 269,722"):
-        widen(build_model("resnet20", 10), target)
+        match_parameters(build_model("resnet20", 10), target)
 
 
 def test_targets_between_two_channels_name_the_closest():
     model = build_model("resnet20", 10)
     with pytest.raises(CBAMError, match=r"to 269,800 parameters within 0\.01%: the closest .* is 270,012"):
-        widen(model, 269_800, tolerance=0.0001)
+        match_parameters(model, 269_800, tolerance=0.0001)
     assert _parameters(model) == 269_722
-    assert _parameters(widen(model, 269_800)) == 270_012
+    assert _parameters(match_parameters(model, 269_800)) == 270_012
 
 
 @pytest.mark.parametrize("name", ["timm/tf_efficientnet_lite0", "timm/mobilenetv2_050"])
@@ -229,7 +229,7 @@ def test_inverted_residuals_grow_with_their_depthwise_convolution(name):
     before, images = _parameters(model), torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         plain = model(images)
-        assert abs(_parameters(widen(model, before + 20_000)) - before - 20_000) < 1000
+        assert abs(_parameters(match_parameters(model, before + 20_000)) - before - 20_000) < 1000
         torch.testing.assert_close(model(images), plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
         widened = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1]
         assert all(conv.weight.shape[0] == conv.groups == conv.out_channels for conv in widened)

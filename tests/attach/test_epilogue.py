@@ -10,8 +10,8 @@ import torchvision
 from torch import nn
 
 import cbam
-from cbam.attach.tail import find_tail
-from cbam.attach.with_tail import find_blocks
+from cbam.attach.epilogue import find_epilogue
+from cbam.attach.with_epilogue import find_blocks
 from cbam.models import build_model
 from tests.attach.networks import Block as PlainBlock
 from tests.attach.networks import Net
@@ -38,32 +38,32 @@ TIMM = {
 }
 
 
-def tails(model, size=64):
-    return Counter(site.tail for site in cbam.plan(model, input_size=(3, size, size)).sites)
+def epilogues(model, size=64):
+    return Counter(site.epilogue for site in cbam.plan(model, input_size=(3, size, size)).sites)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_torchvision(name):
-    assert tails(getattr(torchvision.models, name)(num_classes=4)) == NETWORKS[name]
+    assert epilogues(getattr(torchvision.models, name)(num_classes=4)) == NETWORKS[name]
 
 
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name):
     import timm
 
-    assert tails(timm.create_model(name, num_classes=4)) == TIMM[name]
+    assert epilogues(timm.create_model(name, num_classes=4)) == TIMM[name]
 
 
 def test_timm_with_a_drop_path():
     import timm
 
-    found = tails(timm.create_model("resnet18", num_classes=4, drop_path_rate=0.2))
+    found = epilogues(timm.create_model("resnet18", num_classes=4, drop_path_rate=0.2))
     assert found == {"add, relu": 1, "": 7}  # the first block never drops
 
 
 @pytest.mark.parametrize(("name", "count"), [("resnet20", 9), ("paper_resnet50", 16)])
 def test_our_own(name, count):
-    assert tails(build_model(name, 4), 32) == {"add, relu": count}
+    assert epilogues(build_model(name, 4), 32) == {"add, relu": count}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_our_own(name, count):
 )
 def test_networks_without_additions(name, site):
     plan = cbam.plan(getattr(torchvision.models, name)(num_classes=4), sites=site, input_size=(3, 64, 64))
-    assert [site.tail for site in plan.sites] == [""]
+    assert [site.epilogue for site in plan.sites] == [""]
 
 
 class Block(nn.Module):
@@ -190,17 +190,17 @@ ENDS = {
 def test_ends(name):
     forward, expected = ENDS[name]
     block = type("Mine", (Block,), {"forward": forward})().eval()
-    tail = find_tail(block, block.bn)
-    assert (None if tail is None else str(tail)) == expected
-    if tail is not None:  # and its two parts put together are the whole
+    epilogue = find_epilogue(block, block.bn)
+    assert (None if epilogue is None else str(epilogue)) == expected
+    if epilogue is not None:  # and its two parts put together are the whole
         x = torch.randn(2, 4, 5, 5)
-        u, shortcut = tail.front()(block, x)
-        torch.testing.assert_close(tail.back()(block, block.bn(u), shortcut), block(x))
+        u, shortcut = epilogue.front()(block, x)
+        torch.testing.assert_close(epilogue.back()(block, block.bn(u), shortcut), block(x))
 
 
 def test_attributes_decide():
     model = Net(PlainBlock(8), PlainBlock(8, "scale"), PlainBlock(8, "drop"))
-    assert [site.tail for site in cbam.plan(model, input_size=(3, 8, 8)).sites] == ["add, relu", "", ""]
+    assert [site.epilogue for site in cbam.plan(model, input_size=(3, 8, 8)).sites] == ["add, relu", "", ""]
 
 
 def test_the_innermost_block_is_taken_and_never_the_model():

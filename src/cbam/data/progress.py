@@ -19,7 +19,7 @@ class Tell(Protocol):
 
 
 @contextmanager
-def telling(what: str, stream: IO[str] | None = None) -> Iterator[Tell]:
+def progress(what: str, stream: IO[str] | None = None) -> Iterator[Tell]:
     """Give a function that shows "what: done of total" on a terminal, twice a second, and clears the line at the end.
 
     Args:

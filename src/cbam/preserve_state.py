@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def preserve_state(model: nn.Module) -> Iterator[None]:
     """Put `model` into eval mode for the block, then restore training flags, buffers and the RNG state.
 
     Restores after an exception too. Gradients are left alone as long as the block calls no `backward`.
 
     >>> net = nn.BatchNorm2d(3)
-    >>> with untouched(net):
+    >>> with preserve_state(net):
     ...     net.training
     False
     >>> net.training

@@ -18,7 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import cbam
 from cbam import set_backend
-from cbam.attach import with_tail
+from cbam.attach import with_epilogue
 from cbam.models import build_model
 from tests.attach.networks import Seen, ends, resnet
 from tests.ops.library import needs_operator, needs_same_bits
@@ -42,7 +42,7 @@ def with_gates(**options):
         for name, parameter in together.named_parameters():
             if ".cbam." in name:
                 parameter.copy_(torch.randn(parameter.shape) * 0.3)
-    apart = attached(preset="official", init="paper", fuse_tail=False)
+    apart = attached(preset="official", init="paper", fuse_epilogue=False)
     apart.load_state_dict(together.state_dict())
     return together.eval(), apart.eval()
 
@@ -54,7 +54,7 @@ class TestSameFunction:
     def test_identity_bit_for_bit(self, training, dtype, layout):
         plain = resnet().to(memory_format=layout).train(training)
         image = IMAGE.contiguous(memory_format=layout)
-        together, apart = attached(copy.deepcopy(plain)), attached(copy.deepcopy(plain), fuse_tail=False)
+        together, apart = attached(copy.deepcopy(plain)), attached(copy.deepcopy(plain), fuse_epilogue=False)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), Seen() as seen:
             expected = plain(image)
             assert torch.equal(apart(image), expected)
@@ -80,7 +80,7 @@ class TestSameFunction:
         )
         plain.train(training)
         together = attached(copy.deepcopy(plain))
-        sites = sum(bool(site.tail) for site in cbam.plan(plain, **SIZE).sites)
+        sites = sum(bool(site.epilogue) for site in cbam.plan(plain, **SIZE).sites)
         assert torch.equal(together(IMAGE), plain(IMAGE))
         assert ends(together, IMAGE) == sites > 0
 
@@ -122,11 +122,11 @@ class TestSameFunction:
         torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-5)
 
     def test_nothing_more_is_kept(self):
-        found = [cbam.cost(attached(fuse_tail=fuse), (3, 64, 64)).bytes_saved for fuse in (False, True)]
+        found = [cbam.cost(attached(fuse_epilogue=fuse), (3, 64, 64)).bytes_saved for fuse in (False, True)]
         assert found[0] == found[1]
 
     def test_costs(self):
-        apart, together = (cbam.cost(attached(fuse_tail=fuse), (3, 64, 64)) for fuse in (False, True))
+        apart, together = (cbam.cost(attached(fuse_epilogue=fuse), (3, 64, 64)) for fuse in (False, True))
         assert together.flops == apart.flops
         elements = sum(s.channels * s.height * s.width for s in cbam.plan(resnet(), **SIZE).sites)
         # The operator writes y and reads the shortcut; apart, three more maps are written and read again.
@@ -176,7 +176,7 @@ class TestSameObject:
         model = resnet()
         blocks = {name: module for name, module in model.named_modules() if isinstance(module, BasicBlock)}
         attached(model)
-        apart = attached(fuse_tail=False)
+        apart = attached(fuse_epilogue=False)
         assert list(model.state_dict()) == list(apart.state_dict())
         for what in ("named_modules", "named_parameters", "named_buffers"):
             assert [n for n, _ in getattr(model, what)()] == [n for n, _ in getattr(apart, what)()]
@@ -199,12 +199,12 @@ class TestSameObject:
     def test_attaching_again_can_leave_it_out(self):
         model = attached()
         cbam.detach(model)
-        assert ends(attached(model, fuse_tail=False).eval(), IMAGE) == 0
+        assert ends(attached(model, fuse_epilogue=False).eval(), IMAGE) == 0
 
     def test_table(self):
         text = str(cbam.plan(resnet(), **SIZE))
         assert "the operator takes in the block's end (add, relu) at 8 sites" in text
-        assert "block's end" not in str(cbam.plan(resnet(), fuse_tail=False, **SIZE))
+        assert "block's end" not in str(cbam.plan(resnet(), fuse_epilogue=False, **SIZE))
         assert str(attached(resnet()) and cbam.plan(resnet(), **SIZE)) == text
 
     def test_blocks_are_not_kept_alive(self):
@@ -240,7 +240,7 @@ class TestHooks:
         for fuse in (True, False):
             torch.manual_seed(0)
             model = build_model("resnet20", 4)
-            attached(model, init="paper", fuse_tail=fuse)
+            attached(model, init="paper", fuse_epilogue=fuse)
             for module in model.modules():
                 if isinstance(module, nn.ReLU):
                     module.inplace = False  # torch's backward hooks do not go with it
@@ -282,7 +282,7 @@ class TestHooks:
 
     def test_on_all_modules(self):
         model, seen = torchvision.models.regnet_y_400mf(num_classes=4), []
-        apart, together = attached(copy.deepcopy(model), fuse_tail=False).eval(), attached(model).eval()
+        apart, together = attached(copy.deepcopy(model), fuse_epilogue=False).eval(), attached(model).eval()
         handle = register_module_forward_hook(lambda module, *_: seen.append(type(module).__name__))
         try:
             assert ends(apart, IMAGE) == 0
@@ -385,7 +385,7 @@ class TestBackends:
         with set_backend("eager"):
             assert torch.equal(together(IMAGE), apart(IMAGE))
             assert ends(together, IMAGE) == 0
-        assert together.layer1[0] not in with_tail._found  # nobody looked
+        assert together.layer1[0] not in with_epilogue._found  # nobody looked
 
     def test_forced(self):
         with set_backend("cpp"):
@@ -480,7 +480,7 @@ class TestSurvival:
 
     def test_copied_names_are_those_of_the_class(self):
         assert type(attached().layer1[0]).__qualname__ == "BasicBlock"
-        assert with_tail._subclass(BasicBlock) is with_tail._subclass(BasicBlock)
+        assert with_epilogue._subclass(BasicBlock) is with_epilogue._subclass(BasicBlock)
 
     def test_functional_call(self):
         model = attached(init="paper").eval()

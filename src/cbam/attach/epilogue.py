@@ -21,7 +21,7 @@ _RELU_METHODS = ("relu", "relu_")
 
 
 @dataclass(frozen=True)
-class Tail:
+class Epilogue:
     """The end of a block's forward pass, from its site on.
 
     Args:
@@ -63,7 +63,7 @@ class Tail:
         return "add, relu" if self.relu else "add"
 
 
-def find_tail(block: nn.Module, site: nn.Module) -> Tail | None:
+def find_epilogue(block: nn.Module, site: nn.Module) -> Epilogue | None:
     """Return the end of a block that begins at `site`; None if it does anything else there, or that is unclear.
 
     Args:
@@ -72,13 +72,13 @@ def find_tail(block: nn.Module, site: nn.Module) -> Tail | None:
 
     >>> from torchvision.models import resnet18
     >>> block = resnet18().layer1[0]
-    >>> print(find_tail(block, block.bn2), find_tail(block, block.bn1))
+    >>> print(find_epilogue(block, block.bn2), find_epilogue(block, block.bn1))
     add, relu None
     """
-    return tail_of(block, record(block, type(block).forward, site))
+    return epilogue_of(block, record(block, type(block).forward, site))
 
 
-def tail_of(block: nn.Module, recording: Recording) -> Tail | None:
+def epilogue_of(block: nn.Module, recording: Recording) -> Epilogue | None:
     """Return the same from a recording."""
     if len(recording.calls) != 1:
         return None
@@ -101,7 +101,7 @@ def tail_of(block: nn.Module, recording: Recording) -> Tail | None:
         return None
     if any(site.all_input_nodes[0] in node.all_input_nodes for node in others if node > site):
         return None  # the site's turn now comes later, and u may be another one then
-    return Tail(recording, tuple(steps), shortcut, relu, tuple(modules))
+    return Epilogue(recording, tuple(steps), shortcut, relu, tuple(modules))
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cbam.errors import CBAMError
-from cbam.untouched import probe_input, untouched
+from cbam.preserve_state import preserve_state, probe_input
 
 
-def widen(model: nn.Module, target_parameters: int, *, tolerance: float = 0.01) -> nn.Module:
+def match_parameters(model: nn.Module, target_parameters: int, *, tolerance: float = 0.01) -> nn.Module:
     """Add channels inside the residual blocks until the model has about `target_parameters` parameters.
 
     A block's inner channels (between conv1 and conv2, and between conv2 and conv3 of a bottleneck) grow, in
@@ -42,15 +42,15 @@ def widen(model: nn.Module, target_parameters: int, *, tolerance: float = 0.01) 
     >>> from cbam.models import build_model
     >>> net = build_model("resnet20", 10)
     >>> before = sum(p.numel() for p in net.parameters())
-    >>> after = sum(p.numel() for p in widen(net, before + 3000).parameters())
+    >>> after = sum(p.numel() for p in match_parameters(net, before + 3000).parameters())
     >>> before, after
     (269722, 272756)
     """
     current = sum(parameter.numel() for parameter in model.parameters())
     if target_parameters <= current:
         raise CBAMError(
-            f"widen can only add: the target of {target_parameters:,} parameters is not above the {current:,} "
-            "that the model has."
+            f"match_parameters can only add: the target of {target_parameters:,} parameters is not above the "
+            f"{current:,} that the model has."
         )
     joints = _find_joints(model)
     extra = _distribute(joints, target_parameters - current)
@@ -142,8 +142,8 @@ def _find_joints(model: nn.Module) -> list[_Joint]:
         found = f"{looked_like} blocks look like it, but have" if looked_like else "no block has"
         which = "grouped convolutions or other parts between" if looked_like else "conv1, bn1, conv2, bn2"
         raise CBAMError(
-            f"widen knows residual blocks with plain convolutions conv1, conv2[, conv3] and batch norms bn1, "
-            f"bn2[, bn3], and timm's inverted residuals; in this {type(model).__name__} {found} {which}. Leave the "
+            "match_parameters knows residual blocks with plain convolutions conv1, conv2[, conv3] and batch norms "
+            f"bn1, bn2[, bn3], and timm's inverted residuals; in this {type(model).__name__} {found} {which}. Leave the "
             "parameter-matched control out (no 'control' in --attention), or compare on a ResNet."
         )
     return joints
@@ -170,7 +170,7 @@ def _survives_widening(block: nn.Module) -> bool:
     joints = list(_joints(twin))
     if any(type(conv) is not nn.Conv2d or conv.groups != 1 for j in joints for conv in (j.before, j.after)):
         return False
-    with torch.no_grad(), untouched(twin):
+    with torch.no_grad(), preserve_state(twin):
         x = probe_input(twin, (1, joints[0].before.in_channels, 9, 9))
         x += torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=x.device).reshape(x.shape)
         try:
