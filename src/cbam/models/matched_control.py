@@ -143,7 +143,8 @@ def _find_joints(model: nn.Module) -> list[_Joint]:
         which = "grouped convolutions or other parts between" if looked_like else "conv1, bn1, conv2, bn2"
         raise CBAMError(
             "match_parameters knows residual blocks with plain convolutions conv1, conv2[, conv3] and batch norms "
-            f"bn1, bn2[, bn3], and timm's inverted residuals; in this {type(model).__name__} {found} {which}. Leave the "
+            f"bn1, bn2[, bn3], and timm's inverted residuals; in this {type(model).__name__} {found} "
+            f"{which}. Leave the "
             "parameter-matched control out (no 'control' in --attention), or compare on a ResNet."
         )
     return joints
