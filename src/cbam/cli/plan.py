@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 
 from cbam.attach import plan
-from cbam.attach.select import split_sites
+from cbam.attach.sites.select import split_sites
 from cbam.models import build_model, made_for
 
 DESCRIPTION = """Show where attention would go in a model and what it would add. Changes nothing.
