@@ -101,7 +101,7 @@ _TABLE_1 = PaperTable(
     ),
     (
         (
-            "The same networks stand in Tables 2 and 4 with other costs: SE with 28.09 M and 3.860 G, both pools with "
+            "The same networks appear in Tables 2 and 4 with other costs: SE with 28.09 M and 3.860 G, both pools with "
             "28.09 M. A gate with r = 16 in every block adds 2,530,992 parameters, so 28.09 M is the right figure and "
             "the cost columns of Table 1 are those of some other network."
         ),
