@@ -39,7 +39,7 @@ def test_with_the_operator(capsys):
 
 def test_without_a_library(capsys, monkeypatch):
     monkeypatch.setattr(
-        cpp, "obstacle", lambda: "the C++ operator is not built; reinstall with a C++ compiler: pip"
+        cpp, "unavailable_reason", lambda: "the C++ operator is not built; reinstall with a C++ compiler: pip"
     )
     with set_backend("auto"):
         assert main(["doctor"]) == 1

@@ -84,9 +84,9 @@ def _machine() -> Iterator[str]:
 
 
 def _has_operator() -> bool:
-    """Return whether the backend in force has an operator that runs here."""
-    name = dispatch.backend()
-    return name != "eager" and (triton if name == "triton" else cpp).unavailable_reason() is None
+    """Return whether the backend in force has an operator that runs on the CPU here."""
+    operator = dispatch.operator_on("cpu")
+    return operator is not None and operator.unavailable_reason() is None
 
 
 def _norm_before() -> str:

@@ -12,10 +12,8 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_iter
 
 from cbam.ops.plain import attention_multiply_adds
+from cbam.ops.signature import POOLED_ROWS, ForwardArguments
 
-# Places of what is counted among the arguments of `cbam::forward` after the map.
-_W0, _CHANNEL_SCALE, _KERNEL, _NORM_MEAN, _SPATIAL_SCALE, _BEFORE_MEAN, _RESIDUAL = 0, 4, 5, 8, 10, 13, 15
-_POOLING, _NORM_TRAINING, _RELU = 16, 19, 21
 PRODUCTS: dict[str, Callable[..., int]] = {
     "convolution": lambda args, out: _convolution(args, out),
     "mm": lambda args, out: args[0].numel() * args[1].shape[-1],
@@ -192,8 +190,8 @@ def bytes_moved(op: OpOverload, inputs: Any, out: Any) -> int:
             return 0
     again = 0
     if _is_attention(op):
-        x, *weights = inputs[0]
-        again = sum(weights[i] is not None for i in (_W0, _KERNEL)) * _bytes(x)
+        call = ForwardArguments.parse(inputs[0])
+        again = ((call.weights.w0 is not None) + (call.weights.kernel is not None)) * _bytes(call.x)
     return again + sum(map(_bytes, read.values())) + sum(map(_bytes, written))
 
 
@@ -202,30 +200,27 @@ def _is_attention(op: OpOverload) -> bool:
 
 
 def _attention_multiply_adds(args: tuple[Any, ...]) -> int:
-    x, *weights = args
-    w0, kernel = (None if weights[i] is None else weights[i].shape for i in (_W0, _KERNEL))
-    return attention_multiply_adds(x.shape, w0, kernel, weights[_POOLING])
+    call = ForwardArguments.parse(args)
+    w0, kernel = (w if w is None else w.shape for w in (call.weights.w0, call.weights.kernel))
+    return attention_multiply_adds(call.x.shape, w0, kernel, call.config.pooling)
 
 
 def _attention_flops(args: tuple[Any, ...]) -> int:
     """Count what the same attention costs in plain operations, outside its products."""
-    x, *weights = args
-    n, c, height, width = x.shape
-    elements, positions = x.numel(), n * height * width
-    count = 0 if weights[_BEFORE_MEAN] is None else 2 * elements
-    if weights[_W0] is not None:
-        pooled = 2 if weights[_POOLING] == 3 else 1
-        scaled = weights[_CHANNEL_SCALE] is not None
+    call = ForwardArguments.parse(args)
+    weights, config = call.weights, call.config
+    n, c, height, width = call.x.shape
+    elements, positions = call.x.numel(), n * height * width
+    count = 0 if call.before.mean is None else 2 * elements
+    if weights.w0 is not None:
+        pooled, scaled = len(POOLED_ROWS[config.pooling]), weights.channel_scale is not None
         # Pooling and ReLU per pooled vector; their sum, the gate, and the product with the map.
-        count += (
-            pooled * (elements + n * weights[_W0].shape[0]) + n * c * (pooled - 1 + 1 + scaled) + elements
-        )
-    if weights[_KERNEL] is not None:
-        maps, scaled = weights[_KERNEL].shape[1], weights[_SPATIAL_SCALE] is not None
-        norm = 5 if weights[_NORM_TRAINING] else 0 if weights[_NORM_MEAN] is None else 2
+        count += pooled * (elements + n * weights.w0.shape[0]) + n * c * (pooled - 1 + 1 + scaled) + elements
+    if weights.kernel is not None:
+        maps, scaled = weights.kernel.shape[1], weights.spatial_scale is not None
+        norm = 5 if config.norm_training else 0 if weights.norm_mean is None else 2
         count += maps * elements + positions * (norm + 1 + scaled) + elements
-    epilogue = (weights[_RESIDUAL] is not None) + weights[_RELU]
-    return count + epilogue * elements
+    return count + ((call.residual is not None) + config.relu) * elements
 
 
 def _convolution(args: tuple[Any, ...], out: Tensor) -> int:

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from cbam.nn.base import AttentionModule, is_like, is_plain
 from cbam.nn.norms import counted_share, uses_batch
-from cbam.ops import cpp, dispatch, fused, triton
-from cbam.ops.plain import NormBefore, Settings, Weights
+from cbam.ops import dispatch, fused
+from cbam.ops.signature import NormBefore, OperatorConfig, Weights
 
 _MAPS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -43,7 +43,7 @@ def attend(
     return attention.operate(u, weights, before, batch_eps, residual, relu)
 
 
-def unavailable_reason(norm: nn.Module, attention: AttentionModule) -> str | None:
+def unfused_reason(norm: nn.Module, attention: AttentionModule) -> str | None:
     """Return what stops the two from being computed together, whatever the map; None if nothing does."""
     if type(norm) is not nn.BatchNorm2d:
         return f"{type(norm).__name__} in front is not exactly nn.BatchNorm2d"
@@ -51,12 +51,12 @@ def unavailable_reason(norm: nn.Module, attention: AttentionModule) -> str | Non
         return "the norm in front has hooks"
     if "_is_replica" in vars(norm):
         return "nn.DataParallel's replicas hold no parameters"
-    return attention.beside_operator()
+    return attention.unfused_reason()
 
 
 def _weights(norm: nn.BatchNorm2d, attention: AttentionModule, u: Tensor) -> Weights | str:
     """Return the operator's weights for a map u in front of the norm, or why the two must run apart."""
-    why = unavailable_reason(norm, attention)
+    why = unfused_reason(norm, attention)
     if why is not None:
         return why
     if torch._C._are_functorch_transforms_active():  # before anything asks for a memory format
@@ -99,14 +99,14 @@ def exact(dtype: torch.dtype, channels_last: bool, training: bool, device: str =
         dtype, channels_last, device: of the map; the device's type.
         training: whether the norm takes the statistics of its batch.
     """
-    in_triton = device != "cpu" or dispatch.backend() == "triton"
-    if (triton if in_triton else cpp).unavailable_reason() is not None:
+    operator = dispatch.operator_on(device)
+    if operator is None or operator.unavailable_reason() is not None:
         return False
-    return _tried(dtype, channels_last, training, device, in_triton)
+    return _tried(dtype, channels_last, training, device, operator.name)
 
 
 @cache
-def _tried(dtype: torch.dtype, channels_last: bool, training: bool, device: str, in_triton: bool) -> bool:
+def _tried(dtype: torch.dtype, channels_last: bool, training: bool, device: str, operator: str) -> bool:
     generator = torch.Generator().manual_seed(0)
     with _disable_current_modes(), torch.no_grad():
         u = torch.randn(4, 48, 9, 7, generator=generator, device="cpu", dtype=torch.float32) * 3 + 1
@@ -121,5 +121,5 @@ def _tried(dtype: torch.dtype, channels_last: bool, training: bool, device: str,
         before, _ = _statistics(norm, u)
         zeros = torch.zeros(48, device=device, dtype=torch.float32)
         identity = Weights(zeros, None, zeros, None, torch.full((), 2.0, device=device, dtype=torch.float32))
-        y, _ = fused.attend(u, identity, Settings(pooling=1), before)
+        y, _ = fused.attend(u, identity, OperatorConfig(pooling=1), before)
         return torch.equal(y, expected) and torch.equal(norm.running_var, running[1])

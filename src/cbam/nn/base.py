@@ -11,7 +11,7 @@ from torch.nn.modules import module as global_hooks
 
 from cbam.errors import CBAMError
 from cbam.ops import checks, dispatch, fused
-from cbam.ops.plain import NormBefore, Settings, Weights
+from cbam.ops.signature import NormBefore, OperatorConfig, Weights
 
 _NO_NORM = NormBefore()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -107,7 +107,7 @@ class AttentionModule(nn.Module):
         weights = self.operator_weights(x)
         if dispatch.can_fuse(x, weights):
             assert not isinstance(weights, str)
-            y, stats = fused.attend(x, weights, self.operator_settings())
+            y, stats = fused.attend(x, weights, self.operator_config())
             self.after_operator(x, stats)
             return y
         return self.attend_eagerly(x)
@@ -122,7 +122,7 @@ class AttentionModule(nn.Module):
         """
         if torch.compiler.is_compiling() or self.needs_two_calls or not is_like(residual, x):
             return None
-        if self.beside_operator() is not None:
+        if self.unfused_reason() is not None:
             return None
         checks.check_feature_map(x, type(self).__name__, self.in_channels)
         weights = self.operator_weights(x)
@@ -131,7 +131,7 @@ class AttentionModule(nn.Module):
         assert not isinstance(weights, str)
         return self.operate(x, weights, residual=residual, relu=relu)
 
-    def beside_operator(self) -> str | None:
+    def unfused_reason(self) -> str | None:
         """Return what a call of this module does that the operator does not; None if nothing."""
         if is_hooked(self):
             return "the attention has hooks"
@@ -158,8 +158,8 @@ class AttentionModule(nn.Module):
         """Return what the operator gives for this module; to hooks that only observe it is a call of the module."""
         for hook in self._forward_pre_hooks.values():
             hook(self, (x,))
-        settings = self.operator_settings()._replace(relu=relu)
-        y, stats = fused.attend(x, weights, settings, before, batch_eps, residual)
+        config = self.operator_config()._replace(relu=relu)
+        y, stats = fused.attend(x, weights, config, before, batch_eps, residual)
         self.after_operator(x, stats)
         for hook in self._forward_hooks.values():
             hook(self, (x,), y)
@@ -173,7 +173,7 @@ class AttentionModule(nn.Module):
         """Return the tensors that the fused operator takes for a map like x, or why it cannot compute this module."""
         return f"{type(self).__name__} has no fused operator"
 
-    def operator_settings(self) -> Settings:
+    def operator_config(self) -> OperatorConfig:
         """Return the operator's numbers for this module."""
         raise NotImplementedError
 

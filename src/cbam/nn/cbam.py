@@ -12,7 +12,7 @@ from cbam.nn.channel import ChannelAttention
 from cbam.nn.presets import Preset, resolve_preset
 from cbam.nn.spatial import SpatialAttention
 from cbam.ops import reference
-from cbam.ops.plain import Settings, Weights
+from cbam.ops.signature import NO_CHANNEL_GATE, OperatorConfig, Weights
 
 
 class CBAM(AttentionModule):
@@ -123,7 +123,7 @@ class CBAM(AttentionModule):
         if self.arrangement in ("parallel", "spatial-channel"):
             return f"one call does not compute arrangement {self.arrangement!r}"
         channel, spatial = self._pair()
-        tensors: tuple[Tensor | None, ...] = (None,) * 5
+        tensors: tuple[Tensor | None, ...] = NO_CHANNEL_GATE
         if channel is not None:
             found = _operator_tensors(channel, x)
             if isinstance(found, str):
@@ -138,13 +138,13 @@ class CBAM(AttentionModule):
             return "the gates have different activations"
         return Weights(*tensors, *found)
 
-    def operator_settings(self) -> Settings:
+    def operator_config(self) -> OperatorConfig:
         """Return the operator's numbers for this module."""
         channel, spatial = self._pair()
         if spatial is None:
-            return channel.operator_settings()
-        settings = spatial.operator_settings()
-        return settings if channel is None else settings._replace(pooling=channel.operator_settings().pooling)
+            return channel.operator_config()
+        settings = spatial.operator_config()
+        return settings if channel is None else settings._replace(pooling=channel.operator_config().pooling)
 
     def _pair(self) -> tuple[Any, Any]:
         modules = self._modules  # the short way to them

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cbam.errors import unknown_name
 from cbam.nn.base import Gate, is_plain, positive_int, tensor_of, weight_is_all
 from cbam.ops import reference
-from cbam.ops.plain import ACTIVATIONS, POOLINGS, Settings, Weights
+from cbam.ops.signature import ACTIVATIONS, POOLINGS, OperatorConfig, Weights
 
 
 class ChannelAttention(Gate):
@@ -126,9 +126,9 @@ class ChannelAttention(Gate):
             tensor_of(last, "weight"), tensor_of(last, "bias"), self._buffers["gate_scale"],
         )  # fmt: skip
 
-    def operator_settings(self) -> Settings:
+    def operator_config(self) -> OperatorConfig:
         """Return the operator's numbers for this gate."""
-        return Settings(POOLINGS[self.channel_pooling], 0, ACTIVATIONS[self.activation])
+        return OperatorConfig(POOLINGS[self.channel_pooling], activation=ACTIVATIONS[self.activation])
 
     def set_identity(self) -> None:
         """Zero the last layer and double the gate: 2 * sigmoid(0) = 1."""

@@ -41,7 +41,7 @@ def _automatic(module: AttentionModule, x: Tensor | None) -> tuple[str, str]:
         x = torch.empty(2, module.in_channels or 8, 8, 8, dtype=like.dtype, device=like.device)
     weights = module.operator_weights(x)
     if not isinstance(weights, str):
-        why = dispatch.unavailable_reason(x, weights)
+        why = dispatch.unfused_reason(x, weights)
         return ("operator", "") if why is None else ("eager", why)
     if isinstance(module, CBAM) and module.arrangement != "parallel":
         routes = [(gate, *_automatic(gate, x)) for gate in module.gates]

@@ -11,7 +11,7 @@ from cbam.errors import CBAMError, unknown_name
 from cbam.nn import norms
 from cbam.nn.base import Gate, is_plain, positive_int, tensor_of, weight_is_all
 from cbam.ops import reference
-from cbam.ops.plain import ACTIVATIONS, DESCRIPTORS, Settings, Weights
+from cbam.ops.signature import ACTIVATIONS, DESCRIPTORS, NO_CHANNEL_GATE, OperatorConfig, Weights
 
 
 class SpatialAttention(Gate):
@@ -114,7 +114,7 @@ class SpatialAttention(Gate):
     def operator_weights(self, x: Tensor | None = None) -> Weights | str:
         """Return the tensors for the fused operator, or why it cannot compute this gate."""
         tensors = self.operator_tensors(x)
-        return tensors if isinstance(tensors, str) else Weights(None, None, None, None, None, *tensors)
+        return tensors if isinstance(tensors, str) else Weights(*NO_CHANNEL_GATE, *tensors)
 
     def operator_tensors(self, x: Tensor | None = None) -> tuple[Tensor | None, ...] | str:
         """Return kernel, norm and scale in the operator's order, or why it cannot compute this gate."""
@@ -142,13 +142,13 @@ class SpatialAttention(Gate):
             mean = var = None
         return kernel, tensor_of(norm, "weight"), tensor_of(norm, "bias"), mean, var, scale
 
-    def operator_settings(self) -> Settings:
+    def operator_config(self) -> OperatorConfig:
         """Return the operator's numbers for this gate."""
         descriptor = DESCRIPTORS[self.spatial_descriptor, self.descriptor_order]
         norm: Any = self._modules.get("norm")
         if norm is None:
-            return Settings(0, descriptor, ACTIVATIONS[self.activation])
-        return Settings(0, descriptor, ACTIVATIONS[self.activation], norms.uses_batch(norm), norm.eps)
+            return OperatorConfig(descriptor=descriptor, activation=ACTIVATIONS[self.activation])
+        return OperatorConfig(0, descriptor, ACTIVATIONS[self.activation], norms.uses_batch(norm), norm.eps)
 
     def after_operator(self, x: Tensor, stats: Tensor) -> None:
         """Move the norm's running statistics, as its own forward pass does in training."""

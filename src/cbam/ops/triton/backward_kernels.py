@@ -167,7 +167,7 @@ def hidden_grads(da, w1, hidden, dhidden, samples, C, width, ROWS: tl.constexpr,
 
 
 @triton.jit
-def pooled_grads(dhidden, w0, dpooled, s, found, u, where, input_sums, samples, C, P, width,
+def pooled_grads(dhidden, w0, dpooled, s, found, u, argmax, input_sums, samples, C, P, width,
                  AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr, LAST: tl.constexpr,
                  BN: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr):  # fmt: skip
     """Gradients of the pooled values, (N, rows, C), the average's divided by P.
@@ -211,8 +211,8 @@ def pooled_grads(dhidden, w0, dpooled, s, found, u, where, input_sums, samples, 
         ones += average * P + peak
         us += average * tl.load(row + 2 * C, mask=inside, other=0.0)
         if MAXIMUM:
-            place = tl.load(where + n[:, None] * C + c[None, :], mask=inside, other=0)
-            at = place * C + c[None, :] if LAST else c[None, :] * P + place
+            index = tl.load(argmax + n[:, None] * C + c[None, :], mask=inside, other=0)
+            at = index * C + c[None, :] if LAST else c[None, :] * P + index
             us += peak * tl.load(u + n[:, None] * C * P + at, mask=inside, other=0.0).to(ACC)
         to = input_sums + n[:, None] * 2 * C + c[None, :]
         tl.store(to, ones, mask=inside)

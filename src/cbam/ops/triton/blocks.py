@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from cbam.ops.triton import INTERPRETED
+from cbam.ops.triton.mode import INTERPRETED
 
 PROGRAMS_PER_MULTIPROCESSOR = 1 if INTERPRETED else 8
 

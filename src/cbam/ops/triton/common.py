@@ -12,7 +12,7 @@ together where plain PyTorch rounds twice; the norm in front asks for its own.
 import triton
 import triton.language as tl
 
-from cbam.ops.triton import INTERPRETED
+from cbam.ops.triton.mode import INTERPRETED
 
 # Triton's interpreter cuts the low bits off where a GPU rounds to bfloat16.
 TRUNCATES = tl.constexpr(INTERPRETED)
@@ -69,14 +69,14 @@ def first_largest(value, index, AXIS: tl.constexpr):
     nan = value != value
     best = tl.max(tl.where(nan, float("-inf"), value), AXIS)
     any_nan = tl.max(nan.to(tl.int32), AXIS) > 0
-    hit = tl.where(tl.expand_dims(any_nan, AXIS), nan, value == tl.expand_dims(best, AXIS))
-    first = tl.min(tl.where(hit, index, 2147483647), AXIS)
+    matches = tl.where(tl.expand_dims(any_nan, AXIS), nan, value == tl.expand_dims(best, AXIS))
+    first = tl.min(tl.where(matches, index, 2147483647), AXIS)
     return tl.where(any_nan, float("nan"), best), first
 
 
 @triton.jit
 def larger(value, best):
-    """Whether a later value takes a maximum's place: it is larger, or the first NaN."""
+    """Whether a later value takes a maximum's index: it is larger, or the first NaN."""
     return (best == best) & ((value > best) | (value != value))
 
 

@@ -24,7 +24,7 @@ from cbam.ops.triton.common import (
 def pool(u, weight, bias, mean, invstd, sums, maxima, firsts, C, P, splits, per_split,
          AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr, LAST: tl.constexpr,
          BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
-    """Sum, maximum and its first place over a share of the positions: (N, splits, C) each; `firsts` may be None."""
+    """Sum, maximum and its first index over a share of the positions: (N, splits, C) each; `firsts` may be None."""
     ACC: tl.constexpr = sums.dtype.element_ty
     T: tl.constexpr = u.dtype.element_ty
     part = tl.program_id(0)
@@ -61,10 +61,10 @@ def pool(u, weight, bias, mean, invstd, sums, maxima, firsts, C, P, splits, per_
 
 
 @triton.jit
-def hidden(sums, maxima, firsts, w0, b0, pooled, where, out, samples, C, P, width, splits,
+def hidden(sums, maxima, firsts, w0, b0, pooled, argmax, out, samples, C, P, width, splits,
            AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr,
            BN: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr):  # fmt: skip
-    """relu(W0 pooled + b0), (N, rows, h); puts the shares of `pool` together: `pooled` (N, rows, C), `where` (N, C)."""
+    """relu(W0 pooled + b0), (N, rows, h); combines the shares of `pool`: `pooled` (N, rows, C), `argmax` (N, C)."""
     ACC: tl.constexpr = sums.dtype.element_ty
     ROWS: tl.constexpr = AVERAGE + MAXIMUM
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -87,19 +87,19 @@ def hidden(sums, maxima, firsts, w0, b0, pooled, where, out, samples, C, P, widt
             of_average += product(average, w)
         if MAXIMUM:
             best = tl.load(maxima + at, mask=inside, other=0.0)
-            place = tl.zeros((BN, BC), tl.int32)
+            index = tl.zeros((BN, BC), tl.int32)
             if firsts is not None:
-                place = tl.load(firsts + at, mask=inside, other=0)
+                index = tl.load(firsts + at, mask=inside, other=0)
             for i in range(1, splits):
                 value = tl.load(maxima + at + i * C, mask=inside, other=0.0)
                 take = larger(value, best)
                 best = tl.where(take, value, best)
                 if firsts is not None:
-                    place = tl.where(take, tl.load(firsts + at + i * C, mask=inside, other=0), place)
+                    index = tl.where(take, tl.load(firsts + at + i * C, mask=inside, other=0), index)
             if tl.program_id(1) == 0:
                 tl.store(pooled + to + AVERAGE * C, best, mask=inside)
                 if firsts is not None:
-                    tl.store(where + n.to(tl.int64)[:, None] * C + c[None, :], place, mask=inside)
+                    tl.store(argmax + n.to(tl.int64)[:, None] * C + c[None, :], index, mask=inside)
             of_maximum += product(best, w)
     shift = tl.zeros((BH,), ACC)
     if b0 is not None:
@@ -146,7 +146,7 @@ def channel_gate(hidden, w1, b1, scale, s, samples, C, width, ROWS: tl.constexpr
 
 
 @triton.jit
-def squeeze(u, weight, bias, mean, invstd, s, maps, where, samples, C, P, tiles,
+def squeeze(u, weight, bias, mean, invstd, s, maps, argmax, samples, C, P, tiles,
             AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr, LAST: tl.constexpr,
             BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
     """Mean and maximum over channels of s x: planes number AVERAGE and MAXIMUM (-1: none) of `maps` (N, planes, P)."""
@@ -176,7 +176,7 @@ def squeeze(u, weight, bias, mean, invstd, s, maps, where, samples, C, P, tiles,
         if MAXIMUM >= 0:
             take = inside & larger(x, top)
             top = tl.where(take, x, top)
-            if where is not None:
+            if argmax is not None:
                 at = tl.where(take, c0, at)
     maps += n * PLANES * P
     if AVERAGE >= 0:
@@ -185,8 +185,8 @@ def squeeze(u, weight, bias, mean, invstd, s, maps, where, samples, C, P, tiles,
     if MAXIMUM >= 0:
         best, first = first_largest(top, at + lane[:, None], 0)
         tl.store(maps + MAXIMUM * P + p, best, mask=p < P)
-        if where is not None:
-            tl.store(where + n * P + p, first, mask=p < P)
+        if argmax is not None:
+            tl.store(argmax + n * P + p, first, mask=p < P)
 
 
 @triton.jit
@@ -257,10 +257,10 @@ def apply(u, weight, bias, mean, invstd, s, maps, kernel, z, z_stats, norm_weigh
             logit = logit * tl.load(norm_weight)
         if norm_bias is not None:
             logit = logit + tl.load(norm_bias)
-        where_gate = gate(logit, scale, HARD)
+        spatial_gate = gate(logit, scale, HARD)
         if tl.program_id(1) == 0:
-            tl.store(t + n * P + p, where_gate, mask=p < P)
-        where_gate = stored(where_gate, T)
+            tl.store(t + n * P + p, spatial_gate, mask=p < P)
+        spatial_gate = stored(spatial_gate, T)
     first = tl.program_id(1) * per_program
     for c0 in range(first, tl.minimum(first + per_program, C), BC):
         c = c0 + tl.arange(0, BC)
@@ -272,7 +272,7 @@ def apply(u, weight, bias, mean, invstd, s, maps, kernel, z, z_stats, norm_weigh
             factor = stored(tl.load(s + n * C + c, mask=c < C, other=0.0), T)
             x = stored(x * factor[:, None], T)
         if t is not None:
-            x = stored(x * where_gate[None, :], T)
+            x = stored(x * spatial_gate[None, :], T)
         if residual is not None:
             x = stored(
                 x + tl.load(residual + at, mask=inside, other=0.0, eviction_policy="evict_first").to(ACC), T

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from cbam.ops.triton import INTERPRETED
 from cbam.ops.triton.blocks import Tile
+from cbam.ops.triton.mode import INTERPRETED
 
 Result = TypeVar("Result")
 
@@ -26,8 +26,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, 
     kernel[grid](*arguments, num_warps=warps, enable_fp_fusion=False, **constants)
 
 
-def sweep(kernel: Any, grid: tuple[int, ...], tile: Tile, *arguments: Any, **constants: Any) -> None:
-    """Run a kernel that walks over the map in tiles."""
+def launch_pass(kernel: Any, grid: tuple[int, ...], tile: Tile, *arguments: Any, **constants: Any) -> None:
+    """Run a kernel that passes over the map in tiles."""
     launch(kernel, grid, *arguments, warps=tile.warps, BC=tile.channels, BP=tile.positions, **constants)
 
 

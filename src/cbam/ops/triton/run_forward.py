@@ -1,4 +1,4 @@
-"""Run the forward kernels."""
+"""The launches of a forward call."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cbam.ops.plain import NormBefore, Settings, Weights
+from cbam.ops.signature import ForwardArguments, NormBefore, Weights
 from cbam.ops.triton import forward_kernels as kernels
 from cbam.ops.triton.blocks import Tile, parts, tile
-from cbam.ops.triton.launch import launch, sweep, tuned
+from cbam.ops.triton.launch import launch, launch_pass, tuned
 from cbam.ops.triton.problem import Problem, new_vectors, problem_of
 
 # Samples, channels and hidden units of a tile of the MLP, and taps of the convolution at a time.
@@ -18,29 +18,28 @@ DENSE = {"BN": 16, "BH": 16, "BC": 64}
 TAPS = 16
 
 
-def forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute what `torch.ops.cbam.forward` computes; its arguments in its order."""
-    weights, before, residual = Weights(*arguments[:11]), NormBefore(*arguments[11:15]), arguments[15]
-    settings, keep = Settings(*arguments[16:22]), arguments[22]
-    problem = problem_of(x, weights, settings)
+def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute `cbam::forward`."""
+    x, weights, before, residual, config, keep = ForwardArguments.parse(arguments)
+    problem = problem_of(x, weights, config)
     y = torch.empty_like(x)
-    saved, where = new_vectors(x, problem, keep)
+    saved, argmax = new_vectors(x, problem, keep)
     stats = saved.new_empty(2 if problem.norm_training else 0)
     if x.numel():
         s, pooled, hidden, t, maps, z, z_stats = problem.split(saved)
-        channel_at, position_at = problem.split_places(where) if keep else (None, None)
+        channel_argmax, position_argmax = problem.split_argmax(argmax) if keep else (None, None)
         if problem.hidden:
-            _channel_gate(x, weights, before, problem, s, pooled, hidden, position_at)
+            _channel_gate(x, weights, before, problem, s, pooled, hidden, position_argmax)
         if problem.k:
-            _squeeze(x, before, problem, s, maps, channel_at)
+            _squeeze(x, before, problem, s, maps, channel_argmax)
         if problem.norm_training:
             _statistics(weights, problem, maps, z, z_stats, stats)
-        _apply(x, weights, before, residual, settings.relu, problem, s, maps, z, z_stats, t, y)
-    return y, saved if keep else saved.new_empty(0), where, stats
+        _apply(x, weights, before, residual, config.relu, problem, s, maps, z, z_stats, t, y)
+    return y, saved if keep else saved.new_empty(0), argmax, stats
 
 
 def _channel_gate(
-    x: Tensor, weights: Weights, before: NormBefore, q: Problem, s: Any, pooled: Any, hidden: Any, where: Any
+    x: Tensor, weights: Weights, before: NormBefore, q: Problem, s: Any, pooled: Any, hidden: Any, argmax: Any
 ) -> None:
     n, c, p = q.samples, q.channels, q.positions
     average, maximum = int(q.average_row >= 0), int(q.maximum_row >= 0)
@@ -49,19 +48,19 @@ def _channel_gate(
         blocks = -(-c // size.channels)
         splits, per_split = parts(p, size.positions, n * blocks, x.device)
         shares = s.new_empty(2, n * splits * c)
-        firsts = None if where is None else where.new_empty(n * splits * c)
-        sweep(
+        firsts = None if argmax is None else argmax.new_empty(n * splits * c)
+        launch_pass(
             kernels.pool, (n * splits, blocks), size, x, *before, shares[0], shares[1], firsts, c, p, splits, per_split,
             AVERAGE=average, MAXIMUM=maximum, LAST=q.channels_last,
         )  # fmt: skip
         return shares, firsts, splits
 
     usual = tile(2048, 16, c, p, q.channels_last, 4)
-    shares, firsts, splits = tuned(pool, usual, "pool", q, x.dtype, before.mean is None, where is None)
+    shares, firsts, splits = tuned(pool, usual, "pool", q, x.dtype, before.mean is None, argmax is None)
     groups = -(-n // DENSE["BN"])
     launch(
         kernels.hidden, (groups, -(-q.hidden // DENSE["BH"])), shares[0], shares[1], firsts, weights.w0, weights.b0,
-        pooled, where, hidden, n, c, p, q.hidden, splits, AVERAGE=average, MAXIMUM=maximum, **DENSE,
+        pooled, argmax, hidden, n, c, p, q.hidden, splits, AVERAGE=average, MAXIMUM=maximum, **DENSE,
     )  # fmt: skip
     launch(
         kernels.channel_gate, (groups, -(-c // DENSE["BC"])), hidden, weights.w1, weights.b1, weights.channel_scale,
@@ -69,18 +68,18 @@ def _channel_gate(
     )  # fmt: skip
 
 
-def _squeeze(x: Tensor, before: NormBefore, q: Problem, s: Any, maps: Any, where: Any) -> None:
+def _squeeze(x: Tensor, before: NormBefore, q: Problem, s: Any, maps: Any, argmax: Any) -> None:
     n, c, p = q.samples, q.channels, q.positions
 
     def squeeze(size: Tile) -> None:
         tiles = -(-p // size.positions)
-        sweep(
-            kernels.squeeze, (n * tiles,), size, x, *before, s, maps, where, n, c, p, tiles,
+        launch_pass(
+            kernels.squeeze, (n * tiles,), size, x, *before, s, maps, argmax, n, c, p, tiles,
             AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane, LAST=q.channels_last,
         )  # fmt: skip
 
     usual = tile(2048, 8, c, p, q.channels_last, 4)
-    tuned(squeeze, usual, "squeeze", q, x.dtype, before.mean is None, where is None)
+    tuned(squeeze, usual, "squeeze", q, x.dtype, before.mean is None, argmax is None)
 
 
 def _statistics(weights: Weights, q: Problem, maps: Any, z: Any, z_stats: Any, stats: Tensor) -> None:
@@ -103,7 +102,7 @@ def _apply(
     def apply(size: Tile) -> None:
         tiles = -(-p // size.positions)
         shares, per_program = parts(c, size.channels, n * tiles, x.device)
-        sweep(
+        launch_pass(
             kernels.apply, (n * tiles, shares), size, x, *before, s, maps, w.kernel, z, z_stats,
             w.norm_weight, w.norm_bias, w.norm_mean, w.norm_var, w.spatial_scale, t, residual, y,
             c, p, q.height, q.width, tiles, per_program, q.eps,
