@@ -395,7 +395,7 @@ class Backward {
 
 template <class T>
 std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weights& weights, const Weight& output,
-                                 const Tensor& saved, const Tensor& argmax, const Config& config, bool pre_training) {
+                                 const Tensor& saved, const Tensor& argmax, const Config& config) {
   using A = acc_t<T>;
   const Problem<T> problem(x, weights, config);
   const ScalarType type = scalar_type_of<A>();
@@ -429,7 +429,7 @@ std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weig
   Backward<T> backward(problem, kept, indices, static_cast<const T*>(grad.const_data_ptr()),
                        output ? static_cast<const T*>(output->const_data_ptr()) : nullptr,
                        output ? static_cast<T*>(out[10].mutable_data_ptr()) : nullptr,
-                       static_cast<T*>(out[0].mutable_data_ptr()), pre_training);
+                       static_cast<T*>(out[0].mutable_data_ptr()), config.pre_eps >= 0);
   backward.run(data(8), data(9));
   backward.weight_gradients(data(1), data(2), data(3), data(4), data(5), data(6), data(7));
   return out;
@@ -437,7 +437,7 @@ std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weig
 
 #define CBAM_INSTANTIATE(T)                                                                                     \
   template std::vector<Tensor> run_backward<T>(const Tensor&, const Tensor&, const Weights&, const Weight&,   \
-                                               const Tensor&, const Tensor&, const Config&, bool);
+                                               const Tensor&, const Tensor&, const Config&);
 CBAM_FOR_EACH_TYPE(CBAM_INSTANTIATE)
 #undef CBAM_INSTANTIATE
 

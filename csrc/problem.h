@@ -40,6 +40,7 @@ struct Config {
   bool norm_training;
   double norm_eps;
   bool relu;
+  double pre_eps;  // negative where the statistics of the norm in front are constants
 };
 // The numbers of the signature, as in `cbam/ops/signature.py`.
 enum Pooling { kPoolAverage = 1, kPoolMaximum = 2, kPoolBoth = 3 };
@@ -173,6 +174,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& x, const We
                                                        bool keep);
 template <class T>
 std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weights& weights, const Weight& output,
-                                 const Tensor& saved, const Tensor& argmax, const Config& config, bool pre_training);
+                                 const Tensor& saved, const Tensor& argmax, const Config& config);
 
 }  // namespace cbam

@@ -60,18 +60,18 @@ class WithResidual(nn.Module):
         return self._attend(x, self.residual, self.relu)
 
     def _attend(self, x, residual, relu):
-        before, batch_eps = NormBefore(), None
+        before, eps = NormBefore(), -1.0
         if self.norm is not None:
             n, own = self.norm, self.norm.weight.dtype
             if n.training:
                 var, mean = torch.var_mean(x.detach().to(own), (0, 2, 3), correction=0)
-                batch_eps = n.eps
+                eps = n.eps
             else:
                 mean, var = n.running_mean, n.running_var
             before = NormBefore(n.weight, n.bias, mean, (var + n.eps).rsqrt())
         weights = self.attention.operator_weights(x)
-        settings = self.attention.operator_config()._replace(relu=relu)
-        y, stats = fused.attend(x, weights, settings, before, batch_eps, residual)
+        settings = self.attention.operator_config()._replace(relu=relu, pre_eps=eps)
+        y, stats = fused.attend(x, weights, settings, before, residual)
         self.attention.after_operator(x, stats)
         return y
 

@@ -79,7 +79,7 @@ class TestOpcheck:
         y, saved, argmax, _ = torch.ops.cbam.forward.default(*flat(call))
         out, grad = y if epilogue else None, torch.randn_like(y)
         backward = BackwardArguments(
-            grad, call.x, call.weights, call.before, out, saved, argmax, call.config, pre_training=False
+            grad, call.x, call.weights, call.before, out, saved, argmax, call.config
         )
         torch.library.opcheck(torch.ops.cbam.backward.default, flat(backward))
         wrong = backward._replace(out=None if epilogue else y)

@@ -100,7 +100,7 @@ def test_backward_takes_the_kept_tensors_in_the_order_of_forward():
     kept = [argument.name for argument in signature.FORWARD[: signature.RESIDUAL]]
     names = [argument.name for argument in signature.BACKWARD]
     numbers = list(OperatorConfig._fields)
-    assert names == ["grad", *kept, "out", "saved", "argmax", *numbers, "pre_training"]
+    assert names == ["grad", *kept, "out", "saved", "argmax", *numbers]
 
 
 def test_constants_are_the_weights_without_a_gradient():

@@ -28,19 +28,25 @@ def attend(
     """Return attention(norm(u)), with all that the norm's forward pass does; None where the two must run apart.
 
     With a residual, return attention(norm(u)) + residual, then with a ReLU if asked for; None where these three must.
-    The result equals norm(u) bit for bit where the gates are the identity.
+    The result equals norm(u) bit for bit where the gates are the identity. Under torch.compile it does not: the
+    compiler's own batch norm does not have eager mode's bits either.
     """
-    if torch.compiler.is_compiling() or type(norm) is not nn.BatchNorm2d or type(u) is not Tensor:
+    if type(norm) is not nn.BatchNorm2d or type(u) is not Tensor:
         return None
     if residual is not None and not is_like(residual, u):
         return None
     weights = _weights(norm, attention, u)
     if isinstance(weights, str) or not dispatch.can_fuse(u, weights):
         return None
-    if not exact(u.dtype, not u.is_contiguous(), uses_batch(norm), u.device.type):
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting() or (norm.training and norm.momentum is None):
+            return None  # exporters get plain operations; a number of batches in Python breaks the graph
+        before = _traced_statistics(norm, u)
+    elif exact(u.dtype, not u.is_contiguous(), uses_batch(norm), u.device.type):
+        before = _statistics(norm, u)
+    else:
         return None
-    before, batch_eps = _statistics(norm, u)
-    return attention.operate(u, weights, before, batch_eps, residual, relu)
+    return attention.operate(u, weights, before, norm.eps if uses_batch(norm) else -1.0, residual, relu)
 
 
 def unfused_reason(norm: nn.Module, attention: AttentionModule) -> str | None:
@@ -59,7 +65,7 @@ def _weights(norm: nn.BatchNorm2d, attention: AttentionModule, u: Tensor) -> Wei
     why = unfused_reason(norm, attention)
     if why is not None:
         return why
-    if torch._C._are_functorch_transforms_active():  # before anything asks for a memory format
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():  # before anything asks for a memory format
         return "torch.func transforms work on plain operations"
     if u.dim() != 4 or u.dtype not in _MAPS or u.shape[1] != norm.num_features or u.numel() <= u.shape[1]:
         return "a map that the norm, or the comparison with it, does not take"
@@ -75,19 +81,35 @@ def _weights(norm: nn.BatchNorm2d, attention: AttentionModule, u: Tensor) -> Wei
     return attention.operator_weights(u)
 
 
-def _statistics(norm: nn.BatchNorm2d, u: Tensor) -> tuple[NormBefore, float | None]:
-    """Return the norm in numbers, and its epsilon if these come from this batch; counts and averages as it does."""
+def _traced_statistics(norm: nn.BatchNorm2d, u: Tensor) -> NormBefore:
+    """Return the norm in numbers, in operations that a compiler can join with their neighbours."""
+    mean, var = norm.running_mean, norm.running_var
+    with torch.no_grad():
+        if uses_batch(norm):
+            share = counted_share(norm)
+            batch_var, batch_mean = torch.var_mean(u.detach().float(), (0, 2, 3), correction=0)
+            if norm.training and norm.track_running_stats and mean is not None and var is not None:
+                count = u.numel() // u.shape[1]
+                mean.lerp_(batch_mean, share)
+                var.lerp_(batch_var * (count / (count - 1)), share)
+            mean, var = batch_mean, batch_var
+        assert var is not None
+        return NormBefore(norm.weight, norm.bias, mean, (var + norm.eps).rsqrt())
+
+
+def _statistics(norm: nn.BatchNorm2d, u: Tensor) -> NormBefore:
+    """Return the norm in numbers with the bits of torch's own; counts and averages as it does."""
     mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
     with torch.no_grad():
         if not uses_batch(norm):
             assert var is not None
             invstd = (var + norm.eps).rsqrt_()
-            return NormBefore(norm.weight, norm.bias, mean, invstd), None
+            return NormBefore(norm.weight, norm.bias, mean, invstd)
         share = counted_share(norm)
         tracked = (mean, var) if norm.track_running_stats else (None, None)
         mean, var = torch.batch_norm_update_stats(u, *tracked, share)
         invstd = (var.double() + norm.eps).sqrt_().reciprocal_().float()
-    return NormBefore(norm.weight, norm.bias, mean, invstd), norm.eps
+    return NormBefore(norm.weight, norm.bias, mean, invstd)
 
 
 def exact(dtype: torch.dtype, channels_last: bool, training: bool, device: str = "cpu") -> bool:
@@ -118,7 +140,7 @@ def _tried(dtype: torch.dtype, channels_last: bool, training: bool, device: str,
             tensor.copy_(torch.rand(48, generator=generator, device="cpu", dtype=torch.float32) + 0.5)
         running = norm.running_mean.clone(), norm.running_var.clone()
         expected = F.batch_norm(u, *running, norm.weight, norm.bias, training, 0.1, norm.eps)
-        before, _ = _statistics(norm, u)
+        before = _statistics(norm, u)
         zeros = torch.zeros(48, device=device, dtype=torch.float32)
         identity = Weights(zeros, None, zeros, None, torch.full((), 2.0, device=device, dtype=torch.float32))
         y, _ = fused.attend(u, identity, OperatorConfig(pooling=1), before)

@@ -120,7 +120,7 @@ class AttentionModule(nn.Module):
             residual: what is added, a map like x.
             relu: whether negative values become 0.
         """
-        if torch.compiler.is_compiling() or self.needs_two_calls or not is_like(residual, x):
+        if self.needs_two_calls or not is_like(residual, x):
             return None
         if self.unfused_reason() is not None:
             return None
@@ -151,15 +151,15 @@ class AttentionModule(nn.Module):
         x: Tensor,
         weights: Weights,
         before: NormBefore = _NO_NORM,
-        batch_eps: float | None = None,
+        pre_eps: float = -1.0,
         residual: Tensor | None = None,
         relu: bool = False,
     ) -> Tensor:
         """Return what the operator gives for this module; to hooks that only observe it is a call of the module."""
         for hook in self._forward_pre_hooks.values():
             hook(self, (x,))
-        config = self.operator_config()._replace(relu=relu)
-        y, stats = fused.attend(x, weights, config, before, batch_eps, residual)
+        config = self.operator_config()._replace(relu=relu, pre_eps=pre_eps)
+        y, stats = fused.attend(x, weights, config, before, residual)
         self.after_operator(x, stats)
         for hook in self._forward_hooks.values():
             hook(self, (x,), y)

@@ -25,7 +25,6 @@ def attend(
     weights: Weights,
     config: OperatorConfig,
     before: NormBefore = _NO_NORM,
-    batch_eps: float | None = None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the gated map, in x's memory format, and the spatial norm's batch statistics [mean, biased variance].
@@ -35,12 +34,11 @@ def attend(
         weights: the gates' tensors, of any floating dtype.
         config: the numbers.
         before: a norm in front of the gates; x is then its input.
-        batch_eps: epsilon of the norm in front if its statistics are those of this batch.
         residual: map of x's shape and dtype, with any strides, added to the gated one before the ReLU.
     """
     if x.dim() == 3:
         added = residual if residual is None else residual.unsqueeze(0)
-        y, stats = attend(x.unsqueeze(0), weights, config, before, batch_eps, added)
+        y, stats = attend(x.unsqueeze(0), weights, config, before, added)
         return y.squeeze(0), stats
     x = _dense(x)
     dtype = accumulation_dtype(x.dtype)
@@ -54,7 +52,7 @@ def attend(
     if torch.is_grad_enabled() and (
         x.requires_grad or any(w is not None and w.requires_grad for w in tensors)
     ):
-        return _Attend.apply(x, *tensors, config, batch_eps)
+        return _Attend.apply(x, *tensors, config)
     y, _, _, stats = dispatch.operator_for(x).forward(x, *tensors, *config, False)
     return y, stats
 
@@ -62,7 +60,7 @@ def attend(
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        *tensors, ctx.config, ctx.batch_eps = arguments
+        *tensors, ctx.config = arguments
         ctx.operator = dispatch.operator_for(tensors[0])
         y, saved, argmax, stats = ctx.operator.forward(*tensors, *ctx.config, True)
         ctx.save_for_backward(*to_keep(tensors, ctx.config, y), saved, argmax)
@@ -73,11 +71,9 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * (TENSORS + 2)
-        found = gradients(
-            ctx.operator.backward, grad, ctx.saved_tensors, ctx.config, ctx.needs_input_grad, ctx.batch_eps
-        )
-        return (*found, None, None)
+            return (None,) * (TENSORS + 1)
+        found = gradients(ctx.operator.backward, grad, ctx.saved_tensors, ctx.config, ctx.needs_input_grad)
+        return (*found, None)
 
 
 def _as_one_node(x: Tensor, tensors: Sequence[Any], config: OperatorConfig) -> tuple[Tensor, Tensor]:

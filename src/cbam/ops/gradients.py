@@ -26,7 +26,6 @@ def gradients(
     kept: Sequence[Any],
     config: OperatorConfig,
     needed: Sequence[bool],
-    batch_eps: float | None = None,
     *,
     usable: bool = True,
 ) -> list[Tensor | None]:
@@ -38,15 +37,14 @@ def gradients(
         kept: what `to_keep` returned, then the two vectors that the forward call kept.
         config: the numbers.
         needed: which of the tensors need a gradient.
-        batch_eps: epsilon of the norm in front if its statistics are those of this batch.
         usable: whether the forward call kept its vectors; without them it is repeated in plain operations.
     """
     tensors = kept[:TENSORS]
     if torch.is_grad_enabled() or not usable:  # for a second derivative
-        return _through_plain_operations(grad, tensors, config, needed, batch_eps)
+        return _through_plain_operations(grad, tensors, config, needed)
     x = tensors[0]
     dense = grad.to(x.dtype).contiguous(memory_format=memory_format(x))
-    computed = backward(dense, *kept, *config, batch_eps is not None)
+    computed = backward(dense, *kept, *config)
     found: list[Tensor | None] = [None] * TENSORS
     for i, gradient in zip(DIFFERENTIABLE, computed, strict=True):
         if needed[i]:
@@ -72,7 +70,6 @@ def _through_plain_operations(
     tensors: Sequence[Any],
     config: OperatorConfig,
     needed: Sequence[bool],
-    batch_eps: float | None,
 ) -> list[Tensor | None]:
     """Return the gradients by way of `plain.forward`, so that they can be differentiated again."""
     again = torch.is_grad_enabled()
@@ -83,7 +80,7 @@ def _through_plain_operations(
         # Views, so that a tensor computed from another one is still an input of its own here.
         inputs = [t.view_as(t) if need else t for t, need in zip(tensors, needed, strict=False)]
         call = ForwardArguments.parse((*inputs, None, *config._replace(relu=False), True))
-        y, _ = plain.forward(call.x, call.weights, call.before, call.config, batch_eps)
+        y, _ = plain.forward(call.x, call.weights, call.before, call.config)
         wanted = [i for i in range(RESIDUAL) if needed[i]]
         computed: Sequence[Tensor | None] = ()
         if wanted:

@@ -29,7 +29,6 @@ def forward(
     weights: Weights,
     before: NormBefore,
     config: OperatorConfig,
-    batch_eps: float | None = None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the gated map, differentiable any number of times, and the spatial norm's batch statistics.
@@ -38,16 +37,15 @@ def forward(
         x: map (N, C, H, W).
         weights: the gates' tensors.
         before: the norm in front of them.
-        config: the numbers.
-        batch_eps: epsilon of the norm in front if its statistics are those of this batch: they are computed again,
-            so that derivatives go through them.
+        config: the numbers; with `pre_eps` the statistics of the norm in front are computed again, so that derivatives
+            go through them.
         residual: map added to the gated one, before the ReLU if there is one.
 
     Returns:
         y and [mean, biased variance], the latter empty unless the norm takes batch statistics.
     """
     if before.mean is not None:
-        x = _normalised(x, before, batch_eps)
+        x = _normalised(x, before, config.pre_eps)
     activation = _ACTIVATION_NAMES[config.activation]
     w = weights
     if w.w0 is not None:
@@ -88,13 +86,13 @@ def attention_multiply_adds(x: Any, w0: Any, kernel: Any, pooling: int) -> int:
     return count
 
 
-def _normalised(u: Tensor, before: NormBefore, batch_eps: float | None) -> Tensor:
+def _normalised(u: Tensor, before: NormBefore, batch_eps: float) -> Tensor:
     """Return the map after the norm in front, rounded to the dtype of u."""
     mean, invstd = before.mean, before.invstd
     assert mean is not None
     assert invstd is not None
     values = u.to(mean.dtype)
-    if batch_eps is not None:
+    if batch_eps >= 0:
         mean = values.mean((0, 2, 3))
         invstd = (values.var((0, 2, 3), correction=0) + batch_eps).rsqrt()
     alpha = invstd if before.weight is None else invstd * before.weight

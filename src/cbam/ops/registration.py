@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._decomp import register_decomposition
-from torch._library.utils import get_layout_constraint_tag
 from torch.utils.flop_counter import register_flop_formula
 
 from cbam.ops import plain, registered
@@ -49,10 +48,14 @@ def _keep_whole_in_inductor() -> None:
     It would do so anyway, but where the variable CI is set it takes an operator with a decomposition for a mistake.
     Inductor is too large to be imported for this; it asks for shapes, and so comes here, before it decides.
     """
-    lowering, forward = sys.modules.get("torch._inductor.lowering"), torch.ops.cbam.forward.default
-    if lowering is not None and forward not in lowering.lowerings:
-        tag = get_layout_constraint_tag(forward, with_default=True)
-        lowering.make_fallback(forward, lowering.tag_to_layout_constraint(tag), warn=False)
+    lowering = sys.modules.get("torch._inductor.lowering")
+    if lowering is None:
+        return
+    # The maps of a call have one memory format: the compiler must not choose another for one of them.
+    constraint = lowering.tag_to_layout_constraint(torch.Tag.needs_exact_strides)
+    for operator in (torch.ops.cbam.forward.default, torch.ops.cbam.backward.default):
+        if operator not in lowering.lowerings:
+            lowering.make_fallback(operator, constraint, warn=False)
 
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -66,6 +69,7 @@ def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    _keep_whole_in_inductor()
     call = BackwardArguments.parse(arguments)
     x, dtype = call.x, accumulation_dtype(call.x.dtype)
     tensors = (x, *call.weights, *call.before)

@@ -65,7 +65,15 @@ class NormBefore(NamedTuple):
 
 
 class OperatorConfig(NamedTuple):
-    """The operator's numbers; pooling and descriptor are 0 where their gate is absent, relu needs a residual."""
+    """The operator's numbers.
+
+    Args:
+        pooling, descriptor, activation: as in the tables above; 0 where their gate is absent.
+        norm_training, norm_eps: of the norm in the spatial gate.
+        relu: whether a ReLU follows the residual.
+        pre_eps: epsilon of the norm in front if its statistics are those of this batch, so that derivatives go
+            through them; negative if they are constants.
+    """
 
     pooling: int = 0
     descriptor: int = 0
@@ -73,6 +81,7 @@ class OperatorConfig(NamedTuple):
     norm_training: bool = False
     norm_eps: float = 1e-5
     relu: bool = False
+    pre_eps: float = -1.0
 
 
 class ForwardArguments(NamedTuple):
@@ -108,7 +117,6 @@ class BackwardArguments(NamedTuple):
         x, weights, before, config: as in the forward call.
         out: y where it ends in a ReLU.
         saved, argmax: what the forward call returned.
-        pre_training: whether the norm in front took the statistics of this batch.
     """
 
     grad: Tensor
@@ -119,7 +127,6 @@ class BackwardArguments(NamedTuple):
     saved: Tensor
     argmax: Tensor
     config: OperatorConfig
-    pre_training: bool
 
     @classmethod
     def parse(cls, arguments: Sequence[Any]) -> BackwardArguments:

@@ -504,7 +504,6 @@ class TestSurvival:
 
     @pytest.mark.slow
     def test_compiled_through_changes_of_mode(self):
-        """There the compiler joins the addition and the ReLU itself; the operator ends before."""
         torch._dynamo.reset()
         together, apart = with_gates()
         compiled = torch.compile(together, fullgraph=True, backend="aot_eager")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,8 +141,11 @@ def _is_relu(block: nn.Module, node: fx.Node, found: list[Any]) -> bool:
 
 
 def _function(graph: fx.Graph) -> Any:
+    """Return the function that a graph describes; equal ones have one name."""
     graph.lint()
     code = graph.python_code("self")
     namespace = dict(code.globals)
     exec(compile(code.src, "<part of a block>", "exec"), namespace)  # what torch.fx.GraphModule does as well
-    return namespace["forward"]
+    function = namespace["forward"]
+    function.__name__ = f"part_{hashlib.sha256(code.src.encode()).hexdigest()[:16]}"
+    return function

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,8 +30,10 @@ class WithEpilogue(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the block returns; its end runs together with the attention where that can be."""
         plain: Any = super().forward
-        if torch.compiler.is_compiling() or len(args) != 1 or kwargs:
+        if len(args) != 1 or kwargs:
             return plain(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self._forward_in_compiler(args[0])
         if (
             type(args[0]) not in (Tensor, nn.Parameter)  # torch.fx traces with something else
             or dispatch.backend() == "eager"
@@ -44,6 +47,17 @@ class WithEpilogue(nn.Module):
         return parts.site(
             u, block_end=BlockEnd(shortcut, parts.relu, lambda a: parts.back(self, a, shortcut))
         )
+
+    def _forward_in_compiler(self, x: Any) -> Any:
+        plain: Any = super().forward
+        parts = None if torch.compiler.is_exporting() else _traceable_parts(self)
+        if parts is None or dispatch.backend() == "eager":
+            return plain(x)
+        front, back, relu, site = parts
+        u, shortcut = getattr(_traceable, front)(self, x)
+        end = BlockEnd(shortcut, relu, lambda attended: getattr(_traceable, back)(self, attended, shortcut))
+        attended: Any = self.get_submodule(site)
+        return attended.forward(u, block_end=end)
 
     def extra_repr(self) -> str:
         """Say that the class is not quite the one that is printed."""
@@ -107,6 +121,25 @@ def _parts_of(block: nn.Module, forward: Callable[..., Any]) -> _Parts | None:
     if found is None or not found.holds(forward):
         found = _found[block] = _look(block, forward)
     return found.parts
+
+
+# Functions by name. An object and no dict, of which a compiler would not see what is added while it traces.
+_traceable = SimpleNamespace()
+
+
+def _traceable_parts(block: nn.Module) -> tuple[str, str, bool, str] | None:
+    """Return a block's parts in constants, which a compiler can keep: front and back by name, ReLU, path of the site."""
+    parts = _parts_of(block, type(block).__bases__[1].forward)
+    if parts is None or parts.are_watched():
+        return None
+    for function in (parts.front, parts.back):
+        setattr(_traceable, function.__name__, function)
+    site = next(name for name, module in block.named_modules() if module is parts.site)
+    return parts.front.__name__, parts.back.__name__, parts.relu, site
+
+
+# The compiler calls it once for a block and keeps the answer.
+_traceable_parts._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _look(block: nn.Module, forward: Callable[..., Any]) -> _Found:

@@ -42,7 +42,7 @@ class Call(NamedTuple):
 
 def backward(*arguments: Any) -> tuple[Tensor, ...]:
     """Compute `cbam::backward`."""
-    grad, x, weights, before, out, saved, argmax, config, pre_training = BackwardArguments.parse(arguments)
+    grad, x, weights, before, out, saved, argmax, config = BackwardArguments.parse(arguments)
     q = problem_of(x, weights, config)
     call = Call(q, saved, weights, before, x, *q.split(saved), *q.split_argmax(argmax))
     dx, masked = torch.empty_like(x), None if out is None else torch.empty_like(x)
@@ -52,7 +52,7 @@ def backward(*arguments: Any) -> tuple[Tensor, ...]:
     new = saved.new_empty if x.numel() else saved.new_zeros
     found = [new(0 if w is None else w.numel()) for w in wanted]
     if x.numel():
-        _run(call, grad, out, masked, dx, [g if g.numel() else None for g in found], pre_training)
+        _run(call, grad, out, masked, dx, [g if g.numel() else None for g in found], config.pre_eps >= 0)
     return (dx, *found, x.new_empty(0) if masked is None else masked)
 
 
