@@ -12,7 +12,7 @@ title = "the C++ operator"
 device = "the CPU"
 device_types: tuple[str, ...] = ("cpu",)
 
-# The compiled library has registered its kernels; it is loaded where somebody asks for it first.
+# The compiled library has registered its kernels; the first question whether it is there loads it.
 forward, backward = registered.forward, registered.backward
 unavailable_reason = library.load
 
