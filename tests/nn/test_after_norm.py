@@ -275,7 +275,7 @@ class TestInANetwork:
         assert len(together) == 4
 
     @pytest.mark.slow
-    def test_compiled_it_runs_apart_and_agrees(self, together):
+    def test_compiled_the_two_are_separate_and_agree(self, together):
         torch._dynamo.reset()
         module, u = site("official"), a_map()
         twin = copy.deepcopy(module)
