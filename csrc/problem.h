@@ -39,8 +39,8 @@ struct Config {
   int64_t pooling, descriptor, activation;
   bool norm_training;
   double norm_eps;
-  bool relu;
   double pre_eps;  // negative where the statistics of the norm in front are constants
+  bool relu;
 };
 // The numbers of the signature, as in `cbam/ops/signature.py`.
 enum Pooling { kPoolAverage = 1, kPoolMaximum = 2, kPoolBoth = 3 };

@@ -1,4 +1,4 @@
-"""CBAM's maths on tensors: the functions behind the modules, for those who keep the weights themselves.
+"""CBAM as functions of tensors, for callers that hold the weights themselves.
 
 Maps are (N, C, H, W) or (C, H, W); see `cbam.ops.reference` for the numerics.
 """
@@ -174,7 +174,9 @@ def cbam(
     torch.Size([2, 8, 5, 5])
     """
     if arrangement == "parallel":
-        dispatch.can_fuse(x, "one call does not compute arrangement 'parallel'")  # raises where that must run
+        dispatch.can_fuse(
+            x, "one call does not compute arrangement 'parallel'"
+        )  # raises if the operator is forced
         logits = channel_logits(x, w0, w1, b0, b1) + spatial_logits(x, kernel, order=order)
         return reference.apply_gate(x, reference.gate(logits, scale=scale))
     if arrangement == "channel-spatial":
@@ -197,7 +199,7 @@ def _tensor(scale: float | None) -> Tensor | None:
 
 
 def _layers_fit(w0: Tensor, w1: Tensor, b0: Tensor | None, b1: Tensor | None) -> bool:
-    """Return whether the operator can take the layers; what does not fit goes to torch, whose errors tell why."""
+    """Return whether the layers fit together; if not, torch raises the error."""
     hidden, channels = w0.shape[:2]
     expected = [(w0, hidden * channels), (b0, hidden), (b1, channels), (w1, hidden * channels)]
     sizes = all(tensor is None or tensor.numel() == size for tensor, size in expected)

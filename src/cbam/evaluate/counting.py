@@ -1,4 +1,4 @@
-"""What one aten operation computes and moves: the formulas behind `cbam.cost`."""
+"""The FLOPs of one aten operation and the bytes it moves: the formulas of `cbam.cost`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ ONE_PER_INPUT = {
     "adaptive_max_pool2d",
     "adaptive_max_pool3d",
 }
-# Of the batch norms: their statistics, taken apart.
+# The statistics of a batch norm by themselves.
 THREE_PER_INPUT = {"batch_norm_update_stats"}
 WINDOWS = {"max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d"}
 # Element-wise, but without torch's tag `pointwise`, in place or at all.
@@ -142,7 +142,7 @@ def multiply_adds(op: OpOverload, args: tuple[Any, ...], out: Any) -> int:
 def other_flops(op: OpOverload, args: tuple[Any, ...], out: Any) -> int | None:
     """Count the operations outside the matrix products; None for an operation without a formula.
 
-    The formulas stand in the docstring of `cbam.cost`.
+    The docstring of `cbam.cost` lists the formulas.
 
     >>> other_flops(torch.ops.aten.relu.default, (torch.ones(2, 3),), torch.ones(2, 3))
     6
@@ -173,8 +173,8 @@ def other_flops(op: OpOverload, args: tuple[Any, ...], out: Any) -> int | None:
 def bytes_moved(op: OpOverload, inputs: Any, out: Any) -> int:
     """Count the bytes that an operation reads and writes: every input once, every output once; views move none.
 
-    A broadcast (stride 0) axis is read once. What caches keep between two operations is not considered. The fused
-    attention reads its map once to pool it and once more for each of its gates.
+    A broadcast (stride 0) axis is read once. Caches are not modelled. The fused
+    attention reads its map once, and once more for each of its gates.
 
     >>> x = torch.ones(2, 3)
     >>> bytes_moved(torch.ops.aten.relu.default, (x,), torch.relu(x))
@@ -206,7 +206,7 @@ def _attention_multiply_adds(args: tuple[Any, ...]) -> int:
 
 
 def _attention_flops(args: tuple[Any, ...]) -> int:
-    """Count what the same attention costs in plain operations, outside its products."""
+    """Count the operations of the same attention in plain torch, without its matrix products."""
     call = ForwardArguments.parse(args)
     weights, config = call.weights, call.config
     n, c, height, width = call.x.shape

@@ -1,7 +1,7 @@
-"""Attention right behind a batch norm, in one call of the operator: the norm's output is never in memory.
+"""Attention right after a batch norm, in one call of the operator: the norm's output is never in memory.
 
 A plain network keeps the input of each batch norm for backward. Attention computed on its own would keep the
-norm's output as well, one more map per block; computed together with the norm, it keeps nothing of that size.
+norm's output as well, one more map per block; computed together with the norm, it keeps no map.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from cbam.nn.base import AttentionModule, is_like, is_plain
-from cbam.nn.norms import counted_share, uses_batch
+from cbam.nn.norms import counted_share, move_running, uses_batch
 from cbam.ops import dispatch, fused
 from cbam.ops.signature import NormBefore, OperatorConfig, Weights
 
@@ -25,7 +25,7 @@ _MAPS = (torch.float32, torch.bfloat16, torch.float16)
 def attend(
     norm: nn.Module, attention: AttentionModule, u: Any, residual: Tensor | None = None, relu: bool = False
 ) -> Tensor | None:
-    """Return attention(norm(u)), with all that the norm's forward pass does; None where the two must run apart.
+    """Return attention(norm(u)) and update the norm as its forward pass does; None if one call cannot compute that.
 
     With a residual, return attention(norm(u)) + residual, then with a ReLU if asked for; None where these three must.
     The result equals norm(u) bit for bit where the gates are the identity. Under torch.compile it does not: the
@@ -50,7 +50,7 @@ def attend(
 
 
 def unfused_reason(norm: nn.Module, attention: AttentionModule) -> str | None:
-    """Return what stops the two from being computed together, whatever the map; None if nothing does."""
+    """Return why one call cannot compute the two, whatever the map; None if it can."""
     if type(norm) is not nn.BatchNorm2d:
         return f"{type(norm).__name__} in front is not exactly nn.BatchNorm2d"
     if not is_plain(norm, nn.BatchNorm2d):
@@ -61,18 +61,19 @@ def unfused_reason(norm: nn.Module, attention: AttentionModule) -> str | None:
 
 
 def _weights(norm: nn.BatchNorm2d, attention: AttentionModule, u: Tensor) -> Weights | str:
-    """Return the operator's weights for a map u in front of the norm, or why the two must run apart."""
+    """Return the operator's weights for a map u in front of the norm, or why one call cannot compute the two."""
     why = unfused_reason(norm, attention)
     if why is not None:
         return why
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():  # before anything asks for a memory format
+    # Before anything asks for a memory format.
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return "torch.func transforms work on plain operations"
     if u.dim() != 4 or u.dtype not in _MAPS or u.shape[1] != norm.num_features or u.numel() <= u.shape[1]:
-        return "a map that the norm, or the comparison with it, does not take"
+        return "a map that the norm does not take, or whose dtype or size has not been compared with it"
     if attention.in_channels not in (None, u.shape[1]):
         return "a map that the attention does not take"
     if not u.is_contiguous() and not u.is_contiguous(memory_format=torch.channels_last):
-        return "a map with gaps"
+        return "a map that is not dense"
     for tensor in (*norm._parameters.values(), norm._buffers["running_mean"], norm._buffers["running_var"]):
         if tensor is not None and (tensor.dtype is not torch.float32 or tensor.device != u.device):
             return "a norm that is not in float32 on the map's device"
@@ -86,13 +87,9 @@ def _traced_statistics(norm: nn.BatchNorm2d, u: Tensor) -> NormBefore:
     mean, var = norm.running_mean, norm.running_var
     with torch.no_grad():
         if uses_batch(norm):
-            share = counted_share(norm)
-            batch_var, batch_mean = torch.var_mean(u.detach().float(), (0, 2, 3), correction=0)
-            if norm.training and norm.track_running_stats and mean is not None and var is not None:
-                count = u.numel() // u.shape[1]
-                mean.lerp_(batch_mean, share)
-                var.lerp_(batch_var * (count / (count - 1)), share)
-            mean, var = batch_mean, batch_var
+            var, mean = torch.var_mean(u.detach().float(), (0, 2, 3), correction=0)
+            if norm.training:
+                move_running(norm, mean, var, u.numel() // u.shape[1])
         assert var is not None
         return NormBefore(norm.weight, norm.bias, mean, (var + norm.eps).rsqrt())
 
@@ -113,13 +110,13 @@ def _statistics(norm: nn.BatchNorm2d, u: Tensor) -> NormBefore:
 
 
 def exact(dtype: torch.dtype, channels_last: bool, training: bool, device: str = "cpu") -> bool:
-    """Return whether the operator's norm gives torch's bits, found by trying it on a small random map.
+    """Return whether the operator's norm equals torch's bit for bit, found by trying it on a small random map.
 
-    The last bit hangs on whether products and sums are rounded together, which differs between builds of torch.
+    The last bit depends on whether a product and a sum are rounded together, which differs between builds of torch.
 
     Args:
         dtype, channels_last, device: of the map; the device's type.
-        training: whether the norm takes the statistics of its batch.
+        training: whether the norm uses the statistics of its batch.
     """
     operator = dispatch.operator_on(device)
     if operator is None or operator.unavailable_reason() is not None:

@@ -1,4 +1,4 @@
-"""The channel gate ("what"), and squeeze-and-excitation, which is its half with average pooling only."""
+"""The channel gate ("what"), and squeeze-and-excitation, the same with average pooling only."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class ChannelAttention(Gate):
         )
 
     def _is_plain(self) -> bool:
-        """Return whether the MLP is the one that was built, so that its weights tell everything."""
+        """Return whether the MLP is as it was built, so that its weights define it."""
         mlp: Any = self._modules["mlp"]
         if not is_plain(mlp, nn.Sequential) or len(mlp._modules) != 3:
             return False
@@ -93,7 +93,7 @@ class ChannelAttention(Gate):
         return is_plain(relu, nn.ReLU) and weight_is_all(first, nn.Conv2d) and weight_is_all(last, nn.Conv2d)
 
     def _logits_of_layers(self, x: Tensor) -> Tensor:
-        """Return the logits by calling the layers: somebody has hooked, wrapped or replaced one."""
+        """Return the logits by calling the layers, of which one is hooked, wrapped or replaced."""
         pooled = reference.channel_descriptors(x, self.channel_pooling)
         dtype = next((p.dtype for p in self.mlp.parameters() if p.is_floating_point()), pooled[0].dtype)
         with reference.full_precision(x):
@@ -118,7 +118,7 @@ class ChannelAttention(Gate):
         if not self._is_plain():
             return "a layer of the MLP has hooks or was replaced"
         if self.has_own_gate(ChannelAttention):
-            return f"{type(self).__name__} has a gate of its own"
+            return f"{type(self).__name__} overrides the gate"
         mlp: Any = self._modules["mlp"]
         first, _, last = mlp._modules.values()
         return (
@@ -139,7 +139,7 @@ class ChannelAttention(Gate):
         self.set_gate_scale(2.0)
 
     def extra_repr(self) -> str:
-        """Name the settings that the sub-modules do not show."""
+        """Show the options that the sub-modules do not show."""
         scale = "" if self.gate_scale is None else f", gate_scale={self.gate_scale.item():g}"
         return f"channel_pooling={self.channel_pooling!r}, gate={self.activation!r}{scale}"
 

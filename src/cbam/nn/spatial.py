@@ -88,7 +88,7 @@ class SpatialAttention(Gate):
         return self.norm(batch.to(own)).to(z.dtype).view_as(z)
 
     def _convolved(self, x: Tensor) -> Tensor:
-        """Return the gate before its norm; calls the layers that somebody has hooked, wrapped or replaced."""
+        """Return the gate before its norm; calls a layer if it is hooked, wrapped or replaced."""
         as_built = isinstance(x, torch.fx.Proxy)
         if (
             self.spatial_descriptor == "conv"
@@ -124,7 +124,7 @@ class SpatialAttention(Gate):
         if not weight_is_all(modules["conv"], nn.Conv2d):
             return "the spatial convolution has hooks or was replaced"
         if self.has_own_gate(SpatialAttention):
-            return f"{type(self).__name__} has a gate of its own"
+            return f"{type(self).__name__} overrides the gate"
         norm, kernel, scale = (
             modules.get("norm"),
             tensor_of(modules["conv"], "weight"),
@@ -147,11 +147,11 @@ class SpatialAttention(Gate):
         descriptor = DESCRIPTORS[self.spatial_descriptor, self.descriptor_order]
         norm: Any = self._modules.get("norm")
         if norm is None:
-            return OperatorConfig(descriptor=descriptor, activation=ACTIVATIONS[self.activation])
+            return OperatorConfig(0, descriptor, ACTIVATIONS[self.activation])
         return OperatorConfig(0, descriptor, ACTIVATIONS[self.activation], norms.uses_batch(norm), norm.eps)
 
     def after_operator(self, x: Tensor, stats: Tensor) -> None:
-        """Move the norm's running statistics, as its own forward pass does in training."""
+        """Update the norm's running statistics, as its forward pass does in training."""
         norm: Any = self._modules.get("norm")
         if norm is not None and norm.training:
             norms.move_running(norm, stats[:1], stats[1:], x.numel() // x.shape[-3])
@@ -166,14 +166,14 @@ class SpatialAttention(Gate):
         self.set_gate_scale(2.0)
 
     def extra_repr(self) -> str:
-        """Name the settings that the sub-modules do not show."""
+        """Show the options that the sub-modules do not show."""
         scale = "" if self.gate_scale is None else f", gate_scale={self.gate_scale.item():g}"
         both = f", descriptor_order={self.descriptor_order!r}" if self.spatial_descriptor == "both" else ""
         return f"spatial_descriptor={self.spatial_descriptor!r}{both}, gate={self.activation!r}{scale}"
 
 
 def _called(module: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return module(x) in the dtype of its weights, converted to `dtype` and untouched by autocast."""
+    """Return module(x) in the dtype of its weights, converted to `dtype`, without autocast."""
     own = next((p.dtype for p in module.parameters() if p.is_floating_point()), dtype)
     with reference.full_precision(x):
         return module(x.to(own)).to(dtype)

@@ -42,24 +42,47 @@ def saved_sizes(call: ForwardArguments) -> tuple[int, int]:
     return numbers, indices
 
 
-def _keep_whole_in_inductor() -> None:
-    """Have torch's compiler, if it is at work, call the operator instead of decomposing it.
+def _tell_inductor() -> None:
+    """Have torch's compiler, if it is at work, call the operator as it is, and with maps as they come.
 
-    It would do so anyway, but where the variable CI is set it takes an operator with a decomposition for a mistake.
-    Inductor is too large to be imported for this; it asks for shapes, and so comes here, before it decides.
+    It would not decompose the operator anyway, but where the variable CI is set it takes one with a decomposition for a
+    mistake. Inductor is too large to be imported for this; it asks for shapes, and so comes here, before it decides.
     """
     lowering = sys.modules.get("torch._inductor.lowering")
     if lowering is None:
         return
-    # The maps of a call have one memory format: the compiler must not choose another for one of them.
-    constraint = lowering.tag_to_layout_constraint(torch.Tag.needs_exact_strides)
     for operator in (torch.ops.cbam.forward.default, torch.ops.cbam.backward.default):
         if operator not in lowering.lowerings:
-            lowering.make_fallback(operator, constraint, warn=False)
+            lowering.make_fallback(operator, _in_one_format, warn=False)
+
+
+def _in_one_format(node: Any, *arguments: Any, **keywords: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a call's arguments with all maps in the memory format that the compiler gave x.
+
+    It may have another one than x had when the graph was recorded: on CPUs the compiler's convolutions give
+    channels_last. To insist on the old one would copy a map in front of each call.
+    """
+    from torch._inductor.ir import ExternKernel, FlexibleLayout, get_stride_order
+
+    names = [argument.name for argument in (FORWARD if node.target is torch.ops.cbam.forward.default else BACKWARD)]
+    found = dict(zip(names, arguments, strict=True))
+    size = found["x"].get_size()
+    recorded = node.args[names.index("x")].meta["val"].stride()
+    given = found["x"].maybe_get_stride() or recorded
+    channels_last = list(given) == list(FlexibleLayout.stride_ordered(size, NHWC := [3, 0, 2, 1]))
+    order = NHWC if channels_last else get_stride_order(FlexibleLayout.contiguous_strides(size))
+    for name in ("x", "grad", "residual", "out"):
+        if found.get(name) is not None:
+            strides = FlexibleLayout.stride_ordered(size, order)
+            found[name] = ExternKernel.require_exact_strides(found[name], strides)
+    for name in names:
+        if name not in ("x", "grad", "residual", "out") and hasattr(found[name], "get_size"):
+            found[name] = ExternKernel.require_contiguous(found[name])
+    return tuple(found.values()), keywords
 
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _keep_whole_in_inductor()
+    _tell_inductor()
     call = ForwardArguments.parse(arguments)
     x, dtype = call.x, accumulation_dtype(call.x.dtype)
     numbers, indices = saved_sizes(call) if call.keep else (0, 0)
@@ -69,7 +92,7 @@ def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    _keep_whole_in_inductor()
+    _tell_inductor()
     call = BackwardArguments.parse(arguments)
     x, dtype = call.x, accumulation_dtype(call.x.dtype)
     tensors = (x, *call.weights, *call.before)

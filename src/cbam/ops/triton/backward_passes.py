@@ -1,14 +1,16 @@
-"""The backward pass: two reads of the map, two of the gradient and one write, and the small steps between them.
+"""Backward: the kernels that pass over the map, which read it twice, the gradient twice, and write dx.
 
-With x1 = s x and y = t x1, g = dL/dy (formulas as in `csrc/backward.cpp`):
+The small kernels between them are in `backward_kernels.py`. With x1 = s x and y = t x1, g = dL/dy (formulas as in
+`csrc/backward.cpp`):
 
 - gate_grads (g, x): dt_p = sum_c g s x, G_c = sum_p g t x
 - logit_grads, convolution_grads: through the spatial gate, its norm and convolution; gradients of its two maps
 - weighted (x): B_c = sum_p (dmean_p + [c = argmax_p] dmax_p) x
-- channel_sums, hidden_grads, pooled_grads, weight_grads: ds = G + B, and the MLP backwards
+- channel_sums, hidden_grads, pooled_grads, weight_grads: ds = G + B, and backward through the MLP
 - input_grad (g): dx = s (g t + dmean + [c = argmax_p] dmax) + davg + [p = argmax_c] dpeak
 
-Sums over samples and tiles are written as shares that a later kernel adds in order: no atomics, the same bits always.
+Sums over samples and tiles are written as partial sums that a later kernel adds in order: no atomics, so the same bits
+on every run.
 """
 
 import triton
@@ -20,9 +22,9 @@ from cbam.ops.triton.common import after_norm, cast, stored, tile_offsets
 @triton.jit
 def gate_grads(u, weight, bias, mean, invstd, grad, out, masked, s, t, dt, sums, samples, C, P, tiles, per_program,
                SUMS: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
-    """Shares of dt (N, parts, P) and of the channels' sums (N, tiles, SUMS, C): g t u, and with a norm g t and u.
+    """Partial sums: dt (N, parts, P), and per channel (N, tiles, SUMS, C) g t u, with a norm in front also g t and u.
 
-    `out` is the result behind a ReLU: where it is not positive the gradient is zero; that goes to `masked`.
+    `out` is the output of a ReLU: the gradient is zero where it is not positive, and is written to `masked`.
     """
     ACC: tl.constexpr = sums.dtype.element_ty if sums is not None else dt.dtype.element_ty
     T: tl.constexpr = u.dtype.element_ty
@@ -63,7 +65,7 @@ def gate_grads(u, weight, bias, mean, invstd, grad, out, masked, s, t, dt, sums,
 @triton.jit
 def weighted(u, dmaps, argmax, sums, C, P, splits, per_split, SUMS: tl.constexpr, AVERAGE: tl.constexpr,
              MAXIMUM: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
-    """Shares of the channels' sums of u weighted with the maps' gradients, and with SUMS = 2 of the weights themselves.
+    """Partial sums per channel of u weighted by the maps' gradients, and with SUMS = 2 of the weights themselves.
 
     `sums` is (N, splits, SUMS, C).
     """

@@ -1,7 +1,7 @@
-"""How the map is cut into programs and tiles: heuristics by shape, memory format and the device's multiprocessors.
+"""How the map is divided into programs and tiles: heuristics by shape, memory format and number of multiprocessors.
 
 A tile has at most 4096 elements, so 16 or 32 a thread; its longer side is the contiguous axis. Programs read long
-pieces, but there should be a few for every multiprocessor, so a small batch is cut finer.
+pieces, but every multiprocessor needs a few programs, so a small batch is divided more finely.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def tile(
     elements: int, shortest: int, channels: int, positions: int, channels_last: bool, warps: int
 ) -> Tile:
     """Return a tile of about `elements`, at least `shortest` long on the axis that is not contiguous."""
-    if INTERPRETED:  # so small that small maps have several of them
+    if INTERPRETED:  # small, so that a test's maps have several
         return Tile(32, 16, 1)
     contiguous, other = (channels, positions) if channels_last else (positions, channels)
     long = min(_power_of_two(contiguous), 256, elements // shortest)
@@ -45,14 +45,14 @@ def tile(
 
 @lru_cache(4096)
 def parts(whole: int, block: int, others: int, device: torch.device, at_most: int = 64) -> tuple[int, int]:
-    """Return (number, size) of the shares that an axis is cut into so that all multiprocessors have work.
+    """Return (number, size) of the parts that an axis is divided into so that all multiprocessors have work.
 
     Args:
         whole: length of the axis.
-        block: the tile's side along it; a share is a multiple of it.
-        others: programs that there are along the other axes.
+        block: the tile's side along it; a part is a multiple of it.
+        others: number of programs along the other axes.
         device: of the map.
-        at_most: shares, each of which leaves sums to be added up.
+        at_most: number of parts, each of which leaves partial sums to be added.
 
     >>> parts(3136, 16, 10**6, torch.device("cpu"))
     (1, 3136)

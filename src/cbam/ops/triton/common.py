@@ -4,11 +4,11 @@ A sample is a matrix of C channels and P positions; one kernel serves both memor
 two axes is contiguous. Tiles are (BC, BP), channels first. Sums and gates are in the type of the vectors that are
 kept for backward (ACC); products that the map's type rounds are rounded to it before the next operation.
 
-Fused multiply-adds are switched off for all kernels (`launch.py`), since they would round a product and a sum
-together where plain PyTorch rounds twice; the norm in front asks for its own.
+Fused multiply-adds are off for all kernels (`launch.py`), since they round a product and a sum once where plain PyTorch
+rounds twice; the norm in front uses explicit ones.
 """
 
-# Annotations of kernels stay objects: the interpreter looks for tl.constexpr among them.
+# No `from __future__ import annotations`: the interpreter looks for tl.constexpr among the annotations.
 import triton
 import triton.language as tl
 
@@ -40,7 +40,7 @@ def affine(weight, bias, mean, invstd, c, inside):
 
 @triton.jit
 def after_norm(u, weight, bias, mean, invstd, c, inside, T: tl.constexpr):
-    """The map's values from what is in memory, (BC, BP) in ACC; without a norm they are the same."""
+    """The map's values, (BC, BP) in ACC, from those in memory, which are the norm's input where there is one."""
     if mean is not None:
         alpha, beta = affine(weight, bias, mean, invstd, c, inside)
         return stored(tl.fma(u, alpha[:, None], beta[:, None]), T)
@@ -59,7 +59,7 @@ def cast(value, T: tl.constexpr):
 
 @triton.jit
 def stored(value, T: tl.constexpr):
-    """A value as a map of type T would hold it."""
+    """A value rounded to type T."""
     return cast(value, T).to(value.dtype)
 
 
@@ -76,13 +76,13 @@ def first_largest(value, index, AXIS: tl.constexpr):
 
 @triton.jit
 def larger(value, best):
-    """Whether a later value takes a maximum's index: it is larger, or the first NaN."""
+    """Whether a later value replaces the maximum: it is larger, or the first NaN."""
     return (best == best) & ((value > best) | (value != value))
 
 
 @triton.jit
 def divided(a, b):
-    """The rounded quotient: a plain `/` is only nearly that on a GPU, and a gate of one has to be one."""
+    """The correctly rounded quotient: on a GPU `/` only approximates it, and a gate of one has to be exactly one."""
     if a.dtype == tl.float32:
         return tl.math.div_rn(a, b.to(tl.float32))
     return a / b
@@ -94,7 +94,7 @@ def gate(z, scale, HARD: tl.constexpr):
     if HARD:
         value = divided(tl.minimum(tl.maximum(z + 3.0, 0.0), 6.0), tl.full([1], 6.0, z.dtype))
     else:
-        small = tl.exp(-tl.abs(z))  # of a number that is not positive, so that it cannot overflow
+        small = tl.exp(-tl.abs(z))  # never overflows
         value = divided(tl.where(z >= 0, tl.full([1], 1.0, z.dtype), small), 1.0 + small)
     value = tl.where(z != z, z, value)
     if scale is not None:
@@ -104,7 +104,7 @@ def gate(z, scale, HARD: tl.constexpr):
 
 @triton.jit
 def through_gate(grad, value, scale, HARD: tl.constexpr):
-    """grad times the derivative of `gate`, told from the gate's value."""
+    """grad times the derivative of `gate`, computed from the gate's value."""
     factor = tl.full([1], 1.0, grad.dtype)
     if scale is not None:
         factor = factor * tl.load(scale)

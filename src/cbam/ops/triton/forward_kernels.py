@@ -1,6 +1,6 @@
-"""The forward pass: three reads of the map and one write, and the small steps between them.
+"""Forward: three kernels that read the map, the last of which writes y, and the small kernels between them.
 
-pool -> hidden -> channel_gate -> squeeze -> (logits -> statistics) -> apply. Every kernel that walks over the map takes
+pool -> hidden -> channel_gate -> squeeze -> (logits -> statistics) -> apply. Each pass over the map takes
 the samples in the reverse order of the one before, to begin with what is still in the second-level cache.
 """
 
@@ -24,7 +24,7 @@ from cbam.ops.triton.common import (
 def pool(u, weight, bias, mean, invstd, sums, maxima, firsts, C, P, splits, per_split,
          AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr, LAST: tl.constexpr,
          BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
-    """Sum, maximum and its first index over a share of the positions: (N, splits, C) each; `firsts` may be None."""
+    """Sum, maximum and its first index over a part of the positions: (N, splits, C) each; `firsts` may be None."""
     ACC: tl.constexpr = sums.dtype.element_ty
     T: tl.constexpr = u.dtype.element_ty
     part = tl.program_id(0)
@@ -64,7 +64,7 @@ def pool(u, weight, bias, mean, invstd, sums, maxima, firsts, C, P, splits, per_
 def hidden(sums, maxima, firsts, w0, b0, pooled, argmax, out, samples, C, P, width, splits,
            AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr,
            BN: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr):  # fmt: skip
-    """relu(W0 pooled + b0), (N, rows, h); combines the shares of `pool`: `pooled` (N, rows, C), `argmax` (N, C)."""
+    """relu(W0 pooled + b0), (N, rows, h); combines the results of `pool`: `pooled` (N, rows, C), `argmax` (N, C)."""
     ACC: tl.constexpr = sums.dtype.element_ty
     ROWS: tl.constexpr = AVERAGE + MAXIMUM
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -192,7 +192,7 @@ def squeeze(u, weight, bias, mean, invstd, s, maps, argmax, samples, C, P, tiles
 @triton.jit
 def logits(maps, kernel, z, parts, P, height, width, tiles, K: tl.constexpr, PLANES: tl.constexpr,
            TAPS: tl.constexpr, BP: tl.constexpr):  # fmt: skip
-    """The convolution of all positions, (N, P), and of every tile its count, mean and sum of squared deviations."""
+    """The convolution at all positions, (N, P), and each tile's count, mean and sum of squared deviations."""
     part = tl.program_id(0)
     n = (part // tiles).to(tl.int64)
     p = part % tiles * BP + tl.arange(0, BP)

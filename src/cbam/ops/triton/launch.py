@@ -1,4 +1,4 @@
-"""Start a kernel; with CBAM_AUTOTUNE=1, first find out which tile it runs fastest with."""
+"""Launch a kernel; with CBAM_AUTOTUNE=1, find its fastest tile first."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _best: dict[tuple[Any, ...], Tile] = {}
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **constants: Any) -> None:
-    """Run `kernel` on a grid of programs, on the current stream.
+    """Run a kernel on a grid of programs, on the current stream.
 
-    Fused multiply-adds are off: they round a product and a sum together where plain PyTorch rounds twice.
+    Fused multiply-adds are off: they round a product and a sum once where plain PyTorch rounds twice.
     """
     kernel[grid](*arguments, num_warps=warps, enable_fp_fusion=False, **constants)
 
@@ -37,7 +37,7 @@ def tuned(run: Callable[[Tile], Result], usual: Tile, *key: Any) -> Result:
     Args:
         run: allocates what it needs for the tile and launches one kernel; may be called several times.
         usual: the heuristic's choice.
-        key: all that the speed depends on: the kernel, the problem, the type of the map.
+        key: what the speed depends on: the kernel, the problem, the dtype of the map.
     """
     if not AUTOTUNE:
         return run(usual)
@@ -60,7 +60,7 @@ def _candidates(usual: Tile) -> list[Tile]:
 
 
 def _seconds(run: Callable[[], Any]) -> float:
-    """Return the median time of a launch; infinity where the tile asks for more than the device has."""
+    """Return the median time of a launch; infinity if the tile needs more than the device has."""
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench
 

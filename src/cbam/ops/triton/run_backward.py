@@ -48,7 +48,7 @@ def backward(*arguments: Any) -> tuple[Tensor, ...]:
     dx, masked = torch.empty_like(x), None if out is None else torch.empty_like(x)
     if not q.norm:
         weights = weights._replace(norm_weight=None, norm_bias=None)
-    wanted = [(*weights, *before)[i - 1] for i in DIFFERENTIABLE[1:-1]]  # all but x and the residual
+    wanted = [(*weights, *before)[i - 1] for i in DIFFERENTIABLE[1:-1]]  # without x and the residual
     new = saved.new_empty if x.numel() else saved.new_zeros
     found = [new(0 if w is None else w.numel()) for w in wanted]
     if x.numel():
@@ -86,17 +86,17 @@ def _run(
 
 
 def _gate_grads(call: Call, grad: Tensor, out: Any, masked: Any) -> tuple[Any, Any, int]:
-    """Return shares of dt, of the channels' sums, and the number of the latter for a sample."""
+    """Return partial sums of dt and of the channels, and the number of the latter for a sample."""
     q, n, c, p = call.problem, call.problem.samples, call.problem.channels, call.problem.positions
     number = 3 if call.has_norm else 1 if q.hidden else 0
 
     def gate_grads(size: Tile) -> tuple[Any, Any, int]:
         tiles = -(-p // size.positions)
-        shares, per_program = parts(c, size.channels, n * tiles, grad.device)
-        dt = call.numbers.new_empty(n, shares, p) if q.k else None
+        count, per_program = parts(c, size.channels, n * tiles, grad.device)
+        dt = call.numbers.new_empty(n, count, p) if q.k else None
         sums = call.numbers.new_empty(n * tiles * number * c) if number else None
         launch_pass(
-            passes.gate_grads, (n * tiles, shares), size, call.u, *call.before, grad, out, masked, call.s, call.t,
+            passes.gate_grads, (n * tiles, count), size, call.u, *call.before, grad, out, masked, call.s, call.t,
             dt, sums, n, c, p, tiles, per_program, SUMS=number, LAST=q.channels_last,
         )  # fmt: skip
         return dt, sums, tiles
@@ -122,24 +122,24 @@ def _spatial_gate(call: Call, dt: Tensor, dkernel: Any, dnorm_weight: Any, dnorm
         )  # fmt: skip
     taps = 1 << (q.k * q.k - 1).bit_length()
     block = max(8, 2048 // taps)
-    # Each part leaves k k numbers to be added up, so they are not too many.
+    # Each part leaves k k numbers to be added up, so there are not too many.
     count, per_part = parts(p, block, n, dz.device, at_most=8)
     dmaps = dz.new_empty(n * q.planes * p)
-    shares = dz.new_empty(n * count * q.planes * q.k * q.k)
+    partial = dz.new_empty(n * count * q.planes * q.k * q.k)
     launch(
-        kernels.convolution_grads, (n * count,), dz, call.maps, w.kernel, dmaps, shares, q.channels, p,
+        kernels.convolution_grads, (n * count,), dz, call.maps, w.kernel, dmaps, partial, q.channels, p,
         q.height, q.width, count, per_part, AVERAGE=q.average_plane, K=q.k, PLANES=q.planes, TAPS=taps, BP=block,
     )  # fmt: skip
     size = q.planes * q.k * q.k
     launch(
-        kernels.kernel_grads, (-(-size // 16),), shares, dkernel, norm_sums, dnorm_weight, dnorm_bias,
+        kernels.kernel_grads, (-(-size // 16),), partial, dkernel, norm_sums, dnorm_weight, dnorm_bias,
         n * count, n, size, ROWS=64, BLOCK=16,
     )  # fmt: skip
     return dmaps
 
 
 def _weighted(call: Call, dmaps: Tensor) -> tuple[Tensor, int]:
-    """Return shares of the channels' sums that come back through the spatial descriptor, and their number."""
+    """Return partial sums of the channels that come from the spatial descriptor, and their number."""
     q, n, c, p = call.problem, call.problem.samples, call.problem.channels, call.problem.positions
     number = 2 if call.has_norm else 1
 
@@ -199,9 +199,9 @@ def _input_grad(call: Call, grad: Tensor, dmaps: Any, dpooled: Any, k1: Any, k0:
 
     def input_grad(size: Tile) -> None:
         tiles = -(-p // size.positions)
-        shares, per_program = parts(c, size.channels, n * tiles, grad.device)
+        count, per_program = parts(c, size.channels, n * tiles, grad.device)
         launch_pass(
-            passes.input_grad, (n * tiles, shares), size, call.u, call.before.weight, call.before.invstd, grad,
+            passes.input_grad, (n * tiles, count), size, call.u, call.before.weight, call.before.invstd, grad,
             call.s, call.t, dmaps, call.channel_argmax, dpooled, call.position_argmax, k1, k0, dx, n, c, p, tiles,
             per_program, AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane, MEAN=q.average_row, PEAK=q.maximum_row,
             LAST=q.channels_last,

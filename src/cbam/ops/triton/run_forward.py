@@ -47,19 +47,19 @@ def _channel_gate(
     def pool(size: Tile) -> tuple[Tensor, Any, int]:
         blocks = -(-c // size.channels)
         splits, per_split = parts(p, size.positions, n * blocks, x.device)
-        shares = s.new_empty(2, n * splits * c)
+        partial = s.new_empty(2, n * splits * c)
         firsts = None if argmax is None else argmax.new_empty(n * splits * c)
         launch_pass(
-            kernels.pool, (n * splits, blocks), size, x, *before, shares[0], shares[1], firsts, c, p, splits, per_split,
+            kernels.pool, (n * splits, blocks), size, x, *before, *partial, firsts, c, p, splits, per_split,
             AVERAGE=average, MAXIMUM=maximum, LAST=q.channels_last,
         )  # fmt: skip
-        return shares, firsts, splits
+        return partial, firsts, splits
 
     usual = tile(2048, 16, c, p, q.channels_last, 4)
-    shares, firsts, splits = tuned(pool, usual, "pool", q, x.dtype, before.mean is None, argmax is None)
+    partial, firsts, splits = tuned(pool, usual, "pool", q, x.dtype, before.mean is None, argmax is None)
     groups = -(-n // DENSE["BN"])
     launch(
-        kernels.hidden, (groups, -(-q.hidden // DENSE["BH"])), shares[0], shares[1], firsts, weights.w0, weights.b0,
+        kernels.hidden, (groups, -(-q.hidden // DENSE["BH"])), partial[0], partial[1], firsts, weights.w0, weights.b0,
         pooled, argmax, hidden, n, c, p, q.hidden, splits, AVERAGE=average, MAXIMUM=maximum, **DENSE,
     )  # fmt: skip
     launch(
@@ -85,12 +85,12 @@ def _squeeze(x: Tensor, before: NormBefore, q: Problem, s: Any, maps: Any, argma
 def _statistics(weights: Weights, q: Problem, maps: Any, z: Any, z_stats: Any, stats: Tensor) -> None:
     size = 128
     tiles = -(-q.positions // size)
-    shares = stats.new_empty(q.samples * tiles * 3)
+    partial = stats.new_empty(q.samples * tiles * 3)
     launch(
-        kernels.logits, (q.samples * tiles,), maps, weights.kernel, z, shares, q.positions, q.height, q.width, tiles,
+        kernels.logits, (q.samples * tiles,), maps, weights.kernel, z, partial, q.positions, q.height, q.width, tiles,
         K=q.k, PLANES=q.planes, TAPS=TAPS, BP=size,
     )  # fmt: skip
-    launch(kernels.statistics, (1,), shares, z_stats, stats, q.samples * tiles, q.eps, BLOCK=1024)
+    launch(kernels.statistics, (1,), partial, z_stats, stats, q.samples * tiles, q.eps, BLOCK=1024)
 
 
 def _apply(
@@ -101,9 +101,9 @@ def _apply(
 
     def apply(size: Tile) -> None:
         tiles = -(-p // size.positions)
-        shares, per_program = parts(c, size.channels, n * tiles, x.device)
+        count, per_program = parts(c, size.channels, n * tiles, x.device)
         launch_pass(
-            kernels.apply, (n * tiles, shares), size, x, *before, s, maps, w.kernel, z, z_stats,
+            kernels.apply, (n * tiles, count), size, x, *before, s, maps, w.kernel, z, z_stats,
             w.norm_weight, w.norm_bias, w.norm_mean, w.norm_var, w.spatial_scale, t, residual, y,
             c, p, q.height, q.width, tiles, per_program, q.eps,
             K=q.k, PLANES=q.planes, HARD=q.hard, RELU=relu, LAST=q.channels_last, TAPS=TAPS,
