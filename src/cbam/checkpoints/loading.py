@@ -70,6 +70,25 @@ def load_weights(
             "the model has parameters without memory. Give it some first: model.to_empty(device=...)."
         )
     packed = unpack(look_at(source), entry, inner.state_dict())
+    return load_unpacked(inner, packed, dialect, partial, sites, adapt, outer_residual)
+
+
+def load_unpacked(
+    inner: nn.Module,
+    packed: Unpacked,
+    dialect: str = "auto",
+    partial: bool = False,
+    sites: Mapping[str, str] | None = None,
+    adapt: bool = False,
+    outer_residual: bool = False,
+) -> WeightsReport:
+    """Load one state dict out of a file; arguments and errors are those of `load_weights`.
+
+    Args:
+        inner: the model without the wrappers of torch.compile and data parallelism.
+        packed: the state dict.
+        dialect, partial, sites, adapt, outer_residual: as for `load_weights`.
+    """
     found = recognise(packed.shapes, packed.name, dialect)
     matched = match(inner, packed, found, sites, partial)
     tensors = packed.tensors()

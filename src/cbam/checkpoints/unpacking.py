@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -46,6 +46,12 @@ class Unpacked:
         for key in self.path:
             tree = tree[key]
         return {str(key).removeprefix(self.prefix): tree[key] for key in tree}
+
+    def holding(self, state: dict[str, Tensor]) -> Unpacked:
+        """Return the same file as if it held these tensors."""
+        return replace(
+            self, shapes=state, content=replace(self.content, read=lambda: state), path=(), prefix=""
+        )
 
 
 def unpack(content: Content, entry: str | None = None, wanted: Iterable[str] = ()) -> Unpacked:

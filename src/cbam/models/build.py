@@ -10,9 +10,9 @@ from torch import nn
 
 from cbam.attach import attach
 from cbam.errors import CBAMError, MissingExtra, nearest
-from cbam.models.classifier import check_counts
-from cbam.models.files import first_convolution, load_file, widen_input
-from cbam.models.registry import OWN, SUFFIXES, split_attention
+from cbam.models.classifier import check_counts, last_layer
+from cbam.models.files import first_convolution, load_backbone, widen_input
+from cbam.models.registry import OWN, SUFFIXES, split_attention, timm_names
 
 
 def build_model(
@@ -44,7 +44,8 @@ def build_model(
         in_channels: channels of the images. Other than 3: the first convolution of pretrained weights is summed
             over RGB (1 channel; repeated and scaled for more), that of a fresh model is drawn anew.
         pretrained: fetch the library's weights; a classifier of another width starts anew.
-        weights: a state dict on disk instead (.safetensors, .pth), see `load_file`.
+        weights: a state dict on disk instead (.safetensors, .pth), loaded as by `cbam.load_weights`; a classifier of
+            another width is left out, and the first convolution adapted to other input channels.
 
     Raises:
         CBAMError: for an unknown name, impossible counts, weights that do not fit or cannot be fetched.
@@ -75,8 +76,11 @@ def build_model(
         model = _timm(bare, num_classes, in_channels, pretrained=pretrained)
     if attention is not None:
         _attach(model, bare, attention)
-    if weights is not None:
-        load_file(model, weights)
+    if weights is not None and load_backbone(model, weights).kept:
+        raise CBAMError(
+            f"the file {str(weights)!r} has no attention, and the fresh gates of {name!r} would spoil its weights. "
+            f"Build {bare!r} with it and type cbam.attach(model, {attention!r}): that leaves its output as it is."
+        )
     return model
 
 
@@ -100,10 +104,9 @@ def _resolve(name: str) -> tuple[str, str, str | None]:
         if library is not None:
             return library, plain, attention
     if prefix == "timm" and slash:
-        from cbam.models.timm_registry import registered_names
-
-        if bare in registered_names():  # ours, by the name that it has in timm's factory
-            return _resolve(registered_names()[bare])
+        ours = timm_names().get(bare)
+        if ours is not None:
+            return _resolve(ours)
     if slash:
         known = _torchvision_names() if prefix == "torchvision" else _timm_names()
         raise _unknown(name, [f"{prefix}/{other}" for other in known])
@@ -213,7 +216,9 @@ def _cannot_fetch(name: str, error: Exception) -> CBAMError:
 
 
 def _renew_classifier(model: nn.Module, num_classes: int) -> None:
-    name, last = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+    found = last_layer(model)
+    assert found is not None
+    name, last = found
     new: nn.Module
     if isinstance(last, nn.Linear):
         if last.out_features == num_classes:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
+from cbam.checkpoints.placing import named_in_state, sites_of
 from cbam.errors import CBAMError
 
 
@@ -66,6 +69,24 @@ class MapClassifier(nn.Module):
         self.fc = nn.Identity()
         if num_classes:
             self.fc = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+
+
+def last_layer(model: nn.Module) -> tuple[str, Any] | None:
+    """Return the last linear or convolutional layer, in most networks the classifier, and its name in the state dict.
+
+    Attached attention is left out.
+
+    >>> last_layer(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(8, 2)))[0]
+    '1'
+    """
+    attention, state = tuple(sites_of(model)), model.state_dict()
+    found = None
+    for prefix, module in named_in_state(model):
+        if attention and prefix.startswith(attention):
+            continue
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and f"{prefix}weight" in state:
+            found = prefix.removesuffix("."), module
+    return found
 
 
 def check_counts(num_classes: int, in_channels: int) -> None:

@@ -15,6 +15,9 @@ from cbam.models.preactivation import PreActivationResNet
 
 # name_SUFFIX -> the attention that is in the network when it comes out of `build_model`.
 SUFFIXES = ("se", "cbam")
+# In timm's factory: a dot would start the name of its weights; these of torchvision's networks are there with a suffix.
+_WITHOUT_DOT = {"wrn18_1.5": "wrn18_150", "wrn18_2.0": "wrn18_200", "mobilenet_v1_0.7": "mobilenet_v1_070"}
+_TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200", "vgg16")
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,20 @@ def split_attention(name: str) -> tuple[str, str | None]:
     """
     backbone, _, suffix = name.rpartition("_")
     return (backbone, suffix) if backbone and suffix in SUFFIXES else (name, None)
+
+
+def timm_names() -> dict[str, str]:
+    """Return {name in timm's factory: name for `build_model`} of all networks that `timm_registry` registers.
+
+    >>> timm_names()["wrn18_150_cbam"]
+    'wrn18_1.5_cbam'
+    """
+    names = {}
+    for backbone in (*OWN, *_TORCHVISION):
+        theirs = _WITHOUT_DOT.get(backbone, backbone)
+        suffixes = [f"_{suffix}" for suffix in SUFFIXES] + ([""] if backbone in OWN else [])
+        names.update({theirs + suffix: backbone + suffix for suffix in suffixes})
+    return names
 
 
 def made_for(name: str) -> tuple[int, tuple[int, int, int]]:
