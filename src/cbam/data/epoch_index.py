@@ -1,4 +1,4 @@
-"""Data sets addressed by (epoch, index), and the loader that joins them with the batches of an epoch.
+"""Data sets whose index is (epoch, index).
 
 What an item looks like depends on (seed, epoch, index) and on nothing else. So the number of workers, the make-up of
 the batch and the place where a run was killed cannot change it.
@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from cbam.data.batches import EpochBatches
 from cbam.data.hashing import permutation
 from cbam.errors import CBAMError
 
@@ -83,53 +82,3 @@ class EpochIndexDataset(Dataset[Item], abc.ABC):
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside the {len(self)} images")
         return epoch, index
-
-
-def make_loader(
-    dataset: EpochIndexDataset,
-    *,
-    batch_size: int,
-    seed: int,
-    shuffle: bool,
-    workers: int = 0,
-    drop_last: bool = False,
-    rank: int = 0,
-    world: int = 1,
-) -> DataLoader[Item]:
-    """Return a loader of batches (N, C, H, W), (N,) over `dataset`; `loader.batch_sampler` is its `EpochBatches`.
-
-    Args:
-        dataset: the images; its augmentation is drawn from `seed` too.
-        batch_size: images per step over all processes, at least 1.
-        seed: seed of the order and of the augmentation.
-        shuffle: whether to shuffle each epoch; call `loader.batch_sampler.set_position(epoch)` before it.
-        workers: number of worker processes; it changes the speed and no bit of the data.
-        drop_last: leave out the last step when it is smaller than the others.
-        rank: number of this process, from 0; it gets its share of every step.
-        world: number of processes.
-
-    Raises:
-        CBAMError: no image, a batch size below 1, workers below 0, `drop_last` would leave no batch at all, or the
-            processes cannot share a batch evenly.
-    """
-    if batch_size < 1 or workers < 0:
-        raise CBAMError(
-            f"batch_size must be at least 1 and workers at least 0, given {batch_size} and {workers}."
-        )
-    if len(dataset) < (batch_size if drop_last else 1):
-        raise CBAMError(
-            f"{len(dataset)} images give no batch of {batch_size}"
-            f"{' when the last, smaller one is dropped' if drop_last else ''}. Use a smaller batch size or more images."
-        )
-    batches = EpochBatches(
-        dataset, batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world=world
-    )
-    return DataLoader(
-        dataset.with_seed(seed),
-        batch_sampler=batches,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        # Without a generator of its own a loader draws from the global one at every epoch, which would shift dropout.
-        generator=torch.Generator().manual_seed(0),
-    )

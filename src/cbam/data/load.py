@@ -10,7 +10,7 @@ from cbam.data.built_in import in_memory, read_digits, read_fashion_mnist
 from cbam.data.folder import BAD_IMAGES, load_folder
 from cbam.data.image_data import ImageData, checked_statistics
 from cbam.data.pictures import DEFAULT_MAX_PIXELS
-from cbam.data.prepared import Preparation
+from cbam.data.prepared import Preparation, Selection
 from cbam.errors import CBAMError, nearest, unknown_name
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -75,11 +75,7 @@ def load_data(
         mean, std = checked_statistics(mean or IMAGENET_MEAN, std or IMAGENET_STD, channels=3)
         return load(
             Preparation(224 if image_size is None else image_size, mean, std, max_pixels),
-            limit_train=limit_train,
-            limit_val=limit_val,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            bad_images=bad_images,
+            Selection(limit_train, limit_val, val_fraction, split_seed, bad_images),
         )
     if name == "digits":
         raw = read_digits(val_fraction, split_seed)

@@ -32,6 +32,17 @@ class Preparation:
     max_pixels: int
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which images train and which validate; the fields are arguments of `load_data`."""
+
+    limit_train: int | None = None
+    limit_val: int | None = None
+    val_fraction: float = 0.2
+    split_seed: int = 0
+    bad_images: str = "fail"
+
+
 class PreparedImages(EpochIndexDataset):
     """Images of any size from anywhere; training ones are cropped at random and flipped, others resized and cropped.
 
@@ -83,9 +94,7 @@ def prepared_data(
     train: PreparedImages,
     val: PreparedImages,
     preparation: Preparation,
-    *,
-    limit_train: int | None,
-    limit_val: int | None,
+    selection: Selection,
     notices: Sequence[str] = (),
 ) -> ImageData:
     """Limit both sides to so many images as `load_data` does, and join them.
@@ -96,17 +105,16 @@ def prepared_data(
         train: the training images.
         val: the validation images.
         preparation: how they become items.
-        limit_train: see `load_data`.
-        limit_val: likewise.
+        selection: the limits.
         notices: what the user must be told.
 
     Raises:
         CBAMError: a limit below the number of classes.
     """
-    if limit_train is not None:
-        train = train.subset(balanced_subset(list(train.labels), limit_train, "limit_train"))
-    if limit_val is not None:
-        val = val.subset(balanced_subset(list(val.labels), limit_val, "limit_val"))
+    if selection.limit_train is not None:
+        train = train.subset(balanced_subset(list(train.labels), selection.limit_train, "limit_train"))
+    if selection.limit_val is not None:
+        val = val.subset(balanced_subset(list(val.labels), selection.limit_val, "limit_val"))
     return ImageData(
         name=name,
         source=f"{how}: {len(train):,} training and {len(val):,} validation images.",

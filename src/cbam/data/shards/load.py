@@ -14,7 +14,7 @@ from cbam.data.hashing import hash64
 from cbam.data.image_data import ImageData
 from cbam.data.options import split_options
 from cbam.data.pictures import BadImage, check_image
-from cbam.data.prepared import Preparation, prepared_data
+from cbam.data.prepared import Preparation, Selection, prepared_data
 from cbam.data.progress import progress
 from cbam.data.scan import some
 from cbam.data.shards.dataset import Samples, ShardImages
@@ -34,17 +34,14 @@ _PROBES = 16
 def load_shards(
     text: str,
     preparation: Preparation,
-    *,
-    limit_train: int | None = None,
-    limit_val: int | None = None,
-    val_fraction: float = 0.2,
-    split_seed: int = 0,
-    bad_images: str = "fail",
+    selection: Selection,
 ) -> ImageData:
-    """Open the shards at `text`, a place and options; the other arguments are those of `load_data`.
+    """Open the shards at `text`.
 
     Args:
         text: "PLACE" or "PLACE?train=PATTERN&val=PATTERN&window=SHARDS", see `find_shards` and `WindowedOrder`.
+        preparation: how an image becomes an item.
+        selection: which images train and which validate.
 
     Raises:
         CBAMError: nothing is there, a shard is damaged, or labels and class names do not fit each other.
@@ -56,7 +53,7 @@ def load_shards(
     with progress("reading the headers of shards") as tell:
         index = load_index(names, {name: label for label, name in enumerate(listed or ())}, tell)
     classes, notices = _classes(index, names, listed)
-    if bad_images == "skip":
+    if selection.bad_images == "skip":
         index = _checked_index(index, names, preparation.max_pixels)
 
     def side(shards: Sequence[str], augment: bool) -> ShardImages:
@@ -64,16 +61,16 @@ def load_shards(
             names, Samples(index, shards), classes, preparation, augment=augment, window=window
         )
         if any(index.shards[name].checked for name in shards):
-            images = _without_bad(images, place, bad_images, notices)
+            images = _without_bad(images, place, selection.bad_images, notices)
         return images
 
     train = side(names.train, True)
     val = side(names.val or names.train, False)
     how = f"{len(names.train):,} shards train, {len(names.val):,} validate"
     if not names.val:
-        for_train, for_val = _split(np.asarray(train.labels), val_fraction, split_seed)
+        for_train, for_val = _split(np.asarray(train.labels), selection.val_fraction, selection.split_seed)
         train, val = train.subset(for_train), val.subset(for_val)
-        how = f"{len(names.train):,} shards are split by class with split seed {split_seed}"
+        how = f"{len(names.train):,} shards are split by class with split seed {selection.split_seed}"
     for images in (train, val):
         _probe(images)
     return prepared_data(
@@ -82,8 +79,7 @@ def load_shards(
         train,
         val,
         preparation,
-        limit_train=limit_train,
-        limit_val=limit_val,
+        selection,
         notices=notices,
     )
 
