@@ -1,4 +1,4 @@
-"""Names of the network around the blocks, where a dialect has its own: pytorchcv's ResNets."""
+"""Names of the network around the blocks, where a format has its own: pytorchcv's ResNets."""
 
 from __future__ import annotations
 

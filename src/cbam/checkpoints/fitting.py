@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cbam.checkpoints.dialects import DIALECTS, Dialect
+from cbam.checkpoints.formats import FORMATS, Format
 from cbam.checkpoints.gates import Gates
 from cbam.errors import CBAMError
 from cbam.nn import CBAM
@@ -24,15 +24,15 @@ def reads_maximum_first(block: Any) -> bool | None:
     return spatial.descriptor_order == "max-avg"
 
 
-def form_of(block: CBAM) -> Dialect:
-    """Return the dialect that a module's own weights are in.
+def form_of(block: CBAM) -> Format:
+    """Return the format that a module's own weights are in.
 
     >>> form_of(CBAM(16, preset="official")).max_first
     True
     """
     channel, spatial = block.channel_attention, block.spatial_attention
     return replace(
-        DIALECTS["cbam"],
+        FORMATS["cbam"],
         mlp_bias=channel is not None and channel.layers[0].bias is not None,
         max_first=bool(reads_maximum_first(block)),
         norm="spatial_attention.norm" if spatial is not None and spatial.norm is not None else None,
@@ -77,14 +77,14 @@ def attach_call(gates: Gates, max_first: bool | None) -> str:
 
 
 def fit(
-    gates: Gates, block: Any, source: Dialect, where: str, adapt: bool
+    gates: Gates, block: Any, source: Format, where: str, adapt: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the block's state dict for `gates`, and what was converted, in words.
 
     Args:
         gates: from the file.
         block: the module that takes them.
-        source: dialect of the file.
+        source: format of the file.
         where: block and site, for messages.
         adapt: allow a form that equals the file's in eval mode only, or that has biases or a norm in excess.
 
@@ -118,7 +118,7 @@ def _differences(gates: Gates, block: Any) -> list[tuple[str, bool]]:
         return [(f"a CBAM block does not fit {type(block).__name__}", False)]
     odd = _odd_switches(block)
     if odd:
-        return [(f"the module has {odd}, which no dialect in files has", False)]
+        return [(f"the module has {odd}, which no format in files has", False)]
     channel, spatial = block.channel_attention, block.spatial_attention
     assert channel is not None
     hidden = channel.layers[0].out_channels

@@ -1,4 +1,4 @@
-"""The weights of one CBAM block, free of any dialect, and the two ways to say the same spatial gate."""
+"""The weights of one CBAM block, free of any format, and the two ways to say the same spatial gate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 NORM = ("weight", "bias", "running_mean", "running_var")
-EPS = 1e-5  # of every batch norm in the dialects that have one
+EPS = 1e-5  # of every batch norm in the formats that have one
 
 
 @dataclass(frozen=True)

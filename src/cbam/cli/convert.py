@@ -1,4 +1,4 @@
-"""`cbam convert`: a checkpoint of one dialect of CBAM as a checkpoint of another."""
+"""`cbam convert`: convert a checkpoint from one code base's format to another's."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import tyro
 
 from cbam.attach import attach
 from cbam.checkpoints.converting import ORDER, convert, form_in, write
-from cbam.checkpoints.dialects import DIALECTS
+from cbam.checkpoints.formats import FORMATS
 from cbam.checkpoints.loading import load_weights
 from cbam.errors import CBAMError
 from cbam.models import build_model, made_for
 
-DESCRIPTION = f"""Convert a checkpoint from one dialect of CBAM to another.
+DESCRIPTION = f"""Convert a CBAM checkpoint from one code base's format to another's.
 
-Dialects: {", ".join(DIALECTS)}. Pickles are read without executing anything; nothing is written unless all of it fits.
+Formats: {", ".join(FORMATS)}. Pickles are read without executing anything; nothing is written unless everything fits.
 
 Examples: cbam convert authors.pth cbam.safetensors
           cbam convert authors.pth timm.safetensors --to timm
@@ -27,24 +27,24 @@ Examples: cbam convert authors.pth cbam.safetensors
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Convert a checkpoint from one dialect of CBAM to another."""
+    """Convert a CBAM checkpoint from one code base's format to another's."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """The checkpoint: .safetensors, or a file of torch.save."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The file to write: .safetensors, .pth or .pt."""
     to: str = "cbam"
-    """The dialect to write."""
+    """The format to write."""
     from_: Annotated[str, tyro.conf.arg(name="from")] = "auto"
-    """The dialect of the checkpoint; auto: recognise it."""
+    """The format of the checkpoint; auto recognises it."""
     entry: str | None = None
-    """Which state dict of the file, such as state_dict_ema."""
+    """Which state dict of the file to read, such as state_dict_ema."""
     outer_residual: bool = False
-    """The network adds the block's input itself, as xmu's block does inside."""
+    """The network itself computes x + block(x), which xmu's block does inside."""
     descriptor_order: str | None = None
-    """avg-max or max-avg, for files in this library's names that do not say it."""
+    """avg-max or max-avg, for files with this library's names that do not record it."""
     model: str | None = None
-    """Name the tensors as in this backbone with attached attention: resnet50, paper_resnet50, any of timm."""
+    """Write the names of this backbone with attached attention: resnet50, paper_resnet50, any network of timm."""
     num_classes: int | None = None
     """Width of the classifier of --model; by default 10 for the CIFAR ResNets, else 1000."""
 
@@ -80,7 +80,7 @@ def run(config: ConvertConfig) -> int:
 def _for_model(config: ConvertConfig, name: str) -> int:
     if config.to != "cbam" or config.out.suffix != ".safetensors":
         raise CBAMError(
-            "--model writes this library's names: leave out --to, and let OUT end in .safetensors."
+            "--model writes this library's names: leave out --to, and give OUT the suffix .safetensors."
         )
     classes = config.num_classes or made_for(name)[0]
     model = build_model(name, classes)
@@ -93,7 +93,7 @@ def _for_model(config: ConvertConfig, name: str) -> int:
         outer_residual=config.outer_residual,
         entry=config.entry,
     )
-    write(config.out, model.state_dict(), {"cbam.dialect": "cbam", ORDER: form["descriptor_order"]})
+    write(config.out, model.state_dict(), {"cbam.format": "cbam", ORDER: form["descriptor_order"]})
     print(report)
     print(f"attention that takes these weights: cbam.attach(model, {_written(form)})")
     print(f"written to {config.out}")

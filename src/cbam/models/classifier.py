@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cbam.checkpoints.placing import named_in_state, sites_of
+from cbam.checkpoints.sites import named_in_state, sites_of
 from cbam.errors import CBAMError
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cbam.attach.wrapper import WithAttention
 from cbam.checkpoints import tensors_file
-from cbam.checkpoints.placing import named_in_state, sites_of
+from cbam.checkpoints.sites import named_in_state, sites_of
 from cbam.errors import CBAMError
 from cbam.models import build_model
 from cbam.models.classifier import last_layer
