@@ -53,10 +53,11 @@ class Call:
 
 @dataclass
 class Probe:
-    """What a probe forward saw, in order of creation."""
+    """What a probe forward saw, in order of creation, and the model's modules by name."""
 
     nodes: list[Node]
     calls: list[Call]
+    modules: dict[str, nn.Module]
 
 
 class _Recorder(TorchDispatchMode):
@@ -138,7 +139,7 @@ def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
                 f" {type(error).__name__}: {error}. Pass the size that the model takes, input_size=(C, H, W),"
                 " or its arguments, example_input=(...)."
             ) from error
-    return Probe(recorder.nodes, calls)
+    return Probe(recorder.nodes, calls, dict(model.named_modules()))
 
 
 def default_inputs(model: nn.Module, input_size: InputSize) -> tuple[Tensor]:

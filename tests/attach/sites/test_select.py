@@ -5,7 +5,7 @@ import re
 import pytest
 from torch import nn
 
-from cbam.attach.select import matcher, select
+from cbam.attach.sites.select import matcher, select
 from cbam.errors import CBAMError
 
 MODULES = {

@@ -10,8 +10,8 @@ import torchvision
 from torch import nn
 
 import cbam
-from cbam.attach.epilogue import find_epilogue
-from cbam.attach.with_epilogue import find_blocks
+from cbam.attach.fusion.epilogue import find_epilogue
+from cbam.attach.fusion.with_epilogue import find_blocks
 from cbam.models import build_model
 from tests.attach.networks import Block as PlainBlock
 from tests.attach.networks import Net

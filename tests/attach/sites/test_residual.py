@@ -7,9 +7,9 @@ import torchvision
 from torch import nn
 
 import cbam
-from cbam.attach.places import Place
-from cbam.attach.probe import run_probe
-from cbam.attach.residual import find_branch_ends
+from cbam.attach.graph.probe import run_probe
+from cbam.attach.sites.location import Location
+from cbam.attach.sites.residual import find_branch_ends
 from tests.attach.networks import Block, Net
 
 
@@ -20,13 +20,13 @@ def ends_of(model, size=(3, 16, 16)):
 @pytest.mark.parametrize(
     ("end", "expected"),
     [
-        ("norm", Place("blocks.0.bn2", "output")),
-        ("scale", Place("blocks.0.bn2", "output")),  # back over a bare layer scale
+        ("norm", Location("blocks.0.bn2", "output")),
+        ("scale", Location("blocks.0.bn2", "output")),  # back over a bare layer scale
         (
             "drop",
-            Place("blocks.0.bn2", "output"),
+            Location("blocks.0.bn2", "output"),
         ),  # before the dropout, which only hands on in evaluation
-        ("scale, drop", Place("blocks.0.drop", "input")),  # nothing but the dropout holds this tensor
+        ("scale, drop", Location("blocks.0.drop", "input")),  # nothing but the dropout holds this tensor
     ],
 )
 def test_how_a_branch_ends(end, expected):
@@ -35,7 +35,7 @@ def test_how_a_branch_ends(end, expected):
 
 def test_a_branch_that_ends_outside_any_module_is_left_out_and_said():
     ends, notes = ends_of(Net(Block(8, "function"), Block(8)))
-    assert ends == [Place("blocks.1.bn2", "output")]
+    assert ends == [Location("blocks.1.bn2", "output")]
     assert "ends in an operation outside any module" in notes[0]
 
 
@@ -51,7 +51,7 @@ def test_a_module_that_also_runs_elsewhere_is_left_out_and_said():
 
 def test_a_block_that_runs_twice_is_one_site():
     block = Block(8)
-    assert ends_of(Net(block, block))[0] == [Place("blocks.0.bn2", "output")]
+    assert ends_of(Net(block, block))[0] == [Location("blocks.0.bn2", "output")]
 
 
 def test_in_place_addition_with_the_shortcut_first():
@@ -61,7 +61,7 @@ def test_in_place_addition_with_the_shortcut_first():
             x += self.bn2(self.conv2(self.conv1(x)))
             return x
 
-    assert ends_of(Net(Swapped(8)))[0] == [Place("blocks.0.bn2", "output")]
+    assert ends_of(Net(Swapped(8)))[0] == [Location("blocks.0.bn2", "output")]
 
 
 def test_a_long_skip_over_the_blocks_is_no_branch():

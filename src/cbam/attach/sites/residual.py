@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from cbam.attach.places import Place, innermost
-from cbam.attach.probe import Probe
+from cbam.attach.graph.paths import makers
+from cbam.attach.graph.probe import Probe
+from cbam.attach.sites.location import Found, Location, innermost
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class _Addition:
     channels: int
 
 
-def find_branch_ends(probe: Probe) -> tuple[list[Place], list[str]]:
-    """Return the branch ends in the order of the forward pass, and a sentence for each branch left out.
+def find_branch_ends(probe: Probe) -> Found:
+    """Return the end of every residual branch, and a note for each branch left out.
 
     Args:
         probe: of a forward with one image.
     """
-    ends: list[Place] = []
+    ends: list[Location] = []
     left_out: list[str] = []
     counts = Counter(call.name for call in probe.calls)
     additions = _residual_additions(probe)
@@ -50,9 +51,9 @@ def find_branch_ends(probe: Probe) -> tuple[list[Place], list[str]]:
             ends.remove(end)
             left_out.append(
                 f"{end.name} runs {counts[end.name]} times, but ends a residual branch {uses} times:"
-                " give each place a module of its own, or name another site"
+                " give each branch a module of its own, or name another site"
             )
-    return ends, left_out
+    return Found(ends, left_out)
 
 
 def find_additions(probe: Probe) -> list[int]:
@@ -114,13 +115,12 @@ def _innermost_blocks(additions: list[_Addition]) -> list[_Addition]:
     return [a for a in additions if a.node not in dropped]
 
 
-def _locate(probe: Probe, addition: _Addition) -> Place | None:
+def _locate(probe: Probe, addition: _Addition) -> Location | None:
     """Return the module at the end of the branch, walking back over bare element-wise steps such as a layer scale."""
     node, consumer = addition.branch, addition.node
     shape = probe.nodes[node].shape
     while probe.nodes[node].consumers == {consumer} and addition.inside >> node & 1:
-        makers = [call for call in probe.calls if call.output == node]
-        end = innermost(makers)
+        end = innermost(makers(probe, node))
         if end is not None:
             return end
         parents = probe.nodes[node].parents

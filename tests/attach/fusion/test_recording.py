@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cbam.attach.recording import record
+from cbam.attach.fusion.recording import record
 
 FLAG = True
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cbam.attach.probe import default_inputs, run_probe
+from cbam.attach.graph.probe import default_inputs, run_probe
 from cbam.errors import CBAMError
 from tests.attach.networks import Block, Net
 

@@ -18,7 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import cbam
 from cbam import set_backend
-from cbam.attach import with_epilogue
+from cbam.attach.fusion import with_epilogue
 from cbam.models import build_model
 from tests.attach.networks import Seen, ends, resnet
 from tests.ops.library import needs_operator, needs_same_bits

@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from cbam.attach.epilogue import Epilogue, epilogue_of, find_epilogue
-from cbam.attach.recording import Recording, record
+from cbam.attach.fusion.epilogue import Epilogue, epilogue_of, find_epilogue
+from cbam.attach.fusion.recording import Recording, record
 from cbam.attach.wrapper import BlockEnd, WithAttention
 from cbam.nn.base import has_global_hooks, is_hooked, is_plain
 from cbam.ops import dispatch

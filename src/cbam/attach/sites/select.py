@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from cbam.attach.sites.table import KINDS
 from cbam.errors import CBAMError, nearest
 
 Predicate: TypeAlias = Callable[[str, nn.Module], bool]
@@ -17,9 +18,6 @@ Selectors: TypeAlias = "Selector | Sequence[Selector]"
 Sites: TypeAlias = (
     "Selectors | Mapping[Any, Mapping[str, Any]]"  # keys: selectors; a union's keys do not vary
 )
-
-# Words that stand for places found in a forward pass.
-KINDS: tuple[str, ...] = ("auto", "residual", "block", "stage", "conv", "head")
 
 
 def as_list(selectors: Selectors) -> list[Selector]:

@@ -6,8 +6,11 @@ from torch import nn
 from torchvision.models import get_model
 
 import cbam
-from cbam.attach.places import Place, find_blocks, find_convolutions, find_stages
-from cbam.attach.probe import run_probe
+from cbam.attach.graph.probe import run_probe
+from cbam.attach.sites.block import find_blocks
+from cbam.attach.sites.conv import find_convolutions
+from cbam.attach.sites.location import Location
+from cbam.attach.sites.stage import find_stages
 from cbam.errors import CBAMError
 from tests.attach.networks import Block, Net
 
@@ -40,8 +43,8 @@ def build(name):
     return get_model(name, weights=None, **options).eval()
 
 
-def names(places):
-    return [place.name for place in places]
+def names(sites):
+    return [site.name for site in sites]
 
 
 class TestNetworksWithoutResidualBranches:
@@ -137,12 +140,12 @@ class TestRules:
             nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 10, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         )  # fmt: skip
         probe = self.probe(model)
-        assert find_stages(probe) == [Place("1", "output")]
-        assert find_convolutions(probe) == [Place("1", "output")]
+        assert find_stages(probe).locations == [Location("1", "output")]
+        assert find_convolutions(probe).locations == [Location("1", "output")]
 
     def test_a_pool_alone_makes_no_stage(self):
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 49, 5))
-        assert find_stages(self.probe(model)) == [Place("0", "output")]
+        assert find_stages(self.probe(model)).locations == [Location("0", "output")]
 
     def test_a_branch_is_not_the_end_of_a_stage(self):
         class Forked(nn.Module):
@@ -154,8 +157,8 @@ class TestRules:
                 return torch.cat([self.left(x), self.right(x)], 1)
 
         model = nn.Sequential(Forked(), nn.Flatten(), nn.Linear(8 * 196, 5))
-        assert find_stages(self.probe(model)) == [Place("0", "output")]
-        assert find_blocks(self.probe(model), [], []) == [Place("0", "output")]
+        assert find_stages(self.probe(model)).locations == [Location("0", "output")]
+        assert find_blocks(self.probe(model)).locations == [Location("0", "output")]
 
     def test_kinds_and_names_go_together(self):
         sites = names(
@@ -173,7 +176,7 @@ class TestRules:
 
     def test_a_kind_that_finds_nothing_names_those_that_do(self):
         with pytest.raises(
-            CBAMError, match=r"'residual' finds no place in VGG.*Kinds that it has: 'stage' \(5\)"
+            CBAMError, match=r"'residual' finds no site in VGG.*Kinds that it has: 'stage' \(5\)"
         ):
             cbam.plan(build("vgg16"), sites="residual", input_size=(3, 64, 64))
 

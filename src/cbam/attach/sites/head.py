@@ -1,4 +1,4 @@
-"""Places right before every classifier of a network: `sites="head"`, as in the paper's detectors.
+"""Locations right before every classifier of a network: `sites="head"`, as in the paper's detectors.
 
 A prediction is a convolution or a matrix product behind which there is no other one, but for those that look at a map
 where a first stage says. Predictions that part at one map are a head: class scores and boxes at a pyramid level.
@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 
-from cbam.attach.places import Place, ancestors, innermost, is_map, trunk
-from cbam.attach.probe import Node, Probe
+from cbam.attach.graph.paths import ancestors, is_map, makers, trunk
+from cbam.attach.graph.probe import Node, Probe
+from cbam.attach.sites.location import Found, Location, innermost
 
 _NOT_LAST = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "input")
 
@@ -27,29 +28,29 @@ class _Head:
     forked: bool  # several predictions part at the map
 
 
-def find_heads(probe: Probe) -> tuple[list[Place], list[str]]:
-    """Return the places in front of the heads, and sentences on what was chosen and what was left out.
+def find_heads(probe: Probe) -> Found:
+    """Return the locations in front of the heads, and notes on what was chosen and what was left out.
 
     Args:
         probe: of a forward with one image.
 
     >>> import torch
     >>> from torch import nn
-    >>> from cbam.attach.probe import run_probe
+    >>> from cbam.attach.graph.probe import run_probe
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(200, 5))
-    >>> find_heads(run_probe(net, (torch.rand(1, 3, 12, 12),)))[0]
-    [Place(name='1', position='output')]
+    >>> find_heads(run_probe(net, (torch.rand(1, 3, 12, 12),))).locations
+    [Location(name='1', position='output')]
     """
     reached = _reached(probe)
     heads = list(_heads(probe, reached))
     shared = {head.maps[0] for head in heads if head.forked}
     after = [_after(probe, head, reached, shared) for head in heads]
-    apart = any(place is None for head, place in zip(heads, after, strict=True) if head.forked)
-    found: dict[Place, set[int]] = {}
+    apart = any(location is None for head, location in zip(heads, after, strict=True) if head.forked)
+    found: dict[Location, set[int]] = {}
     notes: list[str] = []
-    for head, place in zip(heads, after, strict=True):
-        if place is not None and not (head.forked and apart):
-            found.setdefault(place, set()).add(head.maps[0])
+    for head, location in zip(heads, after, strict=True):
+        if location is not None and not (head.forked and apart):
+            found.setdefault(location, set()).add(head.maps[0])
             continue
         before, missing = _before(probe, head, reached, shared)
         for each in before:
@@ -62,11 +63,11 @@ def find_heads(probe: Probe) -> tuple[list[Place], list[str]]:
     if apart:
         notes.append("the heads' maps go on elsewhere too: each head has attention of its own in front")
     notes += [
-        f"{place.name} runs on {len(maps)} maps: one attention serves all of them"
-        for place, maps in found.items()
+        f"{location.name} runs on {len(maps)} maps: one attention serves all of them"
+        for location, maps in found.items()
         if len(maps) > 1
     ]
-    return list(found), notes
+    return Found(list(found), notes)
 
 
 def _reached(probe: Probe) -> list[int]:
@@ -147,24 +148,24 @@ def _mixes_tokens(probe: Probe, last_map: int, index: int) -> bool:
     return node.weighted and not (one_row_a_sample and len(node.shape) in (2, 4))
 
 
-def _after(probe: Probe, head: _Head, reached: list[int], shared: set[int]) -> Place | None:
-    """Return the place behind the module that makes the head's map, if nothing else reads that."""
+def _after(probe: Probe, head: _Head, reached: list[int], shared: set[int]) -> Location | None:
+    """Return the location behind the module that makes the head's map, if nothing else reads that."""
     for index in head.maps:
         if reached[index] == head.members:
             allowed = shared if head.forked else {index}
-            makers = [call for call in probe.calls if call.output == index]
+            calls = makers(probe, index)
             outputs = {
-                m.name: {c.output for c in probe.calls if c.name == m.name} for m in makers
+                m.name: {c.output for c in probe.calls if c.name == m.name} for m in calls
             }  # a block's only ReLU makes other maps too
-            place = innermost(maker for maker in makers if outputs[maker.name] <= allowed)
-            if place is not None:
-                return place
+            location = innermost(maker for maker in calls if outputs[maker.name] <= allowed)
+            if location is not None:
+                return location
     return None
 
 
-def _before(probe: Probe, head: _Head, reached: list[int], shared: set[int]) -> tuple[list[Place], int]:
-    """Return the places in front of the modules that read the map, and how many predictions have none."""
-    missing, found = head.members, dict[Place, None]()
+def _before(probe: Probe, head: _Head, reached: list[int], shared: set[int]) -> tuple[list[Location], int]:
+    """Return the locations in front of the modules that read the map, and how many predictions have none."""
+    missing, found = head.members, dict[Location, None]()
     readers = [
         call
         for call in probe.calls
@@ -174,6 +175,6 @@ def _before(probe: Probe, head: _Head, reached: list[int], shared: set[int]) -> 
         members = reached[call.output or 0]
         sources = {c.source for c in probe.calls if c.name == call.name}
         if members & missing and members & ~head.members == 0 and sources <= shared | {head.maps[0]}:
-            found[Place(call.name, "input")] = None
+            found[Location(call.name, "input")] = None
             missing &= ~members
     return list(found)[::-1], missing.bit_count()

@@ -226,7 +226,7 @@ def check_source(function: Any) -> None:
     >>> def drops(x): return x if random.random() < 0.5 else 2 * x
     >>> check_source(drops)
     Traceback (most recent call last):
-    cbam.attach.recording.Unclear
+    cbam.attach.fusion.recording.Unclear
     """
     if not isinstance(function, FunctionType) or function.__closure__:
         raise Unclear

@@ -10,8 +10,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import cbam
 from cbam.attach import WithAttention
-from cbam.attach.heads import find_heads
-from cbam.attach.probe import run_probe
+from cbam.attach.graph.probe import run_probe
+from cbam.attach.sites.head import find_heads
 from cbam.errors import CBAMError
 from tests.attach.networks import Block, Net
 
@@ -162,8 +162,8 @@ def test_heads_without_a_module_of_their_own_are_named():
                 self.boxes[0](first).flatten(1),
             )
 
-    places, notes = find_heads(run_probe(Bare(False).eval(), (torch.rand(1, 3, 16, 16),)))
-    assert "boxes.0" in [place.name for place in places]
+    locations, notes = find_heads(run_probe(Bare(False).eval(), (torch.rand(1, 3, 16, 16),)))
+    assert "boxes.0" in [location.name for location in locations]
     assert any("1 heads on the map of 4x8x8 have no module of their own" in note for note in notes)
 
 
@@ -177,7 +177,7 @@ def test_tokens_are_no_map_and_the_error_names_what_there_is():
             return self.fc(self.mix(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
 
     with pytest.raises(
-        CBAMError, match=r"sites='head' finds no place in Tokens. Kinds that it has: 'stage' \(1\)"
+        CBAMError, match=r"sites='head' finds no site in Tokens. Kinds that it has: 'stage' \(1\)"
     ):
         cbam.plan(Tokens(), sites="head", input_size=16)
 
