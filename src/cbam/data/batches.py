@@ -1,7 +1,7 @@
-"""Which process sees which images at which step: arithmetic on one order, so that any number of processes can go on.
+"""Which process gets which images at which step, and the loader that reads them.
 
 The images of a step do not depend on the number of processes, only their division among the processes does. So a run
-that was stopped in the middle of an epoch goes on exactly, with more processes or fewer too, and no image comes twice.
+that was interrupted in the middle of an epoch can resume exactly, even with another number of processes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from cbam.errors import CBAMError
 
 
 class EpochBatches(Sampler["list[EpochIndex]"]):
-    """The batches of one process in one epoch: of the positions of each step, every `world`-th, from `rank` on.
+    """The batches of one process in one epoch: every `world`-th position of each step, starting at `rank`.
 
     Args:
         dataset: gives the order of an epoch, see `EpochIndexDataset.order`.
         batch_size: images per step, over all processes together.
         seed: seed of the order.
         shuffle: whether to shuffle; otherwise every epoch runs in file order.
-        drop_last: leave out the last step where it is smaller than the others.
+        drop_last: drop the last step if it is smaller than the others.
         rank: number of this process, from 0.
         world: number of processes.
 
@@ -72,9 +72,9 @@ class EpochBatches(Sampler["list[EpochIndex]"]):
         self.step = step
 
     def __iter__(self) -> Iterator[list[EpochIndex]]:
-        return self._addresses(self.epoch, self.step)  # an iterator keeps the epoch it was made for
+        return self._batches(self.epoch, self.step)  # an iterator keeps the epoch it was made for
 
-    def _addresses(self, epoch: int, first: int) -> Iterator[list[EpochIndex]]:
+    def _batches(self, epoch: int, first: int) -> Iterator[list[EpochIndex]]:
         order = self.dataset.order(self.seed, epoch, self.shuffle)
         for step in range(first, len(self)):
             batch = [(epoch, int(index)) for index in order[self.positions(step)]]
@@ -110,14 +110,14 @@ def make_loader(
         batch_size: images per step over all processes, at least 1.
         seed: seed of the order and of the augmentation.
         shuffle: whether to shuffle each epoch; call `loader.batch_sampler.set_position(epoch)` before it.
-        workers: number of worker processes; it changes the speed and no bit of the data.
-        drop_last: leave out the last step when it is smaller than the others.
+        workers: number of worker processes; it changes the speed, not the data.
+        drop_last: drop the last step if it is smaller than the others.
         rank: number of this process, from 0; it gets its share of every step.
         world: number of processes.
 
     Raises:
-        CBAMError: no image, a batch size below 1, workers below 0, `drop_last` would leave no batch at all, or the
-            processes cannot share a batch evenly.
+        CBAMError: no images, a batch size below 1, workers below 0, no batch left by `drop_last`, or a batch that the
+            processes cannot share evenly.
     """
     if batch_size < 1 or workers < 0:
         raise CBAMError(
@@ -137,6 +137,6 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
-        # Without a generator of its own a loader draws from the global one at every epoch, which would shift dropout.
+        # Without its own generator a loader draws from the global one every epoch, which would change dropout.
         generator=torch.Generator().manual_seed(0),
     )

@@ -1,7 +1,7 @@
-"""Data sets whose index is (epoch, index).
+"""Data sets indexed by (epoch, index).
 
-What an item looks like depends on (seed, epoch, index) and on nothing else. So the number of workers, the make-up of
-the batch and the place where a run was killed cannot change it.
+An item depends on (seed, epoch, index) and on nothing else: not on the number of workers, the other images of the batch
+or the step at which an interrupted run was resumed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Item = tuple[torch.Tensor, int]
 
 
 class EpochIndexDataset(Dataset[Item], abc.ABC):
-    """Images with labels; the item at address (epoch, index) is a float32 tensor (C, H, W), normalised, and its label.
+    """Images with labels; item (epoch, index) is a normalised float32 tensor (C, H, W) and its label.
 
     Attributes:
         labels: the class of every image, as an index into `classes`.
@@ -41,8 +41,8 @@ class EpochIndexDataset(Dataset[Item], abc.ABC):
     seed: int = 0
 
     @abc.abstractmethod
-    def __getitem__(self, address: EpochIndex) -> Item:
-        """Return the image (C, H, W) and the label at `address` = (epoch, index)."""
+    def __getitem__(self, at: EpochIndex) -> Item:
+        """Return the image (C, H, W) and the label at (epoch, index)."""
 
     @abc.abstractmethod
     def picture(self, index: int) -> Image:
@@ -53,16 +53,16 @@ class EpochIndexDataset(Dataset[Item], abc.ABC):
         """Return a view of the images at `indices`, in that order."""
 
     def identifier(self, index: int) -> str:
-        """Return what image `index` is known by: its place in the set, or its file's name."""
+        """Return what identifies image `index`: its number in the set, or its file's name."""
         return str(index)
 
     def order(self, seed: int, epoch: int, shuffle: bool) -> NDArray[np.int64]:
         """Return the indices (len(self),) in the order of one epoch: shuffled by (seed, epoch), or as they are."""
         return permutation(len(self), seed, epoch) if shuffle else np.arange(len(self))
 
-    def __getitems__(self, addresses: Sequence[EpochIndex]) -> list[Item]:
-        """Return the items at several addresses; each is the same as it would be alone."""
-        return [self[address] for address in addresses]
+    def __getitems__(self, batch: Sequence[EpochIndex]) -> list[Item]:
+        """Return several items; each is the same as it would be alone."""
+        return [self[at] for at in batch]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,12 +73,10 @@ class EpochIndexDataset(Dataset[Item], abc.ABC):
         view.seed = seed
         return view
 
-    def _checked(self, address: Any) -> EpochIndex:
-        if not (isinstance(address, tuple) and len(address) == 2):
-            raise CBAMError(
-                f"items are addressed by (epoch, index), given {address!r}. Type: dataset[0, {address!r}]"
-            )
-        epoch, index = int(address[0]), int(address[1])
+    def _checked(self, at: Any) -> EpochIndex:
+        if not (isinstance(at, tuple) and len(at) == 2):
+            raise CBAMError(f"items are indexed by (epoch, index), given {at!r}. Type: dataset[0, {at!r}]")
+        epoch, index = int(at[0]), int(at[1])
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside the {len(self)} images")
         return epoch, index

@@ -1,4 +1,4 @@
-"""A folder of images as a data set: checked, split if need be, decoded and transformed on the way."""
+"""A folder of images as a data set: checked, split if needed, decoded and transformed on access."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def load_folder(
         selection: which images train and which validate.
 
     Raises:
-        CBAMError: the doctor found what makes training impossible, or bad images while `bad_images` is "fail".
+        CBAMError: the doctor found problems that prevent training, or bad images while `bad_images` is "fail".
     """
     report = check_folder(root, max_pixels=preparation.max_pixels)
     refuse(report, selection.bad_images)
@@ -120,7 +120,7 @@ def _images(report: FolderReport, side: Side, preparation: Preparation, *, augme
 
 
 def refuse(report: FolderReport, bad_images: str) -> None:
-    """Raise a `CBAMError` that says all that is wrong, if images cannot be trained on with `bad_images` as it is."""
+    """Raise a `CBAMError` that lists everything that prevents training with this `bad_images`."""
     lines = list(report.errors)
     advice = ""
     if report.bad and bad_images == "fail":

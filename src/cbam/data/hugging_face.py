@@ -29,11 +29,11 @@ _VALIDATION_NAMES = ("validation", "val", "valid", "test")
 
 
 class HuggingFaceImages(PreparedImages):
-    """The images of one split; the columns stay where `datasets` keeps them, mapped from its files.
+    """The images of one split; the columns stay memory-mapped in `datasets`' files.
 
     Args:
         table: a `datasets.Dataset` whose image column is not decoded.
-        split: what the split is called.
+        split: name of the split.
         image: name of the image column.
         labels: class of every row (N,), as an index into `classes`.
         classes: names of the classes.
@@ -90,7 +90,7 @@ def load_hugging_face(
     preparation: Preparation,
     selection: Selection,
 ) -> ImageData:
-    """Open what `datasets` calls `text`.
+    """Open a data set of Hugging Face's `datasets`.
 
     Args:
         text: "NAME_OR_FOLDER" or "NAME?image=COLUMN&label=COLUMN&train=SPLIT&val=SPLIT&config=CONFIG"; by default the
@@ -99,14 +99,14 @@ def load_hugging_face(
         selection: which images train and which validate.
 
     Raises:
-        CBAMError: no such set, split or column, or `bad_images` is "skip", which these sets do not know.
+        CBAMError: no such set, split or column, or `bad_images` is "skip", which is not available for these sets.
         MissingExtra: `datasets` is not installed.
     """
     name, options = split_options(text, OPTIONS)
     if selection.bad_images == "skip":
         raise CBAMError(
-            f"hf:{name} is not checked image by image, so none can be left out. Leave out --bad-images skip, or write "
-            "the images into a folder."
+            f"hf:{name} is not checked image by image, so none can be skipped. Leave out --bad-images skip, or "
+            "save the images to a folder."
         )
     splits = _opened(name, options.get("config"))
     train_name = _split_name(splits, options.get("train"), ("train",)) or next(iter(splits))

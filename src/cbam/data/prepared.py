@@ -1,4 +1,4 @@
-"""The one way from an image file to an item: RandomResizedCrop and a flip to train, the resized centre otherwise."""
+"""From an image file to an item: RandomResizedCrop and a flip for training, resize and centre crop otherwise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cbam.data.split import balanced_subset
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_RESIZE_TO_CROP = 256 / 224  # the usual evaluation: the short side to 256, then the centre 224
+_RESIZE_TO_CROP = 256 / 224  # as usual for evaluation: short side to 256, then a centre crop of 224
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class PreparedImages(EpochIndexDataset):
     def _open(self, index: int) -> Image:
         """Return image `index` in RGB, as large as it is stored."""
 
-    def __getitem__(self, address: EpochIndex) -> Item:
-        epoch, index = self._checked(address)
+    def __getitem__(self, at: EpochIndex) -> Item:
+        epoch, index = self._checked(at)
         return self._item(epoch, index, self._open(index))
 
     def picture(self, index: int) -> Image:
@@ -97,7 +97,7 @@ def prepared_data(
     selection: Selection,
     notices: Sequence[str] = (),
 ) -> ImageData:
-    """Limit both sides to so many images as `load_data` does, and join them.
+    """Limit both sides and join them.
 
     Args:
         name: what the set is called.
@@ -106,7 +106,7 @@ def prepared_data(
         val: the validation images.
         preparation: how they become items.
         selection: the limits.
-        notices: what the user must be told.
+        notices: for the user.
 
     Raises:
         CBAMError: a limit below the number of classes.
@@ -130,7 +130,7 @@ def prepared_data(
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    # torchvision's transforms draw from torch's global CPU generator and take no other.
+    # torchvision's transforms draw from torch's global CPU generator and accept no other.
     generator = torch.default_generator
     before = generator.get_state()
     generator.manual_seed(seed)
