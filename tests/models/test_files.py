@@ -52,11 +52,11 @@ def test_another_number_of_classes_keeps_the_fresh_classifier(source, tmp_path, 
     with caplog.at_level(logging.INFO, logger="cbam"):
         report = load_backbone(model, path)
     assert len(report.loaded) == len(source.state_dict()) - 2
-    assert report.notes == ("the classifier starts anew (fc.weight, fc.bias)",)
+    assert report.notes == ("the classifier is newly initialised (fc.weight, fc.bias)",)
     assert torch.equal(model.fc.weight, fresh)
     assert torch.equal(model.conv1.weight, source.conv1.weight)
     assert (
-        f"{len(report.loaded)} tensors loaded\nnote: the classifier starts anew (fc.weight, fc.bias)"
+        f"{len(report.loaded)} tensors loaded\nnote: the classifier is newly initialised (fc.weight, fc.bias)"
         in caplog.text
     )
 

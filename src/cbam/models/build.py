@@ -1,4 +1,4 @@
-"""One function from a name to a classifier."""
+"""Build a classifier by name."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def build_model(
     - `mobilenet_v1`, `mobilenet_v1_0.7`: see `MobileNetV1`.
     - torchvision's classifiers, then timm's (with timm's tags: `resnet50.a1_in1k`).
 
-    `_se` or `_cbam` behind a name puts that attention in, as the paper's networks have it: the authors' dialect with
-    fresh gates, at the end of every residual branch, in MobileNet behind every convolution.
+    The suffix `_se` or `_cbam` adds that attention as in the paper's networks: preset "official" with fresh gates, at
+    the end of every residual branch, in MobileNet after every convolution.
 
     Args:
         name: see above.
         num_classes: width of the classifier.
-        in_channels: channels of the images. Other than 3: the first convolution of pretrained weights is summed
-            over RGB (1 channel; repeated and scaled for more), that of a fresh model is drawn anew.
-        pretrained: fetch the library's weights; a classifier of another width starts anew.
+        in_channels: channels of the images. If not 3, the first convolution of pretrained weights is summed over RGB
+            (1 channel) or repeated and scaled (more), that of a new model is initialised.
+        pretrained: download the library's weights; a classifier of another width is newly initialised.
         weights: a state dict on disk instead (.safetensors, .pth), loaded as by `cbam.load_weights`; a classifier of
             another width is left out, and the first convolution adapted to other input channels.
 
@@ -64,7 +64,7 @@ def build_model(
     if pretrained and attention is not None:
         raise CBAMError(
             f"{name!r} has fresh gates, which would spoil pretrained weights. Build {bare!r} with pretrained weights "
-            f"and type cbam.attach(model, {attention!r}): that leaves its output as it is."
+            f"and type cbam.attach(model, {attention!r}): that leaves its output unchanged."
         )
     if library == "own" and pretrained:
         raise CBAMError(f"{name!r} comes without pretrained weights. Give a file: --weights FILE.")
@@ -79,7 +79,7 @@ def build_model(
     if weights is not None and load_backbone(model, weights).kept:
         raise CBAMError(
             f"the file {str(weights)!r} has no attention, and the fresh gates of {name!r} would spoil its weights. "
-            f"Build {bare!r} with it and type cbam.attach(model, {attention!r}): that leaves its output as it is."
+            f"Build {bare!r} with it and type cbam.attach(model, {attention!r}): that leaves its output unchanged."
         )
     return model
 
@@ -144,7 +144,7 @@ def _unknown(name: str, known: list[str]) -> CBAMError:
     hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
     return CBAMError(
         f"unknown model {name!r}.{hint} Valid: {', '.join(OWN)}, and the classifiers of torchvision and timm, each "
-        f"also with {' or '.join(f'_{s}' for s in SUFFIXES)} behind it; all of them: "
+        f"also with the suffix {' or '.join(f'_{s}' for s in SUFFIXES)}; to list them: "
         "python -c 'import cbam.models; print(cbam.models.model_names())'"
     )
 
@@ -173,7 +173,7 @@ def _timm_names() -> list[str]:
 def _torchvision(name: str, num_classes: int, in_channels: int, *, pretrained: bool) -> nn.Module:
     from torchvision import models
 
-    # Their extra classifiers would make the training output a tuple.
+    # With their auxiliary classifiers the output in training mode would be a tuple.
     options: dict[str, Any] = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     if not pretrained:
         with warnings.catch_warnings():

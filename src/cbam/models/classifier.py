@@ -1,4 +1,4 @@
-"""What all our backbones share: the way from the last map to the logits, under the names that timm's tools use."""
+"""What our backbones share: the head, from the last map to the logits, with the method names of timm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cbam.errors import CBAMError
 class MapClassifier(nn.Module):
     """A network that makes one map of features, averages it over its positions and applies a linear layer `fc`.
 
-    Subclasses write `forward_features` and call `add_classifier` when their other layers stand.
+    Subclasses define `forward_features` and call `add_classifier` after creating their other layers.
 
     >>> from cbam.models import build_model
     >>> net = build_model("resnet20", 10)
@@ -53,7 +53,7 @@ class MapClassifier(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh classifier in, on the old one's device and in its type; none at all for 0 classes.
+        """Replace the classifier by a new one of the same device and dtype, or by none for 0 classes.
 
         Raises:
             CBAMError: for a negative number, or another pooling than the average.
@@ -74,7 +74,7 @@ class MapClassifier(nn.Module):
 def last_layer(model: nn.Module) -> tuple[str, Any] | None:
     """Return the last linear or convolutional layer, in most networks the classifier, and its name in the state dict.
 
-    Attached attention is left out.
+    Attached attention does not count.
 
     >>> last_layer(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(8, 2)))[0]
     '1'

@@ -20,9 +20,9 @@ _log = logging.getLogger(__name__)
 
 
 def load_backbone(model: nn.Module, path: str | Path) -> WeightsReport:
-    """Load a file as `cbam.load_weights` does, into a model for other images or classes, and log what was loaded.
+    """Load a file like `cbam.load_weights`, but into a model for other images or classes, and log what was loaded.
 
-    A classifier of another width is left at its fresh values, and the first convolution is adapted to other input
+    A classifier of another width keeps its initial values, and the first convolution is adapted to other input
     channels; everything else must fit.
 
     Args:
@@ -51,7 +51,7 @@ def load_backbone(model: nn.Module, path: str | Path) -> WeightsReport:
         and _differs_in(0, state[key], own[key])
     }
     if fresh:
-        notes.append(f"the classifier starts anew ({', '.join(fresh)})")
+        notes.append(f"the classifier is newly initialised ({', '.join(fresh)})")
     report = load_unpacked(model, packed.holding({**state, **fresh}))
     report = replace(
         report, loaded=tuple(n for n in report.loaded if n not in fresh), notes=(*report.notes, *notes)
@@ -76,7 +76,7 @@ def widen_input(model: nn.Module, in_channels: int, *, keep: bool) -> None:
     Args:
         model: with a convolution that sees the image.
         in_channels: new number of image channels.
-        keep: adapt the weights (see `adapt_channels`); else draw them with the spread of the old ones.
+        keep: adapt the weights (see `adapt_channels`); else draw them with the standard deviation of the old ones.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3))
     >>> widen_input(net, 1, keep=True)

@@ -1,8 +1,8 @@
 """Our backbones in timm's factory: import this module, then `timm.create_model("paper_resnet50_cbam")`.
 
-Each is there plain, with `_se` and with `_cbam`; torchvision's ResNets and VGG-16 with the suffixes only, as timm has
-networks of its own under their plain names. timm reads a dot as the start of a weights tag, so a width is written
-without one: `wrn18_150`, `wrn18_200`, `mobilenet_v1_070`. `build_model` makes the same networks without timm.
+Each is registered plain, with `_se` and with `_cbam`; torchvision's ResNets and VGG-16 only with the suffixes, as timm
+has its own networks of these names. timm reads a dot as the start of a weights tag, so widths are written without one:
+`wrn18_150`, `wrn18_200`, `mobilenet_v1_070`. `build_model` builds the same networks without timm.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ except ImportError:
 
     raise MissingExtra("registering the backbones with timm", "compare", "timm") from None
 
-# What timm's scripts hand to every network; the rest of its options ours do not have.
+# What timm's scripts pass to every network; ours have none of the other options.
 _IGNORED = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable", "exportable", "no_jit")
 
 
 def _settings(name: str) -> dict[str, Any]:
-    """Return what timm wants to know of a network: images, normalisation, first and last layer."""
+    """Return timm's config of a network: images, normalisation, first and last layer."""
     backbone, _ = split_attention(name)
     own = OWN.get(backbone, Own(build_model))  # type: ignore[arg-type]
     vgg = backbone == "vgg16"
@@ -58,7 +58,7 @@ def _entrypoint(timm_name: str, name: str) -> Any:
     def entrypoint(pretrained: bool = False, **options: Any) -> nn.Module:
         num_classes = options.pop("num_classes", _settings(name)["num_classes"])
         in_channels = options.pop("in_chans", 3)
-        # What is off or left at its default asks for nothing: timm's training script names it all the same.
+        # timm's training script passes options that are off or at their defaults, too; these request nothing.
         asked = [
             k for k, v in options.items() if k not in _IGNORED and v and (k, v) != ("global_pool", "avg")
         ]

@@ -35,25 +35,25 @@ def push_to_hub(
 ) -> str:
     """Publish a network with its attached attention on the Hugging Face hub, in one commit, with a card.
 
-    `cbam.from_pretrained(repo_id)` fetches it. A README.md that somebody wrote, or changed, is kept.
+    `cbam.from_pretrained(repo_id)` downloads it. A README.md that somebody has written or changed is kept.
 
     Args:
         model: with or without attached attention.
-        repo_id: "user/name"; made if it is not there.
+        repo_id: "user/name"; created if it does not exist.
         backbone, class_names, input_size, mean, std, attention_only: as for `save_pretrained`.
-        metrics: numbers or words by name for the card, such as {"top-1 accuracy": 0.91}.
-        private: whether a new repository is; None: as the user or organisation has it.
-        token: that may write; None: the one of `hf auth login`.
+        metrics: numbers or strings by name for the card, such as {"top-1 accuracy": 0.91}.
+        private: whether a new repository is private; None: the default of the user or organisation.
+        token: with write access; None: the one of `hf auth login`.
         branch: an existing one; None: main.
         commit_message: of the commit.
         create_pr: open a pull request instead of committing to main.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        CBAMError: what `save_pretrained` refuses, before anything is made on the hub; a hub that cannot be reached or
-            does not let the token write.
+        CBAMError: as `save_pretrained`, before anything is created on the hub; a hub that cannot be reached, or a
+            token without write access.
         MissingExtra: huggingface_hub is not installed.
 
     >>> push_to_hub(nn.Conv2d(3, 8, 3), "name-without-user")
@@ -94,14 +94,14 @@ def push_to_hub(
 
 
 def fetch(name: str, options: dict[str, Any]) -> Path:
-    """Return the folder in the cache with the files of a network on the hub.
+    """Download the files of a network on the hub and return their folder in the cache.
 
     Args:
         name: "user/name".
         options: revision, cache_dir, token, force_download, local_files_only.
 
     Raises:
-        CBAMError: it is not there, or cannot be reached.
+        CBAMError: it does not exist, or the hub cannot be reached.
         MissingExtra: huggingface_hub is not installed.
     """
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
