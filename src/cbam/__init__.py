@@ -8,8 +8,7 @@ from cbam.evaluate import Cost, cost
 from cbam.nn import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation
 from cbam.ops.dispatch import set_backend
 from cbam.pretrained import from_pretrained, push_to_hub, save_pretrained
-
-__version__ = "0.1.0"
+from cbam.version import __version__
 
 __all__ = [
     "CBAM",
@@ -21,6 +20,7 @@ __all__ = [
     "SpatialAttention",
     "SqueezeExcitation",
     "WeightsReport",
+    "__version__",
     "attach",
     "cost",
     "detach",

@@ -1,4 +1,4 @@
-"""A line on the terminal that says how far a long job is; nothing where no one is looking."""
+"""A line on the terminal that shows the progress of a long job; nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _EVERY_S = 0.5
 
 
 class Tell(Protocol):
-    """Called with what is done and what there is to do."""
+    """Called with the finished and the total number."""
 
     def __call__(self, done: int, total: int, /) -> None: ...  # noqa: D102
 
 
 @contextmanager
 def progress(what: str, stream: IO[str] | None = None) -> Iterator[Tell]:
-    """Give a function that shows "what: done of total" on a terminal, twice a second, and clears the line at the end.
+    """Yield a function that shows "what: done of total" on a terminal, twice a second; the line is cleared at the end.
 
     Args:
         what: the job, such as "checking images".
-        stream: where to; standard error by default. Nothing is written unless it is a terminal, nor by any process
-            but the first of several.
+        stream: standard error by default. Nothing is written unless it is a terminal, and only by the first of several
+            processes.
     """
     stream = stream or sys.stderr
     quiet = not stream.isatty() or os.environ.get("RANK", "0") != "0"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +11,12 @@ from torch import Tensor, nn
 
 from cbam.attach.wrapper import WithAttention
 from cbam.checkpoints import tensors_file
-from cbam.checkpoints.placing import named_in_state, sites_of
+from cbam.checkpoints.sites import named_in_state, sites_of
 from cbam.errors import CBAMError
 from cbam.models import build_model
+from cbam.models.classifier import last_layer
 from cbam.models.files import first_convolution
-from cbam.models.registry import split_attention
+from cbam.models.registry import split_attention, timm_names
 from cbam.nn import CBAM, SqueezeExcitation
 from cbam.nn.base import AttentionModule
 from cbam.pretrained.config import Attention, Backbone, SavedSite
@@ -99,11 +99,9 @@ def describe_backbone(model: nn.Module, name: str | None) -> Backbone | None:
         architecture = said.get("architecture") if isinstance(said, Mapping) else None
         if architecture is None:
             return None
-        registry = sys.modules.get("cbam.models.timm_registry")  # loaded where the network came from it
-        name = registry.registered_names().get(architecture) if registry else None
-        name = name or f"timm/{architecture}"
+        name = timm_names().get(architecture, f"timm/{architecture}")
     name, _ = split_attention(name)  # attention is described by its sites
-    head, first = head_of(model), first_convolution(model)
+    head, first = last_layer(model), first_convolution(model)
     if head is None or first is None:
         raise CBAMError(
             f"{type(model).__name__} is no classifier with convolutions, so {name!r} cannot build it."
@@ -136,20 +134,6 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def head_of(model: nn.Module) -> tuple[str, Any] | None:
-    """Return the name in the state dict, and the module, of the last linear or convolutional layer of the network.
-
-    >>> head_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(8, 2)))[0]
-    '1'
-    """
-    plain = plain_state(model)
-    last = None
-    for prefix, module in named_in_state(model):
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and f"{prefix}weight" in plain:
-            last = prefix.removesuffix("."), module
-    return last
-
-
 def attention_only(model: nn.Module) -> tuple[dict[str, Tensor], str]:
     """Return gates, head and batch norms, and the digest of all other weights.
 
@@ -157,7 +141,7 @@ def attention_only(model: nn.Module) -> tuple[dict[str, Tensor], str]:
     >>> list(attention_only(net)[0])[:2]
     ['1.weight', '1.bias']
     """
-    state, head, gates = model.state_dict(), head_of(model), tuple(sites_of(model))
+    state, head, gates = model.state_dict(), last_layer(model), tuple(sites_of(model))
     small = [f"{head[0]}."] if head is not None else []
     small += [
         prefix

@@ -20,7 +20,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from cbam.data.epoch_index import make_loader
+from cbam.data.batches import make_loader
 from cbam.errors import CBAMError
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.config import TrainConfig

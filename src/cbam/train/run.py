@@ -28,10 +28,11 @@ from cbam.train.seeding import derive_seed, forked_rng
 from cbam.train.settings import TrainRun, differences, resolved
 from cbam.train.state import whole_state
 from cbam.train.stopping import Stop
-from cbam.train.trackers import Metrics, Tracker, check_trackers, open_trackers
+from cbam.train.trackers import Metrics, check_trackers, open_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.tracking import GeneralTracker
 
 RESULT = "result.json"
 _STEPS_BETWEEN_LOGS = 50
@@ -62,7 +63,7 @@ class Job:
     data: ImageData
     accelerator: Accelerator
     told: Told
-    trackers: list[Tracker] = field(default_factory=list)
+    trackers: list[GeneralTracker] = field(default_factory=list)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def _train(job: Job) -> dict[str, Any] | None:
             averaged = whole_state(trained.ema) if trained.ema is not None else None
     finally:
         for tracker in job.trackers:
-            tracker.close()
+            tracker.finish()
     if not main:
         return None
     job.write_network("final", weights)

@@ -1,4 +1,4 @@
-"""From what the user typed to the shards of each side: folders, URLs, brace ranges and file patterns."""
+"""Find the training and validation shards: in folders, at URLs, by brace ranges and file patterns."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _SIDES = {"train": ("train", "training"), "val": ("val", "validation", "valid", 
 
 @dataclass(frozen=True)
 class ShardNames:
-    """The shards of both sides, named relative to `base` with slashes; no `val` where the training side is split."""
+    """The shards of both sides, relative to `base`, with slashes; `val` is empty if the training side is split."""
 
     base: str
     train: tuple[str, ...]
     val: tuple[str, ...]
 
-    def place(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """Return the path or URL of one shard."""
         return f"{self.base.rstrip('/')}/{name}"
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return the names that a pattern of the shell's brace ranges and lists stands for.
+    """Expand a pattern with the shell's brace ranges and lists.
 
     Raises:
         CBAMError: a range that runs backwards, or more than a million names.
@@ -53,27 +53,27 @@ def expand_braces(pattern: str) -> list[str]:
         options = [f"{number:0{len(span[1])}d}" for number in range(first, last + 1)]
     rests = expand_braces(pattern[found.end() :])
     if len(options) * len(rests) > _MOST_SHARDS:
-        raise CBAMError(f"{pattern!r} stands for more than {_MOST_SHARDS:,} files.")
+        raise CBAMError(f"{pattern!r} expands to more than {_MOST_SHARDS:,} files.")
     return [pattern[: found.start()] + option + rest for option in options for rest in rests]
 
 
-def find_shards(place: str, train: str | None = None, val: str | None = None) -> ShardNames:
+def find_shards(location: str, train: str | None = None, val: str | None = None) -> ShardNames:
     """Find the shards at a folder, URL or pattern.
 
     Args:
-        place: a folder (by path or URL) whose .tar files have train and val in their names or folders, or a pattern
-            with brace ranges or *, which stands for the training shards.
-        train: a pattern below the folder, in place of the names with train.
+        location: a folder (by path or URL) whose .tar files have train and val in their names or folders, or a pattern
+            with brace ranges or *, which selects the training shards.
+        train: a pattern below the folder that selects the training shards.
         val: likewise for validation.
 
     Raises:
-        CBAMError: nothing is there, no name says that it trains, or a shard would be on both sides.
+        CBAMError: no file, no training shards, or a shard on both sides.
     """
-    base, pattern = (place, None)
-    if place.endswith(".tar") or _BRACES.search(place) or "*" in place:
-        head = re.split(r"[{*]", place)[0]
+    base, pattern = (location, None)
+    if location.endswith(".tar") or _BRACES.search(location) or "*" in location:
+        head = re.split(r"[{*]", location)[0]
         base = head.rpartition("/")[0] or ("/" if head.startswith("/") else ".")
-        pattern = place.removeprefix(base).lstrip("/") if base != "." else place.removeprefix("./")
+        pattern = location.removeprefix(base).lstrip("/") if base != "." else location.removeprefix("./")
     train = train or pattern
     listed: list[str] = []
     if any(one is None or "*" in one for one in (train, val)):
@@ -85,14 +85,14 @@ def find_shards(place: str, train: str | None = None, val: str | None = None) ->
     both = set(sides["train"]) & set(sides["val"])
     if both and val:
         raise CBAMError(
-            f"{len(both):,} shards would train and validate: {some(sorted(both))}. Part the patterns."
+            f"{len(both):,} shards would train and validate: {some(sorted(both))}. Use patterns that do not overlap."
         )
     sides["val"] = [name for name in sides["val"] if name not in both]
     if not sides["train"]:
         raise CBAMError(
             f"no training shards at {base}: expected names such as train-000000.tar, "
             f"found {some(listed) or 'no .tar'}. "
-            "Or say which: --data 'shards:FOLDER?train=a-{000..099}.tar&val=b-{00..09}.tar'"
+            "Or name them: --data 'shards:FOLDER?train=a-{000..099}.tar&val=b-{00..09}.tar'"
         )
     return ShardNames(base, tuple(sides["train"]), tuple(sides["val"]))
 
@@ -102,10 +102,10 @@ def _matching(listed: list[str], pattern: str, base: str) -> list[str]:
     for one in expand_braces(pattern):
         found = fnmatch.filter(listed, one) if "*" in one else [one]
         if not found:
-            raise CBAMError(f"no file at {base} fits {one!r}; there are {some(listed) or 'no .tar files'}.")
+            raise CBAMError(f"no file at {base} matches {one!r}; found {some(listed) or 'no .tar files'}.")
         names += found
     if bad := [name for name in names if name.startswith("/") or ".." in name.split("/")]:
-        raise CBAMError(f"shards are named relative to {base}, without '..', given {some(bad)}.")
+        raise CBAMError(f"shard names must be relative to {base}, without '..'; given {some(bad)}.")
     return list(dict.fromkeys(names))
 
 
@@ -131,11 +131,11 @@ def _list_remote(base: str, *, required: bool) -> list[str]:
     root = files._strip_protocol(base).rstrip("/")
     try:
         found = files.find(base, maxdepth=2)
-    except Exception as error:  # every protocol raises errors of its own
+    except Exception as error:  # every protocol has its own errors
         if not required:
             return []
         raise CBAMError(
-            f"{base} cannot be listed ({str(error) or type(error).__name__}). Say how many shards there are: "
+            f"{base} cannot be listed ({str(error) or type(error).__name__}). Name the shards: "
             "--data 'shards:URL/train-{0000..0099}.tar?val=val-{00..09}.tar'"
         ) from error
     return sorted(name.removeprefix(root).lstrip("/") for name in found if name.endswith(".tar"))

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from cbam.data.shards.places import expand_braces, find_shards
+from cbam.data.shards.locations import expand_braces, find_shards
 from cbam.errors import CBAMError
 
 
@@ -42,22 +42,22 @@ def test_patterns(folder):
     assert find_shards(f"{place}/a-{{00..01}}.tar").train == ("a-00.tar", "a-01.tar")
     assert find_shards(f"{place}/a-*.tar").train == ("a-00.tar", "a-01.tar", "a-02.tar")
     found = find_shards(place, train="a-*.tar", val="b-0.tar")
-    assert (len(found.train), found.val, found.place("b-0.tar")) == (3, ("b-0.tar",), f"{place}/b-0.tar")
+    assert (len(found.train), found.val, found.location("b-0.tar")) == (3, ("b-0.tar",), f"{place}/b-0.tar")
 
 
 def test_a_url_with_a_range_is_not_listed():
     found = find_shards("https://nowhere.invalid/x/train-{000..002}.tar", val="val-{0,1}.tar")
     assert found.base == "https://nowhere.invalid/x"
-    assert found.place(found.train[2]) == "https://nowhere.invalid/x/train-002.tar"
+    assert found.location(found.train[2]) == "https://nowhere.invalid/x/train-002.tar"
     assert found.val == ("val-0.tar", "val-1.tar")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "no training shards at .*found other.tar. Or say which: --data"),
-        ({"train": "a-*.tar"}, "no file at .* fits 'a-*.tar'; there are other.tar"),
-        ({"train": "../{0..1}.tar"}, "without '..', given ../0.tar, ../1.tar"),
+        ({}, "no training shards at .*found other.tar. Or name them: --data"),
+        ({"train": "a-*.tar"}, "no file at .* matches 'a-*.tar'; found other.tar"),
+        ({"train": "../{0..1}.tar"}, "without '..'; given ../0.tar, ../1.tar"),
     ],
 )
 def test_what_is_not_there(folder, arguments, message):

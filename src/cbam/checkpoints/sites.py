@@ -1,4 +1,4 @@
-"""Which block of the file belongs to which attention module of the model."""
+"""The attention modules of a model, and which block of a file goes to which of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cbam.nn.base import AttentionModule
 
 
 def sites_of(model: nn.Module) -> dict[str, AttentionModule]:
-    """Return {prefix in the state dict: attention module}, gates of a CBAM left out.
+    """Return {prefix in the state dict: attention module}, without the gates inside a CBAM.
 
     >>> from torchvision.models import resnet18
     >>> from cbam import attach
@@ -46,7 +46,7 @@ def named_in_state(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield prefix, module
 
 
-def place(
+def assign(
     blocks: Iterable[str], sites: Mapping[str, Any], given: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Return {prefix of a block in the file: prefix of the site that takes it}.
@@ -57,12 +57,12 @@ def place(
     Args:
         blocks: prefixes in the file.
         sites: prefixes in the model.
-        given: {block: site} that the user has written, with or without a last ".cbam".
+        given: {block: site} from the user, with or without a final ".cbam".
 
     Raises:
         CBAMError: a block without a site, with several sites to choose from, or two blocks for one.
 
-    >>> place(["layer1.0.cbam."], {"layer1.0.bn3.cbam.": None})
+    >>> assign(["layer1.0.cbam."], {"layer1.0.bn3.cbam.": None})
     {'layer1.0.cbam.': 'layer1.0.bn3.cbam.'}
     """
     said = {_dotted(block): _site(site, sites) for block, site in (given or {}).items()}
@@ -70,19 +70,19 @@ def place(
     unknown = [block for block in said if block not in blocks]
     if unknown:
         raise CBAMError(f"sites: the file has no block {unknown[0]!r}. It has {_listed(blocks)}.")
-    placed = {block: said.get(block) or _place(block, sites) for block in blocks}
+    assigned = {block: said.get(block) or _site_for(block, sites) for block in blocks}
     taken: dict[str, str] = {}
-    for block, site in placed.items():
+    for block, site in assigned.items():
         if site in taken:
             raise CBAMError(
                 f"blocks {_path(taken[site])!r} and {_path(block)!r} of the file both fit the site {_path(site)!r}."
-                f" {_how_to_say(block, sites)}"
+                f" {_advice(block, sites)}"
             )
         taken[site] = block
-    return placed
+    return assigned
 
 
-def _place(block: str, sites: Mapping[str, Any]) -> str:
+def _site_for(block: str, sites: Mapping[str, Any]) -> str:
     if block in sites:
         return block
     inside = [site for site in sites if site.startswith(block)]
@@ -94,17 +94,17 @@ def _place(block: str, sites: Mapping[str, Any]) -> str:
     if inside:
         raise CBAMError(
             f"block {_path(block)!r} of the file could go to {len(inside)} sites: {_listed(inside)}."
-            f" {_how_to_say(block, inside)}"
+            f" {_advice(block, inside)}"
         )
     raise CBAMError(
-        f"block {_path(block)!r} of the file has no site near it in the model, which has {_listed(list(sites))}."
-        f" {_how_to_say(block, sites)}"
+        f"block {_path(block)!r} of the file matches no site of the model, which has {_listed(list(sites))}."
+        f" {_advice(block, sites)}"
     )
 
 
-def _how_to_say(block: str, sites: Iterable[str]) -> str:
+def _advice(block: str, sites: Iterable[str]) -> str:
     some = next(iter(sites), "")
-    return f"Say which: sites={{{_path(block)!r}: {_path(some)!r}, ...}}."
+    return f"Pass the right one: sites={{{_path(block)!r}: {_path(some)!r}, ...}}."
 
 
 def _site(given: str, sites: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Every dialect against an independent module with its names: loaded, the outputs are equal; written back, too."""
+"""Every format against an independent module with its names: loaded, the outputs are equal; written back, too."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from tests.checkpoints import peers
 CHANNELS = 32
 X = torch.randn(3, CHANNELS, 9, 11, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 
-# name in this file -> the dialect, its module, and the CBAM that takes it as it is
+# name in this file -> the format, its module, and the CBAM that takes it as it is
 CASES = {
     "official": ("official", peers.Official, {"preset": "official"}),
     "official, no spatial gate": (
@@ -51,16 +51,14 @@ def test_outputs_are_equal_after_loading(case):
     theirs, block = module(case), ours(case)
     report = load_weights(block, theirs.state_dict(), CASES[case][0])
     same(block(X), theirs(X))
-    assert report.dialect == CASES[case][0]
+    assert report.format == CASES[case][0]
     assert report.complete
 
 
 @pytest.mark.parametrize("case", PLAIN)
-def test_the_dialect_is_recognised(case):
+def test_the_format_is_recognised(case):
     block = ours(case)
-    assert load_weights(block, module(case).state_dict()).dialect == CASES[case][0].replace(
-        "textbook", "cbam"
-    )
+    assert load_weights(block, module(case).state_dict()).format == CASES[case][0].replace("textbook", "cbam")
     same(block(X), module(case)(X))
 
 
@@ -77,7 +75,7 @@ def test_the_other_order_of_the_kernel_swaps_its_planes(case):
 
 @pytest.mark.parametrize("case", ["official", "pytorchcv", "timm"])
 def test_training_goes_on_as_there(case):
-    """Batch statistics, running statistics and gradients are the dialect's as well."""
+    """Batch statistics, running statistics and gradients are the format's as well."""
     theirs, block = module(case).train(), ours(case).train()
     load_weights(block, theirs.state_dict())
     a, b = X.clone().requires_grad_(), X.clone().requires_grad_()
@@ -103,10 +101,10 @@ def test_xmu_adds_its_input():
 @pytest.mark.parametrize("case", list(CASES))
 def test_there_and_back(case, tmp_path):
     """Into this library's file and back: the very tensors that it began with, or their equals in eval mode."""
-    dialect, _, _ = CASES[case]
+    format, _, _ = CASES[case]
     theirs = module(case)
-    convert(theirs.state_dict(), tmp_path / "ours.safetensors", dialect=dialect, outer_residual=case == "xmu")
-    convert(tmp_path / "ours.safetensors", tmp_path / "back.pth", to=dialect, outer_residual=case == "xmu")
+    convert(theirs.state_dict(), tmp_path / "ours.safetensors", format=format, outer_residual=case == "xmu")
+    convert(tmp_path / "ours.safetensors", tmp_path / "back.pth", to=format, outer_residual=case == "xmu")
     back = module(case, seed=9)
     back.load_state_dict(torch.load(tmp_path / "back.pth", weights_only=True), strict=True)
     same(back(X), theirs(X))
@@ -119,7 +117,7 @@ FULL = ["official", "pytorchcv", "timm", "timm, biases", "mmyolo"]
 @pytest.mark.parametrize("case", FULL + BARE)
 @pytest.mark.parametrize("to", ["official", "pytorchcv", "timm", "mmyolo", *BARE])
 def test_every_pair(case, to, tmp_path):
-    """From each dialect to each: equal outputs, or a reason; never another function."""
+    """From each format to each: equal outputs, or a reason; never another function."""
     source, out = module(case), tmp_path / "out.safetensors"
     if to in BARE and case not in BARE:
         with pytest.raises(CBAMError, match=r"has biases, and|would need a bias of"):
@@ -153,7 +151,7 @@ def test_the_authors_norm_folds_into_a_bias():
     assert any("equal outputs in eval mode only" in note for note in report.notes)
 
 
-def test_what_a_dialect_cannot_say_is_refused():
+def test_what_a_format_cannot_express_is_refused():
     with pytest.raises(
         CBAMError, match=r"spatial convolution would need a bias of .* luuuyi's has none\. mmyolo has"
     ):

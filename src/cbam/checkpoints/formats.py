@@ -1,4 +1,4 @@
-"""The dialects of CBAM in public code: how each names, shapes and orders the weights of a block.
+"""The checkpoint formats of public CBAM code: how each names, shapes and orders the weights of a block.
 
 Read from these repositories: Jongchan/attention-module (MODELS/cbam.py), osmr/imgclsmob (pytorchcv, cbamresnet.py),
 huggingface/pytorch-image-models (timm/layers/cbam.py), luuuyi/CBAM.PyTorch, changzy00/pytorch-attention,
@@ -20,16 +20,16 @@ COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
-class Dialect:
-    """One way to write a block down.
+class Format:
+    """How one code base names and shapes the weights of a block.
 
     Args:
-        name: for `dialect=` and `--to`.
-        attribute: under which a network keeps the block, "" where its parts stand in the network's own block.
+        name: for `format=` and `--to`.
+        attribute: of the network that holds the block, "" where its parts belong to the network's own block.
         first, last, kernel, norm: names of the layers inside the block; no norm: None.
         linear: the MLP's weights are (out, in), not (out, in, 1, 1).
-        max_first: the kernel's first plane reads the maximum; None: where it does so in the site that takes it.
-        mlp_bias: True or False, None if the author left the choice.
+        max_first: the kernel's first plane reads the maximum; None: as in the site that takes it.
+        mlp_bias: True or False; None if both exist.
         kernel_bias: the spatial convolution has a bias.
         kernel_sizes: allowed, None for any.
         channel_only: blocks without the spatial gate exist.
@@ -53,9 +53,9 @@ class Dialect:
     norm_optional: bool = False
 
     def names(self) -> list[str]:
-        """Return the names inside a block that this dialect knows.
+        """Return all names that a block of this format may have.
 
-        >>> DIALECTS["luuuyi"].names()
+        >>> FORMATS["luuuyi"].names()
         ['ca.fc.0.weight', 'ca.fc.0.bias', 'ca.fc.2.weight', 'ca.fc.2.bias', 'sa.conv1.weight', 'sa.conv1.bias']
         """
         layers = [
@@ -64,12 +64,12 @@ class Dialect:
         return layers + ([f"{self.norm}.{part}" for part in (*NORM, COUNTER)] if self.norm else [])
 
     def has_block(self, keys: Mapping[str, Tensor], prefix: str) -> bool:
-        """Return whether the block at a prefix is of this dialect."""
+        """Return whether the block at a prefix is of this format."""
         spatial = f"{prefix}{self.kernel}.weight" in keys
         return f"{prefix}{self.first}.weight" in keys and (spatial or self.channel_only)
 
     def has_norm(self, block: Mapping[str, Tensor]) -> bool:
-        """Return whether a block has, or should have, the norm of this dialect."""
+        """Return whether a block has, or should have, the norm of this format."""
         named = any(f"{self.norm}.{part}" in block for part in NORM)
         return self.norm is not None and (named or not self.norm_optional)
 
@@ -81,7 +81,7 @@ class Dialect:
             where: for messages.
 
         Raises:
-            CBAMError: a tensor that is missing, or whose shape is not this dialect's.
+            CBAMError: a tensor that is missing, or whose shape is not this format's.
         """
         check_shapes(self, block, where)
         first, last = (block[f"{layer}.weight"].flatten(1) for layer in (self.first, self.last))
@@ -108,10 +108,10 @@ class Dialect:
         Args:
             gates: of the block.
             where: for messages.
-            eval_only: takes a note for every change that keeps the outputs in eval mode only.
+            eval_only: gets a note for every change that keeps the outputs in eval mode only.
 
         Raises:
-            CBAMError: this dialect cannot say it.
+            CBAMError: this format cannot express it.
         """
         gates = self._in_this_form(gates, where, eval_only)
         shape = (lambda t: t.clone()) if self.linear else (lambda t: t[:, :, None, None].clone())
@@ -131,7 +131,7 @@ class Dialect:
             ours, theirs = ("adds", "does not add") if self.adds_input else ("does not add", "adds")
             raise CBAMError(
                 f"{where}: a {self.name} block {ours} its input to what the gates give, this one {theirs} it."
-                " If your network makes up for that itself, say outer_residual=True (--outer-residual)."
+                " If your network makes up for that itself, pass outer_residual=True (--outer-residual)."
             )
         if gates.kernel is None and not self.channel_only:
             raise CBAMError(f"{where} has no spatial gate, and every {self.name} block has one.")
@@ -155,7 +155,7 @@ class Dialect:
             if not is_zero(gates.kernel_bias):
                 raise CBAMError(
                     f"{where}: the spatial convolution would need a bias of {gates.kernel_bias.item():.4g}, and"
-                    f" {self.name}'s has none. mmyolo has one; official, pytorchcv, timm and cbam say it by a norm."
+                    f" {self.name}'s has none. mmyolo has one; official, pytorchcv, timm and cbam express it by a norm."
                 )
             gates = replace(gates, kernel_bias=None)
         if self.mlp_bias is False and gates.has_mlp_bias:
@@ -168,64 +168,64 @@ class Dialect:
         return gates
 
 
-def check_shapes(dialect: Dialect, block: Mapping[str, Tensor], where: str) -> None:
-    """Refuse a block whose tensors are missing or misshapen; works on tensors without data.
+def check_shapes(format: Format, block: Mapping[str, Tensor], where: str) -> None:
+    """Refuse a block whose tensors are missing or misshapen; also for tensors without data.
 
     Raises:
-        CBAMError: what is missing, or the shape that was expected.
+        CBAMError: names what is missing, or the expected shape.
     """
-    first = block.get(f"{dialect.first}.weight")
+    first = block.get(f"{format.first}.weight")
     if first is None or first.ndim not in (2, 4):
-        raise _misfit(dialect, where, f"{dialect.first}.weight", first, "(h, C), perhaps with 1x1")
+        raise _misfit(format, where, f"{format.first}.weight", first, "(h, C), perhaps with 1x1")
     hidden, channels = first.shape[:2]
-    tail = () if dialect.linear else (1, 1)
-    kernel = block.get(f"{dialect.kernel}.weight")
+    tail = () if format.linear else (1, 1)
+    kernel = block.get(f"{format.kernel}.weight")
     size = kernel.shape[-1] if kernel is not None and kernel.ndim == 4 else 0
     expected: dict[str, tuple[int, ...]] = {
-        f"{dialect.first}.weight": (hidden, channels, *tail),
-        f"{dialect.last}.weight": (channels, hidden, *tail),
+        f"{format.first}.weight": (hidden, channels, *tail),
+        f"{format.last}.weight": (channels, hidden, *tail),
     }
-    if dialect.mlp_bias or f"{dialect.first}.bias" in block or f"{dialect.last}.bias" in block:
-        expected |= {f"{dialect.first}.bias": (hidden,), f"{dialect.last}.bias": (channels,)}
-    if kernel is not None or not dialect.channel_only:
-        expected[f"{dialect.kernel}.weight"] = (1, 2, size, size)
-        if dialect.kernel_bias or f"{dialect.kernel}.bias" in block:
-            expected[f"{dialect.kernel}.bias"] = (1,)
-        if dialect.has_norm(block):
-            expected |= {f"{dialect.norm}.{part}": (1,) for part in NORM}
+    if format.mlp_bias or f"{format.first}.bias" in block or f"{format.last}.bias" in block:
+        expected |= {f"{format.first}.bias": (hidden,), f"{format.last}.bias": (channels,)}
+    if kernel is not None or not format.channel_only:
+        expected[f"{format.kernel}.weight"] = (1, 2, size, size)
+        if format.kernel_bias or f"{format.kernel}.bias" in block:
+            expected[f"{format.kernel}.bias"] = (1,)
+        if format.has_norm(block):
+            expected |= {f"{format.norm}.{part}": (1,) for part in NORM}
     for name, shape in expected.items():
         tensor = block.get(name)
         if tensor is None or tuple(tensor.shape) != shape or not tensor.is_floating_point() or 0 in shape:
-            raise _misfit(dialect, where, name, tensor, str(shape))
+            raise _misfit(format, where, name, tensor, str(shape))
     if size % 2 == 0 and kernel is not None:
         raise CBAMError(f"{where}: an even spatial kernel ({size}) does not keep the map's size.")
 
 
-def _misfit(dialect: Dialect, where: str, name: str, tensor: Tensor | None, expected: str) -> CBAMError:
+def _misfit(format: Format, where: str, name: str, tensor: Tensor | None, expected: str) -> CBAMError:
     given = (
         "is missing"
         if tensor is None
         else f"is {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
     )
-    return CBAMError(f"{where} ({dialect.name}): {name} {given}; expected floating point, {expected}.")
+    return CBAMError(f"{where} ({format.name}): {name} {given}; expected floating point, {expected}.")
 
 
-DIALECTS: dict[str, Dialect] = {
-    dialect.name: dialect
-    for dialect in (
-        Dialect("cbam", "cbam", "channel_attention.mlp.0", "channel_attention.mlp.2", "spatial_attention.conv",
+FORMATS: dict[str, Format] = {
+    format.name: format
+    for format in (
+        Format("cbam", "cbam", "channel_attention.mlp.0", "channel_attention.mlp.2", "spatial_attention.conv",
                 "spatial_attention.norm", mlp_bias=None, norm_optional=True, channel_only=True),
-        Dialect("official", "cbam", "ChannelGate.mlp.1", "ChannelGate.mlp.3", "SpatialGate.spatial.conv",
+        Format("official", "cbam", "ChannelGate.mlp.1", "ChannelGate.mlp.3", "SpatialGate.spatial.conv",
                 "SpatialGate.spatial.bn", linear=True, max_first=True, mlp_bias=True, kernel_sizes=(7,),
                 channel_only=True),
-        Dialect("pytorchcv", "cbam", "ch_gate.mlp.fc1", "ch_gate.mlp.fc2", "sp_gate.conv.conv", "sp_gate.conv.bn",
+        Format("pytorchcv", "cbam", "ch_gate.mlp.fc1", "ch_gate.mlp.fc2", "sp_gate.conv.conv", "sp_gate.conv.bn",
                 linear=True, max_first=True, mlp_bias=True, kernel_sizes=(7,)),
-        Dialect("timm", "se", "channel.fc1", "channel.fc2", "spatial.conv.conv", "spatial.conv.bn", mlp_bias=None),
-        Dialect("textbook", "cbam", "channel_attention.mlp.0", "channel_attention.mlp.2", "spatial_attention.conv"),
-        Dialect("luuuyi", "", "ca.fc.0", "ca.fc.2", "sa.conv1"),
-        Dialect("changzy00", "", "ca.fc.0", "ca.fc.2", "sa.conv"),
-        Dialect("mmyolo", "cbam", "channel_attention.fc.0.conv", "channel_attention.fc.1.conv",
+        Format("timm", "se", "channel.fc1", "channel.fc2", "spatial.conv.conv", "spatial.conv.bn", mlp_bias=None),
+        Format("textbook", "cbam", "channel_attention.mlp.0", "channel_attention.mlp.2", "spatial_attention.conv"),
+        Format("luuuyi", "", "ca.fc.0", "ca.fc.2", "sa.conv1"),
+        Format("changzy00", "", "ca.fc.0", "ca.fc.2", "sa.conv"),
+        Format("mmyolo", "cbam", "channel_attention.fc.0.conv", "channel_attention.fc.1.conv",
                 "spatial_attention.conv.conv", mlp_bias=True, kernel_bias=True),
-        Dialect("xmu", "", "ca.se.0", "ca.se.2", "sa.conv", max_first=True, kernel_bias=True, adds_input=True),
+        Format("xmu", "", "ca.se.0", "ca.se.2", "sa.conv", max_first=True, kernel_bias=True, adds_input=True),
     )
 }  # fmt: skip
