@@ -164,7 +164,7 @@ def _without_kept(rows: list[Any], keep: str | Sequence[str]) -> list[Any]:
     if isinstance(keep, str):
         if not all(hasattr(row, "callspec") for row in rows):
             return rows
-        kept = set(_covering([row.callspec.indices for row in rows], {"values": 1, "pairs": 2}[keep]))
+        kept = set(_covering([row.callspec.params for row in rows], {"values": 1, "pairs": 2}[keep]))
         return [row for number, row in enumerate(rows) if number not in kept]
     names = [row.nodeid.partition("[")[2].removesuffix("]") for row in rows]
     return [
@@ -174,9 +174,10 @@ def _without_kept(rows: list[Any], keep: str | Sequence[str]) -> list[Any]:
     ]
 
 
-def _covering(rows: Sequence[dict[str, int]], size: int) -> list[int]:
+def _covering(rows: Sequence[dict[str, Any]], size: int) -> list[int]:
     """Choose rows that hold every combination of `size` parameter values that occurs in any row: greedily, few."""
-    held = [set(itertools.combinations(sorted(row.items()), min(size, len(row)))) for row in rows]
+    values = [sorted((name, repr(value)) for name, value in row.items()) for row in rows]
+    held = [set(itertools.combinations(row, min(size, len(row)))) for row in values]
     missing = set().union(*held)
     chosen = []
     while missing:

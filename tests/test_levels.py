@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[1]
 class Item:
     """What `mark` needs of a collected test."""
 
-    def __init__(self, nodeid, **indices):
+    def __init__(self, nodeid, **params):
         self.nodeid, self.marks = nodeid, []
-        self.callspec = SimpleNamespace(indices=indices)
+        self.callspec = SimpleNamespace(params=params)
 
     def add_marker(self, marker):
         self.marks.append(marker.name)
@@ -59,7 +59,7 @@ def test_named_rows_are_kept():
 def test_every_value_or_every_pair_is_kept(keep, count):
     rows = items(grid(4, 3, 2))
     mark(rows, [Level("exhaustive", "tests/test_a.py::test_b", "", keep=keep)])
-    kept = [row.callspec.indices for row in rows if not row.marks]
+    kept = [row.callspec.params for row in rows if not row.marks]
     assert len(kept) == count
     for name, size in (("p3", 4), ("p2", 3), ("p1", 2)):
         assert {row[name] for row in kept} == set(range(size))
