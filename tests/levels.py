@@ -91,11 +91,6 @@ LEVELS = (
             "timm-hrnet_w18_small", "timm-tiny_vit_5m_224", "smp-resnet18", "transformers-resnet-18",
         ),
     ),
-    Level(
-        "exhaustive", "tests/cli/test_train.py::test_killed_while_saving",
-        "two trainings for each of 11 moments of a save; the first, the rename, a network and the result are kept",
-        keep=("*/model.safetensors-1", "*/checkpoints-6", "*/best/.config*", "*/.result*"),
-    ),
     # Several seconds together or each, and not what breaks first.
     Level("slow", "tests/ops/triton/test_kernels.py::TestAgainstFloat64::*", "Triton's interpreter, 20 s; some rows of "
           "every test are kept", keep="values"),
