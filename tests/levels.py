@@ -23,7 +23,7 @@ class Level:
 
     Args:
         mark: "slow" or "exhaustive".
-        tests: a pattern for node ids without the part in brackets.
+        tests: a pattern for node ids without the part in brackets; * matches more than one part too.
         why: what they cost, or what the rows that are kept still show.
         keep: rows of a parametrised test that do not get the mark: "pairs", as few as show every pair of parameter
             values; "values", as few as show every value; or patterns for the part in brackets.
@@ -58,11 +58,11 @@ LEVELS = (
         "formats x presets in Triton's interpreter, 15 s", keep="values",
     ),
     Level(
-        "exhaustive", "tests/ops/triton/test_kernels.py::TestBlockEnd::test_the_bits_are_those_of_the_steps",
+        "exhaustive", "tests/ops/triton/test_kernels.py::*::test_the_bits_are_those_of_the_steps",
         "formats x dtypes in Triton's interpreter, 10 s", keep="values",
     ),
     Level(
-        "exhaustive", "tests/ops/triton/test_kernels.py::TestBlockEnd::test_gradients",
+        "exhaustive", "tests/ops/triton/test_kernels.py::*::test_gradients",
         "formats x presets x norms in Triton's interpreter, 6 s", keep="values",
     ),
     Level(
@@ -83,7 +83,7 @@ LEVELS = (
         keep=("resnet20", "resnet164", "paper_resnet50", "paper_resnext50_32x4d", "wrn18_1.5", "mobilenet_v1*"),
     ),
     Level(
-        "exhaustive", "tests/bench/test_zoo.py::test_a_model_of_every_family",
+        "exhaustive", "tests/*/test_zoo.py::test_a_model_of_every_family",
         "109 models, 110 s; one of each way to find sites is kept",
         keep=(
             "torchvision-resnet18", "torchvision-vgg11", "torchvision-densenet121", "torchvision-mobilenet_v3_small",
@@ -94,7 +94,8 @@ LEVELS = (
     # Several seconds together or each, and not what breaks first.
     Level("slow", "tests/ops/triton/test_kernels.py::TestAgainstFloat64::*", "Triton's interpreter, 20 s; some rows of "
           "every test are kept", keep="values"),
-    Level("slow", "tests/ops/triton/test_kernels.py::TestBlockEnd::*", "Triton's interpreter, 8 s"),
+    Level("slow", "tests/ops/triton/test_kernels.py::*::test_gradients", "Triton's interpreter, 8 s"),
+    Level("slow", "tests/ops/triton/test_kernels.py::*::test_the_bits*", "Triton's interpreter, 10 s"),
     Level("slow", "tests/ops/triton/test_kernels.py::TestBits::*", "Triton's interpreter, 8 s"),
     Level("slow", "tests/ops/triton/test_kernels.py::TestSpecialValues::*", "Triton's interpreter, 4 s"),
     Level("slow", "tests/ops/triton/test_operator.py::TestWithoutTheLibrary::*", "processes of their own, 10 s"),
@@ -130,7 +131,7 @@ LEVELS = (
     Level("slow", "tests/compare/test_folder.py::test_a_second_process_is_refused_and_a_killed_one_does_not_count",
           "a process"),
     Level("slow", "tests/compare/test_report.py::TestCircumstances::test_pictures_stay_inside_the_run_folder", "4 s"),
-    Level("slow", "tests/bench/test_zoo.py::test_the_command_goes_on_and_reports", "two processes"),
+    Level("slow", "tests/*/test_zoo.py::test_the_command_goes_on_and_reports", "two processes"),
     Level("slow", "tests/bench/test_modules.py::test_every_dtype_and_layout_is_measured", "16 measurements, 5 s",
           keep="values"),
     Level("slow", "tests/bench/test_run.py::test_threads_are_given_back", "4 s"),
@@ -150,7 +151,7 @@ def mark(items: Iterable[Any], levels: Sequence[Level] = LEVELS) -> list[Level]:
         marked = [item for name in matching for item in _without_kept(by_test[name], level.keep)]
         for item in marked:
             item.add_marker(getattr(pytest.mark, level.mark))
-        if level.file in files and not marked:
+        if any(fnmatchcase(file, level.file) for file in files) and not marked:
             unmatched.append(level)
     return unmatched
 
