@@ -38,9 +38,11 @@ ALLOWED = (
 )
 STORED = ("cbam.dialect",)  # keys of files that exist
 WIDTH = 120
-# Pages whose tables a script writes; their rows hold a result with its spread and interval in every column.
-GENERATED_TABLES = (
+# Pages whose table rows may be wider, as Markdown cannot break a row: results with spread and interval in every column,
+# written by a script; and one option, format or source with its explanation in a row.
+WIDE_TABLES = (
     "docs/results/ablations.md", "docs/results/bench.md", "docs/results/depth.md", "docs/results/fine-tuning.md",
+    "docs/checkpoints.md", "docs/data.md", "docs/sites.md", "benchmarks/README.md",
 )  # fmt: skip
 
 
@@ -74,9 +76,9 @@ def offenders(files, root=ROOT, retired=RETIRED, allowed=ALLOWED):
 
 
 def wide_lines(file, name):
-    """Yield "file:line: length" for lines that are too long; rows of generated tables may be."""
+    """Yield "file:line: length" for lines that are too long; rows of WIDE_TABLES may be."""
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if len(line) > WIDTH and not (name in GENERATED_TABLES and line.startswith("|")):
+        if len(line) > WIDTH and not (name in WIDE_TABLES and line.startswith("|")):
             yield f"{name}:{number}: {len(line)}"
 
 
@@ -93,7 +95,7 @@ def test_lines_of_markdown_are_short():
 def test_there_is_something_to_read():
     names = {file.relative_to(ROOT).as_posix() for file in texts()}
     assert {"README.md", "csrc/forward.cpp", "src/cbam/__init__.py", "docs/training.md"} <= names
-    assert set(GENERATED_TABLES) <= names
+    assert set(WIDE_TABLES) <= names
 
 
 @pytest.mark.parametrize(
@@ -110,8 +112,8 @@ def test_other_words_and_allowed_ones_are_not_found(tmp_path):
     assert not list(offenders([tmp_path / "page.py"], tmp_path, allowed=(("*.py", "fuse_tail", "old"),)))
 
 
-def test_a_wide_line_is_found_unless_a_script_wrote_it(tmp_path):
+def test_a_wide_line_is_found_unless_it_is_a_row_of_a_wide_table(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"{'x' * 121}\n| {'x' * 121} |\n{'x' * 120}\n")
     assert list(wide_lines(page, "docs/page.md")) == ["docs/page.md:1: 121", "docs/page.md:2: 125"]
-    assert list(wide_lines(page, GENERATED_TABLES[0])) == [f"{GENERATED_TABLES[0]}:1: 121"]
+    assert list(wide_lines(page, WIDE_TABLES[0])) == [f"{WIDE_TABLES[0]}:1: 121"]
