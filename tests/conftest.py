@@ -8,8 +8,20 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest
 import torch
+
+from tests.levels import LEVELS, Level, mark
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+UNMATCHED = pytest.StashKey[list[Level]]()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m and -k choose
+def pytest_collection_modifyitems(config, items):
+    partial = any("::" in argument for argument in config.args)
+    unmatched = mark(items, LEVELS)
+    config.stash[UNMATCHED] = [] if partial else unmatched
