@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cbam.attach.select import split_sites
+from cbam.attach.sites.select import split_sites
 from cbam.compare.variants import matched_by_control, parse_variants
 from cbam.errors import CBAMError
 from cbam.runs.config import option

@@ -60,7 +60,7 @@ def build_cell(
     """
     # Lazily: timm and torchvision take seconds to import, and a typing error should not.
     from cbam.attach import attach
-    from cbam.attach.select import split_sites
+    from cbam.attach.sites.select import split_sites
     from cbam.models import build_model, match_parameters
 
     parameters = {} if parameters is None else parameters
