@@ -77,8 +77,9 @@ def test_the_reports_of_a_single_cell_stay(make):
 def test_one_is_not_many_and_the_done_are_named():
     progress = plain()
     progress.start("model", 1)
+    progress.start("model", 1, 1)
     progress.start("measurement", 4, 3)
-    assert text(progress) == "1 model\n4 measurements, 3 of them done before\n"
+    assert text(progress) == "1 model\n1 model, done before\n4 measurements, 3 of them done before\n"
 
 
 def test_a_dumb_terminal_and_other_processes(monkeypatch):

@@ -100,7 +100,7 @@ class Progress:
         self._cells, self._work, self._number = cells, work, done
         self._before = self._finished = done * work
         self._at, self._started = 0.0, time.monotonic()
-        kept = f", {done} of them done before" if done else ""
+        kept = (f", {done} of them" if cells > 1 else ",") + " done before" if done else ""
         self.line(" ".join(filter(None, [counted(cells, what), each])) + kept)
         if self._bars:
             self._bars.update(self._all, description=f"all {what}s", total=cells * work)

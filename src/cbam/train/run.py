@@ -58,6 +58,11 @@ class TrainJob(ImageJob[Network, "dict[str, Any]"]):
         """Whether there is a result."""
         return self.folder.read_json(RESULT, "val_accuracy") is not None
 
+    def open(self) -> None:
+        """Write what the run is; a finished one stays as it is."""
+        if not self.is_done(self.cells[0]):
+            super().open()
+
     def announce(self, cells: Sequence[Network], done: Sequence[Network]) -> None:
         """Say how many epochs there are, or that they are done."""
         epochs = self.config.train.epochs

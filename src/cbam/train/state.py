@@ -118,7 +118,7 @@ def restore(folder: Path, model: nn.Module, optimizer: Any, ema: nn.Module | Non
 
 
 def _position(stored: dict[str, Any]) -> Position:
-    # Checkpoints written before version 0.1 was out say `hits`.
+    # Checkpoints of the first alpha say `hits`.
     return Position(**{"correct" if name == "hits" else name: value for name, value in stored.items()})
 
 
