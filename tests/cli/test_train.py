@@ -113,7 +113,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(straight, tmp_path):
     process.communicate()
     done = run(tmp_path / "run", "--workers", "2")
     assert done.returncode == 0, done.stderr
-    assert "goes on after" in done.stderr
+    assert "resumes after" in done.stderr
     same(straight, tmp_path / "run")
 
 

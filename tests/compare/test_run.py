@@ -52,7 +52,7 @@ def test_a_run_keeps_its_seeds(tmp_path, text):
     (folder / "config.yaml").write_text(yaml.safe_dump(config(folder, seeds=4).resolved()))
     job = ready(text, config(folder, seeds=2))
     assert job.config.seeds == job.settings()["seeds"] == 4
-    assert "goes on with all of them" in text.getvalue()
+    assert "resumes with all of them" in text.getvalue()
     job = ready(text, config(folder, seeds=6))
     assert job.config.seeds == 6
 

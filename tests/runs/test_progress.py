@@ -33,7 +33,7 @@ def play(progress):
             progress.report(f"epoch {epoch + 1}/2  val 80.00 %", "val 80.00 %")
         progress.end("val 80.00 %  1,234 parameters")
         progress.begin("[b]odd[/b]")
-        progress.resume(1.0, "goes on after epoch 1")
+        progress.resume(1.0, "resumes after epoch 1")
         progress.at(1.25)
         progress.note("something")
         progress.note("something")
@@ -49,7 +49,7 @@ def test_plain_lines_hold_everything_and_no_control_characters():
     assert lines[1].startswith("[1/2] none-seed0  epoch 1/2  val 80.00 %  ")
     assert lines[1].endswith(" left")
     assert lines[3] == "[1/2] none-seed0  val 80.00 %  1,234 parameters"
-    assert lines[4:] == ["[2/2] [b]odd[/b]  goes on after epoch 1", "note: something", "measuring"]
+    assert lines[4:] == ["[2/2] [b]odd[/b]  resumes after epoch 1", "note: something", "measuring"]
 
 
 def test_a_terminal_keeps_one_line_a_cell():

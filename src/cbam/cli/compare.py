@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from cbam.compare.statistics import PairedDifference
 
 Form = TypeVar("Form", bound=CompareConfig)
-DESCRIPTION = """Train the same network plain, with SE, with CBAM, and plain but as large as with CBAM, several times.
-Ends with a table, a verdict and a report page. Stopped at any time, the same command goes on.
+DESCRIPTION = """Train one network plain, with SE, with CBAM, and plain but widened to the size of CBAM, with several
+seeds. Ends with a table, a verdict and a report page. Stopped at any time, the same command resumes.
 
 Example: cbam compare --data fashion-mnist --model resnet20 --seeds 3 --epochs 10"""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the `arguments` after it; return the exit code."""
+    """Run the command with the `arguments` after it; return the exit code."""
     config = parse(arguments)
     # Heavy imports after the options are known to be right: a typing error is answered at once.
     from cbam.cli.running import run_job

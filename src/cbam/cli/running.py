@@ -42,7 +42,7 @@ def run_job(
             if not config.folder.is_dir():
                 raise
             raise type(stop)(
-                f"stopped. What is done is kept in {config.folder}. To go on, type the same again:\n  {again}"
+                f"stopped. Finished work is kept in {config.folder}. To resume, type the same again:\n  {again}"
             ) from None
 
 

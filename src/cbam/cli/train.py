@@ -1,4 +1,4 @@
-"""`cbam train`: one network on one data set, on one CPU or many GPUs; stopped at any time, it goes on."""
+"""`cbam train`: one network on one data set, on one CPU or many GPUs; stopped at any time, it resumes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig, TrainRunConfig
 
 DESCRIPTION = """Train a network with attention on your images. Stopped at any time (Ctrl-C, kill -9, power), the same
-command goes on from the last saved step, to the same bits on a CPU. SIGTERM and SIGUSR1 save first, then exit with
-code 75. Several processes: torchrun or accelerate launch -m cbam train ...
+command resumes from the last saved step, on a CPU with exactly the same result. SIGTERM and SIGUSR1 save first,
+then exit with code 75. Several processes: torchrun or accelerate launch -m cbam train ...
 
 Example: cbam train --data fashion-mnist --model resnet20 --epochs 10 --save-every 200"""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the `arguments` after it; return the exit code."""
+    """Run the command with the `arguments` after it; return the exit code."""
     config = parse(arguments)
     # Heavy imports after the options are known to be right: a typing error is answered at once.
     from cbam.cli.running import run_job
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         result = run_job(prepare, config, command)
     except Preempted as stop:
-        raise Preempted(f"{stop}. To go on, type the same again:\n  {shlex.join(command)}") from None
+        raise Preempted(f"{stop}. To resume, type the same again:\n  {shlex.join(command)}") from None
     if result:
         show(result, config, Console(highlight=False))
     return 0

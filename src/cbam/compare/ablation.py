@@ -11,7 +11,7 @@ from cbam.evaluate.paper_tables import PaperRow, paper_table
 
 TABLE_NUMBERS = (1, 2, 3)
 PRESET = "official"
-"""The authors' dialect: the only one that gives the paper's parameter counts."""
+"""The authors' code: the only preset with the paper's parameter counts."""
 DEFAULT_KERNEL, DEFAULT_RATIO = 7, 16
 
 
@@ -107,7 +107,7 @@ def _sweep(title: str, letter: str, values: Sequence[int], default: int) -> Abla
 
 
 def variants(ablations: Sequence[Ablation], further: Sequence[str] = ("none",)) -> tuple[str, ...]:
-    """Return the variants of all ablations, each once, behind the `further` ones.
+    """Return the variants of all ablations, each once, after the `further` ones.
 
     >>> variants([table(1), kernels([3, 7])])
     ('none', 'se', 'channel:official:max', 'channel:official', 'cbam:official:k3', 'cbam:official')

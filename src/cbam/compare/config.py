@@ -31,7 +31,7 @@ class CompareConfig(ImageConfig):
 
     model: str = "resnet20"
     """resnet20 ... resnet110 for small images, paper_resnet18 ..., or torchvision's and timm's names, e.g. resnet18."""
-    # A finished run can get more variants and more seeds: they change how much is computed, not what comes out of one.
+    # A finished run can get more variants and more seeds: they change how much is computed, not the result of a cell.
     attention: str = option("none,se,cbam,control", affects_result=False)
     """Variants, with commas: none, se, cbam, channel, spatial, and control, which is plain, but widened until it has as
     many parameters as cbam. Words behind a colon change one: cbam:official, cbam:timm; cbam:fresh has random gates
@@ -40,23 +40,23 @@ class CompareConfig(ImageConfig):
     """Where attention goes, as `cbam plan` takes it: auto is the end of every residual branch, or of every stage where
     there is none; or module paths and patterns with spaces or commas, e.g. features.4 features.9 for a VGG."""
     seeds: int = option(3, affects_result=False)
-    """How many times to train each variant: seeds 0 to N-1. A finished run can get more of them, and more variants."""
+    """How many times to train each variant: seeds 0 to N-1. Seeds and variants can be added to a finished run."""
     output: Path | None = option(None, affects_result=False)
-    """The run's folder; the same command again goes on in it. None: runs/DATA-MODEL."""
+    """The run's folder; the same command resumes it. None: runs/DATA-MODEL."""
     config: Path | None = None
     """A YAML file with options, one `name: value` per line; options on the command line win."""
     pretrained: bool = False
     """Start from the weights that torchvision or timm publish for the model."""
     weights: Path | None = None
-    """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
+    """Start from this file (.safetensors, .pth); a classifier of another size is skipped."""
     reduction_ratio: int = 16
     """Width of the channel gate's hidden layer: channels / ratio."""
     ray: str | None = option(None, affects_result=False)
-    """Train the models on a Ray cluster whose machines share the folders: its address, auto for the one that this
-    machine is in, local for one on this machine alone."""
+    """Train the models on a Ray cluster with a shared file system: its address, auto for the one this machine
+    belongs to, local for one on this machine alone."""
     slurm: str | None = option(None, affects_result=False)
-    """Train each model as a Slurm job through submitit, whose parameters these are, with commas, e.g.
-    slurm_partition=gpu,timeout_min=240; cluster=local runs them on this machine."""
+    """Train each model as a Slurm job: parameters for submitit, with commas, e.g.
+    slurm_partition=gpu,timeout_min=240; cluster=local runs the jobs on this machine."""
     model_cpus: int = option(1, affects_result=False)
     """Processor cores for each model, with --ray or --slurm."""
     model_gpus: int = option(0, affects_result=False)
@@ -139,7 +139,7 @@ class CompareConfig(ImageConfig):
 
 
 def merged(before: str, now: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the variants of a run in a folder, and behind them those that are asked for in addition.
+    """Return the variants of the run in a folder, followed by those that are new.
 
     >>> merged("none,cbam", ("none", "se"))
     ('none', 'cbam', 'se')

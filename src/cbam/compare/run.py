@@ -1,4 +1,4 @@
-"""Run a comparison from its options to its report, or go on with one that was stopped.
+"""Run a comparison from its options to its report, or resume one that was stopped.
 
 Every step looks first whether its file is there: a cell's `result.json`, `costs.json`, `pictures.json`. So a run that
 was killed anywhere is finished by the same command, and a finished one only writes its report again.
@@ -77,12 +77,12 @@ class CompareJob(ImageJob[Cell, Outcome]):
         return self.folder.result(cell) is not None
 
     def open(self) -> None:
-        """Write what the run is, and take in the metrics of models that were trained on a cluster."""
+        """Write what the run is, and add the metrics of models that were trained on a cluster."""
         super().open()
         absorb_metrics(self.folder, self.cells)
 
     def announce(self, cells: Sequence[Cell], done: Sequence[Cell]) -> None:
-        """Say how many models there are to train."""
+        """Show how many models there are to train."""
         epochs = self.config.train.epochs
         each = f"to train for {counted(epochs, 'epoch')} each"
         self.progress.start("model", len(cells), len(done), work=epochs, each=each)
@@ -104,7 +104,7 @@ class CompareJob(ImageJob[Cell, Outcome]):
         return None
 
     def do(self, cell: Cell) -> str:
-        """Train the model of a cell, or go on with it; its weights and its result go into the run's folder."""
+        """Train the model of a cell, or resume it; its weights and its result go into the run's folder."""
         path, main = self.folder.cell(cell), self.processes.is_main_process
 
         def on_epoch(row: dict[str, Any]) -> None:
@@ -137,7 +137,7 @@ class CompareJob(ImageJob[Cell, Outcome]):
         return Outcome(self.data.name, summary, costs, write_report(self.folder.path))
 
     def _trained(self, task: Task) -> str:
-        """Take in what a task on the cluster left, and say how good its model is."""
+        """Add the metrics of a task on the cluster; return the accuracy of its model."""
         cell = next(cell for cell in self.cells if cell.name == task.name)
         absorb_metrics(self.folder, [cell])
         result = self.folder.result(cell) or {}
@@ -264,11 +264,11 @@ def _grown(config: CompareConfig, before: dict[str, Any], progress: Progress) ->
     """Return the options with the seeds and variants that the folder has beyond those asked for."""
     there = f"{config.folder} holds a run of"
     if (seeds := before.get("seeds", 0)) > config.seeds:
-        progress.note(f"{there} {seeds} seeds; it goes on with all of them")
+        progress.note(f"{there} {seeds} seeds; it resumes with all of them")
         config = dataclasses.replace(config, seeds=seeds)
     variants = merged(before.get("attention", ""), config.variants)
     if set(variants) > set(config.variants):
-        progress.note(f"{there} {', '.join(variants)}; it goes on with all of them")
+        progress.note(f"{there} {', '.join(variants)}; it resumes with all of them")
     return dataclasses.replace(config, attention=",".join(variants))
 
 

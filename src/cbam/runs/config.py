@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 def option(default: Value, *, affects_result: bool, affects_comparison: bool | None = None) -> Value:
-    """Return a dataclass field that says whether its value changes results. A plain field does.
+    """Return a dataclass field that declares whether its value affects results. A plain field does.
 
     Args:
         default: The option's default.

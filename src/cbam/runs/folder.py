@@ -92,7 +92,7 @@ class RunFolder:
 
         Args:
             now: The settings of this call.
-            form: The run's options; says which of them make a difference.
+            form: The run's options; decides which of them matter.
             restart: Whether a different run is dropped; None where the run has no such option.
 
         Returns:
@@ -114,7 +114,7 @@ class RunFolder:
                 "Give another --output"
             )
         if (found := form.differences(before, now)) and not restart:
-            otherwise = "the old settings to go on" if restart is None else "--restart to begin anew"
+            otherwise = "the old settings to resume" if restart is None else "--restart to begin anew"
             raise CBAMError(
                 f"{self.path} holds a run with other settings ({'; '.join(found)}). "
                 f"Give another --output, or {otherwise}"
@@ -135,13 +135,13 @@ class RunFolder:
         self.metrics.mend()
 
     def check_data(self, now: Mapping[str, Any]) -> None:
-        """Refuse to go on with other images than those that the run in the folder was started with.
+        """Refuse to resume with other images than those that the run in the folder was started with.
 
         Args:
             now: What identifies the images of this call.
 
         Raises:
-            CBAMError: The images differ; the message says in what.
+            CBAMError: The images differ; the message names what differs.
         """
         before = self.read_json("data.json") or {}
         differing = [name for name in now if name in before and before[name] != now[name]]
@@ -151,7 +151,7 @@ class RunFolder:
             )
             raise CBAMError(
                 f"{self.path} holds a run on other images ({found}). Results on both cannot be compared:"
-                " give another --output, or the old images to go on"
+                " give another --output, or the old images to resume"
             )
 
     def read_json(self, name: str, *needed: str) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
-"""A resumable run of named cells: look at everything, then do what has no result yet, then finish.
+"""A resumable run of named cells: check everything, do what has no result yet, finish.
 
-Training one network, comparing several and measuring are the same to this file. A run says what its cells are, which
-of them have a result, what is done for one, and what follows the last. Stopped anywhere, the same command goes on.
+Training one network, comparing several and measuring are all runs of cells. A subclass of `Job` defines its cells,
+which of them have a result, how one is done, and what follows the last. Stopped anywhere, the same command goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Cell(Protocol):
 
     @property
     def name(self) -> str:
-        """What tells it from all others of its run; its result is stored under that."""
+        """A name that no other cell of the run has; its result is stored under it."""
 
 
 class Processes(Protocol):
@@ -78,18 +78,18 @@ class Job(ABC, Generic[C, Outcome]):
 
     @abstractmethod
     def do(self, cell: C) -> str:
-        """Do a cell and store its result; return in a few words what came out, for the display."""
+        """Do a cell and store its result; return a short summary for the display."""
 
     @abstractmethod
     def finish(self, worked: Sequence[C]) -> Outcome:
-        """Write what follows from all results; `worked` are the cells of this call. Only the main process is asked."""
+        """Write what follows from all results; `worked` are the cells of this call. Called on the main process only."""
 
     def settings(self) -> dict[str, Any]:
         """Return what a later call must share, stored as `config.yaml`."""
         return self.config.resolved()
 
     def environment(self) -> dict[str, Any]:
-        """Return the note of machine and programs for `env.json`."""
+        """Return machine and software versions for `env.json`."""
         return describe_environment(self.command, "cpu")
 
     def check(self) -> None:
@@ -101,7 +101,7 @@ class Job(ABC, Generic[C, Outcome]):
         self.folder.open(self.settings(), self.environment())
 
     def announce(self, cells: Sequence[C], done: Sequence[C]) -> None:
-        """Tell the display how much there is to do."""
+        """Show how much there is to do."""
         self.progress.start("cell", len(cells), len(done))
 
     def work(self, pending: Sequence[C]) -> None:
@@ -119,14 +119,14 @@ class Job(ABC, Generic[C, Outcome]):
 
         Raises:
             FolderInUse: Another run works in the folder.
-            CBAMError: The folder has come to hold another run meanwhile.
+            CBAMError: The folder now holds another run.
         """
         if not self.processes.is_main_process:
             self.processes.wait_for_everyone()
             self._work()
             return None
         with self.folder.locked():
-            # Again: another process may have written since it was looked at.
+            # Again: another process may have written since it was checked.
             self.check()
             self.open()
             self.processes.wait_for_everyone()

@@ -22,7 +22,7 @@ _active: list[Progress] = []
 
 
 class Progress:
-    """Shows how far a run of one or more cells is, and how long it will take.
+    """Shows how far a run of one or more cells is, and how much time remains.
 
     On a terminal, bars at the foot show the whole run and the present cell; what is done scrolls above them. Elsewhere
     every event is a line without control characters. Of several processes (torchrun, accelerate launch) only the first
@@ -75,7 +75,7 @@ class Progress:
         self.console.print(Text(text.rstrip()), soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """Tell the user something that is not an error, once."""
+        """Show something that is not an error, once."""
         with self._lock:
             known = text in self._notes
             self._notes.add(text)
@@ -83,12 +83,12 @@ class Progress:
             self.line(f"note: {text}")
 
     def phase(self, text: str) -> None:
-        """Say what happens next outside of the cells; the bars go until the next cell begins."""
+        """Show what happens between or after the cells; the bars disappear until the next cell begins."""
         self._show(visible=False)
         self.line(text)
 
     def start(self, what: str, cells: int, done: int = 0, *, work: float = 1.0, each: str = "") -> None:
-        """Say how much there is to do, and start the clock for the time that remains.
+        """Show how much there is to do, and start the clock for the remaining time.
 
         Args:
             what: One of the cells, such as "model".
@@ -117,7 +117,7 @@ class Progress:
         self._show(visible=True)
 
     def resume(self, done: float, text: str = "") -> None:
-        """Begin the present cell behind the work that an earlier call did in it."""
+        """Count what an earlier call did in the present cell."""
         self._before += done
         self._at = done
         if text:
@@ -152,7 +152,7 @@ class Progress:
             self.line(f"{self._place()}{text}")
 
     def eta(self) -> str:
-        """Return the time that remains, from the pace so far; empty where there is no pace yet.
+        """Return the remaining time at the pace so far; empty before there is one.
 
         >>> Progress(Console()).eta()
         ''
@@ -175,7 +175,7 @@ class Progress:
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Count]:
-        """Give a function that shows "what: done of total" on a terminal while the block runs, and nothing elsewhere.
+        """Give a function that shows "done of total" on a terminal while the block runs, and nothing elsewhere.
 
         Args:
             what: The job, such as "checking images".
@@ -196,7 +196,7 @@ class Progress:
 
 @contextmanager
 def counting(what: str) -> Iterator[Count]:
-    """Give `Progress.counting` of the display that is on, or of one for this block."""
+    """Give `Progress.counting` of the active display, or of a new one for this block."""
     if _active:
         with _active[-1].counting(what) as count:
             yield count

@@ -11,7 +11,7 @@ from cbam.runs.config import option
 from cbam.runs.options import absolute_data, check_ranges, folder_name
 from cbam.train.images import ImageConfig, check_start
 
-# Peak learning rates at batch 128: (from scratch, fine-tuning).
+# Peak learning rates at batch size 128: (from scratch, fine-tuning).
 PEAK_LR = {"sgd": (0.1, 0.01), "momentum": (0.1, 0.01), "adamw": (1e-3, 1e-4)}
 TRACKERS = ("tensorboard", "wandb")
 _OF_GATES = ("gate_lr_scale", "gate_weight_decay")
@@ -34,11 +34,11 @@ class TrainConfig:
     """
 
     epochs: int = 10
-    """Passes over the training images for every model."""
+    """Passes over the training images, for each model."""
     batch_size: int = 128
     """Images per step, over all processes together."""
     optimizer: Literal["sgd", "momentum", "adamw"] = "sgd"
-    """sgd is with Nesterov momentum 0.9; momentum is SGD with plain momentum 0.9, as in the paper's time."""
+    """sgd has Nesterov momentum 0.9; momentum is SGD with plain momentum 0.9, as in the authors' code."""
     lr: float | None = None
     """Peak learning rate. None: 0.1 from scratch, 0.01 with --pretrained or --weights (adamw: 1e-3, 1e-4)."""
     schedule: Literal["cosine", "step"] = "cosine"
@@ -46,21 +46,21 @@ class TrainConfig:
     step_epochs: int = 30
     """Epochs between two drops of the step schedule."""
     warmup_epochs: float | None = None
-    """Epochs in which the rate rises. None: cosine 1, or a tenth of all epochs where that is less; step 0."""
+    """Epochs in which the rate rises. None: with cosine 1, or a tenth of all epochs if that is less; with step 0."""
     weight_decay: float = 5e-4
     """Weight decay, on all weights but biases and norms."""
     decay_norms: bool = False
     """Weight decay on biases and norms too, as in the authors' code."""
     gate_lr_scale: float = 1.0
-    """Learning rate of the attention's own weights, times that of the others; see docs/adding-attention.md."""
+    """Factor on the learning rate of the attention's own weights; see docs/adding-attention.md."""
     gate_weight_decay: float | None = None
-    """Weight decay of the attention's own weights. None: that of the others."""
+    """Weight decay of the attention's own weights. None: as for all others."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
     mixup: float = 0.0
-    """Blend images in pairs, with shares from Beta(X, X); 0 is off, 0.2 is usual."""
+    """Mixup with shares from Beta(X, X); 0 is off, 0.2 is usual."""
     cutmix: float = 0.0
-    """Paste a piece of another image, of an area from Beta(X, X); 0 is off, 1 is usual. With mixup: one of the two."""
+    """CutMix with areas from Beta(X, X); 0 is off, 1 is usual. With --mixup, each batch gets one of the two."""
     ema: float = 0.0
     """Decay of a moving average of the weights, e.g. 0.999, reported beside the plain accuracy; 0 is off."""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -68,19 +68,19 @@ class TrainConfig:
     # Device, compilation and sharding: a step sees the same images and computes the same gradient up to rounding, so a
     # training may go on with another choice.
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", affects_result=False)
-    """Where to train; auto takes the accelerator if there is one."""
+    """Where to train; auto is the accelerator if there is one."""
     # Batch norm sees a part, as it sees a process's share: one training may be divided anew, but networks that are
     # compared must not differ in it.
     accumulate: int = option(1, affects_result=False, affects_comparison=True)
-    """Parts in which a process computes its share of a batch, to save memory; batch norm sees a part at a time."""
+    """Parts in which a process computes its share of a batch, to save memory; batch norm sees one part at a time."""
     sync_bn: bool = False
     """Batch norm over the images of all processes (on GPUs)."""
     shard: bool = option(False, affects_result=False)
-    """Divide weights, gradients and optimizer over the processes (FSDP2) instead of copying them (DDP)."""
+    """Shard weights, gradients and optimizer over the processes (FSDP2) instead of copying them (DDP)."""
     compile: bool = option(False, affects_result=False)
     """Compile the network with torch.compile."""
     workers: int = option(0, affects_result=False)
-    """Processes that load images; any number gives the same bits. Folders of photographs gain from a few."""
+    """Processes that load images; the result does not depend on it. Folders of photographs gain from a few."""
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -165,21 +165,21 @@ class TrainRunConfig(ImageConfig):
     kernel_size: int = 7
     """Of the spatial gate's convolution."""
     seed: int = 0
-    """Decides first weights, order, augmentation and dropout."""
+    """Determines initial weights, order of the images, augmentation and dropout."""
     output: Path | None = option(None, affects_result=False)
-    """The run's folder; the same command again goes on in it. None: runs/train-DATA-MODEL-ATTENTION."""
+    """The run's folder; the same command resumes it. None: runs/train-DATA-MODEL-ATTENTION."""
     config: Path | None = None
     """A YAML file with options, one `name: value` per line; options on the command line win."""
     pretrained: bool = False
     """Start from the weights that torchvision or timm publish for the model."""
     weights: Path | None = None
-    """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
+    """Start from this file (.safetensors, .pth); a classifier of another size is skipped."""
     save_every: int | None = option(None, affects_result=False)
-    """Steps between two saves; in any case after each epoch, and when told to stop."""
+    """Steps between two checkpoints; there is one after each epoch and at a request to stop in any case."""
     keep: int = option(2, affects_result=False)
-    """Checkpoints that stay: the newest, and those to fall back to if it is damaged."""
+    """Checkpoints to keep: the newest, and older ones to fall back to if it is damaged."""
     track: str = option("", affects_result=False)
-    """tensorboard, wandb, or both with a comma, beside metrics.jsonl and metrics.csv."""
+    """tensorboard, wandb, or both with a comma, in addition to metrics.jsonl and metrics.csv."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The recipe."""
 
@@ -197,7 +197,7 @@ class TrainRunConfig(ImageConfig):
         self._refuse_what_is_ignored()
 
     def _refuse_what_is_ignored(self) -> None:
-        """Refuse options of the attention that the one in the network does not have."""
+        """Refuse options that have no effect with this attention."""
         ignored = []
         for name in _WITHOUT_EFFECT.get(self.attention, ()):
             part: Any = self.train if name in _OF_GATES else self

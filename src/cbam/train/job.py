@@ -1,4 +1,4 @@
-"""What every run that trains on images does: load them, train a network of it, and show how far that is."""
+"""What every run that trains on images does: load them, train a network, show the progress."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ImageJob(Job[C, Outcome]):
     data: ImageData
 
     def environment(self) -> dict[str, Any]:
-        """Return the note of machine and programs."""
+        """Return machine and software versions."""
         device = self.processes.device.type
         return describe_environment(self.command, device, self.processes.num_processes)
 
@@ -71,7 +71,7 @@ class ImageJob(Job[C, Outcome]):
         save_every: int | None = None,
         stop: Stop | None = None,
     ) -> Trained:
-        """Train a network of the run, or go on with it, and show how far that is.
+        """Train a network of the run, or resume it, and show the progress.
 
         Args:
             config: The run's; its recipe counts.
@@ -80,7 +80,7 @@ class ImageJob(Job[C, Outcome]):
             checkpoints: Of this network.
             callbacks: Called before the display changes.
             save_every: Steps between two saves.
-            stop: Says when to save and stop.
+            stop: A request to save and stop.
         """
         return train_model(
             model,
@@ -113,7 +113,7 @@ class ImageJob(Job[C, Outcome]):
             callbacks.resume(done, steps)
             after = f" and {counted(steps, 'step')}" if steps else ""
             part = steps / steps_per_epoch(self.data, recipe)
-            progress.resume(done + part, f"goes on after {counted(done, 'epoch')}{after}")
+            progress.resume(done + part, f"resumes after {counted(done, 'epoch')}{after}")
 
         return Callbacks(step=on_step, epoch=on_epoch, resume=on_resume, best=callbacks.best)
 
@@ -121,7 +121,7 @@ class ImageJob(Job[C, Outcome]):
 def prepare_images(
     config: ImageConfig, recipe: TrainConfig, folder: RunFolder, progress: Progress
 ) -> tuple[Accelerator, ImageData]:
-    """Return device and images, and say what the images are.
+    """Return device and images, and show what the images are.
 
     Args:
         config: Which images.

@@ -85,23 +85,23 @@ def train_model(
     stop: Stop | None = None,
     callbacks: Callbacks | None = None,
 ) -> Trained:
-    """Train `model` in place; killed at any moment and called again, it goes on from the last step that was saved.
+    """Train `model` in place; killed at any moment and called again, it resumes from the last step that was saved.
 
     Args:
         model: A classifier, (N, C, H, W) -> (N, classes), with the weights to start from.
         data: Training and validation images.
         config: The recipe.
         seed: Decides the order of the images, their augmentation, and dropout.
-        checkpoints: Where the state is kept; the newest good one is taken up.
+        checkpoints: Where the state is kept; training resumes from the newest good one.
         save_every: Steps between two saves within an epoch; after each epoch the state is saved in any case.
         fine_tuning: The weights come from an earlier training: a lower default learning rate.
         accelerator: Of `make_accelerator`; made from `config` if not given.
-        stop: Says when to save and stop.
+        stop: A request to save and stop.
         callbacks: Called as the training goes on.
 
     Raises:
         NonFiniteLoss: The loss is not finite; the message names the module.
-        Preempted: `stop` said so; the state is saved.
+        Preempted: `stop` was requested; the state is saved.
         CBAMError: The checkpoint is of another training, or the processes cannot do what is asked.
     """
     accelerator = accelerator or make_accelerator(config)
@@ -143,7 +143,7 @@ def _resume(step: TrainStep, checkpoints: Checkpoints, callbacks: Callbacks) -> 
         callbacks.resume(position.epoch, position.step)
         if (
             not step.accelerator.is_main_process
-        ):  # the sums of all processes were saved: one goes on with them
+        ):  # the sums of all processes were saved: one process takes them
             position.loss_sum, position.correct, position.seen = 0.0, 0, 0
     step.accelerator.wait_for_everyone()  # all have read before the first one deletes
     return position
@@ -249,7 +249,7 @@ class _Loop:
 
     def _save(self) -> None:
         step, at = self.step, self.position
-        # Sums of all processes; when the training goes on, only the first process takes them up.
+        # Sums of all processes; when the training resumes, only the first process takes them.
         loss_sum, correct, seen = step.over_processes(at.loss_sum, at.correct, at.seen)
         shared = Position(**{**vars(at), "loss_sum": loss_sum, "correct": int(correct), "seen": int(seen)})
         files = as_files(shared, step.model, step.optimizer, step.averaged, step.scaler)

@@ -1,4 +1,4 @@
-"""`cbam train`: one training from its options to its weights, or on with one that was stopped."""
+"""`cbam train`: one training from its options to its weights, or resumed."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TrainJob(ImageJob[Network, "dict[str, Any]"]):
             super().open()
 
     def announce(self, cells: Sequence[Network], done: Sequence[Network]) -> None:
-        """Say how many epochs there are, or that they are done."""
+        """Show how many epochs there are to train."""
         epochs = self.config.train.epochs
         each = f"to train for {counted(epochs, 'epoch')}"
         self.progress.start("network", len(cells), len(done), work=epochs, each=each)

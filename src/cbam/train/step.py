@@ -107,10 +107,10 @@ class TrainStep:
         Returns:
             The mean loss and the number of correct predictions, both on the device.
         """
-        place = (epoch, step, self.accelerator.process_index)
-        images, targets = self.mixing(images, labels, seed=derive_seed(self.seed, "mixing", *place))
+        use = (epoch, step, self.accelerator.process_index)
+        images, targets = self.mixing(images, labels, seed=derive_seed(self.seed, "mixing", *use))
         # Dropout too is a function of (seed, epoch, step, process): no generator's state needs to be saved.
-        seed_everything(derive_seed(self.seed, "step", *place))
+        seed_everything(derive_seed(self.seed, "step", *use))
         count = self.config.accumulate
         parts = list(zip(images.chunk(count), targets.chunk(count), labels.chunk(count), strict=True))
         losses, correct = [], []
