@@ -39,8 +39,7 @@ class AblateConfig(CompareConfig):
 
     # Not needed for --report, which takes nothing else.
     data: Annotated[str, tyro.conf.arg(help_behavior_hint="(required, but not with --report)")] = ""
-    """fashion-mnist, digits, or a folder with one folder per class, or with train/ and val/ that hold those;
-    tar shards and Hugging Face datasets: docs/data.md."""
+    """fashion-mnist, digits, a folder of class folders or of train/ and val/ with those, shards, ...: docs/data.md."""
     report: Path | None = None
     """Print the tables of the run in this folder, finished or not, and do nothing else."""
     table: str | None = None

@@ -52,11 +52,9 @@ class CompareConfig(ImageConfig):
     reduction_ratio: int = 16
     """Width of the channel gate's hidden layer: channels / ratio."""
     ray: str | None = option(None, affects_result=False)
-    """Train the models on a Ray cluster with a shared file system: its address, auto for the one this machine
-    belongs to, local for one on this machine alone."""
+    """Train on a Ray cluster with shared folders: its address, auto to find it, local for one on this machine."""
     slurm: str | None = option(None, affects_result=False)
-    """Train each model as a Slurm job: parameters for submitit, with commas, e.g.
-    slurm_partition=gpu,timeout_min=240; cluster=local runs the jobs on this machine."""
+    """Train in Slurm jobs: submitit's parameters, e.g. slurm_partition=gpu,timeout_min=240; cluster=local runs here."""
     model_cpus: int = option(1, affects_result=False)
     """Processor cores for each model, with --ray or --slurm."""
     model_gpus: int = option(0, affects_result=False)

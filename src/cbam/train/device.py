@@ -29,7 +29,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(config.device, True):
         usable = " or ".join(name for name, yes in available.items() if yes)
-        raise CBAMError(f"--device {config.device}: torch finds none. Type: --device {usable}")
+        raise CBAMError(f"--device {config.device}: torch finds none here. Type: --device {usable}")
     if config.precision == "fp16" and (config.device == "cpu" or not (available["cuda"] or available["mps"])):
         raise CBAMError("--precision fp16 needs a GPU. Type: --precision bf16, or leave it out")
     try:

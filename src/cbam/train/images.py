@@ -26,15 +26,13 @@ class ImageConfig(RunConfig):
     """
 
     data: str
-    """fashion-mnist, digits, or a folder with one folder per class, or with train/ and val/ that hold those;
-    tar shards and Hugging Face datasets: docs/data.md."""
+    """fashion-mnist, digits, a folder of class folders or of train/ and val/ with those, shards, ...: docs/data.md."""
     image_size: int | None = None
     """Height and width of the images. None: the set's own, 224 for folders."""
     mean: str | None = None
-    """Mean of the channels on the 0..1 scale that the weights expect, with commas, or one number for all; e.g. 0.5 for
-    timm's tf_ models. None: the set's own, ImageNet's for folders."""
+    """Channel means on the 0..1 scale, with commas, or one for all, e.g. 0.5. None: the set's; ImageNet's for folders."""
     std: str | None = None
-    """Standard deviation of the channels, in the same form."""
+    """Standard deviations of the channels, in the same form."""
     limit_train: int | None = None
     """Use only this many training images, the same number of each class."""
     limit_val: int | None = None

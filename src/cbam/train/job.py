@@ -158,11 +158,11 @@ def epoch_text(row: dict[str, Any], epochs: int) -> str:
     >>> row = {"epoch": 2, "train_loss": 0.5, "val_accuracy": 0.84, "lr": 0.09, "images_per_s": 1830.2,
     ...        "data_wait_s": 0.1, "seconds": 5.0}
     >>> epoch_text(row, 10)
-    'epoch 2/10  loss 0.500  val 84.00 %  lr 0.09  1,830 images/s  waiting for data 2 %  5 s'
+    'epoch 2/10  loss 0.500  val 84.00 %  lr 0.09  1,830 images/s  waiting for data 2 %  in 5 s'
     """
     averaged = f"  average {100 * row['val_accuracy_ema']:.2f} %" if "val_accuracy_ema" in row else ""
     return (
         f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.3f}  val {100 * row['val_accuracy']:.2f} %{averaged}"
         f"  lr {row['lr']:.2g}  {row['images_per_s']:,.0f} images/s  "
-        f"waiting for data {100 * row['data_wait_s'] / max(row['seconds'], 1e-9):.0f} %  {duration(row['seconds'])}"
+        f"waiting for data {100 * row['data_wait_s'] / max(row['seconds'], 1e-9):.0f} %  in {duration(row['seconds'])}"
     )
