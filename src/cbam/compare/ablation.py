@@ -11,7 +11,7 @@ from cbam.evaluate.paper_tables import PaperRow, paper_table
 
 TABLE_NUMBERS = (1, 2, 3)
 PRESET = "official"
-"""The authors' code: the only preset with the paper's parameter counts."""
+"""The authors' dialect: the only one that gives the paper's parameter counts."""
 DEFAULT_KERNEL, DEFAULT_RATIO = 7, 16
 
 

@@ -48,7 +48,7 @@ class CompareConfig(ImageConfig):
     pretrained: bool = False
     """Start from the weights that torchvision or timm publish for the model."""
     weights: Path | None = None
-    """Start from this file (.safetensors, .pth); a classifier of another size is skipped."""
+    """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
     reduction_ratio: int = 16
     """Width of the channel gate's hidden layer: channels / ratio."""
     ray: str | None = option(None, affects_result=False)

@@ -64,7 +64,7 @@ def _stand_in(variant: str) -> str:
     """Return the variant whose colour is drawn: its own, or for one of the many composed names a borrowed one."""
     if variant in LOOKS:
         return variant
-    # By name, not by position in the run: the same network has one colour on every page.
+    # By the name, not by the place in a run: the same network has one colour on every page.
     return _BORROWED[zlib.crc32(variant.encode()) % len(_BORROWED)] if ":" in variant else "other"
 
 
@@ -116,7 +116,7 @@ def inline_svg(axes: Axes, name: str, description: str) -> Markup:
     Args:
         axes: made by `canvas`, drawn, and still inside its `with` block.
         name: short and unique in the page; it keeps the ids of several figures apart.
-        description: the text for readers who cannot see the figure.
+        description: what a reader who cannot see the figure is told.
     """
     stream = io.StringIO()
     with warnings.catch_warnings():

@@ -173,7 +173,7 @@ class TrainRunConfig(ImageConfig):
     pretrained: bool = False
     """Start from the weights that torchvision or timm publish for the model."""
     weights: Path | None = None
-    """Start from this file (.safetensors, .pth); a classifier of another size is skipped."""
+    """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
     save_every: int | None = option(None, affects_result=False)
     """Steps between two checkpoints; there is one after each epoch and at a request to stop in any case."""
     keep: int = option(2, affects_result=False)

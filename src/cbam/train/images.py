@@ -30,7 +30,7 @@ class ImageConfig(RunConfig):
     image_size: int | None = None
     """Height and width of the images. None: the set's own, 224 for folders."""
     mean: str | None = None
-    """Channel means on the 0..1 scale, with commas, or one for all, e.g. 0.5. None: the set's; ImageNet's for folders."""
+    """Channel means on the 0..1 scale, with commas, or one for all. None: the set's own; for folders ImageNet's."""
     std: str | None = None
     """Standard deviations of the channels, in the same form."""
     limit_train: int | None = None
