@@ -114,7 +114,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(straight, server, train, tmp
     process.communicate()
     done = train(tmp_path / "run", "--workers", "2")
     assert done.returncode == 0, done.stderr
-    assert "goes on after" in done.stderr
+    assert "resumes after" in done.stderr
     same(straight, tmp_path / "run")
 
 

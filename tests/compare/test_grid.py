@@ -10,6 +10,7 @@ from cbam.compare.grid import Cell, build_cell, cells, count_parameters
 from cbam.compare.variants import VARIANTS, matched_by_control
 from cbam.data import load_data
 from cbam.errors import CBAMError
+from cbam.models import build_model
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +105,20 @@ def test_named_sites_arrive(data):
         build("cbam", small, **{**settings, "sites": ("residual",)})
     keys = build("cbam", small, model="vgg11", image_size=32).state_dict()
     assert sum(key.endswith(".cbam.spatial_attention.conv.weight") for key in keys) == 5
+
+
+def test_the_control_counts_the_network_that_it_matches_once(data, monkeypatch):
+    built = []
+    monkeypatch.setattr(
+        "cbam.models.build_model",
+        lambda *given, **options: built.append(given) or build_model(*given, **options),
+    )
+    config = CompareConfig(data="digits", attention="none,cbam,control")
+    parameters = {}
+    for variant in config.variants:
+        build_cell(Cell(variant, 0), config, data, parameters)
+    assert len(built) == 3, "one network a variant"
+    build_cell(Cell("control", 1), config, data, parameters)
+    assert len(built) == 4
+    alone = count_parameters(build_cell(Cell("control", 1), config, data))
+    assert parameters["control"] == alone, "as large as without the known number"

@@ -107,7 +107,7 @@ def _sweep(title: str, letter: str, values: Sequence[int], default: int) -> Abla
 
 
 def variants(ablations: Sequence[Ablation], further: Sequence[str] = ("none",)) -> tuple[str, ...]:
-    """Return the variants of all ablations, each once, behind the `further` ones.
+    """Return the variants of all ablations, each once, after the `further` ones.
 
     >>> variants([table(1), kernels([3, 7])])
     ('none', 'se', 'channel:official:max', 'channel:official', 'cbam:official:k3', 'cbam:official')

@@ -1,10 +1,10 @@
-"""Numbers in words."""
+"""Numbers as text."""
 
 from __future__ import annotations
 
 
 def counted(number: int, what: str) -> str:
-    """Write a number with the thing that it counts.
+    """Write a number with what it counts.
 
     >>> counted(1, "epoch"), counted(1200, "model")
     ('1 epoch', '1,200 models')

@@ -1,4 +1,4 @@
-"""Options from a YAML file, checked and explained like those of the command line."""
+"""Options from a YAML file, checked like those of the command line; checks and names that all runs share."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from cbam.errors import CBAMError, nearest
 
 
 def with_file(arguments: Sequence[str], forms: Sequence[type]) -> list[str]:
-    """Return the arguments with those of the file behind `--config` in front, so that the command line wins.
+    """Return the arguments preceded by those of the `--config` file, so that the command line wins.
 
     Args:
-        arguments: What follows the verb.
+        arguments: What follows the command's name.
         forms: The dataclasses whose fields are the options.
 
     Raises:
@@ -77,7 +77,7 @@ def check_ranges(*rules: tuple[str, Any, bool, str]) -> None:
 
 
 def folder_name(*parts: str) -> str:
-    """Return the name of a run's folder made of what was asked for; of a data set's path or URL only the end counts.
+    """Return the name of a run's folder, made of its options; of a data set's path or URL only the last part is used.
 
     >>> folder_name("shards:/data/images?window=2", "timm/resnet50", "cbam")
     'images-timm-resnet50-cbam'
@@ -88,7 +88,7 @@ def folder_name(*parts: str) -> str:
 
 
 def absolute_data(data: str) -> str:
-    """Return a data set's name with the path in it absolute, so that a run can be told from another one.
+    """Return a data set's name with the path in it absolute, so that the same name in two folders is not the same run.
 
     >>> absolute_data("digits")
     'digits'
