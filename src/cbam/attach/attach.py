@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from cbam.attach.plan import Plan, make_plan
+from cbam.attach.config import Attention, AttentionConfig
+from cbam.attach.plan import Plan, like, make_plan
 from cbam.attach.probe import InputSize
 from cbam.attach.select import Selectors, Sites
-from cbam.attach.settings import Settings
 from cbam.attach.with_epilogue import WithEpilogue, with_epilogue, without_epilogue
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
@@ -27,7 +26,7 @@ class Attachment(Plan):
 
 def plan(
     model: nn.Module,
-    attention: str = "cbam",
+    attention: Attention = "cbam",
     sites: Sites = "auto",
     *,
     init: str = "identity",
@@ -46,13 +45,13 @@ def plan(
     >>> print(str(plan(resnet18())).splitlines()[0])
     cbam (preset paper, r=16, k=7) in ResNet: 8 sites, init identity
     """
-    settings = Settings(attention, init, options)
-    return make_plan(model, settings, sites, exclude, input_size, example_input, fuse_epilogue).plan
+    config = AttentionConfig(attention, init, options)
+    return make_plan(model, config, sites, exclude, input_size, example_input, fuse_epilogue).plan
 
 
 def attach(
     model: nn.Module,
-    attention: str = "cbam",
+    attention: Attention = "cbam",
     sites: Sites = "auto",
     *,
     init: str = "identity",
@@ -70,7 +69,9 @@ def attach(
 
     Args:
         model: any CNN, trained or not.
-        attention: "cbam", "se", "channel" (CBAM's channel gate alone) or "spatial".
+        attention: "cbam", "se", "channel" (CBAM's channel gate alone), "spatial", "eca", a name of
+            `cbam.register_attention`, or "timm:NAME" for what timm's factory builds. Or a class or a function
+            channels -> module, for any module that keeps the shape of a map.
         sites: found by tracing one forward: "residual": the end of every residual branch, before the addition, as in
             the paper; "block": behind every block; "stage": the last map at each resolution; "conv": behind every
             convolution with its norm and activation; "head": right before every classifier of a detector, or the last
@@ -78,20 +79,22 @@ def attach(
             "re:...", a module type or module, a predicate (name, module) -> bool. Or a list of these. Or a dict
             {one of these: options}, such as {"layer3": {}, "layer4": {"reduction_ratio": 8, "attention": "se"}}:
             options of this call, changed at these sites; where two match, the last one holds.
-        init: "identity": the output stays the same bit for bit until training moves it; "paper": fresh gates,
-            for training from scratch (they scale a trained branch to about a quarter).
+        init: "identity": the output stays the same bit for bit until training moves it (where the attention cannot
+            do that, a note of the plan says so); "paper": fresh gates, for training from scratch (they scale a trained
+            branch to about a quarter).
         exclude: sites to leave out, in the same language.
         input_size: (C, H, W) of the probe's image, or one side; default: the model's own, or 224 x 224.
         example_input: the arguments of the probe forward, for models that take more than one image.
         fuse_epilogue: where a block ends in relu(attention(...) + shortcut), let the operator compute all of that.
-        **options: `reduction_ratio`, `kernel_size`, `preset` and the switches of `cbam.CBAM`.
+        **options: of the attention: for CBAM `reduction_ratio`, `kernel_size`, `preset` and the switches of
+            `cbam.CBAM`; otherwise the parameters of the class or function.
 
     Returns:
         What was attached; `print` shows it as a table.
 
     Raises:
         CBAMError: an unknown name; a pattern that matches nothing; a model that carries attention already, in which
-            no site is found, or whose probe forward fails.
+            no site is found, or whose probe forward fails; attention that does not keep the shape of a map.
 
     >>> import torch
     >>> from torchvision.models import resnet18
@@ -101,16 +104,14 @@ def attach(
     >>> len(attachment.sites), torch.equal(model(image), before)
     (8, True)
     """
-    settings = Settings(attention, init, options)
-    made, at, blocks = make_plan(model, settings, sites, exclude, input_size, example_input, fuse_epilogue)
+    config = AttentionConfig(attention, init, options)
+    made, at, blocks = make_plan(model, config, sites, exclude, input_size, example_input, fuse_epilogue)
     modules = dict(model.named_modules())
     wrapped: dict[nn.Module, WithAttention] = {}
     for site in made.sites:
         host = modules[site.name]
-        like = _like(host, model)
-        block = at[site.name].build(site.channels, device=like.device, dtype=like.dtype)
-        if at[site.name].init == "identity":
-            block.set_identity()
+        weight = like(host, model)
+        block = at[site.name].build(site.channels, device=weight.device, dtype=weight.dtype)
         block.train(host.training)
         wrapped[host] = WithAttention(host, block, site.position)
     _replace(model, wrapped)
@@ -172,14 +173,6 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for block, enabled in blocks:
             block.enabled = enabled
-
-
-def _like(host: nn.Module, model: nn.Module) -> torch.Tensor:
-    for module in (host, model):
-        for parameter in module.parameters():
-            if parameter.is_floating_point():
-                return parameter
-    return torch.empty(0)
 
 
 def _replace(model: nn.Module, new: dict[nn.Module, Any]) -> None:

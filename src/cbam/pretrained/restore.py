@@ -11,8 +11,8 @@ from torch import nn
 from cbam.attach.with_epilogue import find_blocks, with_epilogue
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError, nearest
-from cbam.nn import CBAM, SqueezeExcitation
 from cbam.nn.base import AttentionModule
+from cbam.nn.registry import attention_kind
 from cbam.pretrained.config import Attention, SavedSite
 
 
@@ -42,9 +42,11 @@ def restore(model: nn.Module, groups: Iterable[Attention], fuse_epilogue: bool =
                 hint = f" Closest: {', '.join(map(repr, close))}." if close else ""
                 raise CBAMError(f"the network has no module {site.path!r}, where attention was.{hint}")
             host = modules[site.path]
-            block = _block(group, site, like=_like(host, model)).train(host.training)
+            block = build_block(group, site, like=_like(host, model)).train(host.training)
             wrapped[host] = WithAttention(host, block, site.position)
-            behind += [site.path] if site.position == "output" else []
+            behind += (
+                [site.path] if site.position == "output" and attention_kind(group.kind).has_operator else []
+            )
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     blocks = find_blocks(model, behind) if fuse_epilogue and not on_meta else {}
     for parent in list(model.modules()):
@@ -55,17 +57,31 @@ def restore(model: nn.Module, groups: Iterable[Attention], fuse_epilogue: bool =
         with_epilogue(owner)
 
 
-def _block(group: Attention, site: SavedSite, like: torch.Tensor) -> AttentionModule:
-    cls: Any = CBAM if group.kind == "cbam" else SqueezeExcitation
+def build_block(group: Attention, site: SavedSite, like: torch.Tensor) -> AttentionModule:
+    """Return the attention of a site as it was when it was saved, but for its weights.
+
+    Args:
+        group, site: of the config.
+        like: a tensor with the dtype and the device of the weights.
+
+    Raises:
+        CBAMError: a kind that is not registered here, or options that it does not have.
+    """
     try:
-        block = cls(
-            site.channels, site.reduction_ratio, **group.options, device=like.device, dtype=like.dtype
-        )
-    except TypeError as error:
-        raise CBAMError(f"config: options that {cls.__name__} does not have: {error}") from error
-    if group.kind == "cbam":
-        block.preset = group.preset
-    return block
+        kind = attention_kind(group.kind)
+    except CBAMError as error:
+        raise CBAMError(
+            f"config: {error} If it is attention of your own, import the module that registers it first"
+            " (cbam.register_attention; on the command line --import my_package.my_gate)."
+        ) from None
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in group.options.items()
+    }
+    if site.reduction_ratio is not None:
+        options["reduction_ratio"] = site.reduction_ratio
+    if "preset" in kind.options:
+        options["preset"] = group.preset
+    return kind.build_again(site.channels, options, device=like.device, dtype=like.dtype)
 
 
 def _like(host: nn.Module, model: nn.Module) -> torch.Tensor:
