@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from cbam.attach.config import Attention, AttentionConfig
-from cbam.attach.plan import Plan, like, make_plan
-from cbam.attach.probe import InputSize
-from cbam.attach.select import Selectors, Sites
-from cbam.attach.with_epilogue import WithEpilogue, with_epilogue, without_epilogue
+from cbam.attach.fusion.with_epilogue import WithEpilogue, without_epilogue
+from cbam.attach.graph.probe import InputSize
+from cbam.attach.insert import Insertion, exchange, insert
+from cbam.attach.plan import Plan, make_plan
+from cbam.attach.sites.select import Selectors, Sites
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
 from cbam.nn.base import AttentionModule
@@ -106,17 +108,8 @@ def attach(
     """
     config = AttentionConfig(attention, init, options)
     made, at, blocks = make_plan(model, config, sites, exclude, input_size, example_input, fuse_epilogue)
-    modules = dict(model.named_modules())
-    wrapped: dict[nn.Module, WithAttention] = {}
-    for site in made.sites:
-        host = modules[site.name]
-        weight = like(host, model)
-        block = at[site.name].build(site.channels, device=weight.device, dtype=weight.dtype)
-        block.train(host.training)
-        wrapped[host] = WithAttention(host, block, site.position)
-    _replace(model, wrapped)
-    for owner in blocks:
-        with_epilogue(owner)
+    insertions = {s.name: Insertion(s.position, partial(at[s.name].build, s.channels)) for s in made.sites}
+    insert(model, insertions, blocks)
     return Attachment(**{name: getattr(made, name) for name in made.__dataclass_fields__})
 
 
@@ -142,7 +135,7 @@ def detach(model: nn.Module) -> int:
         raise CBAMError(
             f"{type(model).__name__} carries no attached attention. Attach it first: cbam.attach(model)."
         )
-    _replace(model, attached)
+    exchange(model, attached)
     for module in model.modules():
         if isinstance(module, WithEpilogue):
             without_epilogue(module)
@@ -173,11 +166,3 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for block, enabled in blocks:
             block.enabled = enabled
-
-
-def _replace(model: nn.Module, new: dict[nn.Module, Any]) -> None:
-    """Put new[m] wherever the model holds m: a module may be registered under several names."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in new:
-                parent._modules[name] = new[child]

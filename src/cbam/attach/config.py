@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from cbam.attach.select import Selector, Selectors, as_list
+from cbam.attach.sites.select import Selector, Selectors, as_list
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn.base import AttentionModule
 from cbam.nn.registry import AttentionKind, Builder, attention_kind

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
-from cbam.attach.with_epilogue import find_blocks, with_epilogue
-from cbam.attach.wrapper import WithAttention
+from cbam.attach.fusion.with_epilogue import find_blocks
+from cbam.attach.insert import Insertion, check_unattached, insert
 from cbam.errors import CBAMError, nearest
 from cbam.nn.base import AttentionModule
-from cbam.nn.registry import attention_kind
+from cbam.nn.registry import AttentionKind, attention_kind
 from cbam.pretrained.config import Attention, SavedSite
 
 
@@ -27,66 +27,52 @@ def restore(model: nn.Module, groups: Iterable[Attention], fuse_epilogue: bool =
     Raises:
         CBAMError: the model carries attention, or lacks a site; it is then unchanged.
     """
+    check_unattached(model)
     modules = dict(model.named_modules())
-    carrying = [name for name, module in modules.items() if isinstance(module, WithAttention)]
-    if carrying:
-        raise CBAMError(
-            f"the model carries attention already, at {carrying[0]!r}. Type cbam.detach(model) first."
-        )
-    wrapped: dict[nn.Module, WithAttention] = {}
-    behind = []
+    insertions: dict[str, Insertion] = {}
+    behind: list[str] = []
     for group in groups:
         for site in group.sites:
             if not site.path or site.path not in modules:
                 close = nearest(site.path, modules)
                 hint = f" Closest: {', '.join(map(repr, close))}." if close else ""
                 raise CBAMError(f"the network has no module {site.path!r}, where attention was.{hint}")
-            host = modules[site.path]
-            block = build_block(group, site, like=_like(host, model)).train(host.training)
-            wrapped[host] = WithAttention(host, block, site.position)
-            behind += (
-                [site.path] if site.position == "output" and attention_kind(group.kind).has_operator else []
-            )
+            insertions[site.path] = Insertion(site.position, partial(build_block, group, site))
+            if site.position == "output" and _kind(group).has_operator:
+                behind.append(site.path)
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     blocks = find_blocks(model, behind) if fuse_epilogue and not on_meta else {}
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in wrapped:
-                parent._modules[name] = wrapped[child]
-    for owner, _ in blocks.values():
-        with_epilogue(owner)
+    insert(model, insertions, [block for block, _ in blocks.values()])
 
 
-def build_block(group: Attention, site: SavedSite, like: torch.Tensor) -> AttentionModule:
+def build_block(
+    group: Attention, site: SavedSite, *, device: Any = None, dtype: Any = None
+) -> AttentionModule:
     """Return the attention of a site as it was when it was saved, but for its weights.
 
     Args:
         group, site: of the config.
-        like: a tensor with the dtype and the device of the weights.
+        device, dtype: of the weights.
 
     Raises:
         CBAMError: a kind that is not registered here, or options that it does not have.
     """
-    try:
-        kind = attention_kind(group.kind)
-    except CBAMError as error:
-        raise CBAMError(
-            f"config: {error} If it is attention of your own, import the module that registers it first"
-            " (cbam.register_attention; on the command line --import my_package.my_gate)."
-        ) from None
     options: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in group.options.items()
     }
     if site.reduction_ratio is not None:
         options["reduction_ratio"] = site.reduction_ratio
+    kind = _kind(group)
     if "preset" in kind.options:
         options["preset"] = group.preset
-    return kind.build_again(site.channels, options, device=like.device, dtype=like.dtype)
+    return kind.build_again(site.channels, options, device=device, dtype=dtype)
 
 
-def _like(host: nn.Module, model: nn.Module) -> torch.Tensor:
-    for module in (host, model):
-        for parameter in module.parameters():
-            if parameter.is_floating_point():
-                return parameter
-    return torch.empty(0)
+def _kind(group: Attention) -> AttentionKind:
+    try:
+        return attention_kind(group.kind)
+    except CBAMError as error:
+        raise CBAMError(
+            f"config: {error} If it is attention of your own, import the module that registers it first"
+            " (cbam.register_attention; on the command line --import my_package.my_gate)."
+        ) from None
