@@ -14,6 +14,7 @@ from cbam.errors import CBAMError
 from cbam.files import write_atomically
 from cbam.runs.environment import with_session
 from cbam.runs.folder import RunFolder
+from cbam.runs.rows import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class BenchFolder(RunFolder):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        self.metrics = path / "measurements.jsonl"
+        self.metrics = Rows(path / "measurements.jsonl")
 
     def check(self, identity: dict[str, Any], restart: bool = False) -> None:
         """Refuse to put measurements of different things, or from different machines, into one table.
@@ -74,9 +75,9 @@ class BenchFolder(RunFolder):
             The environment of the run: that of its first session, and behind it what differed later.
         """
         if restart:
-            for name in ("settings.json", self.metrics.name, *OUTPUTS):
+            for name in ("settings.json", self.metrics.path.name, *OUTPUTS):
                 (self.path / name).unlink(missing_ok=True)
-        self.mend_metrics()
+        self.metrics.mend()
         before = self.read_json("settings.json", "identity") or {}
         environment = with_session(before.get("environment"), environment)
         self.write_json("settings.json", {"identity": identity, "environment": environment})
@@ -84,12 +85,12 @@ class BenchFolder(RunFolder):
 
     def results(self) -> dict[str, Result]:
         """Return what is measured, by the cells' names."""
-        found = [Result.from_json(row) for row in self.rows()]
+        found = [Result.from_json(row) for row in self.metrics.read()]
         return {result.cell.name: result for result in found}
 
     def add(self, result: Result) -> None:
         """Keep a result: from now on a kill cannot take it away."""
-        self.append_metrics(result.to_json())
+        self.metrics.append(result.to_json())
 
     def write_outputs(
         self, results: Sequence[Result], identity: dict[str, Any], environment: dict[str, Any]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 
 from cbam.errors import CBAMError
-from cbam.train.config import TrainConfig
-from cbam.train.settings import TrainRun
+from cbam.train.config import TrainConfig, TrainRunConfig
 
 
 def run(attention="none", model="resnet20", gate_lr_scale=1.0, gate_weight_decay=None, **settings):
     recipe = TrainConfig(gate_lr_scale=gate_lr_scale, gate_weight_decay=gate_weight_decay)
-    return TrainRun(data="digits", model=model, attention=attention, train=recipe, **settings)
+    return TrainRunConfig(data="digits", model=model, attention=attention, train=recipe, **settings)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The grid on a local Ray and through submitit's local executor: real processes, the same weights as here."""
+"""A comparison on a local Ray and through submitit's local executor: real processes, the same weights as here."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from cbam.cli.main import main
-from cbam.compare.config import CompareConfig
-from cbam.compare.folder import CompareFolder
-from cbam.compare.grid import Cell
-from cbam.compare.spread import absorb_metrics, slurm_parameters
 from cbam.errors import CBAMError
+from cbam.runs.launchers import slurm_parameters
 
 TASK = [
     *("compare", "--data", "digits", "--limit-train", "32", "--limit-val", "20", "--model", "resnet20"),
@@ -61,34 +58,7 @@ def test_what_fails_is_named_and_the_rest_is_kept(tmp_path, capsys):
     assert "loss is nan" in said
 
 
-def row(cell, epoch):
-    return {"cell": cell, "epoch": epoch}
-
-
-def test_rows_of_finished_cells_join_the_run_s(tmp_path, monkeypatch):
-    folder = CompareFolder(tmp_path)
-    done, open_ = Cell("cbam", 0), Cell("cbam", 1)
-    for cell in (done, open_):
-        own = CompareFolder(tmp_path)
-        own.metrics = folder.cell(cell) / "metrics.jsonl"
-        own.metrics.parent.mkdir(parents=True)
-        own.append_metrics(row(cell.name, 1))
-        own.append_metrics(row(cell.name, 2))
-    folder.append_metrics(row("none-seed0", 1))
-    folder.append_metrics(row(done.name, 1))  # of an attempt before
-    monkeypatch.setattr(CompareFolder, "result", lambda self, cell: {} if cell == done else None)
-    absorb_metrics(folder, [done, open_])
-    assert folder.rows() == [row("none-seed0", 1), row(done.name, 1), row(done.name, 2)]
-    assert not (folder.cell(done) / "metrics.jsonl").exists()
-    assert (folder.cell(open_) / "metrics.jsonl").exists()
-
-
 @pytest.mark.parametrize("text", ["timeout_min", "=3", "timeout_min=", "a=1,b"])
 def test_parameters_that_are_none(text):
     with pytest.raises(CBAMError, match="NAME=VALUE"):
         slurm_parameters(text)
-
-
-def test_one_place_only():
-    with pytest.raises(CBAMError, match="give one of them"):
-        CompareConfig(data="digits", ray="local", slurm="cluster=local")
