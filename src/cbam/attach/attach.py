@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from cbam.attach.sites.select import Selectors, Sites
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
 from cbam.nn.base import AttentionModule
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,13 @@ def attach(
     (8, True)
     """
     config = AttentionConfig(attention, init, options)
-    made, at, blocks = make_plan(model, config, sites, exclude, input_size, example_input, fuse_epilogue)
+    made, at, blocks, changes = make_plan(
+        model, config, sites, exclude, input_size, example_input, fuse_epilogue
+    )
     insertions = {s.name: Insertion(s.position, partial(at[s.name].build, s.channels)) for s in made.sites}
     insert(model, insertions, blocks)
+    for note in changes:
+        logger.warning(note)
     return Attachment(**{name: getattr(made, name) for name in made.__dataclass_fields__})
 
 

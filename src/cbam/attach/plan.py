@@ -125,11 +125,12 @@ class Chosen(NamedTuple):
 
 
 class MadePlan(NamedTuple):
-    """A plan; what goes in at each of its sites, by name; the blocks whose end runs with theirs."""
+    """A plan; what goes in at each of its sites, by name; the blocks whose end runs with theirs; changed outputs."""
 
     plan: Plan
     configs: dict[str, SiteConfig]
     blocks: tuple[nn.Module, ...]
+    changes: list[str]
 
 
 def make_plan(
@@ -164,13 +165,14 @@ def make_plan(
     if fuse_epilogue:
         blocks = find_blocks(model, [row.name for row in rows if _may_end_a_block(chosen[row.name])])
         rows = [replace(r, epilogue=str(blocks[r.name][1])) if r.name in blocks else r for r in rows]
-    notes += [*_frozen_norms(model, chosen), *_changed_outputs(rows, chosen)]
+    changes = _changed_outputs(rows, chosen)
+    notes += [*_frozen_norms(model, chosen), *changes]
     (attention, init), _ = Counter((row.attention, row.init) for row in rows).most_common(1)[0]
     parameters = sum(p.numel() for p in model.parameters())
     shapes = tuple(tuple(t.shape) for t in inputs if isinstance(t, torch.Tensor))
     plan = Plan(type(model).__name__, attention, init, tuple(rows), tuple(notes), parameters, shapes)
     built = {name: one.config for name, one in chosen.items()}
-    return MadePlan(plan, built, tuple(block for block, _ in blocks.values()))
+    return MadePlan(plan, built, tuple(block for block, _ in blocks.values()), changes)
 
 
 def _check_host(model: nn.Module) -> None:

@@ -12,8 +12,10 @@ from cbam.errors import MissingExtra
 from cbam.models.cifar import CifarResNet
 from cbam.models.mobilenet import MobileNetV1
 from cbam.models.preactivation import PreActivationResNet
+from cbam.nn.registry import kind_names
 
-# name_SUFFIX -> the attention that is in the network when it comes out of `build_model`.
+
+# The paper's networks, name_SUFFIX, which timm's factory knows too; `build_model` takes every kind of attention.
 SUFFIXES = ("se", "cbam")
 
 
@@ -75,13 +77,16 @@ OWN: dict[str, Own] = {
 
 
 def split_attention(name: str) -> tuple[str, str | None]:
-    """Take the attention off a model's name.
+    """Take the attention off a model's name: `build_model("NAME_KIND")` puts that kind in.
 
     >>> split_attention("paper_resnet50_cbam"), split_attention("resnet20")
     (('paper_resnet50', 'cbam'), ('resnet20', None))
     """
-    backbone, _, suffix = name.rpartition("_")
-    return (backbone, suffix) if backbone and suffix in SUFFIXES else (name, None)
+    kinds = [kind for kind in kind_names() if name.endswith(f"_{kind}") and name != f"_{kind}"]
+    if not kinds:
+        return name, None
+    kind = max(kinds, key=len)
+    return name.removesuffix(f"_{kind}"), kind
 
 
 def made_for(name: str) -> tuple[int, tuple[int, int, int]]:
