@@ -73,9 +73,9 @@ def _check(config: CostConfig) -> None:
             "cost needs --model NAME, such as --model resnet50, or --table N for a table of the paper."
         )
     names = [field for field in fields(config) if field.name not in ("table", "imports")]
-    given = {field.name: getattr(config, field.name) for field in names}
+    values = {field.name: getattr(config, field.name) for field in names}
     usual = {field.name: field.default for field in names}
-    others = [name for name, value in given.items() if value not in (usual[name], _USUAL.get(name))]
+    others = [name for name, value in values.items() if value not in (usual[name], _USUAL.get(name))]
     if config.table is not None and others:
         given = ", ".join("--" + name.replace("_", "-") for name in others)
         raise CBAMError(

@@ -14,7 +14,6 @@ from cbam.models.mobilenet import MobileNetV1
 from cbam.models.preactivation import PreActivationResNet
 from cbam.nn.registry import kind_names
 
-
 # The paper's networks, name_SUFFIX, which timm's factory knows too; `build_model` takes every kind of attention.
 SUFFIXES = ("se", "cbam")
 
