@@ -11,7 +11,8 @@ import torch
 from cbam.attach.sites.select import Selector, Selectors, as_list
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn.base import AttentionModule
-from cbam.nn.registry import AttentionKind, Builder, attention_kind
+from cbam.nn.kind import AttentionKind, Builder
+from cbam.nn.registry import attention_kind, check_options
 
 Attention: TypeAlias = "str | Builder"
 
@@ -85,7 +86,7 @@ class AttentionConfig:
         if attention != self.attention:
             inherited = {name: value for name, value in inherited.items() if kind.takes(name)}
         options = {**inherited, **own}
-        kind.check(options, also)
+        check_options(kind, options, also)
         return SiteConfig(kind, init, options)
 
 

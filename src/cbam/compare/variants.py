@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cbam.errors import CBAMError, unknown_name
-from cbam.nn.registry import AttentionKind, attention_kind, kind_names, kinds_with, library_of
+from cbam.nn.kind import AttentionKind
+from cbam.nn.registry import attention_kind, kind_names, kinds_with, library_of
 
 
 @dataclass(frozen=True)

@@ -17,24 +17,18 @@ from cbam.ops import reference
 CITATION = """@inproceedings{wang2020eca,
   title = {ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks},
   author = {Wang, Qilong and Wu, Banggu and Zhu, Pengfei and Li, Peihua and Zuo, Wangmeng and Hu, Qinghua},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year = {2020}
-}"""
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)}, year = {2020}}"""
 
 
 @register_attention("eca", label="ECA", title="Efficient channel attention", citation=CITATION)
 class ECA(Gate):
     """Scale each channel by the sigmoid of a convolution over the averages of its k nearest channels, arXiv 1910.03151.
 
-    k = |log2(C)/gamma + b/gamma|_odd, rounded down, then up to an odd number, as the authors' code does. timm: k >= 3.
+    k = |log2(C)/gamma + b/gamma|_odd: rounded down, then up to an odd number, as in the authors' code; timm: k >= 3.
 
     Args:
         in_channels: C.
-        kernel_size: k, odd; None: from C.
-        gamma, b: of the formula.
-
-    >>> ECA(64).conv.kernel_size, ECA(64)(torch.rand(2, 64, 7, 7)).shape
-    ((3,), torch.Size([2, 64, 7, 7]))
+        kernel_size: k, odd; None: from C, gamma and b.
     """
 
     _own_weight = "conv.weight"
@@ -45,12 +39,9 @@ class ECA(Gate):
     ):  # fmt: skip
         super().__init__("sigmoid", gate_scale=1.0)
         self.in_channels = positive_int("in_channels", in_channels)
-        k = (
-            int(abs((math.log2(in_channels) + b) / gamma)) // 2 * 2 + 1
-            if kernel_size is None
-            else kernel_size
-        )
-        if positive_int("kernel_size", k) % 2 == 0:
+        k = int(abs((math.log2(in_channels) + b) / gamma)) // 2 * 2 + 1
+        k = k if kernel_size is None else positive_int("kernel_size", kernel_size)
+        if k % 2 == 0:
             raise CBAMError(f"kernel_size of ECA must be odd, given {k}. Nearest: {k - 1} or {k + 1}.")
         self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False, device=device, dtype=dtype)
 
@@ -62,7 +53,7 @@ class ECA(Gate):
 @torch.fx.wrap
 def eca_logits(x: Tensor, weight: Tensor) -> Tensor:
     """Return the convolution of the channels' averages with a weight (1, 1, k), as (N, C, 1, 1)."""
-    (average,) = reference.channel_descriptors(x, "avg")
+    average = reference.channel_descriptors(x, "avg")[0].unsqueeze(-2)
     with reference.full_precision(x):
-        z = F.conv1d(average.unsqueeze(-2), weight.to(average.dtype), padding=weight.shape[-1] // 2)
+        z = F.conv1d(average, weight.to(average.dtype), padding=weight.shape[-1] // 2)
     return z.squeeze(-2)[..., None, None]

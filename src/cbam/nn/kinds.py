@@ -7,8 +7,9 @@ from typing import Any
 
 from cbam.nn.cbam import CBAM
 from cbam.nn.channel import SqueezeExcitation
+from cbam.nn.kind import AttentionKind
 from cbam.nn.presets import Preset, resolve_preset
-from cbam.nn.registry import AttentionKind, add_kind
+from cbam.nn.registry import add_kind
 
 _CBAM_CITATION = """@inproceedings{woo2018cbam,
   title = {CBAM: Convolutional Block Attention Module},

@@ -1,4 +1,4 @@
-"""The kinds of attention by name: how each is built, what it is called, and how a file describes it.
+"""The kinds of attention by name.
 
 `register_attention` adds one. Everything that takes the name of a kind asks here: `cbam.attach`, saved models, the
 model card, `cbam compare` and the other commands.
@@ -6,190 +6,19 @@ model card, `cbam compare` and the other commands.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn.base import AttentionModule
 from cbam.nn.foreign import ForeignAttention
-
-Builder: TypeAlias = Callable[..., nn.Module]
-Given = TypeVar("Given", bound=Builder)
+from cbam.nn.kind import AttentionKind, Builder, builder_options
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")
 _RESERVED = ("none", "control")  # variants of `cbam compare` that are not kinds
-_CHANNELS = ("in_channels", "channels")
-_NOT_OPTIONS = (*_CHANNELS, "device", "dtype")
-_SHORT = {"preset": "preset {}", "reduction_ratio": "r={}", "kernel_size": "k={}"}
-
-
-@dataclass(frozen=True)
-class AttentionKind:
-    """A kind of attention.
-
-    Args:
-        name: as users type it.
-        builder: (channels, **options) -> module; it gets `device` and `dtype` if it has parameters of these names.
-        options: the builder's keywords and their defaults.
-        ignored: further keywords that the builder accepts and that change nothing, so that one call serves several
-            kinds.
-        shown: options that a plan always shows.
-        label: in tables and plots.
-        title: on a model card.
-        headline: the option that the card's first sentence shows.
-        citation: a BibTeX entry.
-        identity: changes a built module so that it returns its input.
-        describe: module -> all options with which it is built again; without it, the options given to `build` are
-            saved. With it, every module of class `module_type` is of this kind.
-        rebuild: a builder for what `describe` returned; by default `builder`.
-        has_operator: whether the fused operator computes it.
-    """
-
-    name: str
-    builder: Builder
-    options: Mapping[str, Any]
-    ignored: tuple[str, ...] = ()
-    shown: tuple[str, ...] = ()
-    label: str = ""
-    title: str = ""
-    headline: str = ""
-    citation: str = ""
-    identity: Callable[[Any], object] | None = None
-    module_type: type[nn.Module] | None = None
-    describe: Callable[[Any], dict[str, Any]] | None = None
-    rebuild: Builder | None = None
-    has_operator: bool = False
-
-    def takes(self, option: str) -> bool:
-        """Return whether `build` accepts an option."""
-        return option in self.options or option in self.ignored
-
-    def check(self, options: Mapping[str, Any], also: Sequence[str] = ()) -> None:
-        """Refuse options that this kind does not have, or, where no map is needed to see that, wrong values.
-
-        Args:
-            options: by name.
-            also: further names that are valid where these were written, for the message.
-
-        Raises:
-            CBAMError: names the nearest option, or the kinds that have one of that name.
-        """
-        for option in options:
-            if not self.takes(option):
-                raise self._no_such_option(option, also)
-        if self.has_operator:
-            self.build(16, options, device="meta")
-
-    def _no_such_option(self, option: str, also: Sequence[str]) -> CBAMError:
-        others = kinds_with(option)
-        if others:
-            have = f"{', '.join(others)} {'has' if len(others) == 1 else 'have'}"
-            return CBAMError(
-                f"{self.name} has no option {option!r}; {have}. Leave it out, or take attention={others[0]!r}."
-            )
-        if not self.options and not also:
-            return CBAMError(f"{self.name} has no options, given {option!r}.")
-        return unknown_name(f"option of {self.name}", option, [*also, *self.options])
-
-    def build(
-        self,
-        channels: int,
-        options: Mapping[str, Any],
-        *,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> AttentionModule:
-        """Return a new module for maps of `channels` channels.
-
-        Raises:
-            CBAMError: the builder fails, or returns something that is not a module.
-        """
-        return self._build(self.builder, channels, options, device, dtype)
-
-    def build_again(
-        self,
-        channels: int,
-        options: Mapping[str, Any],
-        *,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> AttentionModule:
-        """Return a module from what `describe` said of one.
-
-        Raises:
-            CBAMError: as `build`; options that this kind does not have.
-        """
-        for option in options:
-            if option not in self.options:
-                raise self._no_such_option(option, ())
-        return self._build(self.rebuild or self.builder, channels, options, device, dtype)
-
-    def _build(
-        self,
-        builder: Builder,
-        channels: int,
-        options: Mapping[str, Any],
-        device: Any,
-        dtype: torch.dtype | None,
-    ) -> AttentionModule:
-        known = _parameters(builder)
-        factory = {key: value for key, value in (("device", device), ("dtype", dtype)) if key in known}
-        given: dict[str, Any] = {**options, **factory}
-        named = next((name for name in _CHANNELS if name in known and _by_keyword(known[name])), None)
-        try:
-            with nullcontext() if device is None or "device" in known else torch.device(device):
-                module = (
-                    builder(channels, **given) if named is None else builder(**{named: channels}, **given)
-                )
-        except CBAMError:
-            raise
-        except Exception as error:  # of whoever wrote the builder
-            raise CBAMError(
-                f"attention {self.name!r} cannot be built for {channels} channels"
-                f" ({type(error).__name__}: {error})."
-            ) from error
-        if not isinstance(module, nn.Module):
-            raise CBAMError(
-                f"attention {self.name!r} expects a class or a function channels -> torch.nn.Module; it returned"
-                f" {type(module).__name__}."
-            )
-        if len(factory) < 2:
-            module.to(device=device, dtype=dtype)
-        block = module if isinstance(module, AttentionModule) else ForeignAttention(module, channels)
-        if block.in_channels is None:
-            block.in_channels = channels
-        if not self.has_operator:
-            block.built_as = (self.name, dict(options))
-        return block
-
-    def set_identity(self, block: AttentionModule) -> None:
-        """Let a built module return its input where that is possible; elsewhere leave it as it is."""
-        module: Any = block.module if isinstance(block, ForeignAttention) else block
-        if self.identity is not None:
-            self.identity(module)
-        elif callable(getattr(module, "set_identity", None)):
-            try:
-                module.set_identity()
-            except NotImplementedError:  # of AttentionModule itself
-                return
-
-    def description(self, options: Mapping[str, Any]) -> str:
-        """Return kind and options in short, such as "cbam (preset paper, r=16, k=7)"."""
-        values = {name: self.options[name] for name in self.shown} | {
-            name: value for name, value in options.items() if name not in self.ignored
-        }
-        parts = [
-            _SHORT.get(name, f"{name}={{}}").format(value if _is_plain(value) else "custom")
-            for name, value in values.items()
-        ]
-        return f"{self.name} ({', '.join(parts)})" if parts else self.name
 
 
 class Library(NamedTuple):
@@ -327,6 +156,42 @@ def attention_kind(given: str | Builder) -> AttentionKind:
     return AttentionKind(name, given, builder_options(given), label=name, title=name)
 
 
+def check_options(kind: AttentionKind, options: Mapping[str, Any], also: Sequence[str] = ()) -> None:
+    """Refuse options that a kind does not have, or, where no map is needed to see that, wrong values.
+
+    Args:
+        kind: of the attention.
+        options: by name.
+        also: further names that are valid where these were written, for the message.
+
+    Raises:
+        CBAMError: names the nearest option, or the kinds that have one of that name.
+
+    >>> check_options(attention_kind("eca"), {"reduction_ratio": 8})
+    Traceback (most recent call last):
+    cbam.errors.CBAMError: eca has no option 'reduction_ratio'; cbam, se, channel have. Leave it out, or take \
+attention='cbam'.
+    """
+    for option in options:
+        if not kind.takes(option):
+            raise no_such_option(kind, option, also)
+    if kind.has_operator:
+        kind.build(16, options, device="meta")
+
+
+def no_such_option(kind: AttentionKind, option: str, also: Sequence[str] = ()) -> CBAMError:
+    """Return the error for an option that a kind does not have; see `check_options`."""
+    others = kinds_with(option)
+    if others:
+        have = f"{', '.join(others)} {'has' if len(others) == 1 else 'have'}"
+        return CBAMError(
+            f"{kind.name} has no option {option!r}; {have}. Leave it out, or take attention={others[0]!r}."
+        )
+    if not kind.options and not also:
+        return CBAMError(f"{kind.name} has no options, given {option!r}.")
+    return unknown_name(f"option of {kind.name}", option, [*also, *kind.options])
+
+
 def describe(block: AttentionModule) -> tuple[AttentionKind, dict[str, Any]]:
     """Return the kind of a module and the options with which `build_again` makes one like it.
 
@@ -377,34 +242,10 @@ def _check_builder(builder: Any) -> None:
         )
 
 
-def _parameters(builder: Builder) -> Mapping[str, inspect.Parameter]:
-    try:
-        return inspect.signature(builder).parameters
-    except (TypeError, ValueError):  # a builtin without a signature
-        return {}
-
-
-def _by_keyword(parameter: inspect.Parameter) -> bool:
-    return parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-
-
-def builder_options(builder: Builder) -> dict[str, Any]:
-    """Return a builder's parameters and their defaults, without the channels, device and dtype."""
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = [p for p in _parameters(builder).values() if p.kind not in variable]
-    if not any(p.name in _CHANNELS for p in parameters):
-        parameters = parameters[1:]  # the channels by another name
-    return {p.name: p.default for p in parameters if p.name not in _NOT_OPTIONS}
-
-
 def _is_same(one: Builder, other: Builder) -> bool:
     """Return whether two builders come from one definition that ran twice, as a cell of a notebook does."""
     places = [(getattr(b, "__module__", None), getattr(b, "__qualname__", "<lambda>")) for b in (one, other)]
     return one is other or (places[0] == places[1] and "<lambda>" not in places[0][1])
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (str, int, float, bool, list, tuple))
 
 
 def _shown(builder: Any) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 from cbam.errors import MissingExtra, unknown_name
-from cbam.nn.registry import AttentionKind, Builder, Library, add_library, builder_options
+from cbam.nn.kind import AttentionKind, Builder, builder_options
+from cbam.nn.registry import Library, add_library
 
 
 def find_kind(name: str) -> AttentionKind:

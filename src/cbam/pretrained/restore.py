@@ -12,7 +12,8 @@ from cbam.attach.fusion.with_epilogue import find_blocks
 from cbam.attach.insert import Insertion, check_unattached, insert
 from cbam.errors import CBAMError, nearest
 from cbam.nn.base import AttentionModule
-from cbam.nn.registry import AttentionKind, attention_kind
+from cbam.nn.kind import AttentionKind
+from cbam.nn.registry import attention_kind, no_such_option
 from cbam.pretrained.config import Attention, SavedSite
 
 
@@ -65,6 +66,9 @@ def build_block(
     kind = _kind(group)
     if "preset" in kind.options:
         options["preset"] = group.preset
+    for name in options:
+        if name not in kind.options:
+            raise no_such_option(kind, name)
     return kind.build_again(site.channels, options, device=device, dtype=dtype)
 
 
