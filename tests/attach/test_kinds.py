@@ -56,6 +56,10 @@ def zero_conv(channels):
 class Ours(AttentionModule):
     """A module of our base class without operator and without an identity."""
 
+    def __init__(self, in_channels):
+        super().__init__()
+        self.in_channels = in_channels
+
     def attend_eagerly(self, x):
         return x / 2
 
@@ -111,7 +115,7 @@ def test_options_reach_the_module():
     assert isinstance(block, ForeignAttention)
     assert block.module.down.weight.shape == (2, 64, 1, 1)
     assert made.sites[0].parameters == sum(p.numel() for p in block.parameters()) == 4 * 64
-    with pytest.raises(CBAMError, match="unknown option of Plain 'widht'. Did you mean 'width'"):
+    with pytest.raises(CBAMError, match=r"unknown option of Plain 'widht'\. Did you mean 'width'"):
         cbam.plan(resnet(), Plain, widht=2, input_size=64)
 
 
@@ -147,7 +151,7 @@ def test_nothing_is_left_of_a_plan():
     torch.manual_seed(5)
     cbam.plan(model, Plain, input_size=64)
     assert torch.equal(torch.rand(3), expected)
-    assert cbam.plan(model, "eca", input_size=64).added_parameters == 4 * 3 + 4 * 5
+    assert cbam.plan(model, "eca", input_size=64).added_parameters == 2 * 3 + 6 * 5
 
 
 def test_dtype_and_device_of_the_host():
@@ -212,8 +216,8 @@ def test_modules_that_do_not_keep_the_map_are_refused(builder, message):
 
 def test_folding_leaves_other_modules_alone():
     model = resnet().eval()
-    cbam.attach(model, sites={"layer1.*.bn2": {"attention": Plain}, "layer2.*.bn2": {}, "layer3.0.bn2": {"attention": "eca"}},
-                input_size=64)  # fmt: skip
+    sites = {"layer1.*.bn2": {"attention": Plain}, "layer2.*.bn2": {}, "layer3.0.bn2": {"attention": "eca"}}
+    cbam.attach(model, sites=sites, input_size=64)
     before = model(IMAGE)
     assert cbam.fold_gate_scale(model) == 3
     assert torch.equal(model(IMAGE), before)
@@ -292,7 +296,7 @@ def test_what_timm_needs_is_said():
         CBAMError, match=r"'timm:bottleneck' cannot be built for 32 channels \(AssertionError: A concrete"
     ):
         cbam.plan(Small(), "timm:bottleneck", sites="bn2", input_size=16)
-    with pytest.raises(CBAMError, match="unknown option of timm:gc 'reduction'. Did you mean"):
+    with pytest.raises(CBAMError, match=r"unknown option of timm:gc 'reduction'\. Did you mean"):
         cbam.plan(Small(), "timm:gc", reduction=4, input_size=16)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from cbam.checkpoints.committing import commit, unwrapped
 from cbam.checkpoints.dialects import Dialect
 from cbam.checkpoints.fitting import SCALES, carries_over, fit, reads_maximum_first
+from cbam.checkpoints.foreign import recognise_for
 from cbam.checkpoints.matching import Match, match
 from cbam.checkpoints.reading import look_at
-from cbam.checkpoints.recognise import recognise
 from cbam.checkpoints.report import BlockRow, WeightsReport
 from cbam.checkpoints.unpacking import Unpacked, unpack
 from cbam.errors import CBAMError
@@ -70,7 +70,7 @@ def load_weights(
             "the model has parameters without memory. Give it some first: model.to_empty(device=...)."
         )
     packed = unpack(look_at(source), entry, inner.state_dict())
-    found = recognise(packed.shapes, packed.name, dialect)
+    found = recognise_for(inner, packed, dialect)
     matched = match(inner, packed, found, sites, partial)
     tensors = packed.tensors()
     state = {name: tensors[key] for key, name in matched.taken.items()}
