@@ -194,10 +194,10 @@ class Wrong(Double):
     [
         (
             lower,
-            r"'lower' does not keep the map: for \(1, 64, 16, 16\), torch.float32 it returns \(1, 64, 7, 7\)",
+            r"'lower' does not keep the map: for \(2, 64, 16, 16\), torch.float32 it returns \(2, 64, 7, 7\)",
         ),
-        (fewer, r"it returns \(1, 1, 16, 16\), torch.float32\. Return the gated map"),
-        (Double, r"it returns \(1, 64, 16, 16\), torch.float64"),
+        (fewer, r"it returns \(2, 1, 16, 16\), torch.float32\. Return the gated map"),
+        (Double, r"it returns \(2, 64, 16, 16\), torch.float64"),
         (Pair, "it returns tuple"),
         (Wrong, r"'Wrong' fails on a map of 64x16x16 \(RuntimeError: no such map\)"),
         (nn.Linear, r"'Linear' cannot be built for 64 channels \(TypeError"),

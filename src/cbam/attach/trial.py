@@ -47,7 +47,7 @@ def try_attention(config: SiteConfig, shape: tuple[int, int, int], like: Tensor)
     device = torch.device("cpu") if like.is_meta else like.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         block = config.build(channels, device=device, dtype=like.dtype).eval()
-        x = torch.randn(1, *shape, device=device, dtype=like.dtype)
+        x = torch.randn(2, *shape, device=device, dtype=like.dtype)
         size = "x".join(map(str, shape))
         name = config.kind.name
         try:
