@@ -7,7 +7,7 @@ import torch
 
 from cbam.compare.config import CompareConfig
 from cbam.compare.grid import Cell, build_cell, cells, count_parameters
-from cbam.compare.variants import VARIANTS, matched_by_control
+from cbam.compare.variants import matched_by_control, variant_names
 from cbam.data import load_data
 from cbam.errors import CBAMError
 from cbam.models import build_model
@@ -20,7 +20,9 @@ def data():
 
 def build(variant, data, seed=0, **settings):
     return build_cell(
-        Cell(variant, seed), CompareConfig(data="digits", attention=",".join(VARIANTS), **settings), data
+        Cell(variant, seed),
+        CompareConfig(data="digits", attention=",".join(variant_names()), **settings),
+        data,
     )
 
 
@@ -37,7 +39,7 @@ def test_seed_major_order():
 
 def test_every_variant_of_a_seed_starts_from_the_same_backbone(data):
     plain = build("none", data, seed=3).state_dict()
-    for variant in VARIANTS:
+    for variant in variant_names():
         if variant == "control":
             continue
         weights = build(variant, data, seed=3).state_dict()

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from cbam.attach.config import Attention, AttentionConfig
 from cbam.attach.fusion.with_epilogue import WithEpilogue, without_epilogue
 from cbam.attach.graph.probe import InputSize
 from cbam.attach.insert import Insertion, exchange, insert
-from cbam.attach.plan import Plan, Site, make_plan
-from cbam.attach.settings import Setting, Settings
+from cbam.attach.plan import Plan, make_plan
 from cbam.attach.sites.select import Selectors, Sites
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
 from cbam.nn.base import AttentionModule
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Attachment(Plan):
 
 def plan(
     model: nn.Module,
-    attention: str = "cbam",
+    attention: Attention = "cbam",
     sites: Sites = "auto",
     *,
     init: str = "identity",
@@ -46,13 +50,13 @@ def plan(
     >>> print(str(plan(resnet18())).splitlines()[0])
     cbam (preset paper, r=16, k=7) in ResNet: 8 sites, init identity
     """
-    settings = Settings(attention, init, options)
-    return make_plan(model, settings, sites, exclude, input_size, example_input, fuse_epilogue).plan
+    config = AttentionConfig(attention, init, options)
+    return make_plan(model, config, sites, exclude, input_size, example_input, fuse_epilogue).plan
 
 
 def attach(
     model: nn.Module,
-    attention: str = "cbam",
+    attention: Attention = "cbam",
     sites: Sites = "auto",
     *,
     init: str = "identity",
@@ -70,7 +74,9 @@ def attach(
 
     Args:
         model: any CNN, trained or not.
-        attention: "cbam", "se", "channel" (CBAM's channel gate alone) or "spatial".
+        attention: "cbam", "se", "channel" (CBAM's channel gate alone), "spatial", "eca", a name of
+            `cbam.register_attention`, or "timm:NAME" for what timm's factory builds. Or a class or a function
+            channels -> module, for any module that keeps the shape of a map.
         sites: found by tracing one forward: "residual": the end of every residual branch, before the addition, as in
             the paper; "block": behind every block; "stage": the last map at each resolution; "conv": behind every
             convolution with its norm and activation; "head": right before every classifier of a detector, or the last
@@ -78,20 +84,22 @@ def attach(
             "re:...", a module type or module, a predicate (name, module) -> bool. Or a list of these. Or a dict
             {one of these: options}, such as {"layer3": {}, "layer4": {"reduction_ratio": 8, "attention": "se"}}:
             options of this call, changed at these sites; where two match, the last one holds.
-        init: "identity": the output stays the same bit for bit until training moves it; "paper": fresh gates,
-            for training from scratch (they scale a trained branch to about a quarter).
+        init: "identity": the output stays the same bit for bit until training moves it (where the attention cannot
+            do that, a note of the plan says so); "paper": fresh gates, for training from scratch (they scale a trained
+            branch to about a quarter).
         exclude: sites to leave out, in the same language.
         input_size: (C, H, W) of the probe's image, or one side; default: the model's own, or 224 x 224.
         example_input: the arguments of the probe forward, for models that take more than one image.
         fuse_epilogue: where a block ends in relu(attention(...) + shortcut), let the operator compute all of that.
-        **options: `reduction_ratio`, `kernel_size`, `preset` and the switches of `cbam.CBAM`.
+        **options: of the attention: for CBAM `reduction_ratio`, `kernel_size`, `preset` and the switches of
+            `cbam.CBAM`; otherwise the parameters of the class or function.
 
     Returns:
         What was attached; `print` shows it as a table.
 
     Raises:
         CBAMError: an unknown name; a pattern that matches nothing; a model that carries attention already, in which
-            no site is found, or whose probe forward fails.
+            no site is found, or whose probe forward fails; attention that does not keep the shape of a map.
 
     >>> import torch
     >>> from torchvision.models import resnet18
@@ -101,10 +109,14 @@ def attach(
     >>> len(attachment.sites), torch.equal(model(image), before)
     (8, True)
     """
-    settings = Settings(attention, init, options)
-    made, at, blocks = make_plan(model, settings, sites, exclude, input_size, example_input, fuse_epilogue)
-    insertions = {site.name: _insertion(site, at[site.name]) for site in made.sites}
+    config = AttentionConfig(attention, init, options)
+    made, at, blocks, changes = make_plan(
+        model, config, sites, exclude, input_size, example_input, fuse_epilogue
+    )
+    insertions = {s.name: Insertion(s.position, partial(at[s.name].build, s.channels)) for s in made.sites}
     insert(model, insertions, blocks)
+    for note in changes:
+        logger.warning(note)
     return Attachment(**{name: getattr(made, name) for name in made.__dataclass_fields__})
 
 
@@ -161,13 +173,3 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for block, enabled in blocks:
             block.enabled = enabled
-
-
-def _insertion(site: Site, setting: Setting) -> Insertion:
-    def build(**factory: Any) -> AttentionModule:
-        block = setting.build(site.channels, **factory)
-        if setting.init == "identity":
-            block.set_identity()
-        return block
-
-    return Insertion(site.position, build)

@@ -40,8 +40,8 @@ def insert(model: nn.Module, at: Mapping[str, Insertion], fused: Iterable[nn.Mod
     wrapped: dict[nn.Module, nn.Module] = {}
     for path, (position, build) in at.items():
         host = modules[path]
-        like = _like(host, model)
-        attention = build(device=like.device, dtype=like.dtype).train(host.training)
+        weight = like(host, model)
+        attention = build(device=weight.device, dtype=weight.dtype).train(host.training)
         wrapped[host] = WithAttention(host, attention, position)
     exchange(model, wrapped)
     for block in fused:
@@ -66,7 +66,7 @@ def exchange(model: nn.Module, new: Mapping[Any, Any]) -> None:
                 parent._modules[name] = new[child]
 
 
-def _like(host: nn.Module, model: nn.Module) -> torch.Tensor:
+def like(host: nn.Module, model: nn.Module) -> torch.Tensor:
     """Return a floating-point parameter of the host, or of the model where the host has none."""
     for module in (host, model):
         for parameter in module.parameters():

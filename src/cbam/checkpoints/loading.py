@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from cbam.checkpoints.committing import commit, unwrapped
 from cbam.checkpoints.fitting import SCALES, carries_over, fit, reads_maximum_first
+from cbam.checkpoints.foreign import recognise_for
 from cbam.checkpoints.formats import Format
 from cbam.checkpoints.matching import Match, match
 from cbam.checkpoints.reading import look_at
-from cbam.checkpoints.recognise import recognise
 from cbam.checkpoints.report import BlockRow, WeightsReport
 from cbam.checkpoints.unpacking import Unpacked, unpack
 from cbam.errors import CBAMError
@@ -89,7 +89,7 @@ def load_unpacked(
         packed: the state dict.
         format, partial, sites, adapt, outer_residual: as for `load_weights`.
     """
-    found = recognise(packed.shapes, packed.name, format)
+    found = recognise_for(inner, packed, format)
     matched = match(inner, packed, found, sites, partial)
     tensors = packed.tensors()
     state = {name: tensors[key] for key, name in matched.taken.items()}

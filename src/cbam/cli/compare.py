@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cbam.cli.attention import with_kinds
 from cbam.compare.config import CompareConfig
 from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig
@@ -47,7 +48,7 @@ def parse(arguments: Sequence[str]) -> CompareConfig:
     >>> parse(["--data", "digits", "--epochs", "2"]).train.epochs
     2
     """
-    return parse_as(CompareConfig, arguments, "cbam compare", DESCRIPTION)
+    return parse_as(CompareConfig, arguments, "cbam compare", with_kinds(DESCRIPTION))
 
 
 def parse_as(form: type[Form], arguments: Sequence[str], program: str, description: str) -> Form:

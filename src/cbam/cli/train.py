@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from cbam.cli.attention import with_kinds
 from cbam.runs.formatting import counted
 from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig, TrainRunConfig
@@ -50,7 +51,10 @@ def parse(arguments: Sequence[str]) -> TrainRunConfig:
     arguments = with_file(arguments, (TrainRunConfig, TrainConfig))
     flat = tyro.conf.OmitArgPrefixes
     return tyro.cli(
-        Annotated[TrainRunConfig, flat], prog="cbam train", description=DESCRIPTION, args=arguments
+        Annotated[TrainRunConfig, flat],
+        prog="cbam train",
+        description=with_kinds(DESCRIPTION),
+        args=arguments,
     )
 
 

@@ -33,9 +33,10 @@ class CompareConfig(ImageConfig):
     """resnet20 ... resnet110 for small images, paper_resnet18 ..., or torchvision's and timm's names, e.g. resnet18."""
     # A finished run can get more variants and more seeds: they change how much is computed, not the result of a cell.
     attention: str = option("none,se,cbam,control", affects_result=False)
-    """Variants, with commas: none, se, cbam, channel, spatial, and control, which is plain, but widened until it has as
-    many parameters as cbam. Words behind a colon change one: cbam:official, cbam:timm; cbam:fresh has random gates
-    where --pretrained and --weights would start at identity; cbam:k3, cbam:r8, channel:avg, cbam:parallel, ..."""
+    """Variants, with commas: none; kinds of attention, e.g. se, eca, timm:gc, cbam; and control, which is plain, but
+    widened until it has as many parameters as cbam. Words behind a colon change one: cbam:official, cbam:timm;
+    cbam:fresh has random gates where --pretrained and --weights would start at identity; cbam:k3, cbam:r8,
+    channel:avg, cbam:parallel, ..."""
     sites: tuple[str, ...] = ("auto",)
     """Where attention goes, as `cbam plan` takes it: auto is the end of every residual branch, or of every stage where
     there is none; or module paths and patterns with spaces or commas, e.g. features.4 features.9 for a VGG."""
@@ -49,8 +50,8 @@ class CompareConfig(ImageConfig):
     """Start from the weights that torchvision or timm publish for the model."""
     weights: Path | None = None
     """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
-    reduction_ratio: int = 16
-    """Width of the channel gate's hidden layer: channels / ratio."""
+    reduction_ratio: int | None = None
+    """Width of the channel gate's hidden layer: channels / ratio. None: 16 for CBAM and SE, else the kind's own."""
     ray: str | None = option(None, affects_result=False)
     """Train on a Ray cluster with shared folders: its address, auto to find it, local for one on this machine."""
     slurm: str | None = option(None, affects_result=False)
@@ -73,7 +74,12 @@ class CompareConfig(ImageConfig):
             ("seeds", self.seeds, self.seeds >= 1, "at least 1"),
             ("model-cpus", self.model_cpus, self.model_cpus >= 1, "at least 1"),
             ("model-gpus", self.model_gpus, self.model_gpus >= 0, "at least 0"),
-            ("reduction-ratio", self.reduction_ratio, self.reduction_ratio >= 1, "at least 1"),
+            (
+                "reduction-ratio",
+                self.reduction_ratio,
+                self.reduction_ratio is None or self.reduction_ratio >= 1,
+                "at least 1",
+            ),
         )
         check_start(self.pretrained, self.weights)
         if not self.elsewhere:
@@ -119,6 +125,7 @@ class CompareConfig(ImageConfig):
             "lr": self.train.peak_lr(fine_tuning=self.fine_tuning),
             "attention": ",".join(self.variants),
             "sites": ",".join(split_sites(self.sites)),
+            "reduction_ratio": 16 if self.reduction_ratio is None else self.reduction_ratio,
             "data": absolute_data(self.data),
             "output": str(self.folder),
             "weights": str(self.weights.resolve()) if self.weights else None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from cbam.compare.variants import matched_by_control, parse_variant
+from cbam.nn.registry import attention_kind
 from cbam.train.seeding import derive_seed, forked_rng
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ def build_cell(
             match_parameters(model, parameters[matched])
     elif (variant := parse_variant(cell.variant)).attention:
         # Options of the variant win over the run's.
-        options: dict[str, Any] = {"reduction_ratio": config.reduction_ratio}
+        options: dict[str, Any] = {}
+        if config.reduction_ratio is not None and attention_kind(variant.attention).takes("reduction_ratio"):
+            options["reduction_ratio"] = config.reduction_ratio
         options |= variant.attach_arguments(fine_tuning=config.fine_tuning)
         with forked_rng(derive_seed(cell.seed, "attention")):
             attach(

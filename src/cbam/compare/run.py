@@ -32,6 +32,7 @@ from cbam.errors import CBAMError
 from cbam.models.registry import split_attention
 from cbam.runs.environment import now
 from cbam.runs.formatting import counted, duration
+from cbam.runs.imports import import_modules
 from cbam.runs.launchers import Cluster, Task, check_launcher, launch
 from cbam.runs.options import absolute_data
 from cbam.runs.progress import Progress
@@ -203,6 +204,7 @@ class TrainCell:
 
     def __call__(self) -> None:
         """Train the model unless it is done."""
+        import_modules(self.config.imports)  # unpickling does not run the checks that import them
         folder = CompareFolder(self.config.folder)
         folder.metrics = _own_rows(folder, self.cell)
         if folder.result(self.cell) is not None:

@@ -12,7 +12,8 @@ from cbam.attach import attach
 from cbam.errors import CBAMError, MissingExtra, nearest
 from cbam.models.classifier import check_counts, last_layer
 from cbam.models.files import first_convolution, load_backbone, widen_input
-from cbam.models.registry import OWN, SUFFIXES, split_attention, timm_names
+from cbam.models.registry import OWN, split_attention, timm_names
+from cbam.nn.registry import attention_kind, kind_names
 
 
 def build_model(
@@ -35,8 +36,9 @@ def build_model(
     - `mobilenet_v1`, `mobilenet_v1_0.7`: see `MobileNetV1`.
     - torchvision's classifiers, then timm's (with timm's tags: `resnet50.a1_in1k`).
 
-    The suffix `_se` or `_cbam` adds that attention as in the paper's networks: preset "official" with fresh gates, at
-    the end of every residual branch, in MobileNet after every convolution.
+    The suffix `_se`, `_cbam` or another registered kind of attention adds that attention as in the paper's networks:
+    the preset of the authors' code with fresh gates, at the end of every residual branch, in MobileNet after every
+    convolution.
 
     Args:
         name: see above.
@@ -124,14 +126,15 @@ def _library_of(name: str, library: str | None) -> str | None:
 
 def _attach(model: nn.Module, name: str, attention: str) -> None:
     own = OWN.get(name)
+    preset: dict[str, Any] = {"preset": "official"} if attention_kind(attention).takes("preset") else {}
     if own is None:
-        attach(model, attention, preset="official", init="paper")
+        attach(model, attention, init="paper", **preset)
         return
     found = first_convolution(model)
     assert found is not None
     # A quarter of ImageNet's area is enough to find the sites.
     size = (found[1].in_channels, min(own.image, 64), min(own.image, 64))
-    attach(model, attention, own.sites, input_size=size, preset="official", init="paper")
+    attach(model, attention, own.sites, input_size=size, init="paper", **preset)
 
 
 def _unknown(name: str, known: list[str]) -> CBAMError:
@@ -144,13 +147,13 @@ def _unknown(name: str, known: list[str]) -> CBAMError:
     hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
     return CBAMError(
         f"unknown model {name!r}.{hint} Valid: {', '.join(OWN)}, and the classifiers of torchvision and timm, each "
-        f"also with the suffix {' or '.join(f'_{s}' for s in SUFFIXES)}; to list them: "
+        f"also with the suffix {' or '.join(f'_{kind}' for kind in kind_names())}; to list them: "
         "python -c 'import cbam.models; print(cbam.models.model_names())'"
     )
 
 
 def _own_names() -> list[str]:
-    return [*OWN, *(f"{name}_{suffix}" for name in OWN for suffix in SUFFIXES)]
+    return [*OWN, *(f"{name}_{suffix}" for name in OWN for suffix in kind_names())]
 
 
 def _torchvision_names() -> list[str]:

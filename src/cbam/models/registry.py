@@ -12,8 +12,9 @@ from cbam.errors import MissingExtra
 from cbam.models.cifar import CifarResNet
 from cbam.models.mobilenet import MobileNetV1
 from cbam.models.preactivation import PreActivationResNet
+from cbam.nn.registry import kind_names
 
-# name_SUFFIX -> the attention with which `build_model` returns the network.
+# The paper's networks, name_SUFFIX, which timm's factory knows too; `build_model` takes every kind of attention.
 SUFFIXES = ("se", "cbam")
 # For timm's factory, where a dot starts the tag of weights; torchvision's networks are there with a suffix only.
 _WITHOUT_DOT = {"wrn18_1.5": "wrn18_150", "wrn18_2.0": "wrn18_200", "mobilenet_v1_0.7": "mobilenet_v1_070"}
@@ -78,13 +79,16 @@ OWN: dict[str, Own] = {
 
 
 def split_attention(name: str) -> tuple[str, str | None]:
-    """Split the attention off a model's name.
+    """Split the attention off a model's name: `build_model("NAME_KIND")` attaches that kind.
 
     >>> split_attention("paper_resnet50_cbam"), split_attention("resnet20")
     (('paper_resnet50', 'cbam'), ('resnet20', None))
     """
-    backbone, _, suffix = name.rpartition("_")
-    return (backbone, suffix) if backbone and suffix in SUFFIXES else (name, None)
+    kinds = [kind for kind in kind_names() if name.endswith(f"_{kind}") and name != f"_{kind}"]
+    if not kinds:
+        return name, None
+    kind = max(kinds, key=len)
+    return name.removesuffix(f"_{kind}"), kind
 
 
 def timm_names() -> dict[str, str]:

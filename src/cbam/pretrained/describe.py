@@ -17,8 +17,7 @@ from cbam.models import build_model
 from cbam.models.classifier import last_layer
 from cbam.models.files import first_convolution
 from cbam.models.registry import split_attention, timm_names
-from cbam.nn import CBAM, SqueezeExcitation
-from cbam.nn.base import AttentionModule
+from cbam.nn.registry import describe
 from cbam.pretrained.config import Attention, Backbone, SavedSite
 
 
@@ -26,7 +25,7 @@ def describe_attention(model: nn.Module) -> tuple[Attention, ...]:
     """Return the attached attention, sites of one form together.
 
     Raises:
-        CBAMError: attention of a class that is not CBAM or SqueezeExcitation.
+        CBAMError: attention of a class that is not registered.
 
     >>> from cbam import attach
     >>> from cbam.models import build_model
@@ -43,45 +42,20 @@ def describe_attention(model: nn.Module) -> tuple[Attention, ...]:
     for prefix, block in sites_of(model).items():
         if id(block) not in positions:
             continue  # a part of the user's own network, not attached
-        kind, preset, options, hidden = _form(prefix, block)
-        key = repr((kind, preset, sorted(options.items())))
-        channels = block.in_channels
-        assert channels is not None
         path = prefix.removesuffix("cbam.").removesuffix(".")
-        site = SavedSite(path, positions[id(block)], channels, channels // hidden)
-        groups.setdefault(key, (kind, preset, options, []))[3].append(site)
+        try:
+            found, options = describe(block)
+        except CBAMError as error:
+            raise CBAMError(f"the attention at {path!r}: {error}") from None
+        channels, ratio = block.in_channels, options.pop("reduction_ratio", None)
+        preset = options.pop("preset", found.name)
+        key = repr((found.name, preset, sorted(options.items())))
+        assert channels is not None
+        site = SavedSite(path, positions[id(block)], channels, ratio)
+        groups.setdefault(key, (found.name, preset, options, []))[3].append(site)
     return tuple(
         Attention(kind, preset, options, tuple(sites)) for kind, preset, options, sites in groups.values()
     )
-
-
-def _form(prefix: str, block: AttentionModule) -> tuple[str, str, dict[str, Any], int]:
-    if type(block) is SqueezeExcitation:
-        first = block.layers[0]
-        return "se", "se", {"mlp_bias": first.bias is not None, "gate": block.activation}, first.out_channels
-    if type(block) is not CBAM:
-        raise CBAMError(
-            f"the attention at {prefix.removesuffix('.')!r} is {type(block).__name__}, which config.json cannot"
-            " describe. Save the state dict yourself."
-        )
-    channel, spatial = block.channel_attention, block.spatial_attention
-    options: dict[str, Any] = {"arrangement": block.arrangement, "gate": block.gates[0].activation}
-    hidden = block.in_channels
-    if channel is not None:
-        first = channel.layers[0]
-        hidden = first.out_channels
-        options |= {"channel_pooling": channel.channel_pooling, "mlp_bias": first.bias is not None}
-    if spatial is not None:
-        options |= {
-            "spatial_descriptor": spatial.spatial_descriptor,
-            "descriptor_order": spatial.descriptor_order,
-            "kernel_size": spatial.conv.kernel_size[0],
-            "spatial_norm": spatial.norm is not None,
-            "norm_weight": float(spatial.norm_weight),
-        }
-        momentum = getattr(spatial.norm, "momentum", None)
-        options |= {} if momentum is None else {"norm_momentum": float(momentum)}
-    return "cbam", block.preset, options, hidden
 
 
 def describe_backbone(model: nn.Module, name: str | None) -> Backbone | None:

@@ -11,6 +11,8 @@ import yaml
 
 from cbam.errors import CBAMError, nearest
 
+_TYPED = {"imports": "import"}  # fields that cannot have the option's name, which is a word of Python
+
 
 def with_file(arguments: Sequence[str], forms: Sequence[type]) -> list[str]:
     """Return the arguments preceded by those of the `--config` file, so that the command line wins.
@@ -58,7 +60,7 @@ def file_arguments(file: Path, forms: Sequence[type]) -> list[str]:
             close = nearest(name, sorted(valid), count=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise CBAMError(f"--config {file}: there is no option {key!r}.{hint}")
-        arguments += _as_arguments(name.replace("_", "-"), value, fields[name])
+        arguments += _as_arguments(_TYPED.get(name, name).replace("_", "-"), value, fields[name])
     return arguments
 
 
@@ -105,7 +107,7 @@ def _is_part(item: dataclasses.Field[Any], forms: Sequence[type]) -> bool:
 
 
 def _as_arguments(option: str, value: Any, item: dataclasses.Field[Any]) -> list[str]:
-    if value is None:
+    if value is None or value == []:
         return []
     if str(item.type) == "bool" or item.type is bool:
         if isinstance(value, bool):

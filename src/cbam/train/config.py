@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from cbam.errors import CBAMError, unknown_name
+from cbam.nn.registry import attention_kind
 from cbam.runs.config import option
 from cbam.runs.options import absolute_data, check_ranges, folder_name
 from cbam.train.images import ImageConfig, check_start
@@ -15,12 +16,8 @@ from cbam.train.images import ImageConfig, check_start
 PEAK_LR = {"sgd": (0.1, 0.01), "momentum": (0.1, 0.01), "adamw": (1e-3, 1e-4)}
 TRACKERS = ("tensorboard", "wandb")
 _OF_GATES = ("gate_lr_scale", "gate_weight_decay")
-_WITHOUT_EFFECT = {
-    "se": ("preset", "kernel_size"),
-    "channel": ("kernel_size",),
-    "spatial": ("reduction_ratio",),
-    "none": ("sites", "preset", "reduction_ratio", "kernel_size", *_OF_GATES),
-}
+# Options of the attention, with what a run has that does not name them.
+_OF_ATTENTION = {"preset": "official", "reduction_ratio": 16, "kernel_size": 7}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,17 +150,17 @@ class TrainRunConfig(ImageConfig):
 
     model: str = "resnet50"
     """resnet20 ... resnet110 for small images, paper_resnet50 ..., or torchvision's and timm's names."""
-    attention: Literal["cbam", "se", "channel", "spatial", "none"] = "cbam"
-    """What to attach."""
+    attention: str = "cbam"
+    """Kind of attention to attach, or none."""
     preset: str = "official"
-    """Dialect of CBAM: paper (the equations), official (the authors' code, the paper's parameter counts), timm."""
+    """Preset of CBAM: paper (the equations), official (the authors' code, the paper's parameter counts), timm."""
     sites: str = "auto"
     """Where, with commas, as `cbam plan` takes it: auto is the end of every residual branch, conv behind every
     convolution."""
-    reduction_ratio: int = 16
-    """Width of the channel gate's hidden layer: channels / ratio."""
-    kernel_size: int = 7
-    """Of the spatial gate's convolution."""
+    reduction_ratio: int | None = None
+    """Width of the channel gate's hidden layer: channels / ratio. None: 16 for CBAM and SE, else the kind's own."""
+    kernel_size: int | None = None
+    """Of the gate's convolution. None: 7 for CBAM, else the kind's own."""
     seed: int = 0
     """Determines initial weights, order of the images, augmentation and dropout."""
     output: Path | None = option(None, affects_result=False)
@@ -186,7 +183,12 @@ class TrainRunConfig(ImageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(
-            ("reduction-ratio", self.reduction_ratio, self.reduction_ratio >= 1, "at least 1"),
+            (
+                "reduction-ratio",
+                self.reduction_ratio,
+                self.reduction_ratio is None or self.reduction_ratio >= 1,
+                "at least 1",
+            ),
             ("save-every", self.save_every, self.save_every is None or self.save_every >= 1, "at least 1"),
             ("keep", self.keep, self.keep >= 1, "at least 1"),
         )
@@ -199,11 +201,12 @@ class TrainRunConfig(ImageConfig):
     def _refuse_what_is_ignored(self) -> None:
         """Refuse options that have no effect with this attention."""
         ignored = []
-        for name in _WITHOUT_EFFECT.get(self.attention, ()):
+        for name in self._without_effect():
             part: Any = self.train if name in _OF_GATES else self
             given = getattr(part, name)
             # Defaults are class attributes of a dataclass. What is typed as the default changes nothing either way.
-            if given != getattr(type(part), name) and not (name in _OF_GATES and self._brings_attention()):
+            default = given in (getattr(type(part), name), _OF_ATTENTION.get(name))
+            if not default and not (name in _OF_GATES and self._brings_attention()):
                 ignored.append(f"--{name.replace('_', '-')} {given}")
         if ignored:
             has, it = ("has", "it") if len(ignored) == 1 else ("have", "them")
@@ -211,6 +214,21 @@ class TrainRunConfig(ImageConfig):
             raise CBAMError(
                 f"{', '.join(ignored)} {has} no effect with --attention {self.attention}. Leave {it} out{instead}"
             )
+
+    def _without_effect(self) -> list[str]:
+        if self.attention == "none":
+            return ["sites", *_OF_ATTENTION, *_OF_GATES]
+        options = attention_kind(self.attention).options
+        return [name for name in _OF_ATTENTION if name not in options]
+
+    @property
+    def attention_options(self) -> dict[str, Any]:
+        """Options of `cbam.attach` for the attention; what is None is the kind's own default."""
+        if self.attention == "none":
+            return {}
+        options = attention_kind(self.attention).options
+        given = {name: getattr(self, name) for name in _OF_ATTENTION if name in options}
+        return {name: value for name, value in given.items() if value is not None}
 
     def _brings_attention(self) -> bool:
         """Whether the network comes with attention of ours, whose weights the optimizer knows as such."""
@@ -241,7 +259,13 @@ class TrainRunConfig(ImageConfig):
         >>> TrainRunConfig(data="digits").resolved()["lr"]
         0.1
         """
+        options = {} if self.attention == "none" else attention_kind(self.attention).options
+        used = {
+            name: options.get(name, default) if getattr(self, name) is None else getattr(self, name)
+            for name, default in _OF_ATTENTION.items()
+        }
         return super().resolved() | {
+            **used,
             "lr": self.train.peak_lr(fine_tuning=self.fine_tuning),
             "data": absolute_data(self.data),
             "output": str(self.folder),

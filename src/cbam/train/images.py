@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from cbam.errors import CBAMError
-from cbam.runs.config import RunConfig
+from cbam.runs.config import RunConfig, option
+from cbam.runs.imports import import_modules
 from cbam.runs.options import check_ranges
 
 if TYPE_CHECKING:
@@ -42,7 +45,12 @@ class ImageConfig(RunConfig):
     bad_images: Literal["fail", "skip"] = "fail"
     """Files that cannot be read: stop before training, or leave them out with a note."""
 
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = option((), affects_result=False)
+    """Modules of your own to import first, such as my_package.my_gate, for the attention that they register; see
+    docs/your-own-attention.md."""
+
     def __post_init__(self) -> None:
+        import_modules(self.imports)
         check_ranges(
             ("image-size", self.image_size, self.image_size is None or self.image_size >= 1, "at least 1"),
             (

@@ -225,17 +225,13 @@ def build(config: TrainRunConfig, data: ImageData) -> nn.Module:
             f"--model {backbone} --attention {brought}"
         )
     if config.attention != "none":
-        only_cbam: dict[str, Any] = (
-            {} if config.attention == "se" else {"preset": config.preset, "kernel_size": config.kernel_size}
-        )
         with forked_rng(derive_seed(config.seed, "attention")):
             attach(
                 model,
                 config.attention,
                 split_sites([config.sites]),
                 init="identity" if config.fine_tuning else "paper",
-                reduction_ratio=config.reduction_ratio,
                 input_size=data.input_size,
-                **only_cbam,
+                **config.attention_options,
             )
     return model
