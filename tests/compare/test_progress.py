@@ -7,7 +7,7 @@ from rich.console import Console
 
 from cbam.compare.grid import Cell, cells
 from cbam.compare.progress import LiveProgress, PlainProgress, make_progress
-from cbam.runs.formatting import duration
+from cbam.formatting import duration
 
 ROW = {"epoch": 1, "train_loss": 0.5, "val_accuracy": 0.8, "lr": 0.1}
 ROW |= {"images_per_s": 100.0, "data_wait_s": 0.5, "seconds": 5.0}

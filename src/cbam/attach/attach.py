@@ -17,12 +17,41 @@ from cbam.attach.settings import Setting, Settings
 from cbam.attach.sites.select import Selectors, Sites
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
+from cbam.formatting import counted
 from cbam.nn.base import AttentionModule
 
 
 @dataclass(frozen=True)
 class Attachment(Plan):
     """What was attached; prints as the plan's table."""
+
+    def check(self, model: nn.Module) -> None:
+        """Raise if attention that was attached is gone, after some tool has rebuilt parts of the model.
+
+        Args:
+            model: the one that attention was attached to, or what a tool made of it.
+
+        Raises:
+            CBAMError: fewer sites have attention; the message names those that have lost it.
+
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18()
+        >>> attachment = attach(model)
+        >>> attachment.check(model)
+        >>> model.layer1[0].bn2 = nn.Identity()
+        >>> attachment.check(model)
+        Traceback (most recent call last):
+        cbam.errors.CBAMError: 1 of 8 sites has lost its attention: 'layer1.0.bn2'. ...
+        """
+        attached = {name for name, module in model.named_modules() if isinstance(module, WithAttention)}
+        lost = len(self.sites) - len(attached)
+        if lost > 0:
+            names = ", ".join(repr(site.name) for site in self.sites if site.name not in attached)
+            has = "has lost its" if lost == 1 else "have lost their"
+            raise CBAMError(
+                f"{lost} of {counted(len(self.sites), 'site')} {has} attention: {names}."
+                " What rebuilds modules comes before cbam.attach."
+            )
 
 
 def plan(

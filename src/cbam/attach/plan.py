@@ -17,6 +17,7 @@ from cbam.attach.settings import Setting, Settings, by_selector
 from cbam.attach.sites.select import Selector, Selectors, Sites, as_list, select
 from cbam.attach.sites.table import FINDERS, KINDS, find
 from cbam.errors import CBAMError
+from cbam.formatting import columns, counted
 
 
 @dataclass(frozen=True)
@@ -84,36 +85,21 @@ class Plan:
         before, added_in_all = self.model_parameters, self.added_parameters
         share = f" (+{added_in_all / before:.2%})" if before else ""
         epilogues = [s.epilogue for s in self.sites if s.epilogue]
-        kinds = "; ".join(dict.fromkeys(epilogues))
-        ends = (
-            [f"the operator takes in the block's end ({kinds}) at {len(epilogues)} sites"]
-            if epilogues
-            else []
-        )
-        others = sum(bool(row[-1]) for row in rows)
-        more = f", {others} of them with settings of their own" if others else ""
+        fused = ""
+        if epilogues:
+            kinds = "; ".join(dict.fromkeys(epilogues))
+            fused = f"the epilogue of the block ({kinds}) runs inside the operator at {counted(len(epilogues), 'site')}"
+        others = sum(bool(row[-1]) for row in rows[1:])
+        more = f", {others} of them with options of their own" if others else ""
         return "\n".join(
             [
-                f"{self.attention} in {self.model_type}: {len(self.sites)} sites, init {self.init}{more}",
-                *_aligned(rows),
+                f"{self.attention} in {self.model_type}: {counted(len(self.sites), 'site')}, init {self.init}{more}",
+                *columns(rows, left=(0, 1, 2, 6)),
                 f"parameters {before:,} -> {before + added_in_all:,}{share}",
-                *ends,
+                *filter(None, [fused]),
                 *(f"note: {note}" for note in self.notes),
             ]
         )
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return the rows of a table as lines: text to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    numbers = (3, 4, 5)
-    return [
-        "  ".join(
-            c.rjust(w) if i in numbers else c.ljust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 class Chosen(NamedTuple):

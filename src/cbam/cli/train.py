@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 
 from cbam.cli.notices import log_to
-from cbam.runs.formatting import counted
+from cbam.formatting import counted
 from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig
 from cbam.train.settings import TrainRun

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from cbam.runs.formatting import duration
+from cbam.formatting import duration
 from cbam.train.run import Told
 
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from cbam.compare.grid import Cell
-from cbam.runs.formatting import counted, duration
+from cbam.formatting import counted, duration
 
 
 class PlainProgress:

@@ -6,9 +6,11 @@ run, then every training flag back as it was, no gradient, the random state unto
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral
 from typing import Any, TypeAlias
 
@@ -58,6 +60,11 @@ class Probe:
     nodes: list[Node]
     calls: list[Call]
     modules: dict[str, nn.Module]
+
+    @cached_property
+    def runs(self) -> Counter[str]:
+        """How often each module ran, by its name."""
+        return Counter(call.name for call in self.calls)
 
 
 class _Recorder(TorchDispatchMode):
