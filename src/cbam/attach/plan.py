@@ -1,4 +1,4 @@
-"""What `attach` would do, as a table; making one changes nothing and makes every check."""
+"""What `attach` would do, as a table. Making a plan runs every check and changes nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cbam.formatting import columns, counted
 
 @dataclass(frozen=True)
 class Site:
-    """One place where attention goes.
+    """One site of attention.
 
     Args:
         name: path of the module.
@@ -30,7 +30,7 @@ class Site:
         position: "output" (attention after it) or "input" (before it).
         channels, height, width: of the map there, with the probe's image.
         parameters: that the attention adds.
-        epilogue: what of the block's end runs inside the operator: "add, relu" or "add", as far as there is one.
+        epilogue: what of the block's epilogue runs inside the operator: "add, relu", "add" or nothing.
         attention: what goes in, such as "cbam (preset paper, r=16, k=7)".
         init: its first weights, "identity" or "paper".
     """
@@ -110,7 +110,7 @@ class Chosen(NamedTuple):
 
 
 class MadePlan(NamedTuple):
-    """A plan; what goes in at each of its sites, by name; the blocks whose end runs with theirs."""
+    """A plan; what goes in at each of its sites, by name; the blocks whose epilogue runs with their attention."""
 
     plan: Plan
     settings: dict[str, Setting]
@@ -126,7 +126,7 @@ def make_plan(
     example_input: Any,
     fuse_epilogue: bool,
 ) -> MadePlan:
-    """Check everything and return the plan with what it takes to follow it; see `cbam.attach`."""
+    """Check everything and return the plan with what is needed to carry it out; see `cbam.attach`."""
     if not isinstance(model, nn.Module):
         raise CBAMError(f"model expects a torch.nn.Module, got {type(model).__name__}.")
     selectors = by_selector(sites, settings)

@@ -26,8 +26,8 @@ class BlockEnd(NamedTuple):
 
     Args:
         shortcut: the map that is added.
-        relu: whether a ReLU is behind that.
-        apart: the function that does these steps as the block does, for a map that the site has given.
+        relu: whether a ReLU follows.
+        apart: the same steps as the block's own code does them, a function of the site's output.
     """
 
     shortcut: Tensor
@@ -36,7 +36,7 @@ class BlockEnd(NamedTuple):
 
 
 class WithAttention(nn.Module):
-    """A host module with attention on its output, or on its input where the host only hands that on.
+    """A host module with attention on its output, or on its input if the host only returns that.
 
     Args:
         host: the module at the site.
@@ -128,7 +128,7 @@ class WithAttention(nn.Module):
         return {"": "host"}
 
     def extra_repr(self) -> str:
-        """Name the position where it is not the usual one."""
+        """Name the position if it is not the output."""
         return "" if self.position == "output" else f"position={self.position!r}"
 
 

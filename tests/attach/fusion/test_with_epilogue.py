@@ -203,7 +203,7 @@ class TestSameObject:
 
     def test_table(self):
         text = str(cbam.plan(resnet(), **SIZE))
-        assert "the operator takes in the block's end (add, relu) at 8 sites" in text
+        assert "the epilogue of the block (add, relu) runs inside the operator at 8 sites" in text
         assert "block's end" not in str(cbam.plan(resnet(), fuse_epilogue=False, **SIZE))
         assert str(attached(resnet()) and cbam.plan(resnet(), **SIZE)) == text
 

@@ -1,7 +1,7 @@
-"""Run a model once and record what happened: which module made which tensor, and how tensors led to each other.
+"""Run a model once and record which module returned which tensor, and which tensor was computed from which.
 
-The model runs as it is, so any control flow is allowed, and nothing of it is changed: evaluation mode for the
-run, then every training flag back as it was, no gradient, the random state untouched, all hooks removed.
+The model runs as it is, so any control flow is allowed. It runs in evaluation mode and without gradients; afterwards
+its training flags and the random state are what they were, and all hooks are removed.
 """
 
 from __future__ import annotations

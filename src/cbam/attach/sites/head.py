@@ -1,11 +1,11 @@
 """Locations right before every classifier of a network: `sites="head"`, as in the paper's detectors.
 
-A prediction is a convolution or a matrix product behind which there is no other one, but for those that look at a map
-where a first stage says. Predictions that part at one map are a head: class scores and boxes at a pyramid level.
-Where nothing but heads reads that map, attention goes behind the module that makes it, and all heads see the same
-attended map, as in the paper's StairNet. Where the map goes on elsewhere, to the next level or to the pooling of
-regions, that part must stay as it was: attention then goes in front of each head's first module. A prediction from a
-vector has the last map before pooling.
+A prediction is a convolution or matrix product that no other one follows, except in the second stage of a detector,
+which reads a map at the positions that the first stage proposes. Predictions from one map are a head: class scores and
+boxes at a pyramid level. If only heads read that map, attention goes behind the module that makes it, and all heads see
+the same attended map, as in the paper's StairNet. If something else reads it too, such as the next level or the pooling
+of regions, that part must not change: attention then goes in front of the first module of each head. For a prediction
+from a vector it goes to the last map before pooling.
 """
 
 from __future__ import annotations
