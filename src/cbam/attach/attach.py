@@ -103,7 +103,7 @@ def attach(
         sites: found by tracing one forward: "residual": the end of every residual branch, before the addition, as in
             the paper; "block": behind every block; "stage": the last map at each resolution; "conv": behind every
             convolution with its norm and activation; "head": right before every classifier of a detector, or the last
-            map before pooling; "auto": "residual", or "stage", or "conv", whichever has a place. Or a path, a glob,
+            map before pooling; "auto": "residual", or "stage", or "conv", the first that has sites. Or a path, a glob,
             "re:...", a module type or module, a predicate (name, module) -> bool. Or a list of these. Or a dict
             {one of these: options}, such as {"layer3": {}, "layer4": {"reduction_ratio": 8, "attention": "se"}}:
             options of this call, changed at these sites; where two match, the last one holds.
