@@ -201,22 +201,22 @@ class RepBlock(nn.Module):
         del self.dense, self.point, self.norm
 
 
-def move_gates(model, seed=0):
+def move_gates(model, scale=0.5):
     """Give attached attention other weights than those that it starts with."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".cbam." in name:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.5)
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
     return model
 
 
-def calibrate(model, images):
-    """Give all norms the statistics of these images and weights that are not 0, so that every branch counts."""
+def calibrate(model, images, share=1.0):
+    """Give all norms a share of the statistics of these images and weights that are not 0: every branch counts then."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     before = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 1.0
+        norm.momentum = share
         nn.init.uniform_(norm.weight, 0.5, 1.5)
     with torch.no_grad():
         model.train()(images)

@@ -119,7 +119,9 @@ class TestBlocksThatFoldThemselves:
         torch.manual_seed(0)
         size = 224 if name == "efficientvit_m0" else 64
         image = torch.rand(2, 3, size, size)  # some of them fold in float32 only
-        model, attachment = attached(timm.create_model(name), image)
+        model = calibrate(timm.create_model(name), image, share=0.5)  # two images' variances may be next to 0
+        attachment = cbam.attach(model, input_size=size)
+        move_gates(model, 0.1)
         with torch.no_grad():
             before = model(image)
             merged = timm.utils.model.reparameterize_model(model)
@@ -127,7 +129,7 @@ class TestBlocksThatFoldThemselves:
             attachment.check(merged)
             changed = float((merged(image) - before).abs().max())
             with cbam.disabled(merged):
-                assert float((merged(image) - before).abs().max()) > 1000 * changed
+                assert float((merged(image) - before).abs().max()) > 100 * changed
 
     def test_timm_says_what_to_do_where_it_would_lose_attention(self):
         model, _ = attached(
