@@ -162,6 +162,8 @@ def _folds_here(probe: Probe, addition: _Addition, call: Call) -> bool:
     """Return whether what follows an addition in a call is more branches to merge, or has no convolution."""
     if call.source is None or call.output is None:
         return False
+    if probe.nodes[call.output].shape[2:] != probe.nodes[addition.node].shape[2:]:
+        return False
     tiny = not is_map(probe.nodes[addition.node])  # squeeze-excitation's convolutions look like others then
     rest = ancestors(probe, call.output) - ancestors(probe, addition.node)
     convolutions = (i for i in rest if probe.nodes[i].weighted and (tiny or is_map(probe.nodes[i])))
