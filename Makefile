@@ -34,8 +34,10 @@ $(VENV)/.operator: setup.py $(wildcard csrc/*) | $(BIN)/cbam
 	@[ -e src/cbam/_cpp.abi3.so ] || echo "The operator could not be built here; cbam doctor says what is missing. Going on without."
 	@touch $@
 
+# ultralytics, which is under the AGPL, is for its tests only: the package neither imports nor requires it.
 $(VENV)/.dev: $(BIN)/cbam
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet ultralytics
 	@touch $@
 
 # Debian and Ubuntu carry Fashion-MNIST as a package; elsewhere torchvision downloads it into the user's cache.

@@ -12,7 +12,7 @@ from typing import Any
 from depth_cells import QUARTERED, VARIANTS
 
 from cbam.files import write_atomically
-from cbam.runs.formatting import counted
+from cbam.formatting import counted
 from cbam.runs.markdown import wrap
 
 Rows = list[dict[str, Any]]

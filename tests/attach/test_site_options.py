@@ -72,7 +72,10 @@ def test_a_kind_gives_the_position_whichever_key_holds():
 
 def test_the_table_shows_what_differs():
     text = str(cbam.plan(resnet(), sites=SITES, preset="timm", input_size=64))
-    assert "cbam (preset timm, r=16, k=7) in ResNet: 9 sites, init identity, 4 of them with options" in text
+    assert (
+        "cbam (preset timm, r=16, k=7) in ResNet: 9 sites, init identity, 4 of them with options of their own"
+        in text
+    )
     assert re.search(r"layer4\.1\.bn2 .* se \(r=8\), init identity\n", text)
     assert re.search(r"layer2\.0\.bn2 +BatchNorm2d +after +128 +8x8 +2,148\n", text)
 

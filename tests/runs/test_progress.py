@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from cbam.runs.formatting import duration
+from cbam.formatting import duration
 from cbam.runs.progress import Progress, counting
 
 

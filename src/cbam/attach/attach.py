@@ -19,6 +19,7 @@ from cbam.attach.plan import Plan, make_plan
 from cbam.attach.sites.select import Selectors, Sites
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
+from cbam.formatting import counted
 from cbam.nn.base import AttentionModule
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,34 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Attachment(Plan):
     """What was attached; prints as the plan's table."""
+
+    def check(self, model: nn.Module) -> None:
+        """Raise if attention that was attached is gone, after some tool has rebuilt parts of the model.
+
+        Args:
+            model: the one that attention was attached to, or what a tool made of it.
+
+        Raises:
+            CBAMError: fewer sites have attention; the message names those that have lost it.
+
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18()
+        >>> attachment = attach(model)
+        >>> attachment.check(model)
+        >>> model.layer1[0].bn2 = nn.Identity()
+        >>> attachment.check(model)
+        Traceback (most recent call last):
+        cbam.errors.CBAMError: 1 of 8 sites has lost its attention: 'layer1.0.bn2'. ...
+        """
+        attached = {name for name, module in model.named_modules() if isinstance(module, WithAttention)}
+        lost = len(self.sites) - len(attached)
+        if lost > 0:
+            names = ", ".join(repr(site.name) for site in self.sites if site.name not in attached)
+            has = "has lost its" if lost == 1 else "have lost their"
+            raise CBAMError(
+                f"{lost} of {counted(len(self.sites), 'site')} {has} attention: {names}."
+                " What rebuilds modules comes before cbam.attach."
+            )
 
 
 def plan(
@@ -80,7 +109,7 @@ def attach(
         sites: found by tracing one forward: "residual": the end of every residual branch, before the addition, as in
             the paper; "block": behind every block; "stage": the last map at each resolution; "conv": behind every
             convolution with its norm and activation; "head": right before every classifier of a detector, or the last
-            map before pooling; "auto": "residual", or "stage", or "conv", whichever has a place. Or a path, a glob,
+            map before pooling; "auto": "residual", or "stage", or "conv", the first that has sites. Or a path, a glob,
             "re:...", a module type or module, a predicate (name, module) -> bool. Or a list of these. Or a dict
             {one of these: options}, such as {"layer3": {}, "layer4": {"reduction_ratio": 8, "attention": "se"}}:
             options of this call, changed at these sites; where two match, the last one holds.

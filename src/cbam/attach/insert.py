@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from cbam.attach import fuser_methods
 from cbam.attach.fusion.with_epilogue import with_epilogue
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
@@ -36,6 +37,7 @@ def insert(model: nn.Module, at: Mapping[str, Insertion], fused: Iterable[nn.Mod
         at: what goes in, by the path of the host.
         fused: blocks whose epilogue runs together with the attention, see `find_blocks`.
     """
+    fuser_methods.register()
     modules = dict(model.named_modules())
     wrapped: dict[nn.Module, nn.Module] = {}
     for path, (position, build) in at.items():

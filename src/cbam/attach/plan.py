@@ -1,4 +1,4 @@
-"""What `attach` would do, as a table; making one changes nothing and makes every check."""
+"""What `attach` would do, as a table. Making a plan runs every check and changes nothing."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from cbam.attach.sites.select import Selector, Selectors, Sites, as_list, select
 from cbam.attach.sites.table import FINDERS, KINDS, find
 from cbam.attach.trial import try_attention
 from cbam.errors import CBAMError
+from cbam.formatting import columns, counted
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place where attention goes.
+    """One site of attention.
 
     Args:
         name: path of the module.
@@ -30,7 +31,7 @@ class Site:
         position: "output" (attention after it) or "input" (before it).
         channels, height, width: of the map there, with the probe's image.
         parameters: that the attention adds.
-        epilogue: what of the block's end runs inside the operator: "add, relu" or "add", as far as there is one.
+        epilogue: what of the block's epilogue runs inside the operator: "add, relu", "add" or nothing.
         attention: what goes in, such as "cbam (preset paper, r=16, k=7)".
         init: its first weights: "identity" or "paper", or "as built" where it cannot start as the identity.
     """
@@ -85,36 +86,21 @@ class Plan:
         before, added_in_all = self.model_parameters, self.added_parameters
         share = f" (+{added_in_all / before:.2%})" if before else ""
         epilogues = [s.epilogue for s in self.sites if s.epilogue]
-        kinds = "; ".join(dict.fromkeys(epilogues))
-        ends = (
-            [f"the operator takes in the block's end ({kinds}) at {len(epilogues)} sites"]
-            if epilogues
-            else []
-        )
-        others = sum(bool(row[-1]) for row in rows)
+        fused = ""
+        if epilogues:
+            kinds = "; ".join(dict.fromkeys(epilogues))
+            fused = f"the epilogue of the block ({kinds}) runs inside the operator at {counted(len(epilogues), 'site')}"
+        others = sum(bool(row[-1]) for row in rows[1:])
         more = f", {others} of them with options of their own" if others else ""
         return "\n".join(
             [
-                f"{self.attention} in {self.model_type}: {len(self.sites)} sites, init {self.init}{more}",
-                *_aligned(rows),
+                f"{self.attention} in {self.model_type}: {counted(len(self.sites), 'site')}, init {self.init}{more}",
+                *columns(rows, left=(0, 1, 2, 6)),
                 f"parameters {before:,} -> {before + added_in_all:,}{share}",
-                *ends,
+                *filter(None, [fused]),
                 *(f"note: {note}" for note in self.notes),
             ]
         )
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return the rows of a table as lines: text to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    numbers = (3, 4, 5)
-    return [
-        "  ".join(
-            c.rjust(w) if i in numbers else c.ljust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 class Chosen(NamedTuple):
@@ -125,7 +111,7 @@ class Chosen(NamedTuple):
 
 
 class MadePlan(NamedTuple):
-    """A plan; what goes in at each of its sites, by name; the blocks whose end runs with theirs; changed outputs."""
+    """A plan, what goes in at each site by name, the blocks whose epilogue runs with it, and changed outputs."""
 
     plan: Plan
     configs: dict[str, SiteConfig]
@@ -142,7 +128,7 @@ def make_plan(
     example_input: Any,
     fuse_epilogue: bool,
 ) -> MadePlan:
-    """Check everything and return the plan with what it takes to follow it; see `cbam.attach`."""
+    """Check everything and return the plan with what is needed to carry it out; see `cbam.attach`."""
     if not isinstance(model, nn.Module):
         raise CBAMError(f"model expects a torch.nn.Module, got {type(model).__name__}.")
     selectors = by_selector(sites, config)

@@ -10,7 +10,7 @@ from rich.status import Status
 from rich.text import Text
 
 from cbam.bench.cells import Cell
-from cbam.runs.formatting import duration
+from cbam.formatting import duration
 
 
 class Progress:

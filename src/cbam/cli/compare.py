@@ -63,7 +63,7 @@ def show(outcome: Outcome, config: CompareConfig, console: Console) -> None:
     """Print the table, the verdict and where the report is."""
     from cbam.compare.statistics import verdict
     from cbam.compare.variants import label
-    from cbam.runs.formatting import counted
+    from cbam.formatting import counted
 
     summary = outcome.summary
     title = (

@@ -13,6 +13,7 @@ from cbam.cli.plan import PlanConfig
 from cbam.errors import CBAMError
 from cbam.evaluate import Cost, cost
 from cbam.evaluate.paper_costs import render_table
+from cbam.formatting import columns
 from cbam.models import build_model
 
 DESCRIPTION = """Count parameters, MACs, FLOPs, bytes moved and bytes saved for backward of one forward pass.
@@ -103,10 +104,4 @@ def beside(plain: Cost, attended: Cost, name: str) -> str:
         digits = {1.0: 0, 1e9: 3, 1e6: 2}[unit]
         shown = [f"{value / unit:,.{digits}f}" for value in (before, after, after - before)]
         rows.append((label, *shown, f"{(after - before) / before:+.2%}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for row in rows
-    )
+    return "\n".join(columns(rows))

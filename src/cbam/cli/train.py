@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from cbam.cli.attention import with_kinds
-from cbam.runs.formatting import counted
+from cbam.formatting import counted
 from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig, TrainRunConfig
 

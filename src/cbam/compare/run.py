@@ -29,9 +29,9 @@ from cbam.compare.measure import (
 from cbam.compare.report import write_report
 from cbam.compare.statistics import Summary, summarise, write_summary_csv
 from cbam.errors import CBAMError
+from cbam.formatting import counted, duration
 from cbam.models.registry import split_attention
 from cbam.runs.environment import now
-from cbam.runs.formatting import counted, duration
 from cbam.runs.imports import import_modules
 from cbam.runs.launchers import Cluster, Task, check_launcher, launch
 from cbam.runs.options import absolute_data

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from cbam.runs.formatting import counted, duration
+from cbam.formatting import counted, duration
 
 Count = Callable[[int, int], None]
 _active: list[Progress] = []

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import nn
 
 from cbam.data import ImageData
+from cbam.formatting import counted, duration
 from cbam.runs.environment import describe_environment
 from cbam.runs.folder import RunFolder
-from cbam.runs.formatting import counted, duration
 from cbam.runs.job import C, Job, Outcome
 from cbam.runs.progress import Progress
 from cbam.train.checkpoints import Checkpoints

@@ -14,12 +14,12 @@ from cbam.attach import attach
 from cbam.attach.sites.select import split_sites
 from cbam.data import ImageData
 from cbam.errors import CBAMError
+from cbam.formatting import counted
 from cbam.models import build_model
 from cbam.models.registry import split_attention
 from cbam.pretrained import save_pretrained
 from cbam.runs.environment import now
 from cbam.runs.folder import RunFolder
-from cbam.runs.formatting import counted
 from cbam.runs.progress import Progress
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.config import TrainRunConfig
