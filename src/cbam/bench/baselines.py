@@ -1,22 +1,22 @@
-"""The ways in which people have CBAM today, each with the weights of one of this library's modules."""
+"""The ways in which CBAM is written today, each with the weights of one of this library's modules."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import cbam
-from cbam.errors import CBAMError
+from cbam.bench.device import Device
 from cbam.ops.dispatch import set_backend
 
 COPY, COPY_INTO = "copy", "copy into"
 COMPILED = " compiled"
+TEXTBOOK, CAREFUL = "textbook", "careful"
 OPERATOR, EAGER = "cbam operator", "cbam eager"
 
 
@@ -70,7 +70,7 @@ class Textbook(nn.Module):
 
 
 class Careful(Textbook):
-    """The same as somebody writes it who knows which of PyTorch's reductions are fast: `amax` for every maximum."""
+    """The same written with the fastest of PyTorch's reductions: `amax` for every maximum."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gated map."""
@@ -82,8 +82,8 @@ class Careful(Textbook):
 def timm_module(weights: Mapping[str, Tensor], channels: int) -> nn.Module:
     """Return timm's `CbamModule` with the weights of a `cbam.CBAM`.
 
-    It has a batch norm in the spatial gate. In eval mode that is set to do nothing, so the function is the same;
-    in training it normalises by the batch as it always does, which is more work, and another function.
+    It has a batch norm in the spatial gate. In eval mode its statistics make it the identity, so the function is the
+    same; in training it normalises by the batch, which is more work and another function.
     """
     from timm.layers.cbam import CbamModule
 
@@ -100,14 +100,14 @@ def timm_module(weights: Mapping[str, Tensor], channels: int) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Rival:
-    """One way to have CBAM.
+class Baseline:
+    """One way to write CBAM.
 
     Args:
         module: To be called with the map.
-        backend: Of this library, see `cbam.set_backend`; None for modules of others.
+        backend: Of this library, see `cbam.set_backend`; None for other people's modules.
         same_in_training: Whether it computes the same function in train mode as well.
-        compiled: Whether `module` stands for its compiled form.
+        compiled: Whether `module` is to be called in its compiled form.
     """
 
     module: nn.Module
@@ -116,62 +116,69 @@ class Rival:
     compiled: bool = False
 
     def select(self) -> None:
-        """Choose the backend that this rival runs on."""
+        """Choose the backend that this baseline runs on."""
         if self.backend is not None:
             set_backend(self.backend)
 
-    def ready(self) -> Callable[[Tensor], Tensor]:
+    def ready(self, device: Device) -> Callable[[Tensor], Tensor]:
         """Return what is called: the module, or torch.compile of it for static shapes."""
-        return torch.compile(self.module, dynamic=False) if self.compiled else self.module
+        if not self.compiled:
+            return self.module
+        return torch.compile(self.module, dynamic=False, backend=device.compiler)
 
 
-def build_rivals(
-    channels: int, dtype: torch.dtype, memory_format: torch.memory_format, compiled: bool = True
-) -> dict[str, Rival]:
-    """Return all rivals, with the same random weights.
+def build_baselines(
+    device: Device,
+    channels: int,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    compiled: Collection[str] | None = None,
+) -> dict[str, Baseline]:
+    """Return all baselines with the same random weights, this library's modules at their head.
 
     Args:
+        device: Where they are called.
         channels: C.
         dtype: Of the weights.
         memory_format: Of the weights.
-        compiled: Include the compiled ones.
+        compiled: Which of "cbam", "textbook", "careful" and "timm" take part under torch.compile too; by default all.
 
-    >>> list(build_rivals(32, torch.float32, torch.contiguous_format, compiled=False))[-3:]
+    >>> list(build_baselines(Device("cpu"), 32, torch.float32, torch.contiguous_format, ()))[-3:]
     ['textbook', 'careful', 'timm']
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        rivals = _uncompiled(channels)
-    for rival in rivals.values():
-        rival.module.to(dtype).to(memory_format=memory_format)
-    if compiled:
-        # Of this library in its compiled form only the one that a user gets.
-        for name in [ours_of(rivals), *(name for name in rivals if not name.startswith("cbam"))]:
-            rival = rivals[name]
-            label = "cbam" + COMPILED if name.startswith("cbam") else name + COMPILED
-            rivals[label] = Rival(
-                copy.deepcopy(rival.module), rival.backend, rival.same_in_training, compiled=True
-            )
-    return rivals
+        found = _uncompiled(device, channels)
+    for baseline in found.values():
+        baseline.module.to(device.torch, dtype).to(memory_format=memory_format)
+    # Of this library only the module that a user gets is compiled.
+    ours = ours_of(found)
+    for name in [ours, *(name for name in found if not name.startswith("cbam"))]:
+        label = "cbam" if name == ours else name
+        if compiled is None or label in compiled:
+            base = found[name]
+            copied = copy.deepcopy(base.module)
+            found[label + COMPILED] = Baseline(copied, base.backend, base.same_in_training, compiled=True)
+    return found
 
 
-def _uncompiled(channels: int) -> dict[str, Rival]:
+def _uncompiled(device: Device, channels: int) -> dict[str, Baseline]:
     ours = cbam.CBAM(channels)
     weights = ours.state_dict()
-    rivals: dict[str, Rival] = {}
-    if operator_missing() is None:
-        rivals[OPERATOR] = Rival(ours, "cpp")
-    rivals[EAGER] = Rival(copy.deepcopy(ours), "eager")
-    for name, module in (("textbook", Textbook(channels)), ("careful", Careful(channels))):
+    found: dict[str, Baseline] = {}
+    if device.operator_missing() is None:
+        found[OPERATOR] = Baseline(ours, device.backend)
+    found[EAGER] = Baseline(copy.deepcopy(ours), "eager")
+    for name, module in ((TEXTBOOK, Textbook(channels)), (CAREFUL, Careful(channels))):
         module.load_state_dict(weights)
-        rivals[name] = Rival(module)
+        found[name] = Baseline(module)
     if importlib.util.find_spec("timm"):
-        rivals["timm"] = Rival(timm_module(weights, channels), same_in_training=False)
-    return rivals
+        found["timm"] = Baseline(timm_module(weights, channels), same_in_training=False)
+    return found
 
 
-def ours_of(names: Any) -> str:
-    """Return the name under which this library's best eager call is among `names`.
+def ours_of(names: Iterable[str]) -> str:
+    """Return the name of this library's best uncompiled row among `names`.
 
     >>> ours_of(["cbam eager", "textbook"])
     'cbam eager'
@@ -180,19 +187,9 @@ def ours_of(names: Any) -> str:
 
 
 def is_compiled_peer(name: str) -> bool:
-    """Tell whether `name` is somebody else's module under torch.compile.
+    """Return whether `name` is another module than this library's, under torch.compile.
 
     >>> is_compiled_peer("careful compiled"), is_compiled_peer("cbam compiled"), is_compiled_peer("careful")
     (True, False, False)
     """
     return name.endswith(COMPILED) and not name.startswith("cbam")
-
-
-def operator_missing() -> str | None:
-    """Return why the fused operator cannot run here, in a sentence; None if it can."""
-    try:
-        with set_backend("cpp"):
-            cbam.CBAM(16)(torch.zeros(1, 16, 4, 4))
-    except CBAMError as error:
-        return str(error)
-    return None

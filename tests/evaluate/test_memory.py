@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from cbam.bench.memory import peak_bytes, saved_bytes
 from cbam.evaluate import cost
+from cbam.evaluate.memory import peak_bytes, saved_bytes
 
 
 def test_a_storage_counts_once_and_weights_do_not():

@@ -1,4 +1,4 @@
-"""Memory: bytes that autograd keeps for backward, and the high-water mark of tensors during a step, both exact."""
+"""Memory: the bytes that autograd keeps for backward, and the peak of a step; both exact."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def saved_bytes(forward: Callable[[], object], owned: Iterable[Tensor]) -> int:
     128
     """
     known = {tensor.untyped_storage()._cdata for tensor in owned}
-    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given out twice while we count
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice while we count
 
     def pack(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -41,15 +41,16 @@ def saved_bytes(forward: Callable[[], object], owned: Iterable[Tensor]) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def peak_bytes(step: Callable[[], object]) -> int:
-    """Return by how much PyTorch's memory grows at most during one `step`, from the record of its CPU allocator.
+def peak_bytes(step: Callable[[], object], device: str = "cpu") -> int:
+    """Return by how much PyTorch's memory grows at most during one `step`, from the record of its allocator.
 
-    For a training step of ResNet-50 this agrees within 0.1 % with the kernel's high-water mark of a process that
-    gives freed memory back at once, which takes twenty times as long to measure. Scratch memory that a library
-    takes past PyTorch (oneDNN does for some convolutions) is not in it.
+    For a training step of ResNet-50 on a CPU this agrees within 0.1 % with the kernel's high-water mark of a process
+    that returns freed memory at once, which takes twenty times as long to measure. Scratch memory that a library
+    allocates outside PyTorch (oneDNN does for some convolutions) is not in it.
 
     Args:
         step: What to run; run it once before, so that what is made once and kept does not count.
+        device: Whose memory: "cpu" or "cuda".
 
     >>> def step():
     ...     first = torch.ones(1000)
@@ -58,6 +59,13 @@ def peak_bytes(step: Callable[[], object]) -> int:
     >>> peak_bytes(step)      # two of 500 and their sum
     6000
     """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
     with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
         step()
     assert record.profiler is not None
@@ -71,7 +79,7 @@ def peak_bytes(step: Callable[[], object]) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the profiler from writing to the terminal that it starts and stops."""
+    """Keep the profiler from printing when it starts and stops."""
     name = "KINETO_LOG_LEVEL"
     before = os.environ.get(name)
     os.environ[name] = "99"

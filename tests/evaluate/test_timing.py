@@ -9,17 +9,17 @@ from collections import Counter
 import pytest
 import torch
 
-from cbam.bench.timing import Candidate, interleave, order, quartiles, ratios
+from cbam.evaluate.timing import Candidate, Clock, WaitingClock, clock_of, interleave, order, quartiles, ratios
 
 
-class Clock:
-    """Time passes only when somebody works."""
+class FakeClock(Clock):
+    """Time passes only while a call works."""
 
     def __init__(self):
         self.now = 0.0
         self.log = []
 
-    def __call__(self):
+    def seconds(self):
         return self.now
 
     def work(self, name, milliseconds):
@@ -31,7 +31,7 @@ class Clock:
 
 
 def test_every_round_runs_each_candidate_once_in_the_stated_order():
-    clock = Clock()
+    clock = FakeClock()
     candidates = {name: clock.work(name, 30.0) for name in "abc"}
     times = interleave(candidates, rounds=4, clock=clock)
     assert {name: len(samples) for name, samples in times.items()} == {"a": 4, "b": 4, "c": 4}
@@ -50,7 +50,7 @@ def test_nobody_always_follows_the_same_one():
 
 
 def test_times_are_those_of_one_call():
-    clock = Clock()
+    clock = FakeClock()
     times = interleave(
         {"slow": clock.work("slow", 40.0), "fast": clock.work("fast", 0.1)}, rounds=3, clock=clock
     )
@@ -59,7 +59,7 @@ def test_times_are_those_of_one_call():
 
 
 def test_short_calls_are_repeated_and_long_ones_are_not():
-    clock = Clock()
+    clock = FakeClock()
     interleave({"slow": clock.work("slow", 40.0), "fast": clock.work("fast", 0.1)}, rounds=3, clock=clock)
     counts = Counter(clock.log)
     assert counts["slow"] == 2 + 3, "two calls to warm up, then one in each round"
@@ -67,7 +67,7 @@ def test_short_calls_are_repeated_and_long_ones_are_not():
 
 
 def test_the_budget_ends_a_measurement_but_not_before_five_rounds():
-    clock = Clock()
+    clock = FakeClock()
     times = interleave({"a": clock.work("a", 1000.0)}, rounds=50, seconds=0.5, clock=clock)
     assert len(times["a"]) == 5
     times = interleave({"a": clock.work("a", 1000.0)}, rounds=50, seconds=10.5, clock=clock)
@@ -77,7 +77,7 @@ def test_the_budget_ends_a_measurement_but_not_before_five_rounds():
 
 
 def test_inference_mode_unless_autograd_is_asked_for_and_preparations_outside_the_clock():
-    seen, prepared, clock = {}, [], Clock()
+    seen, prepared, clock = {}, [], FakeClock()
 
     def look(name):
         seen[name] = torch.is_inference_mode_enabled()
@@ -122,3 +122,27 @@ def test_ratios_are_taken_round_by_round():
     assert quartiles([3.0, 1.0, 2.0]) == (1.5, 2.0, 2.5)
     with pytest.raises(ValueError, match="zip"):
         ratios([1.0], [1.0, 2.0])
+
+
+def test_two_candidates_take_turns_to_be_first():
+    assert [order("ab", k) for k in range(4)] == [["a", "b"], ["b", "a"]] * 2
+
+
+def test_single_calls_follow_their_preparation_and_a_call_may_contain_several():
+    clock, log = FakeClock(), []
+    fast = clock.work("fast", 0.1)
+    candidate = Candidate(fast.call, prepare=lambda: log.append(len(clock.log)), single=True, contains=4)
+    times = interleave({"fast": candidate}, rounds=3, clock=clock)
+    assert times["fast"] == pytest.approx([0.1 / 4] * 3)
+    assert log == list(range(6)), "one call after each preparation: three to warm up, three samples"
+    assert interleave({}, rounds=3) == {}
+
+
+def test_the_clock_of_a_device_waits_for_it(monkeypatch):
+    assert type(clock_of(torch.device("cpu"))) is Clock
+    order_of_events = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: order_of_events.append(device.type))
+    clock = clock_of(torch.device("meta"))
+    assert isinstance(clock, WaitingClock)
+    assert clock.time(lambda: order_of_events.append("call")) > 0
+    assert order_of_events == ["meta", "call", "meta"]
