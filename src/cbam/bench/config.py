@@ -1,18 +1,23 @@
-"""What `cbam bench` is asked to do: the options, their help, their defaults and what is wrong with them."""
+"""What `cbam bench` is asked to do: the options, their help, their defaults on each device, and what is wrong with them."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from cbam.bench.device import DEVICES
 from cbam.errors import CBAMError, unknown_name
+from cbam.runs.config import RunConfig, option
 
 PARTS = ("modules", "network", "scaling")
+GPU_PARTS = ("checks", "kernels", "modules", "network", "host", "traffic", "scaling")
 DTYPES = {
     "float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16,
 }  # fmt: skip
@@ -20,7 +25,7 @@ MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(RunConfig):
     """Everything that a run depends on.
 
     Each field is an option of `cbam bench`; the text below it is the option's help.
@@ -29,15 +34,18 @@ class BenchConfig:
     [(64, 28, 28)]
     """
 
-    parts: tuple[str, ...] = PARTS
-    """What to measure: modules (CBAM alone beside its rivals), network (a whole one),
-    scaling (with threads, batch and map)."""
+    parts: tuple[str, ...] = option(GPU_PARTS, affects_result=False)
+    """What to measure: modules (CBAM alone beside other ways to write it), network (a whole one), scaling (with
+    threads, batch and map); on a GPU also checks (is the operator right here?), kernels, host (the time of a call on
+    the CPU) and traffic (bytes read from and written to DRAM)."""
+    device: str = "cpu"
+    """cpu, cuda, or dry-run: what is done on a GPU, on tiny maps on the CPU; the numbers mean nothing."""
     shapes: tuple[str, ...] = ("256x56x56", "512x28x28", "1024x14x14", "2048x7x7")
     """Feature maps of the modules as CxHxW; by default those at the ends of ResNet-50's stages."""
     batch_size: int = 8
     """Samples in a map, and images for the network."""
     dtype: str = "float32"
-    """float32, float64, bfloat16 or float16."""
+    """float32, float64, bfloat16 or float16; on a GPU, networks other than float32 run under AMP."""
     memory_formats: tuple[str, ...] = ("contiguous", "channels_last")
     """contiguous, channels_last or both."""
     model: str = "resnet50"
@@ -47,21 +55,29 @@ class BenchConfig:
     threads: int | None = None
     """CPU threads; by default what torch uses here."""
     rounds: int = 21
-    """Rounds of each measurement; in a round every rival runs once, in turn."""
+    """Rounds of each measurement; in a round every candidate runs once, in turn."""
     seconds: float = 4.0
-    """A measurement ends early after so long, but not before 5 rounds (or `rounds`, if those are fewer)."""
+    """A measurement ends early after this time, but not before 5 rounds (or `rounds`, if those are fewer)."""
     compile: bool = True
-    """Measure the rivals under torch.compile as well; needs a C++ compiler and, the first time, some minutes."""
+    """Measure under torch.compile as well; needs a C++ compiler and, the first time, some minutes."""
     quick: bool = False
-    """Only try whether everything works: small maps, three rounds, nothing compiled; the numbers mean nothing."""
-    restart: bool = False
+    """Only try whether everything works: few small maps, few rounds, nothing compiled; the numbers mean nothing."""
+    budget: float = option(math.inf, affects_result=False)
+    """Seconds for everything. The most important comes first; what does not fit is left out and named. The same
+    command adds it later."""
+    keep_going: bool = option(False, affects_result=False)
+    """On a GPU: measure even if a check fails."""
+    commit: str | None = None
+    """Commit of this code, where it is not in a git repository."""
+    restart: bool = option(False, affects_result=False)
     """Forget what the output folder holds, and measure everything anew."""
-    output: Path = Path("runs/bench")
+    output: Path = option(Path("runs/bench"), affects_result=False)
     """The run's folder; stopped at any time, the same command goes on in it."""
 
     def __post_init__(self) -> None:
         for kind, given, valid in (
-            ("part", self.parts, PARTS),
+            ("device", (self.device,), DEVICES),
+            ("part", self.parts, GPU_PARTS),
             ("dtype", (self.dtype,), DTYPES),
             ("memory format", self.memory_formats, MEMORY_FORMATS),
         ):
@@ -74,15 +90,16 @@ class BenchConfig:
             if not several:
                 raise CBAMError(f"--{name} expects at least one value, given none")
         for name, value, lowest in (
-            ("batch-size", self.batch_size, 1),
-            ("image-size", self.image_size, 32),
-            ("rounds", self.rounds, 2),
+            ("batch-size", self.batch_size, 1), ("image-size", self.image_size, 32), ("rounds", self.rounds, 2),
             ("threads", 1 if self.threads is None else self.threads, 1),
-        ):
+        ):  # fmt: skip
             if value < lowest:
                 raise CBAMError(f"--{name} must be at least {lowest}, given {value}")
-        if not self.seconds > 0:
-            raise CBAMError(f"--seconds must be more than 0, given {self.seconds}")
+        for name, time in (("seconds", self.seconds), ("budget", self.budget)):
+            if not time > 0:
+                raise CBAMError(f"--{name} must be more than 0, given {time}")
+        if self.device == "cpu" and not set(self.parts) & set(PARTS):
+            raise CBAMError(f"--parts {' '.join(self.parts)}: measured on a GPU only. Add --device cuda")
         _ = self.maps
 
     @property
@@ -91,45 +108,69 @@ class BenchConfig:
         return [parse_shape(shape) for shape in dict.fromkeys(self.shapes)]
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch has it."""
-        return DTYPES[self.dtype]
+    def like_gpu(self) -> bool:
+        """Whether the run has the measurements of a GPU."""
+        return self.device != "cpu"
 
     @property
-    def growth_batches(self) -> list[int]:
+    def small(self) -> bool:
+        """Whether the numbers mean nothing."""
+        return self.quick or self.device == "dry-run"
+
+    @property
+    def batch_sizes(self) -> list[int]:
         """Batch sizes of the scaling part."""
-        return [1, 2, 4] if self.quick else [1, 2, 4, 8, 16, 32, 64]
+        return [1, 2, 4] if self.small else [1, 2, 4, 8, 16, 32, 64]
 
     @property
-    def growth_sides(self) -> list[int]:
+    def sides(self) -> list[int]:
         """Heights and widths of the scaling part."""
-        return [7, 14] if self.quick else [7, 14, 28, 56, 112]
+        return [7, 14] if self.small else [7, 14, 28, 56, 112]
 
     @property
-    def growth_channels(self) -> int:
-        """Channels of the scaling part."""
-        return 64 if self.quick else 256
+    def scaling_map(self) -> tuple[int, int, int]:
+        """The map (C, H, W) whose batch grows, and which one and several threads process at N = 1."""
+        return (64, 14, 14) if self.small else (256, 56, 56)
 
-    @property
-    def growth_side(self) -> int:
-        """Height and width of the map whose batch grows, and which one and several threads take on at N = 1."""
-        return 14 if self.quick else 56
+    def in_effect(self) -> BenchConfig:
+        """Return the options in effect: threads filled in, and everything small for `quick` and a dry run."""
+        values: dict[str, Any] = {"threads": self.threads or torch.get_num_threads()}
+        if self.device == "dry-run":
+            values |= {
+                "shapes": ("8x6x6",), "batch_size": 2, "model": "resnet20", "image_size": 32, "rounds": 2, "seconds": 0.1,
+            }  # fmt: skip
+        elif self.quick and self.device == "cpu":
+            values |= {
+                "shapes": ("64x14x14", "128x7x7"), "batch_size": 2, "model": "resnet18", "image_size": 64, "rounds": 3,
+                "seconds": 1.0, "compile": False,
+            }  # fmt: skip
+        elif self.quick:
+            values |= {
+                "shapes": (self.shapes[0], self.shapes[-1]),
+                "rounds": 7,
+                "seconds": 0.3,
+                "compile": False,
+            }
+        return dataclasses.replace(self, **values)
 
-    def resolved(self) -> BenchConfig:
-        """Return the settings in effect: threads filled in, and all made small for `quick`."""
-        threads = self.threads or torch.get_num_threads()
-        if not self.quick:
-            return dataclasses.replace(self, threads=threads)
-        return dataclasses.replace(
-            self, shapes=("64x14x14", "128x7x7"), batch_size=2, model="resnet18", image_size=64,
-            threads=threads, rounds=3, seconds=1.0, compile=False,
-        )  # fmt: skip
-
-    def identity(self) -> dict[str, object]:
+    def identity(self) -> dict[str, Any]:
         """Return what two calls must share for their measurements to stand in one table."""
-        separate = {"parts", "restart", "output"}
-        values = {key: value for key, value in dataclasses.asdict(self).items() if key not in separate}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        items = {item.name: item.metadata.get("affects_result", True) for item in dataclasses.fields(self)}
+        return {name: value for name, value in self.resolved().items() if items[name]}
+
+
+def defaults(device: str) -> BenchConfig:
+    """Return the default options on a device.
+
+    >>> defaults("cuda").batch_size
+    128
+    """
+    if device not in ("cuda", "dry-run"):
+        return BenchConfig()
+    return BenchConfig(
+        device=device, batch_size=128, dtype="bfloat16", memory_formats=("channels_last",), rounds=25, seconds=0.6,
+        budget=480.0, output=Path("runs/bench-gpu"),
+    )  # fmt: skip
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
@@ -158,5 +199,5 @@ def shape_text(shape: Sequence[int]) -> str:
     ('256x56²', '8x256x7x9')
     """
     *front, height, width = shape
-    tail = f"{height}²" if height == width else f"{height}x{width}"
-    return "x".join([*map(str, front), tail])
+    end = f"{height}²" if height == width else f"{height}x{width}"
+    return "x".join([*map(str, front), end])

@@ -92,4 +92,3 @@ def _for_timing(model: nn.Module, memory_format: torch.memory_format) -> nn.Modu
 def _noise(like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(like.shape, generator=generator).to(like)
-

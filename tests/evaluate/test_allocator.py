@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys, torch
-from cbam.bench.allocator import keep_freed_memory
+from cbam.evaluate.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     print(keep_freed_memory())
 x = torch.zeros(50_000_000 // 4)
