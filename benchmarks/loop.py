@@ -4,7 +4,8 @@
 
 Both loops train the same network on the same batches of Fashion-MNIST, in turns; a ratio is of one round, and the
 table shows the median of the rounds with the quartiles. The bare loop is as people write it: forward, loss, backward,
-step. Ours adds schedule, seeding, hits, checks of the loss and the position. Needs pip install '.[compare]'.
+step. Ours adds schedule, seeding, counts of correct predictions, checks of the loss and the position. Needs
+pip install '.[compare]'.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from cbam.runs.environment import describe_environment
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.config import TrainConfig
 from cbam.train.device import make_accelerator
-from cbam.train.loop import Watchers, train_model
+from cbam.train.loop import Callbacks, train_model
 
 
 class Enough(Exception):
@@ -119,7 +120,7 @@ def ours(data: ImageData, config: TrainConfig, options: Any) -> float:
             config,
             seed=0,
             checkpoints=Checkpoints(Path(folder)),
-            watchers=Watchers(step=on_step),
+            callbacks=Callbacks(step=on_step),
         )
     return options.steps * config.batch_size / (marks[1] - marks[0])
 

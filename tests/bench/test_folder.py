@@ -69,7 +69,7 @@ def test_the_folders_of_others_are_left_alone(tmp_path, restart):
 def test_a_torn_last_line_is_dropped(tmp_path, results):
     folder = begun(tmp_path)
     folder.add(results[0])
-    with folder.metrics.open("a") as stream:
+    with folder.metrics.path.open("a") as stream:
         stream.write(json.dumps(results[1].to_json())[:-40])
     again = begun(tmp_path)
     again.add(results[2])

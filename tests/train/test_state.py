@@ -35,7 +35,7 @@ def written(path, *state, step=1):
 
 def test_round_trip(tmp_path):
     model, optimizer = trained()
-    position = Position(epoch=2, step=5, loss_sum=1 / 3, hits=4, seen=9, best_epoch=1, best_accuracy=0.5)
+    position = Position(epoch=2, step=5, loss_sum=1 / 3, correct=4, seen=9, best_epoch=1, best_accuracy=0.5)
     folder = written(tmp_path, position, model, optimizer, None, None)
     other, its = fresh()
     assert restore(folder, other, its, None, None) == position

@@ -19,7 +19,7 @@ def test_rows_as_lines_and_as_a_spreadsheet(tmp_path):
         metrics.add(row(epoch, 1 / epoch))
     metrics.go_on_after(1)  # epochs 2 and 3 were not saved: they come again
     metrics.add(row(2, 0.25))
-    assert metrics.folder.rows() == [row(1, 1.0), row(2, 0.25)]
+    assert metrics.folder.metrics.read() == [row(1, 1.0), row(2, 0.25)]
     with (tmp_path / "metrics.csv").open() as file:
         assert list(csv.DictReader(file)) == [
             {"epoch": "1", "train_loss": "1.0"},

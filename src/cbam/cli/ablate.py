@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from cbam.cli.compare import parse_as, run_grid
+from cbam.cli.compare import parse_as
 from cbam.compare import ablation
 from cbam.compare.ablation import Ablation
 from cbam.compare.config import CompareConfig
@@ -96,7 +96,10 @@ def main(arguments: Sequence[str]) -> int:
     if not config.data:
         raise CBAMError("ablate needs images: type --data NAME, for example --data fashion-mnist")
     ablations = config.ablations
-    outcome = run_grid(config.grid(), ["cbam", "ablate", *arguments])
+    from cbam.cli.running import run_job
+    from cbam.compare.run import prepare
+
+    outcome = run_job(prepare, config.grid(), ["cbam", "ablate", *arguments])
     if outcome:
         from cbam.compare.ablation_page import tables_text, write_page
 

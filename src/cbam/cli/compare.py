@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -12,7 +10,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cbam.cli.notices import log_to
 from cbam.compare.config import CompareConfig
 from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig
@@ -31,36 +28,14 @@ Example: cbam compare --data fashion-mnist --model resnet20 --seeds 3 --epochs 1
 def main(arguments: Sequence[str]) -> int:
     """Run the verb with the `arguments` after it; return the exit code."""
     config = parse(arguments)
-    outcome = run_grid(config, ["cbam", "compare", *arguments])
+    # Heavy imports after the options are known to be right: a typing error is answered at once.
+    from cbam.cli.running import run_job
+    from cbam.compare.run import prepare
+
+    outcome = run_job(prepare, config, ["cbam", "compare", *arguments])
     if outcome:
         show(outcome, config, Console(highlight=False))
     return 0
-
-
-def run_grid(config: CompareConfig, command: list[str]) -> Outcome | None:
-    """Train, measure and report what `config` asks for; None on processes that only help to train.
-
-    Args:
-        config: What to do.
-        command: What was typed, for the report, and for the advice after an interruption.
-    """
-    # Heavy imports after the options are known to be right: a typing error is answered at once.
-    from cbam.compare.progress import make_progress
-    from cbam.compare.run import execute, prepare
-
-    # Of several processes (torchrun, accelerate launch) only the first one talks.
-    progress = make_progress(Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0"))
-    log_to(progress.notice)
-    try:
-        with progress:
-            return execute(prepare(config, command, progress), progress)
-    except KeyboardInterrupt as stop:
-        if not config.folder.is_dir():
-            raise
-        raise type(stop)(
-            f"stopped. Finished models and epochs are kept in {config.folder}. To go on, type the same again:\n"
-            f"  {shlex.join(command)}"
-        ) from None
 
 
 def parse(arguments: Sequence[str]) -> CompareConfig:

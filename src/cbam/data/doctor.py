@@ -13,10 +13,10 @@ import numpy as np
 from PIL.Image import DecompressionBombWarning
 
 from cbam.data.pictures import DEFAULT_MAX_PIXELS, MOST_PIXELS, SUFFIXES, BadImage, check_image
-from cbam.data.progress import progress
 from cbam.data.scan import Layout, Side, find_layout, scan_side, some
 from cbam.data.verified_cache import WORTH_IT, CheckedFiles
 from cbam.errors import CBAMError
+from cbam.runs.progress import counting
 
 # A pool holds one future for each path it was given; a million at once would take gigabytes.
 _AT_ONCE = 1000
@@ -152,7 +152,7 @@ def _problems(paths: list[str], max_pixels: int) -> dict[Path, BadImage]:
     # Pillow decodes without the interpreter's lock, so threads are enough.
     with (
         warnings.catch_warnings(),
-        progress("checking images") as tell,
+        counting("checking images") as count,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
         # What Pillow would only warn of is judged by `max_pixels` here.
@@ -162,7 +162,7 @@ def _problems(paths: list[str], max_pixels: int) -> dict[Path, BadImage]:
             for path, error in zip(part, pool.map(problem, part), strict=True):
                 if error is not None:
                     found[Path(path)] = error
-            tell(start + len(part), len(paths))
+            count(start + len(part), len(paths))
     return found
 
 

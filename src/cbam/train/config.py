@@ -1,15 +1,26 @@
-"""How to train one classifier; the defaults suit small images from scratch."""
+"""The options of a training: the recipe, which `cbam compare` shares, and what `cbam train` has beside it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from cbam.errors import CBAMError, unknown_name
-from cbam.runs.options import check_ranges
+from cbam.runs.config import option
+from cbam.runs.options import absolute_data, check_ranges, folder_name
+from cbam.train.images import ImageConfig, check_start
 
 # Peak learning rates at batch 128: (from scratch, fine-tuning).
 PEAK_LR = {"sgd": (0.1, 0.01), "momentum": (0.1, 0.01), "adamw": (1e-3, 1e-4)}
+TRACKERS = ("tensorboard", "wandb")
+_OF_GATES = ("gate_lr_scale", "gate_weight_decay")
+_WITHOUT_EFFECT = {
+    "se": ("preset", "kernel_size"),
+    "channel": ("kernel_size",),
+    "spatial": ("reduction_ratio",),
+    "none": ("sites", "preset", "reduction_ratio", "kernel_size", *_OF_GATES),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +65,21 @@ class TrainConfig:
     """Decay of a moving average of the weights, e.g. 0.999, reported beside the plain accuracy; 0 is off."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Autocast: bf16 on most devices, fp16 (with gradient scaling) on GPUs only, no = float32."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    # Device, compilation and sharding: a step sees the same images and computes the same gradient up to rounding, so a
+    # training may go on with another choice.
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", affects_result=False)
     """Where to train; auto takes the accelerator if there is one."""
-    accumulate: int = 1
+    # Batch norm sees a part, as it sees a process's share: one training may be divided anew, but networks that are
+    # compared must not differ in it.
+    accumulate: int = option(1, affects_result=False, affects_comparison=True)
     """Parts in which a process computes its share of a batch, to save memory; batch norm sees a part at a time."""
     sync_bn: bool = False
     """Batch norm over the images of all processes (on GPUs)."""
-    shard: bool = False
+    shard: bool = option(False, affects_result=False)
     """Divide weights, gradients and optimizer over the processes (FSDP2) instead of copying them (DDP)."""
-    compile: bool = False
+    compile: bool = option(False, affects_result=False)
     """Compile the network with torch.compile."""
-    workers: int = 0
+    workers: int = option(0, affects_result=False)
     """Processes that load images; any number gives the same bits. Folders of photographs gain from a few."""
 
     def __post_init__(self) -> None:
@@ -119,3 +134,116 @@ class TrainConfig:
         if self.lr is not None:
             return self.lr
         return PEAK_LR[self.optimizer][fine_tuning]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRunConfig(ImageConfig):
+    """Everything that one training depends on.
+
+    Each field is an option of `cbam train`; the text below it is the option's help.
+
+    >>> config = TrainRunConfig(data="digits", model="resnet20")
+    >>> str(config.folder)
+    'runs/train-digits-resnet20-cbam'
+    >>> str(TrainRunConfig(data="shards:/data/images?window=2").folder)
+    'runs/train-images-resnet50-cbam'
+    """
+
+    essential: ClassVar[tuple[str, ...]] = ("seed", "model")
+
+    model: str = "resnet50"
+    """resnet20 ... resnet110 for small images, paper_resnet50 ..., or torchvision's and timm's names."""
+    attention: Literal["cbam", "se", "channel", "spatial", "none"] = "cbam"
+    """What to attach."""
+    preset: str = "official"
+    """Dialect of CBAM: paper (the equations), official (the authors' code, the paper's parameter counts), timm."""
+    sites: str = "auto"
+    """Where, with commas, as `cbam plan` takes it: auto is the end of every residual branch, conv behind every
+    convolution."""
+    reduction_ratio: int = 16
+    """Width of the channel gate's hidden layer: channels / ratio."""
+    kernel_size: int = 7
+    """Of the spatial gate's convolution."""
+    seed: int = 0
+    """Decides first weights, order, augmentation and dropout."""
+    output: Path | None = option(None, affects_result=False)
+    """The run's folder; the same command again goes on in it. None: runs/train-DATA-MODEL-ATTENTION."""
+    config: Path | None = None
+    """A YAML file with options, one `name: value` per line; options on the command line win."""
+    pretrained: bool = False
+    """Start from the weights that torchvision or timm publish for the model."""
+    weights: Path | None = None
+    """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
+    save_every: int | None = option(None, affects_result=False)
+    """Steps between two saves; in any case after each epoch, and when told to stop."""
+    keep: int = option(2, affects_result=False)
+    """Checkpoints that stay: the newest, and those to fall back to if it is damaged."""
+    track: str = option("", affects_result=False)
+    """tensorboard, wandb, or both with a comma, beside metrics.jsonl and metrics.csv."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The recipe."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(
+            ("reduction-ratio", self.reduction_ratio, self.reduction_ratio >= 1, "at least 1"),
+            ("save-every", self.save_every, self.save_every is None or self.save_every >= 1, "at least 1"),
+            ("keep", self.keep, self.keep >= 1, "at least 1"),
+        )
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise unknown_name("tracker", name, TRACKERS)
+        check_start(self.pretrained, self.weights)
+        self._refuse_what_is_ignored()
+
+    def _refuse_what_is_ignored(self) -> None:
+        """Refuse options of the attention that the one in the network does not have."""
+        ignored = []
+        for name in _WITHOUT_EFFECT.get(self.attention, ()):
+            part: Any = self.train if name in _OF_GATES else self
+            given = getattr(part, name)
+            # Defaults are class attributes of a dataclass. What is typed as the default changes nothing either way.
+            if given != getattr(type(part), name) and not (name in _OF_GATES and self._brings_attention()):
+                ignored.append(f"--{name.replace('_', '-')} {given}")
+        if ignored:
+            has, it = ("has", "it") if len(ignored) == 1 else ("have", "them")
+            instead = "" if self._brings_attention() else ", or take --attention cbam"
+            raise CBAMError(
+                f"{', '.join(ignored)} {has} no effect with --attention {self.attention}. Leave {it} out{instead}"
+            )
+
+    def _brings_attention(self) -> bool:
+        """Whether the network comes with attention of ours, whose weights the optimizer knows as such."""
+        from cbam.models.registry import split_attention  # lazily: it makes the backbones known
+
+        return split_attention(self.model)[1] is not None
+
+    @property
+    def fine_tuning(self) -> bool:
+        """Whether training starts from weights of an earlier training."""
+        return self.pretrained or self.weights is not None
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers' names."""
+        return tuple(name.strip() for name in self.track.split(",") if name.strip())
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, relative as given."""
+        if self.output is not None:
+            return self.output
+        return Path("runs") / ("train-" + folder_name(self.data, self.model, self.attention))
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every option's value, with defaults filled in and paths made absolute.
+
+        >>> TrainRunConfig(data="digits").resolved()["lr"]
+        0.1
+        """
+        return super().resolved() | {
+            "lr": self.train.peak_lr(fine_tuning=self.fine_tuning),
+            "data": absolute_data(self.data),
+            "output": str(self.folder),
+            "weights": str(self.weights.resolve()) if self.weights else None,
+        }

@@ -52,8 +52,8 @@ class Evaluation:
     @property
     def per_class_accuracy(self) -> list[float | None]:
         """Share of each class's images that were recognised; None for a class without images."""
-        hits, counts = self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist()
-        return [hit / count if count else None for hit, count in zip(hits, counts, strict=True)]
+        correct, counts = self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist()
+        return [right / count if count else None for right, count in zip(correct, counts, strict=True)]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Which images a training uses: the options that `cbam train` and `cbam compare` share."""
+"""The images of a training: the options that `cbam train` and `cbam compare` share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cbam.errors import CBAMError
+from cbam.runs.config import RunConfig
 from cbam.runs.options import check_ranges
 
 if TYPE_CHECKING:
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions:
+class ImageConfig(RunConfig):
     """Which images, and how they are prepared.
 
     Each field is an option; the text below it is the option's help.
 
-    >>> images = ImageOptions(data="digits", limit_train=100).load()
+    >>> images = ImageConfig(data="digits", limit_train=100).load()
     >>> len(images.train), images.input_size
     (100, (1, 8, 8))
     """

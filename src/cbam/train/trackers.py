@@ -35,13 +35,13 @@ class Metrics:
 
     def go_on_after(self, epochs: int) -> None:
         """Drop the rows of later epochs: they will be made again."""
-        kept = [row for row in self.folder.rows() if row["epoch"] <= epochs]
-        self.folder.replace_metrics(kept)
+        kept = [row for row in self.folder.metrics.read() if row["epoch"] <= epochs]
+        self.folder.metrics.replace(kept)
 
     def add(self, row: dict[str, Any]) -> None:
         """Add the row of an epoch."""
-        self.folder.append_metrics(row)
-        rows = self.folder.rows()
+        self.folder.metrics.append(row)
+        rows = self.folder.metrics.read()
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[-1]), lineterminator="\n", extrasaction="ignore")
         writer.writeheader()

@@ -15,7 +15,6 @@ from cbam.data.image_data import ImageData
 from cbam.data.options import split_options
 from cbam.data.pictures import BadImage, check_image
 from cbam.data.prepared import Preparation, prepared_data
-from cbam.data.progress import progress
 from cbam.data.scan import some
 from cbam.data.shards.dataset import Samples, ShardImages
 from cbam.data.shards.headers import Rows
@@ -24,6 +23,7 @@ from cbam.data.shards.order import WINDOW
 from cbam.data.shards.places import ShardNames, find_shards
 from cbam.data.shards.storage import is_remote, read_all
 from cbam.errors import CBAMError
+from cbam.runs.progress import counting
 
 OPTIONS = ("train", "val", "window")
 _LARGEST_CLASSES_FILE = 1 << 26
@@ -53,8 +53,8 @@ def load_shards(
     window = _window(options.get("window"))
     names = find_shards(place, options.get("train"), options.get("val"))
     listed = _class_names(names)
-    with progress("reading the headers of shards") as tell:
-        index = load_index(names, {name: label for label, name in enumerate(listed or ())}, tell)
+    with counting("reading the headers of shards") as count:
+        index = load_index(names, {name: label for label, name in enumerate(listed or ())}, count)
     classes, notices = _classes(index, names, listed)
     if bad_images == "skip":
         index = _checked_index(index, names, preparation.max_pixels)
@@ -198,7 +198,7 @@ def _checked_index(index: ShardIndex, names: ShardNames, max_pixels: int) -> Sha
     plain = Preparation(1, (0.0,) * 3, (1.0,) * 3, max_pixels)
     found: dict[str, Part] = {}
     total, done = sum(index.shards[name].count for name in wanted), 0
-    with progress("checking images in shards") as tell, ThreadPoolExecutor() as pool:
+    with counting("checking images in shards") as count, ThreadPoolExecutor() as pool:
         for name in wanted:
             shard, rows = index.shards[name], index.rows_of(index.shards[name])
             images = ShardImages(names, Samples(index, [name]), (), plain, augment=False)
@@ -208,7 +208,7 @@ def _checked_index(index: ShardIndex, names: ShardNames, max_pixels: int) -> Sha
                 fine = list(pool.map(partial(_is_fine, max_pixels=max_pixels), images.contents(part)))
                 bad = np.array(part)[~np.array(fine)]
                 labels[bad] = np.minimum(labels[bad], -1 - labels[bad])
-                tell(done := done + len(part), total)
+                count(done := done + len(part), total)
             found[name] = Part(name, shard.stamp, Rows(rows.blocks, rows.sizes, labels), checked=True)
     return write_somewhere(names, [found.get(part.name, part) for part in parts_of(index)])
 

@@ -16,12 +16,12 @@ from cbam.data.doctor import FolderReport, check_folder
 from cbam.data.folder import labelled_images, refuse
 from cbam.data.hashing import name_hash
 from cbam.data.pictures import DEFAULT_MAX_PIXELS
-from cbam.data.progress import progress
 from cbam.data.shards.index import load_index
 from cbam.data.shards.places import find_shards
 from cbam.data.split import stratified_split
 from cbam.errors import CBAMError
 from cbam.files import remove_leftovers, write_atomically
+from cbam.runs.progress import counting
 
 PLAN = "shards.json"
 _LARGEST_SHARD = 8 << 30
@@ -130,7 +130,7 @@ def _write_sides(
     reused = 0
     total = sum(len(_cuts(members, per_shard)) for members in sides.values())
     done = 0
-    with progress("writing shards") as tell:
+    with counting("writing shards") as count:
         for side, members in sides.items():
             for number, start in enumerate(_cuts(members, per_shard)):
                 path = out / f"{side}-{number:06d}.tar"
@@ -138,7 +138,7 @@ def _write_sides(
                     reused += 1
                 else:
                     write_atomically(path, _packed(roots[side], members[start : start + per_shard], start))
-                tell(done := done + 1, total)
+                count(done := done + 1, total)
     return reused
 
 
