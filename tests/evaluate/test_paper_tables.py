@@ -138,7 +138,12 @@ def test_what_is_shown(counted, number):
 
 @pytest.mark.parametrize(
     ("number", "message"),
-    [(6, "COCO.*not supported yet.*1, 2, 3, 4, 5"), (7, "VOC"), (0, "Tables 1 to 7, given 0"), (8, "given 8")],
+    [
+        (6, "COCO.*not supported yet.*1, 2, 3, 4, 5"),
+        (7, "VOC"),
+        (0, "Tables 1 to 7, given 0"),
+        (8, "given 8"),
+    ],
 )
 def test_tables_that_are_not_there(number, message):
     with pytest.raises(CBAMError, match=message):

@@ -9,7 +9,16 @@ from collections import Counter
 import pytest
 import torch
 
-from cbam.evaluate.timing import Candidate, Clock, WaitingClock, clock_of, interleave, order, quartiles, ratios
+from cbam.evaluate.timing import (
+    Candidate,
+    Clock,
+    WaitingClock,
+    clock_of,
+    interleave,
+    order,
+    quartiles,
+    ratios,
+)
 
 
 class FakeClock(Clock):

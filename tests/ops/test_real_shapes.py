@@ -50,7 +50,12 @@ class Case:
     preset: str = "paper"
 
     def __str__(self):
-        words = [self.kind, "training" if self.training else "eval", self.preset, "x".join(map(str, self.shape))]
+        words = [
+            self.kind,
+            "training" if self.training else "eval",
+            self.preset,
+            "x".join(map(str, self.shape)),
+        ]
         return "-".join([*words, self.dtype, self.layout])
 
 
@@ -109,7 +114,9 @@ class Maps:
     def outcome(self, backend, *, exact=False, call=None):
         """Output, all gradients and all statistics, computed by a copy of the site; `call` makes what is called."""
         site = copy.deepcopy(self.site)
-        x, residual, gradient = (t.double() if exact else t.clone() for t in (self.x, self.residual, self.gradient))
+        x, residual, gradient = (
+            t.double() if exact else t.clone() for t in (self.x, self.residual, self.gradient)
+        )
         site = site.double() if exact else site
         x.requires_grad_()
         residual.requires_grad_(site.kind == "epilogue")
@@ -176,8 +183,10 @@ def randomise(site):
     with torch.no_grad():
         for name, parameter in site.named_parameters():
             if parameter.dim() == 1:
-                fresh = torch.rand_like(parameter) + 0.5 if name.endswith("weight") else torch.randn_like(parameter) * 0.1
-                parameter.copy_(fresh)
+                weight = name.endswith("weight")
+                parameter.copy_(
+                    torch.rand_like(parameter) + 0.5 if weight else torch.randn_like(parameter) * 0.1
+                )
             elif "mlp.0" in name:
                 parameter.mul_(0.25)
         if site.norm is not None:
@@ -222,7 +231,9 @@ def twice(maps, device):
 
 
 def values_of(on_gpu):
-    batch, stages, odd = (32, STAGES, ODD) if on_gpu else (2, [(24, 6, 6), (40, 4, 3)], [(2, 33, 17, 3), (3, 1, 4, 1)])
+    batch, stages, odd = (
+        (32, STAGES, ODD) if on_gpu else (2, [(24, 6, 6), (40, 4, 3)], [(2, 33, 17, 3), (3, 1, 4, 1)])
+    )
     ends = [stages[0], stages[-1]]
     yield from (Case("module", (batch, *stage), *kind) for kind in TYPES for stage in stages)
     for kind in (FAST, EXACT):
@@ -316,7 +327,9 @@ def test_the_last_samples_of_a_map_past_int32_bfloat16_channels_last(device):
 
     def check(few):
         x, gradient = (
-            torch.empty((samples, *size), dtype=t.dtype, device=device, memory_format=torch.channels_last).normal_()
+            torch.empty(
+                (samples, *size), dtype=t.dtype, device=device, memory_format=torch.channels_last
+            ).normal_()
             for t in (few.x, few.gradient)
         )
         x[-2:], gradient[-2:] = few.x, few.gradient

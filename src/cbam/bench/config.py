@@ -1,4 +1,4 @@
-"""What `cbam bench` is asked to do: the options, their help, their defaults on each device, and what is wrong with them."""
+"""The options of `cbam bench`: their help, their defaults on each device, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -103,6 +103,11 @@ class BenchConfig(RunConfig):
         _ = self.maps
 
     @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.output
+
+    @property
     def maps(self) -> list[tuple[int, int, int]]:
         """The shapes as (C, H, W)."""
         return [parse_shape(shape) for shape in dict.fromkeys(self.shapes)]
@@ -137,7 +142,8 @@ class BenchConfig(RunConfig):
         values: dict[str, Any] = {"threads": self.threads or torch.get_num_threads()}
         if self.device == "dry-run":
             values |= {
-                "shapes": ("8x6x6",), "batch_size": 2, "model": "resnet20", "image_size": 32, "rounds": 2, "seconds": 0.1,
+                "shapes": ("8x6x6",), "batch_size": 2, "model": "resnet20", "image_size": 32, "rounds": 2,
+                "seconds": 0.1,
             }  # fmt: skip
         elif self.quick and self.device == "cpu":
             values |= {

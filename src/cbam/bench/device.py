@@ -102,4 +102,3 @@ class Device:
 def device_of(kind: str) -> Device:
     """Return the device of this process, the same one each time."""
     return Device(kind)
-

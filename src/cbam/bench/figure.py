@@ -13,8 +13,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from cbam.bench.cases import BOTH, FORWARD, Result
 from cbam.bench.baselines import COMPILED, COPY
+from cbam.bench.cases import BOTH, FORWARD, Result
 from cbam.bench.config import shape_text
 from cbam.bench.summary import mean_ratio, providers, select
 from cbam.files import write_atomically

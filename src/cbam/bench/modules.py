@@ -117,7 +117,8 @@ class Comparison:
                     self._drop(name, f"left out, computes something else: {why}")
                     continue
                 raise BaselinesDiffer(
-                    f"{name} and {EAGER} differ at {self.case.name}: {why}. Times of different functions are not compared"
+                    f"{name} and {EAGER} differ at {self.case.name}: {why}. Times of different functions "
+                    "are not compared"
                 )
 
     def _answer(self, name: str) -> list[Tensor]:
@@ -230,7 +231,9 @@ def measure_scaling(case: Case, config: BenchConfig, device: Device) -> Result:
         seconds = config.seconds / 8  # there are many sizes
         if case.study == "threads":
             candidates = {
-                name + suffix: replace(one, prepare=partial(_both, partial(torch.set_num_threads, n), one.prepare))
+                name + suffix: replace(
+                    one, prepare=partial(_both, partial(torch.set_num_threads, n), one.prepare)
+                )
                 for suffix, n in (("", case.threads), (ONE_THREAD, 1))
                 for name, one in candidates.items()
             }

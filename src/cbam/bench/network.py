@@ -20,7 +20,6 @@ from cbam.bench.cases import COMPILED_NETWORKS, EVERYTHING_COMPILED, GRAPHS, INF
 from cbam.bench.config import DTYPES, MEMORY_FORMATS, BenchConfig
 from cbam.bench.device import Device
 from cbam.bench.modules import BaselinesDiffer, first_line
-from cbam.errors import MissingExtra
 from cbam.evaluate.memory import peak_bytes, saved_bytes
 from cbam.evaluate.timing import Candidate, interleave
 from cbam.models import build_model
@@ -53,8 +52,8 @@ class Networks:
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(case.shape, generator=generator)
         self.target = torch.randint(_CLASSES, (case.shape[0],), generator=generator).to(device.torch)
-        built, notes = _build(model, device, case.shape[1:])
-        self.notes = list(notes)
+        built = _build(model, device, case.shape[1:])
+        self.notes: list[str] = []
         self.ours = next(name for name in built if name.startswith("cbam"))
         self.x = self.x.to(device.torch, given).contiguous(memory_format=layout)
         # Copies: training changes them, and every case begins with the same networks.
@@ -190,20 +189,13 @@ def measure(case: Case, config: BenchConfig, device: Device) -> Result:
 
 
 @cache
-def _build(model: str, device: Device, size: tuple[int, ...]) -> tuple[dict[str, nn.Module], list[str]]:
-    """Return all networks in float32, their batch norms calibrated, and what is to be said about them."""
+def _build(model: str, device: Device, size: tuple[int, ...]) -> dict[str, nn.Module]:
+    """Return all networks in float32, their batch norms calibrated."""
     set_backend("auto")
-    notes = []
     ours = OPERATOR if device.operator_missing() is None else EAGER
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        try:
-            plain = build_model(model, _CLASSES)
-        except MissingExtra as error:
-            if model != "resnet50":
-                raise
-            plain = build_model("paper_resnet50", _CLASSES)
-            notes.append(f"the network is paper_resnet50, with the stride on the first convolution: {error}")
+        plain = build_model(model, _CLASSES)
         attended, apart, excited = (copy.deepcopy(plain) for _ in range(3))
         options: dict[str, Any] = {"init": "paper", "input_size": size}
         attachment = attach(attended, "cbam", **options)
@@ -223,7 +215,7 @@ def _build(model: str, device: Device, size: tuple[int, ...]) -> tuple[dict[str,
         del networks[ours + APART], networks[CAREFUL]
     for network in networks.values():
         calibrate(network.to(device.torch), images.to(device.torch))
-    return networks, notes
+    return networks
 
 
 def with_module(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cbam.bench import summary
 from cbam.bench.baselines import COPY
-from cbam.bench.cases import BOTH, FORWARD, INFERENCE, ONE_THREAD, TRAINING, Result, geometric_mean
+from cbam.bench.cases import INFERENCE, ONE_THREAD, TRAINING, Case, Result, geometric_mean
 from cbam.bench.config import shape_text
 from cbam.bench.summary import mean_of, ours, providers, select
 from cbam.bench.targets import targets
@@ -80,7 +80,8 @@ def _header(settings: dict[str, Any], environment: dict[str, Any]) -> str:
     lines = [
         f"- host: {machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} threads",
         "- " + ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        f"- commit {settings.get('commit') or 'not known'}, code {settings.get('code')}, operator {settings.get('operator')}",
+        "- "
+        + ", ".join(f"{name} {settings.get(name) or 'not known'}" for name in ("commit", "code", "operator")),
         "- " + ", ".join(str(one.get("started")) for one in (environment, *environment.get("continued", []))),
     ]
     if "device" in gpu:
@@ -108,8 +109,7 @@ def _checks(results: Sequence[Result]) -> Section:
 
 def _modules(results: Sequence[Result], way: str) -> Section:
     case, on_gpu = results[0].case, not results[0].case.threads
-    study = f", {case.study}" if case.study else ""
-    title = f"{case.mode}, {case.memory_format}, N={case.shape[0]}, {case.dtype}{_threads(case.threads)}{study}{way}: ms, times a copy"
+    title = f"{case.mode}, {case.memory_format}, N={case.shape[0]}, {_kind(case)}{way}: ms, times a copy"
     head = [
         "module",
         *(shape_text(result.case.shape[1:]) for result in results),
@@ -120,7 +120,9 @@ def _modules(results: Sequence[Result], way: str) -> Section:
     for name in providers(results):
         cells = [f"{_three(r.quartiles(name)[1])} {_times(r.ratio(name)):>5}" for r in results]
         mean = mean_of(results, summary.over_ours(name)) if on_gpu else None
-        rows.append([name, *cells, _times(summary.mean_ratio(results, name)), *([_times(mean)] if mean else [])])
+        rows.append(
+            [name, *cells, _times(summary.mean_ratio(results, name)), *([_times(mean)] if mean else [])]
+        )
     rows.append(SEPARATOR)
     for label, measure, write in (
         ("textbook / ours", summary.textbook_over_ours, _times),
@@ -136,7 +138,9 @@ def _modules(results: Sequence[Result], way: str) -> Section:
 def _memory(results: Sequence[Result]) -> Section:
     """What the modules keep for backward and take at most, in sizes of the map."""
     case, layouts = results[0].case, _layouts(results)
-    title = f"memory of forward+backward, N={case.shape[0]}, {case.dtype}, in sizes of the map, geometric mean over the shapes"
+    title = (
+        f"memory of forward+backward, N={case.shape[0]}, {case.dtype}, in sizes of the map, geometric mean"
+    )
     head, rows = ["module"], []
     for layout in layouts:
         head += [f"saved,\n{layout}", f"peak,\n{layout}"]
@@ -154,8 +158,7 @@ def _memory(results: Sequence[Result]) -> Section:
 def _network(results: Sequence[Result]) -> Section:
     """Times and memory of whole networks."""
     case = results[0].case
-    study = f", {case.study}" if case.study else ""
-    title = f"network, batch {case.shape[0]}, {case.shape[-1]} px, {case.dtype}{_threads(case.threads)}{study}: ms, times plain"
+    title = f"network, batch {case.shape[0]}, {case.shape[-1]} px, {_kind(case)}: ms, times plain"
     rows = []
     for layout in _layouts(results):
         rows.append([layout])
@@ -177,7 +180,8 @@ def _network(results: Sequence[Result]) -> Section:
 
 
 def _host(results: Sequence[Result]) -> Section:
-    title = f"host overhead, {shape_text(results[0].case.shape)}, {results[0].case.dtype}: microseconds of a call that nobody waits for"
+    case = results[0].case
+    title = f"host overhead, {shape_text(case.shape)}, {case.dtype}: µs of a call that nobody waits for"
     rows = [[name, *(_three(1000 * r.quartiles(name)[1]) for r in results)] for name in providers(results)]
     return Section(title, ["", *(result.case.mode for result in results)], rows)
 
@@ -259,6 +263,10 @@ def _share(counts: dict[str, int], provider: str, reference: str) -> str:
 
 def _layouts(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(result.case.memory_format for result in results))
+
+
+def _kind(case: Case) -> str:
+    return f"{case.dtype}{_threads(case.threads)}{', ' + case.study if case.study else ''}"
 
 
 def _threads(count: int) -> str:

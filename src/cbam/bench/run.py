@@ -217,7 +217,10 @@ class BenchJob(Job[Case, Outcome]):
         most = min(WORKERS, max(1, cores // CORES_EACH)) if like_gpu else self.config.threads or 1
         count = min(most, len(tasks))
         # Inductor's own compile processes share the cores that are left.
-        environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, cores // count) if like_gpu else 1), **caches}
+        environment = {
+            "TORCHINDUCTOR_COMPILE_THREADS": str(max(1, cores // count) if like_gpu else 1),
+            **caches,
+        }
         self.progress.phase("compiling, so that no time contains it")
         with (
             self.progress.counting("compiling") as counted,
@@ -225,7 +228,9 @@ class BenchJob(Job[Case, Outcome]):
         ):
             finished = itertools.count(1)
             run_tasks(tasks, pool, lambda task, answer: counted(next(finished), len(tasks)), self.deadline)
-        self.progress.line(f"compiling took {time.monotonic() - start:.0f} s; it is not part of any time below")
+        self.progress.line(
+            f"compiling took {time.monotonic() - start:.0f} s; it is not part of any time below"
+        )
         # Tuned while others used the GPU: the choice is made again by the process that measures.
         for file in Path(caches.get("TRITON_CACHE_DIR", os.devnull)).rglob("*.best_config"):
             file.unlink(missing_ok=True)

@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cbam.bench import summary
+from cbam.bench import cases, summary
 from cbam.bench.baselines import CAREFUL, TEXTBOOK
-from cbam.bench.cases import BOTH, COMPILED_NETWORKS, FORWARD, GRAPH, GRAPHS, INFERENCE, ONE_THREAD, PLAIN
-from cbam.bench.cases import TRAINING, Result
+from cbam.bench.cases import Result
 from cbam.bench.summary import mean_of, ours, over_ours, select
 
 LARGEST = (8, 256, 56, 56)
 SHAPES = {LARGEST, (8, 512, 28, 28), (8, 1024, 14, 14), (8, 2048, 7, 7)}
-WAYS = {"": "as called", GRAPH: "GPU time alone"}
+WAYS = {"": "as called", cases.GRAPH: "GPU time alone"}
 
 
 @dataclass(frozen=True)
@@ -66,22 +65,22 @@ def targets(results: Sequence[Result]) -> Iterator[Target]:
 
 def _cpu(results: Sequence[Result]) -> Iterator[Target]:
     """Where memory formats are not averaged, each has a line of its own."""
-    for mode, textbook, compiled in ((FORWARD, (10, 15), (2, 3)), (BOTH, (8, 12), (3, 5))):
+    for mode, textbook, compiled in ((cases.FORWARD, (10, 15), (2, 3)), (cases.BOTH, (8, 12), (3, 5))):
         found = select(results, "modules", mode)
         yield Target(f"{mode}: textbook / ours", *textbook, True, mean_of(found, summary.textbook_over_ours))
         yield Target(
             f"{mode}: best compiled / ours", *compiled, True, mean_of(found, summary.best_compiled_over_ours)
         )
-    largest = [r for r in select(results, "modules", FORWARD) if r.case.shape == LARGEST]
+    largest = [r for r in select(results, "modules", cases.FORWARD) if r.case.shape == LARGEST]
     for layout, found in _by_layout(largest):
         figure = f"forward at 8x256x56², {layout} / copy"
         yield Target(figure, 2.0, 1.5, False, mean_of(found, _over_reference))
-    for mode, must, aim in ((INFERENCE, 1.08, 1.03), (TRAINING, 1.15, 1.05)):
+    for mode, must, aim in ((cases.INFERENCE, 1.08, 1.03), (cases.TRAINING, 1.15, 1.05)):
         for layout, found in _by_layout(select(results, "network", mode)):
             yield Target(f"{mode} / plain, {layout}", must, aim, False, mean_of(found, _over_reference))
-    for layout, found in _by_layout(select(results, "network", TRAINING)):
+    for layout, found in _by_layout(select(results, "network", cases.TRAINING)):
         yield Target(f"bytes saved / plain, {layout}", 1.02, 1.01, False, mean_of(found, _saved))
-    for mode in (FORWARD, BOTH):
+    for mode in (cases.FORWARD, cases.BOTH):
         for layout, found in _by_layout(select(results, "scaling", mode, study="threads")):
             yield Target(
                 f"1 thread / 2, {mode}, {layout}", 1.6, 1.8, True, mean_of(found, _faster_by_threads)
@@ -94,7 +93,8 @@ def _gpu(results: Sequence[Result]) -> Iterator[Target]:
     modules = [r for r in found if r.case.part == "modules" and not r.case.study]
     batch = modules[0].case.shape[0] if modules else 128
     stages = {
-        m: [r for r in modules if r.case.mode == m and r.case.shape[0] == batch] for m in (FORWARD, BOTH)
+        m: [r for r in modules if r.case.mode == m and r.case.shape[0] == batch]
+        for m in (cases.FORWARD, cases.BOTH)
     }
 
     def mean(mode: str, way: str, measure: Callable[[Result], float | None]) -> float | None:
@@ -102,7 +102,7 @@ def _gpu(results: Sequence[Result]) -> Iterator[Target]:
 
     for way, text in WAYS.items():
         figure = f"forward, N={batch}: share of the copy limit, {text}"
-        yield Target(figure, 0.45, 0.75, True, mean(FORWARD, way, summary.copy_share))
+        yield Target(figure, 0.45, 0.75, True, mean(cases.FORWARD, way, summary.copy_share))
     for name, must, aim, measure in (
         (TEXTBOOK, 6.0, 10.0, summary.textbook_over_ours),
         (CAREFUL, 3.0, 4.0, over_ours(CAREFUL)),
@@ -110,20 +110,22 @@ def _gpu(results: Sequence[Result]) -> Iterator[Target]:
     ):
         for way, text in WAYS.items():
             figure = f"forward+backward, N={batch}: {name} / ours, {text}"
-            yield Target(figure, must, aim, True, mean(BOTH, way, measure))
+            yield Target(figure, must, aim, True, mean(cases.BOTH, way, measure))
     for mode, study, images in (
-        (TRAINING, "", batch), (TRAINING, GRAPHS, batch), (TRAINING, COMPILED_NETWORKS, batch), (INFERENCE, GRAPHS, 1),
-        (INFERENCE, COMPILED_NETWORKS, 1), (INFERENCE, "", batch), (INFERENCE, COMPILED_NETWORKS, batch),
+        (cases.TRAINING, "", batch), (cases.TRAINING, cases.GRAPHS, batch), (cases.TRAINING, cases.COMPILED_NETWORKS, batch), (cases.INFERENCE, cases.GRAPHS, 1),
+        (cases.INFERENCE, cases.COMPILED_NETWORKS, 1), (cases.INFERENCE, "", batch), (cases.INFERENCE, cases.COMPILED_NETWORKS, batch),
     ):  # fmt: skip
         these = [r for r in select(found, "network", mode, study=study) if r.case.shape[0] == images]
         figure = f"ResNet-50 {mode}, batch {images}, {study or 'eager'}: ours / plain"
         yield Target(figure, 1.10, 1.03, False, mean_of(these, _over_reference))
-    eager = [r for r in select(found, "network", TRAINING) if r.case.shape[0] == batch]
+    eager = [r for r in select(found, "network", cases.TRAINING) if r.case.shape[0] == batch]
     yield Target(
         "ResNet-50, bytes kept for backward: ours / plain", 1.02, 1.01, False, mean_of(eager, _saved)
     )
     passes = [
-        p["passes"] for p in summary.dram_passes(results) if (p["provider"], p["direction"]) == ("ours", "forward")
+        p["passes"]
+        for p in summary.dram_passes(results)
+        if (p["provider"], p["direction"]) == ("ours", "forward")
     ]
     yield Target(f"DRAM passes, forward, N={batch}, worst stage", 4.2, 2.3, False, max(passes, default=None))
 
@@ -149,11 +151,15 @@ def _over_reference(result: Result) -> float | None:
 
 def _saved(result: Result) -> float | None:
     counts = result.saved_bytes
-    return counts[ours(result)] / counts[PLAIN] if ours(result) in counts and PLAIN in counts else None
+    return (
+        counts[ours(result)] / counts[cases.PLAIN]
+        if ours(result) in counts and cases.PLAIN in counts
+        else None
+    )
 
 
 def _faster_by_threads(result: Result) -> float:
-    return result.ratio(ours(result) + ONE_THREAD, ours(result))
+    return result.ratio(ours(result) + cases.ONE_THREAD, ours(result))
 
 
 def _by_layout(results: Sequence[Result]) -> Iterator[tuple[str, list[Result]]]:

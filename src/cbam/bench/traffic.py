@@ -37,7 +37,7 @@ SECONDS = 80
 
 
 def measure(case: Case, config: BenchConfig, device: Device) -> Result:
-    """Count the bytes that each provider's forward and backward move through DRAM, or say why they cannot be counted."""
+    """Count the bytes that forward and backward move through DRAM, or say why they cannot be counted."""
     shapes = [(case.shape[0], *size) for size in config.maps]
     cases = [asdict(replace(case, part="modules", mode=BOTH, shape=shape)) for shape in shapes]
     program = [sys.executable, "-m", "cbam.bench.traffic", device.kind, json.dumps(cases)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections.abc import Sequence
 
 import tyro
@@ -30,20 +29,10 @@ def main(arguments: Sequence[str]) -> int:
     # Heavy imports after the options are known to be right: a typing error is answered at once.
     from cbam.bench.report import sections, trust
     from cbam.bench.run import prepare
-    from cbam.runs.progress import Progress
+    from cbam.cli.running import run_job
     from cbam.runs.tables import show
 
-    command = ["cbam", "bench", *arguments]
-    try:
-        with Progress() as progress:
-            outcome = prepare(config, command, progress).execute()
-    except KeyboardInterrupt as stop:
-        if not config.output.is_dir():
-            raise
-        again = shlex.join(word for word in command if word != "--restart")
-        raise type(stop)(
-            f"stopped. What is measured is kept in {config.output}. To go on, type:\n  {again}"
-        ) from None
+    outcome = run_job(prepare, config, ["cbam", "bench", *arguments], leave_out=["--restart"])
     assert outcome is not None
     console = Console(highlight=False)
     show(sections(outcome.results), console)

@@ -23,7 +23,11 @@ def describe_gpu() -> dict[str, Any]:
     >>> "cuda" in describe_gpu()
     True
     """
-    found: dict[str, Any] = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "triton": None}
+    found: dict[str, Any] = {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": None,
+    }
     with suppress(importlib.metadata.PackageNotFoundError):
         found["triton"] = importlib.metadata.version("triton")
     if torch.cuda.is_available():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cbam.bench.settings import BenchConfig, parse_shape, shape_text
+from cbam.bench.config import BenchConfig, defaults, parse_shape, shape_text
 from cbam.errors import CBAMError
 
 
@@ -23,6 +23,9 @@ from cbam.errors import CBAMError
         ({"rounds": 1}, "--rounds must be at least 2, given 1"),
         ({"threads": 0}, "--threads must be at least 1, given 0"),
         ({"seconds": 0.0}, "--seconds must be more than 0, given 0"),
+        ({"budget": -1.0}, "--budget must be more than 0, given -1"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"parts": ("traffic",)}, "--parts traffic: measured on a GPU only. Add --device cuda"),
         ({"seconds": float("nan")}, "--seconds must be more than 0, given nan"),
     ],
 )
@@ -40,14 +43,27 @@ def test_the_identity_leaves_out_what_does_not_change_a_number(tmp_path):
 
 
 def test_quick_is_small_and_stays_recognisable():
-    quick = BenchConfig(quick=True, threads=1).resolved()
+    quick = BenchConfig(quick=True, threads=1).in_effect()
     assert quick.quick
     assert not quick.compile
     assert max(height for _, height, _ in quick.maps) <= 14
-    assert quick.identity() != BenchConfig(threads=1).resolved().identity()
+    assert quick.identity() != BenchConfig(threads=1).in_effect().identity()
 
 
 def test_shapes():
     assert parse_shape("3x4x5") == (3, 4, 5)
     assert shape_text((8, 3, 4, 5)) == "8x3x4x5"
     assert BenchConfig(shapes=("3x4x5", "3x4x5")).maps == [(3, 4, 5)]
+
+
+def test_a_gpu_has_defaults_of_its_own_and_a_dry_run_is_tiny():
+    gpu, dry = defaults("cuda"), defaults("dry-run").in_effect()
+    assert (gpu.dtype, gpu.memory_formats, gpu.batch_size, gpu.budget) == (
+        "bfloat16",
+        ("channels_last",),
+        128,
+        480,
+    )
+    assert dry.maps == [(8, 6, 6)]
+    assert dry.small
+    assert defaults("cpu") == defaults("nonsense") == BenchConfig()
