@@ -5,7 +5,6 @@
 The pictures are cuts of scikit-image's photographs, which are made once. After the first round everything is in the
 machine's page cache: what is compared is the work of opening and reading files, not a disk. Needs pip install '.[dev]'.
 """
-# ruff: noqa: T201
 
 from __future__ import annotations
 

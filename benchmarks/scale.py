@@ -4,7 +4,6 @@
 
 Nothing here is measured: throughput and prices are yours to put in. `cbam train` prints its own images per second.
 """
-# ruff: noqa: T201
 
 from __future__ import annotations
 

@@ -16,6 +16,8 @@ import depth
 import depth_cells
 import depth_report
 
+from cbam.runs.rows import Rows
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -25,7 +27,7 @@ def finished(tmp_path_factory):
 
 
 def _cells(path, kind):
-    return {row["variant"]: row for row in depth.read(path) if row.get("kind") == kind}
+    return {row["variant"]: row for row in Rows(path).read() if row.get("kind") == kind}
 
 
 def test_what_is_found(finished):
@@ -52,7 +54,7 @@ def test_a_run_goes_on_behind_a_line_that_was_cut_off(finished, tmp_path):
     copy = tmp_path / "depth.jsonl"
     copy.write_text("\n".join([*lines[:-1], lines[-1][:40]]))
     depth.run(depth.TINY, copy, "digits", torch.get_num_threads())
-    again, before = depth.read(copy), depth.read(finished)
+    again, before = Rows(copy).read(), Rows(finished).read()
     assert [depth.cell_of(row) for row in again[1:]] == [depth.cell_of(row) for row in before[1:]]
     assert again[-1]["losses"] == before[-1]["losses"], "the seed decides"
 
@@ -69,8 +71,8 @@ def test_a_grid_that_has_grown_goes_on_in_the_same_file(finished, tmp_path):
     (model, settings), *_ = depth.TINY.train
     grown = replace(depth.TINY, train=(*depth.TINY.train, ("resnet56", settings)), train_seeds=(1, 0))
     depth.run(grown, copy, "digits", torch.get_num_threads())
-    assert len([row for row in depth.read(copy) if "kind" in row]) == len(list(depth.TINY.cells()))
-    assert list(depth.about_of(depth.read(copy))["training"]) == [model, "resnet56"]
+    assert len([row for row in Rows(copy).read() if "kind" in row]) == len(list(depth.TINY.cells()))
+    assert list(depth.about_of(Rows(copy).read())["training"]) == [model, "resnet56"]
     changed = replace(depth.TINY, train=((model, replace(settings, steps=4)),))
     with pytest.raises(SystemExit, match=f"other training of {model}"):
         depth.run(changed, copy, "digits", torch.get_num_threads())
@@ -80,7 +82,7 @@ def test_the_report(finished, tmp_path):
     target = tmp_path / "docs" / "results" / "depth.md"
     target.parent.mkdir(parents=True)
     target.write_text("# Old\n\n## Reading it\n\nIt trains.\n\n## Gone\n\nold\n")
-    rows = depth.read(finished)
+    rows = Rows(finished).read()
     depth_report.write_report(depth.about_of(rows), [row for row in rows if "kind" in row], target, finished)
     text = target.read_text()
     assert "## Reading it\n\nIt trains.\n\n## What it costs" in text
