@@ -88,9 +88,7 @@ TINY = Grid(
 
 def main() -> int:
     """Run what is missing, or write the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/depth.jsonl"))
     parser.add_argument("--data", default="fashion-mnist", help="images to start and train on")
     parser.add_argument("--threads", type=int, default=2)

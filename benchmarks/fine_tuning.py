@@ -306,9 +306,7 @@ images are the same throughout. Latencies were taken on a busy machine."""
 
 def main() -> None:
     """Run the step that is named."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("step", choices=("insertion", "page"))
     if options.parse_args().step == "page":
         sys.stdout.write(page())

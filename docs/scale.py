@@ -1,6 +1,6 @@
 """Arithmetic of a large training: data rate, time, cost, and what the order and the index of the images need.
 
-    python benchmarks/scale.py --images 1_281_167 --image-bytes 110e3 --throughput 2500 --devices 8 --epochs 90
+    python docs/scale.py --images 1_281_167 --image-bytes 110e3 --throughput 2500 --devices 8 --epochs 90
 
 Nothing here is measured: throughput and prices are yours to put in. `cbam train` prints its own images per second.
 """
