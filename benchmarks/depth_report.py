@@ -100,16 +100,7 @@ def costs(rows: Rows) -> list[str]:
             each = (row["bytes_saved"] - plain["bytes_saved"]) / blocks
             cells.append("" if row is plain else f"{each / 1e3:,.1f}")
             table.append(cells)
-    head = [
-        "network",
-        "blocks",
-        "image",
-        "variant",
-        "M parameters",
-        "G multiply-adds",
-        "MB saved",
-        "kB more a block",
-    ]
+    head = "network|blocks|image|variant|M parameters|G multiply-adds|MB saved|kB more a block".split("|")
     return [
         "## What it costs",
         "",
@@ -131,8 +122,7 @@ def starts(rows: Rows) -> list[str]:
         cells = [model, variant, *shown, f"{mean(ratio):.3g}"]
         cells += gate_cells([row["gates"] for row in group]) if any(gates) else ["", ""]
         table.append(cells)
-    head = ["network", "variant", "first block", "middle", "last", "first / last",
-            "saturated, channel / spatial (%)", "dead, channel / spatial (%)"]  # fmt: skip
+    head = "network|variant|first block|middle|last|first / last|saturated, channel / spatial (%)|dead, channel / spatial (%)".split("|")
     return [
         "## Gradients and gates before training",
         "",
@@ -167,15 +157,7 @@ def trainings(rows: Rows, about: dict[str, Any]) -> list[str]:
         f"{s['lr']}"
         for model, s in about["training"].items()
     ]
-    head = [
-        "network",
-        "variant",
-        "seeds",
-        "diverged",
-        "loss, last 10 steps",
-        "accuracy (%)",
-        "minus plain (points)",
-    ]
+    head = "network|variant|seeds|diverged|loss, last 10 steps|accuracy (%)|minus plain (points)".split("|")
     return [
         "## Do they train?",
         "",
@@ -200,8 +182,7 @@ def after_training(rows: Rows) -> list[str]:
                 gate_means = [[mean_gate(g, f"{k} mean") for g in found] for k in ("channel", "spatial")]
                 centre = [f"{mean(values):.2f}" for values in gate_means]
                 table.append([model, variant, when, " / ".join(centre), *gate_cells(found)])
-    head = ["network", "variant", "step", "mean, channel / spatial", "saturated, channel / spatial (%)",
-            "dead, channel / spatial (%)"]  # fmt: skip
+    head = "network|variant|step|mean, channel / spatial|saturated, channel / spatial (%)|dead, channel / spatial (%)".split("|")
     return [
         "## Gates while training",
         "",

@@ -9,7 +9,9 @@ import torch
 
 import cbam
 from cbam.bench import baselines
-from cbam.bench.baselines import Careful, Textbook, build_baselines, is_compiled_peer, ours_of
+from cbam.evaluate import references
+from cbam.evaluate.references import Careful, Textbook
+from cbam.bench.baselines import build_baselines, is_compiled_peer, ours_of
 from cbam.bench.device import Device, device_of
 
 CPU = device_of("cpu")
@@ -42,7 +44,7 @@ def test_output_and_gradients_are_those_of_the_library(kind, shape):
 def test_timm_computes_the_same_in_eval_mode_and_not_in_training(shape):
     pytest.importorskip("timm")
     ours, weights = eager(shape[1])
-    theirs = baselines.timm_module(weights, shape[1]).double()
+    theirs = references.timm_module(weights, shape[1]).double()
     x = torch.randn(shape, dtype=torch.float64)
     with torch.no_grad(), cbam.set_backend("eager"):
         torch.testing.assert_close(theirs.eval()(x), ours(x))

@@ -8,8 +8,9 @@ from itertools import groupby
 
 import pytest
 
-from cbam.bench.cases import BOTH, FORWARD, GRAPH, HOT, Case, Result, cases, geometric_mean
+from cbam.bench.cases import BOTH, FORWARD, GRAPH, HOT, Case, Result, cases
 from cbam.bench.config import BenchConfig, defaults
+from cbam.evaluate.timing import geometric_mean
 
 
 def test_the_default_run():

@@ -16,6 +16,7 @@ from cbam.bench.device import device_of
 from cbam.bench.report import markdown
 from cbam.bench.run import code_hash
 from cbam.bench.summary import dram_passes
+from cbam.evaluate import dram
 
 SECTIONS = (
     "Promises", "Correctness on real shapes", "forward, channels_last, N=2, bfloat16: ms",
@@ -186,7 +187,7 @@ class TestChecks:
         assert "was not checked: needs pytest" in result.notes[0]
 
 
-NCU_NAMES = ("ID", "Process Name", "Kernel Name", "Stream", traffic.READ, traffic.WRITE)
+NCU_NAMES = ("ID", "Process Name", "Kernel Name", "Stream", dram.READ, dram.WRITE)
 NCU = ",".join(f'"{name}"' for name in NCU_NAMES) + '\n"","","","","byte","byte"\n'
 
 
@@ -206,14 +207,14 @@ class TestTraffic:
 
     def test_kernels_go_to_the_call_that_launched_them(self):
         table = ncu_table([[("pool, (8, 8)", 512, 0), ("gate", 1024, 256)]] * self.calls)
-        regions = traffic.regions(traffic.read_csv(table), self.shapes)
+        regions = traffic.regions(dram.read_csv(table), self.shapes)
         assert len(regions) == self.calls
         assert [name for name, *_ in regions[0]["kernels"]] == ["pool, (8, 8)", "gate"]
         assert (regions[1]["provider"], regions[1]["direction"]) == ("ours", "backward")
 
     def test_passes(self):
         table = ncu_table([[("pool", 512, 0), ("gate", 1024, 256)]] * self.calls)
-        regions = traffic.regions(traffic.read_csv(table), self.shapes)
+        regions = traffic.regions(dram.read_csv(table), self.shapes)
         case = Case("traffic", "", "", (1, 4, 8, 8), "bfloat16", "channels_last", 0)
         first = dram_passes([Result(case, extra={"regions": regions})])[0]
         assert (first["read"], first["written"], first["passes"]) == (3.0, 1.0, 4.0)
@@ -227,11 +228,11 @@ class TestTraffic:
     )
     def test_a_table_of_another_kind_is_refused(self, text, message):
         with pytest.raises(ValueError, match=message):
-            traffic.read_csv(text)
+            dram.read_csv(text)
 
     def test_a_call_without_its_marker_is_noticed(self):
         with pytest.raises(ValueError, match="calls instead of"):
-            traffic.regions(traffic.read_csv(ncu_table([[("pool", 1, 1)]])), self.shapes)
+            traffic.regions(dram.read_csv(ncu_table([[("pool", 1, 1)]])), self.shapes)
 
 
 class TestTargets:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cbam.bench import baselines
+from cbam.evaluate import references
 from cbam.bench.cases import BOTH, FORWARD, Case
 from cbam.bench.config import BenchConfig
 from cbam.bench.device import device_of
@@ -38,12 +38,12 @@ def test_memory_of_the_textbook_is_what_can_be_reckoned():
     assert result.peak_bytes["textbook"] / result.input_bytes == pytest.approx(4.0, abs=0.15)
 
 
-class Wrong(baselines.Careful):
+class Wrong(references.Careful):
     def forward(self, x):
         return super().forward(x) * 1.01
 
 
-class WrongBackward(baselines.Careful):
+class WrongBackward(references.Careful):
     def forward(self, x):
         y = super().forward(x)
         if y.requires_grad:
@@ -56,7 +56,7 @@ class WrongBackward(baselines.Careful):
     [(Wrong, FORWARD, "output"), (Wrong, BOTH, "output"), (WrongBackward, BOTH, "gradient of the map")],
 )
 def test_a_rival_that_computes_something_else_is_not_timed(monkeypatch, kind, mode, what):
-    monkeypatch.setattr(baselines, "Careful", kind)
+    monkeypatch.setattr(references, "Careful", kind)
     with pytest.raises(BaselinesDiffer, match=f"careful and cbam eager differ at .*: {what}"):
         measure(case(mode), QUICK, CPU)
     assert backend() == "auto"

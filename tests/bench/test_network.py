@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cbam
-from cbam.bench.baselines import Textbook
+from cbam.evaluate.references import Textbook
 from cbam.bench.cases import INFERENCE, TRAINING, Case
 from cbam.bench.config import BenchConfig
 from cbam.bench.device import device_of

@@ -98,13 +98,6 @@ def test_nothing_to_report(tmp_path):
         depth_report.write_report({}, [], tmp_path / "x.md", tmp_path / "none.jsonl")
 
 
-def test_gates_are_told_apart():
-    sigmoid = torch.tensor([[0.5, 0.99, 0.2], [0.5, 0.96, 0.3]])
-    assert depth_cells.describe(sigmoid) == pytest.approx(
-        {"mean": 0.575, "saturated": 1 / 3, "dead": 1 / 3, "spread": (0 + 0.03 + 0.1) / 3}
-    )
-
-
 def test_the_gradient_is_relative_to_the_weights():
     block = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1))
     block[0].weight.data.fill_(4.0)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import cbam
 from cbam.bench.device import Device
+from cbam.evaluate.timing import capture
 from cbam.nn import after_norm
 from cbam.ops.dispatch import set_backend
 
@@ -279,7 +280,7 @@ def test_a_graph_gives_the_bits_of_a_call(end_case, device):
         held[:] = [y.detach(), *torch.autograd.grad(y, [x, *weights], maps.gradient)]
 
     with set_backend(backend_of(device)):
-        replay = Device(device.type).capture([step])
+        replay = capture([step], device)
         captured = held[:] if device.type == "cuda" else None
         with torch.no_grad():
             x.copy_(x.flip(0) * 0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -128,16 +127,6 @@ class Result:
         values = {key: value for key, value in content.items() if key not in ("name", "case", "cell")}
         case = content.get("case") or content["cell"]
         return Result(Case(**{**case, "shape": tuple(case["shape"])}), **values)
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Return the geometric mean, which treats twice and half alike.
-
-    >>> round(geometric_mean([1.0, 4.0]), 9)
-    2.0
-    """
-    logs = [math.log(value) for value in values]
-    return math.exp(sum(logs) / len(logs))
 
 
 def cases(config: BenchConfig) -> list[Case]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 
 import cbam
 from cbam.errors import CBAMError
-from cbam.evaluate.timing import WARM_UP, Clock, EventClock
+from cbam.evaluate.timing import Clock, EventClock
 from cbam.ops.dispatch import set_backend
 
 DEVICES = ("cpu", "cuda", "dry-run")
@@ -70,26 +69,6 @@ class Device:
             size = FLUSH_BYTES if self.is_gpu else 1 << 16
             self._room = torch.zeros(size // 8, dtype=torch.int64, device=self.torch)
         self._room.sum()
-
-    def capture(self, calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
-        """Return a function that makes all the calls as one CUDA graph; a plain loop where there is no GPU.
-
-        What the calls return is dropped, so that each may use the memory of the one before it.
-        """
-        if not self.is_gpu:
-            return lambda: [call() for call in calls]
-        # First on a side stream: kernels are compiled and libraries set up, which cannot be done during the capture.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP + 1):
-                calls[0]()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for call in calls:
-                call()
-        return graph.replay
 
     def tidy(self) -> None:
         """Free what the last measurement held on a GPU."""

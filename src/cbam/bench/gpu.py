@@ -12,21 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
-
 from cbam.bench.baselines import COPY, TEXTBOOK, Baseline, ours_of
 from cbam.bench.cases import Case, Result
 from cbam.bench.config import BenchConfig
 from cbam.bench.device import Device
 from cbam.bench.modules import Comparison
-from cbam.evaluate.timing import Candidate, interleave
+from cbam.evaluate.timing import Candidate, interleave, kernel_times
 from cbam.ops.dispatch import set_backend
 
 CHECKS = Path(__file__).resolve().parents[3] / "tests" / "ops" / "test_real_shapes.py"
 CHECKING_SECONDS = 150
 OK, IMPRECISE, WRONG, SKIPPED = "ok", "imprecise", "wrong", "skipped"
-PROFILED = 5
 
 
 def check(case: Case, config: BenchConfig, device: Device) -> Result:
@@ -72,29 +68,11 @@ def read_report(text: str) -> dict[str, Any]:
 
 
 def kernels(case: Case, config: BenchConfig, device: Device) -> Result:
-    """Return every kernel's launches and microseconds in one forward and backward, by torch's profiler.
-
-    In a dry run the operations on the CPU take the kernels' place.
-    """
-    wanted = DeviceType.CUDA if device.is_gpu else DeviceType.CPU
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.is_gpu else [])
-    comparison = Comparison(case, device, ())
-    tables: dict[str, dict[str, list[float]]] = {}
-    for provider in (ours_of(comparison.baselines), TEXTBOOK):
-        comparison.baselines[provider].select()
-        for _ in range(PROFILED):
-            comparison.step(provider)
-        device.synchronize()
-        with profile(activities=activities) as record:
-            for _ in range(PROFILED):
-                comparison.step(provider)
-            device.synchronize()
-        table = tables[provider] = {}
-        for event in record.events() or ():
-            if event.device_type == wanted:
-                row = table.setdefault(event.name, [0, 0.0])
-                row[0] += 1 / PROFILED
-                row[1] += event.time_range.elapsed_us() / PROFILED
+    """Return every kernel's launches and microseconds in one forward and backward."""
+    comparison, tables = Comparison(case, device, ()), {}
+    for name in (ours_of(comparison.baselines), TEXTBOOK):
+        comparison.baselines[name].select()
+        tables[name] = kernel_times(partial(comparison.step, name), device.torch)
     set_backend("auto")
     return Result(case, input_bytes=comparison.x.nbytes, extra={"kernels": tables})
 

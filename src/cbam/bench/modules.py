@@ -18,7 +18,7 @@ from cbam.bench.config import DTYPES, MEMORY_FORMATS, BenchConfig
 from cbam.bench.device import Device
 from cbam.errors import CBAMError
 from cbam.evaluate.memory import peak_bytes, saved_bytes
-from cbam.evaluate.timing import Candidate, interleave
+from cbam.evaluate.timing import Candidate, capture, interleave
 from cbam.ops.dispatch import set_backend
 
 # Largest difference to this library's eager module, relative to the largest value.
@@ -156,7 +156,7 @@ class Comparison:
             baseline.select()
             try:
                 with torch.inference_mode(not grad):
-                    call = self.device.capture([partial(self.step, name, i) for i in range(repeats)])
+                    call = capture([partial(self.step, name, i) for i in range(repeats)], self.device.torch)
             except Exception as error:  # whatever cannot be captured
                 self.notes.append(f"{name}: not captured: {first_line(error)}")
                 continue

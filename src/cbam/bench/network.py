@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cbam.attach import Attachment, attach
-from cbam.bench.baselines import CAREFUL, EAGER, OPERATOR, TEXTBOOK, Careful, Textbook
+from cbam.attach import attach
+from cbam.bench.baselines import CAREFUL, EAGER, OPERATOR, TEXTBOOK
 from cbam.bench.cases import COMPILED_NETWORKS, EVERYTHING_COMPILED, GRAPHS, INFERENCE, PLAIN, Case, Result
 from cbam.bench.config import DTYPES, MEMORY_FORMATS, BenchConfig
 from cbam.bench.device import Device
 from cbam.bench.modules import BaselinesDiffer, first_line
+from cbam.evaluate import references
 from cbam.evaluate.memory import peak_bytes, saved_bytes
-from cbam.evaluate.timing import Candidate, interleave
+from cbam.evaluate.timing import Candidate, capture, interleave
 from cbam.models import build_model
 from cbam.ops.dispatch import set_backend
 from cbam.runs.accelerator import gpu_state
@@ -112,7 +113,7 @@ class Networks:
             try:
                 if self.device.like_gpu:
                     call()
-                found[name] = self.device.capture([call]) if self.case.study == GRAPHS else call
+                found[name] = capture([call], self.device.torch) if self.case.study == GRAPHS else call
             except Exception as error:  # whatever a compiler may raise, or no memory left
                 if not self.device.like_gpu:
                     raise
@@ -207,42 +208,12 @@ def _build(model: str, device: Device, size: tuple[int, ...]) -> dict[str, nn.Mo
         PLAIN: plain,
         ours: attended,
         ours + APART: apart,
-        TEXTBOOK: with_module(Textbook, plain, attended, attachment),
-        CAREFUL: with_module(Careful, plain, attended, attachment),
+        TEXTBOOK: references.with_module(references.Textbook, plain, attended, attachment),
+        CAREFUL: references.with_module(references.Careful, plain, attended, attachment),
         SE: excited,
     }
     if not device.like_gpu:
         del networks[ours + APART], networks[CAREFUL]
     for network in networks.values():
-        calibrate(network.to(device.torch), images.to(device.torch))
+        references.calibrate(network.to(device.torch), images.to(device.torch))
     return networks
-
-
-def with_module(
-    kind: type[Textbook], plain: nn.Module, attended: nn.Module, attachment: Attachment
-) -> nn.Module:
-    """Return the plain network with a module of `kind` where `attended` has ours, and with its weights."""
-    network = copy.deepcopy(plain)
-    for site in attachment.sites:
-        block = kind(site.channels)
-        block.load_state_dict(attended.get_submodule(f"{site.name}.cbam").state_dict())
-        host = network.get_submodule(site.name)
-        both = (host, block) if site.position == "output" else (block, host)
-        network.set_submodule(site.name, nn.Sequential(*both))
-    return network
-
-
-def calibrate(network: nn.Module, images: Tensor) -> None:
-    """Give the batch norms of an untrained network the statistics of some images.
-
-    In eval mode they would do nothing otherwise, and activations would grow or shrink from block to block, to another
-    size in each of the networks; in trained networks they do not.
-    """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.inference_mode():
-        network.train()(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum

@@ -7,10 +7,11 @@ from typing import Any
 
 from cbam.bench import summary
 from cbam.bench.baselines import COPY
-from cbam.bench.cases import INFERENCE, ONE_THREAD, TRAINING, Case, Result, geometric_mean
+from cbam.bench.cases import INFERENCE, ONE_THREAD, TRAINING, Case, Result
 from cbam.bench.config import shape_text
 from cbam.bench.summary import mean_of, ours, providers, select
 from cbam.bench.targets import targets
+from cbam.evaluate.timing import geometric_mean
 from cbam.runs.tables import SEPARATOR, Section
 
 KERNELS_SHOWN, LONGEST_NAME = 12, 70
@@ -80,8 +81,7 @@ def _header(settings: dict[str, Any], environment: dict[str, Any]) -> str:
     lines = [
         f"- host: {machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} threads",
         "- " + ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        "- "
-        + ", ".join(f"{name} {settings.get(name) or 'not known'}" for name in ("commit", "code", "operator")),
+        "- " + ", ".join(f"{name} {settings.get(name)}" for name in ("commit", "code", "operator")),
         "- " + ", ".join(str(one.get("started")) for one in (environment, *environment.get("continued", []))),
     ]
     if "device" in gpu:
@@ -102,27 +102,21 @@ def _checks(results: Sequence[Result]) -> Section:
     counts, failures = (results[0].extra.get(key, {}) for key in ("counts", "failures"))
     note = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none made"
     rule = "The rule: at most twice plain torch's error in the same type, against float64."
-    return Section(
-        "Correctness on real shapes", ["check", "result"], [*map(list, failures.items())], [f"{note}. {rule}"]
-    )
+    rows = [list(item) for item in failures.items()]
+    return Section("Correctness on real shapes", ["check", "result"], rows, [f"{note}. {rule}"])
 
 
 def _modules(results: Sequence[Result], way: str) -> Section:
     case, on_gpu = results[0].case, not results[0].case.threads
     title = f"{case.mode}, {case.memory_format}, N={case.shape[0]}, {_kind(case)}{way}: ms, times a copy"
-    head = [
-        "module",
-        *(shape_text(result.case.shape[1:]) for result in results),
-        "mean",
-        *(["/ ours"] if on_gpu else []),
-    ]
+    head = ["module", *(shape_text(result.case.shape[1:]) for result in results), "mean"]
+    head += ["/ ours"] if on_gpu else []
     rows = []
     for name in providers(results):
         cells = [f"{_three(r.quartiles(name)[1])} {_times(r.ratio(name)):>5}" for r in results]
         mean = mean_of(results, summary.over_ours(name)) if on_gpu else None
-        rows.append(
-            [name, *cells, _times(summary.mean_ratio(results, name)), *([_times(mean)] if mean else [])]
-        )
+        cells += [_times(summary.mean_ratio(results, name)), *([_times(mean)] if mean else [])]
+        rows.append([name, *cells])
     rows.append(SEPARATOR)
     for label, measure, write in (
         ("textbook / ours", summary.textbook_over_ours, _times),
@@ -138,9 +132,7 @@ def _modules(results: Sequence[Result], way: str) -> Section:
 def _memory(results: Sequence[Result]) -> Section:
     """What the modules keep for backward and take at most, in sizes of the map."""
     case, layouts = results[0].case, _layouts(results)
-    title = (
-        f"memory of forward+backward, N={case.shape[0]}, {case.dtype}, in sizes of the map, geometric mean"
-    )
+    title = f"memory of forward+backward, N={case.shape[0]}, {case.dtype}, in sizes of the map"
     head, rows = ["module"], []
     for layout in layouts:
         head += [f"saved,\n{layout}", f"peak,\n{layout}"]
@@ -162,10 +154,8 @@ def _network(results: Sequence[Result]) -> Section:
     rows = []
     for layout in _layouts(results):
         rows.append([layout])
-        modes = [
-            [r for r in results if (r.case.memory_format, r.case.mode) == (layout, m)]
-            for m in (INFERENCE, TRAINING)
-        ]
+        mine = [r for r in results if r.case.memory_format == layout]
+        modes = [[r for r in mine if r.case.mode == mode] for mode in (INFERENCE, TRAINING)]
         for name in dict.fromkeys(name for found in modes for r in found for name in r.samples_ms):
             cells = []
             for found in modes:
@@ -187,18 +177,12 @@ def _host(results: Sequence[Result]) -> Section:
 
 
 def _traffic(passes: Sequence[dict[str, Any]]) -> Section:
-    rows = [
-        [
-            p["provider"],
-            shape_text(p["shape"]),
-            p["direction"],
-            *(f"{p[k]:.2f}" for k in ("read", "written", "passes")),
-        ]
-        for p in passes
-    ]
-    return Section(
-        "DRAM traffic, in sizes of the map", ["", "map", "direction", "read", "written", "passes"], rows
-    )
+    rows = []
+    for p in passes:
+        counts = [f"{p[key]:.2f}" for key in ("read", "written", "passes")]
+        rows.append([p["provider"], shape_text(p["shape"]), p["direction"], *counts])
+    head = ["", "map", "direction", "read", "written", "passes"]
+    return Section("DRAM traffic, in sizes of the map", head, rows)
 
 
 def _kernels(result: Result) -> Iterator[Section]:
@@ -210,17 +194,14 @@ def _kernels(result: Result) -> Iterator[Section]:
         rows += [[f"and {len(table) - len(shown)} more"]] if len(table) > len(shown) else []
         launches, total = (sum(row[i] for row in kernels.values()) for i in (0, 1))
         title = f"kernels of forward+backward, {name}, {shape_text(result.case.shape)}"
-        yield Section(
-            title, ["kernel", "launches", "µs"], rows, [f"{launches:.0f} launches, {total:.0f} µs."]
-        )
+        note = f"{launches:.0f} launches, {total:.0f} µs."
+        yield Section(title, ["kernel", "launches", "µs"], rows, [note])
 
 
 def _threads_table(results: Sequence[Result]) -> Section:
     """What several threads gain on one sample."""
     case, rows = results[0].case, []
-    title = (
-        f"one sample, {shape_text(case.shape)}, {case.dtype}: ms with 1 and with {_threads(case.threads)[2:]}"
-    )
+    title = f"one sample, {shape_text(case.shape)}, {case.dtype}: ms with 1 and {_threads(case.threads)[2:]}"
     for result in results:
         mine = ours(result)
         rows.append([
@@ -235,21 +216,17 @@ def _growth(results: Sequence[Result], title: str) -> Section:
     """Time per element from small to large, and the exponent of time over size."""
     mine, case = ours(results[0]), results[0].case
     groups = _groups(results, lambda c: (c.mode, c.memory_format))
-    heads = [
-        f"{group[0].case.mode.replace('+', chr(10) + '+')}\n{group[0].case.memory_format}" for group in groups
-    ]
+    firsts = [group[0].case for group in groups]
+    heads = [f"{case.mode}\n{case.memory_format}".replace("+", "\n+") for case in firsts]
     rows = []
     for row in zip(*groups, strict=False):
         cells = [f"{1e9 * r.quartiles(mine)[1] / _elements(r):.0f} {_times(r.ratio(mine)):>5}" for r in row]
         rows.append([shape_text(row[0].case.shape), *cells])
-    slopes = [
-        summary.slope([_elements(r) for r in rs], [r.quartiles(mine)[1] for r in rs]) if len(rs) > 1 else 0
-        for rs in groups
-    ]
-    rows += [SEPARATOR, ["time ~ size^", *(f"{value:.2f}" for value in slopes)]]
-    return Section(
-        f"{title}, {mine}{_threads(case.threads)}: ps per element, times a copy", ["map", *heads], rows
-    )
+    if len(rows) > 1:
+        times = [([_elements(r) for r in group], [r.quartiles(mine)[1] for r in group]) for group in groups]
+        rows += [SEPARATOR, ["time ~ size^", *(f"{summary.slope(*pair):.2f}" for pair in times)]]
+    title += f", {mine}{_threads(case.threads)}: ps per element, times a copy"
+    return Section(title, ["map", *heads], rows)
 
 
 def _elements(result: Result) -> int:

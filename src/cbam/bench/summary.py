@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from cbam.bench.baselines import COPY, COPY_INTO, TEXTBOOK, is_compiled_peer, ours_of
-from cbam.bench.cases import BOTH, Result, geometric_mean
+from cbam.bench.cases import BOTH, Result
+from cbam.evaluate.timing import geometric_mean
 
 FEWEST_MAPS = {False: 2, True: 5}
 """The fewest reads and writes of the map, without and with backward: x in, y out; for backward x and two passes of

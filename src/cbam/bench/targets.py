@@ -68,9 +68,8 @@ def _cpu(results: Sequence[Result]) -> Iterator[Target]:
     for mode, textbook, compiled in ((cases.FORWARD, (10, 15), (2, 3)), (cases.BOTH, (8, 12), (3, 5))):
         found = select(results, "modules", mode)
         yield Target(f"{mode}: textbook / ours", *textbook, True, mean_of(found, summary.textbook_over_ours))
-        yield Target(
-            f"{mode}: best compiled / ours", *compiled, True, mean_of(found, summary.best_compiled_over_ours)
-        )
+        best = mean_of(found, summary.best_compiled_over_ours)
+        yield Target(f"{mode}: best compiled / ours", *compiled, True, best)
     largest = [r for r in select(results, "modules", cases.FORWARD) if r.case.shape == LARGEST]
     for layout, found in _by_layout(largest):
         figure = f"forward at 8x256x56², {layout} / copy"
@@ -82,9 +81,8 @@ def _cpu(results: Sequence[Result]) -> Iterator[Target]:
         yield Target(f"bytes saved / plain, {layout}", 1.02, 1.01, False, mean_of(found, _saved))
     for mode in (cases.FORWARD, cases.BOTH):
         for layout, found in _by_layout(select(results, "scaling", mode, study="threads")):
-            yield Target(
-                f"1 thread / 2, {mode}, {layout}", 1.6, 1.8, True, mean_of(found, _faster_by_threads)
-            )
+            faster = mean_of(found, _faster_by_threads)
+            yield Target(f"1 thread / 2, {mode}, {layout}", 1.6, 1.8, True, faster)
 
 
 def _gpu(results: Sequence[Result]) -> Iterator[Target]:
@@ -92,13 +90,10 @@ def _gpu(results: Sequence[Result]) -> Iterator[Target]:
     found = [r for r in results if (r.case.dtype, r.case.memory_format) == ("bfloat16", "channels_last")]
     modules = [r for r in found if r.case.part == "modules" and not r.case.study]
     batch = modules[0].case.shape[0] if modules else 128
-    stages = {
-        m: [r for r in modules if r.case.mode == m and r.case.shape[0] == batch]
-        for m in (cases.FORWARD, cases.BOTH)
-    }
+    stages = [result for result in modules if result.case.shape[0] == batch]
 
     def mean(mode: str, way: str, measure: Callable[[Result], float | None]) -> float | None:
-        return mean_of([result.of_way(way) for result in stages[mode]], measure)
+        return mean_of([result.of_way(way) for result in stages if result.case.mode == mode], measure)
 
     for way, text in WAYS.items():
         figure = f"forward, N={batch}: share of the copy limit, {text}"
@@ -111,22 +106,20 @@ def _gpu(results: Sequence[Result]) -> Iterator[Target]:
         for way, text in WAYS.items():
             figure = f"forward+backward, N={batch}: {name} / ours, {text}"
             yield Target(figure, must, aim, True, mean(cases.BOTH, way, measure))
+    ways = ("", cases.GRAPHS, cases.COMPILED_NETWORKS)
     for mode, study, images in (
-        (cases.TRAINING, "", batch), (cases.TRAINING, cases.GRAPHS, batch), (cases.TRAINING, cases.COMPILED_NETWORKS, batch), (cases.INFERENCE, cases.GRAPHS, 1),
-        (cases.INFERENCE, cases.COMPILED_NETWORKS, 1), (cases.INFERENCE, "", batch), (cases.INFERENCE, cases.COMPILED_NETWORKS, batch),
-    ):  # fmt: skip
+        *((cases.TRAINING, way, batch) for way in ways),
+        *((cases.INFERENCE, way, 1) for way in ways[1:]),
+        *((cases.INFERENCE, way, batch) for way in ways),
+    ):
         these = [r for r in select(found, "network", mode, study=study) if r.case.shape[0] == images]
         figure = f"ResNet-50 {mode}, batch {images}, {study or 'eager'}: ours / plain"
         yield Target(figure, 1.10, 1.03, False, mean_of(these, _over_reference))
     eager = [r for r in select(found, "network", cases.TRAINING) if r.case.shape[0] == batch]
-    yield Target(
-        "ResNet-50, bytes kept for backward: ours / plain", 1.02, 1.01, False, mean_of(eager, _saved)
-    )
-    passes = [
-        p["passes"]
-        for p in summary.dram_passes(results)
-        if (p["provider"], p["direction"]) == ("ours", "forward")
-    ]
+    kept = mean_of(eager, _saved)
+    yield Target("ResNet-50, bytes kept for backward: ours / plain", 1.02, 1.01, False, kept)
+    calls = [call for call in summary.dram_passes(results) if call["direction"] == "forward"]
+    passes = [call["passes"] for call in calls if call["provider"] == "ours"]
     yield Target(f"DRAM passes, forward, N={batch}, worst stage", 4.2, 2.3, False, max(passes, default=None))
 
 
@@ -150,12 +143,8 @@ def _over_reference(result: Result) -> float | None:
 
 
 def _saved(result: Result) -> float | None:
-    counts = result.saved_bytes
-    return (
-        counts[ours(result)] / counts[cases.PLAIN]
-        if ours(result) in counts and cases.PLAIN in counts
-        else None
-    )
+    mine, plain = (result.saved_bytes.get(name) for name in (ours(result), cases.PLAIN))
+    return mine / plain if mine and plain else None
 
 
 def _faster_by_threads(result: Result) -> float:
@@ -183,15 +172,10 @@ def main(arguments: Sequence[str]) -> int:
         console.print(f"targets: {error}", soft_wrap=True)
         return 2
     found = list(targets(results))
-    notes = [
-        f"The promises are for other options: {text}."
-        for text in deviations(results)
-        if results[0].case.threads
-    ]
-    show(
-        [Section("Promises", ["figure", "must", "aim", "measured", ""], [t.cells for t in found], notes)],
-        console,
-    )
+    others = deviations(results) if results[0].case.threads else ()
+    notes = [f"The promises are for other options: {text}." for text in others]
+    head = ["figure", "must", "aim", "measured", ""]
+    show([Section("Promises", head, [target.cells for target in found], notes)], console)
     return int(any(not target.verdict.endswith("met") for target in found))
 
 

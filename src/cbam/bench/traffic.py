@@ -1,21 +1,15 @@
-"""How often the map passes through DRAM, by the counters that Nsight Compute (ncu) reads.
+"""How often the map passes through DRAM.
 
 Run as `python -m cbam.bench.traffic DEVICE CASES`, this is the program that ncu looks at.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,15 +19,13 @@ from cbam.bench.cases import BOTH, Case, Result
 from cbam.bench.config import BenchConfig
 from cbam.bench.device import Device, device_of
 from cbam.bench.modules import Comparison
+from cbam.evaluate.dram import count_dram, run_quietly
 
-READ, WRITE = "dram__bytes_read.sum", "dram__bytes_write.sum"
 MARKER = "spin_kernel"
 """What `torch.cuda._sleep` launches: it stands around every call in ncu's list of kernels."""
-PLACES = ("/usr/local/cuda/bin/ncu", "/opt/nvidia/nsight-compute/*/ncu")
 OURS = "ours"
 PROVIDERS = (OURS, TEXTBOOK)
 REPEATS = 3
-SECONDS = 80
 
 
 def measure(case: Case, config: BenchConfig, device: Device) -> Result:
@@ -41,67 +33,14 @@ def measure(case: Case, config: BenchConfig, device: Device) -> Result:
     shapes = [(case.shape[0], *size) for size in config.maps]
     cases = [asdict(replace(case, part="modules", mode=BOTH, shape=shape)) for shape in shapes]
     program = [sys.executable, "-m", "cbam.bench.traffic", device.kind, json.dumps(cases)]
-    ncu = _find_ncu()
-    if not device.is_gpu or ncu is None:
-        # The program is run all the same, so that a dry run finds its mistakes.
-        answer = _run(program)
-        why = "there is no GPU" if not device.is_gpu else "ncu is not installed"
-        return Result(
-            case, extra={"why": why, "program": answer.stderr[-500:] if answer.returncode else "runs"}
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report"
-        # The caches as they are: what a kernel leaves for the next one in the second level is the design.
-        options = ["--metrics", f"{READ},{WRITE}", "--profile-from-start", "off", "--cache-control", "none",
-                   "--clock-control", "none", "--force-overwrite", "--export", str(report)]  # fmt: skip
-        shown = [ncu, "--import", f"{report}.ncu-rep", "--page", "raw", "--csv", "--print-units", "base"]
-        try:
-            run, table = _run([ncu, *options, *program]), _run(shown)
-        except subprocess.TimeoutExpired:
-            return Result(case, extra={"why": f"ncu took longer than {SECONDS} s"})
-    if table.returncode:
-        lines = [
-            line for line in (run.stdout + run.stderr).splitlines() if "rror" in line.replace("ERR", "rror")
-        ]
-        why = "; ".join(lines[:3]) or f"ncu ended with {run.returncode}, {table.returncode}"
-        return Result(case, extra={"why": why})
+    if not device.is_gpu:  # the program is run all the same, so that a dry run finds its mistakes
+        answer = run_quietly(program, 80)
+        ended = answer.stderr[-500:] if answer.returncode else "runs"
+        return Result(case, extra={"why": "there is no GPU", "program": ended})
     try:
-        return Result(case, extra={"regions": regions(read_csv(table.stdout), shapes)})
+        return Result(case, extra={"regions": regions(count_dram(program), shapes)})
     except ValueError as error:
-        return Result(
-            case, extra={"why": f"ncu's table was not understood: {error}", "table": table.stdout[:2000]}
-        )
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
-
-
-def read_csv(text: str) -> list[tuple[str, float, float]]:
-    """Read what `ncu --page raw --csv` prints.
-
-    Args:
-        text: A line of names, a line of units, a line for each kernel; other lines may stand before them.
-
-    Returns:
-        (kernel, bytes read, bytes written), in the order of the launches.
-
-    Raises:
-        ValueError: A column is missing, or is not in bytes.
-    """
-    lines = text.splitlines()
-    start = next((i for i, line in enumerate(lines) if "Kernel Name" in line), None)
-    if start is None:
-        raise ValueError("no line with column names")
-    units, *rows = csv.DictReader(io.StringIO("\n".join(lines[start:])))
-    found = []
-    for column in (READ, WRITE):
-        if not (units.get(column) or "").startswith("byte"):
-            raise ValueError(f"column {column} is in {units.get(column)!r}")
-    for row in rows:
-        read, written = (float(row[column].replace(",", "")) for column in (READ, WRITE))
-        found.append((row["Kernel Name"], read, written))
-    return found
+        return Result(case, extra={"why": str(error)})
 
 
 def regions(
@@ -144,14 +83,6 @@ def _names(shapes: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], str
             for _ in range(REPEATS):
                 yield shape, provider, "forward"
                 yield shape, provider, "backward"
-
-
-def _find_ncu() -> str | None:
-    found = shutil.which("ncu")
-    for pattern in PLACES:
-        places = sorted(Path("/").glob(pattern.lstrip("/")))
-        found = found or (str(places[-1]) if places else None)
-    return found
 
 
 def main(kind: str, cases: Sequence[dict[str, Any]]) -> None:

@@ -6,12 +6,14 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 SAMPLE_MS = 2.0
 """What takes less is called several times for one sample, so that the clock and a single interrupt do not matter."""
@@ -19,6 +21,7 @@ SETTLE_MS = 20.0
 """What takes less is called once untimed before each sample, to fill the caches and wake the threads."""
 WARM_UP = 2
 FEWEST_ROUNDS = 5
+PROFILED = 5
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,64 @@ def ratios(samples: Sequence[float], reference: Sequence[float]) -> list[float]:
     [2.0, 3.0, 2.0]
     """
     return [mine / theirs for mine, theirs in zip(samples, reference, strict=True)]
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Return the geometric mean, which treats twice and half alike.
+
+    >>> round(geometric_mean([1.0, 4.0]), 9)
+    2.0
+    """
+    return statistics.geometric_mean(values)
+
+
+def capture(calls: Sequence[Callable[[], object]], device: torch.device) -> Callable[[], object]:
+    """Return a function that makes all the calls as one CUDA graph; a plain loop where there is no GPU.
+
+    What the calls return is dropped, so that each may use the memory of the one before it.
+
+    >>> calls = []
+    >>> _ = capture([lambda: calls.append("a")] * 2, torch.device("cpu"))()
+    >>> calls
+    ['a', 'a']
+    """
+    if device.type != "cuda":
+        return lambda: [call() for call in calls]
+    # First on a side stream: kernels are compiled and libraries set up, which cannot be done during the capture.
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP + 1):
+            calls[0]()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph.replay
+
+
+def kernel_times(call: Callable[[], object], device: torch.device) -> dict[str, list[float]]:
+    """Return {kernel: [launches, microseconds]} of one call, by torch's profiler; on a CPU of the operations.
+
+    >>> "aten::ones" in kernel_times(lambda: torch.ones(3), torch.device("cpu"))
+    True
+    """
+    on_gpu, found = device.type == "cuda", dict[str, list[float]]()
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
+    for _ in range(PROFILED):
+        call()
+    clock_of(device).time(lambda: None)
+    with profile(activities=activities) as record:
+        for _ in range(PROFILED):
+            call()
+        clock_of(device).time(lambda: None)
+    for event in record.events() or ():
+        if event.device_type == (DeviceType.CUDA if on_gpu else DeviceType.CPU):
+            row = found.setdefault(event.name, [0.0, 0.0])
+            row[0] += 1 / PROFILED
+            row[1] += event.time_range.elapsed_us() / PROFILED
+    return found
 
 
 def _repeats(candidate: Candidate, clock: Clock) -> tuple[int, bool]:
