@@ -100,7 +100,9 @@ def costs(rows: Rows) -> list[str]:
             each = (row["bytes_saved"] - plain["bytes_saved"]) / blocks
             cells.append("" if row is plain else f"{each / 1e3:,.1f}")
             table.append(cells)
-    head = "network|blocks|image|variant|M parameters|G multiply-adds|MB saved|kB more a block".split("|")
+    head = columns(
+        "network | blocks | image | variant | M parameters | G multiply-adds | MB saved | kB more a block"
+    )
     return [
         "## What it costs",
         "",
@@ -122,7 +124,10 @@ def starts(rows: Rows) -> list[str]:
         cells = [model, variant, *shown, f"{mean(ratio):.3g}"]
         cells += gate_cells([row["gates"] for row in group]) if any(gates) else ["", ""]
         table.append(cells)
-    head = "network|variant|first block|middle|last|first / last|saturated, channel / spatial (%)|dead, channel / spatial (%)".split("|")
+    head = columns(
+        "network | variant | first block | middle | last | first / last | "
+        "saturated, channel / spatial (%) | dead, channel / spatial (%)"
+    )
     return [
         "## Gradients and gates before training",
         "",
@@ -157,7 +162,9 @@ def trainings(rows: Rows, about: dict[str, Any]) -> list[str]:
         f"{s['lr']}"
         for model, s in about["training"].items()
     ]
-    head = "network|variant|seeds|diverged|loss, last 10 steps|accuracy (%)|minus plain (points)".split("|")
+    head = columns(
+        "network | variant | seeds | diverged | loss, last 10 steps | accuracy (%) | minus plain (points)"
+    )
     return [
         "## Do they train?",
         "",
@@ -182,7 +189,10 @@ def after_training(rows: Rows) -> list[str]:
                 gate_means = [[mean_gate(g, f"{k} mean") for g in found] for k in ("channel", "spatial")]
                 centre = [f"{mean(values):.2f}" for values in gate_means]
                 table.append([model, variant, when, " / ".join(centre), *gate_cells(found)])
-    head = "network|variant|step|mean, channel / spatial|saturated, channel / spatial (%)|dead, channel / spatial (%)".split("|")
+    head = columns(
+        "network | variant | step | mean, channel / spatial | saturated, channel / spatial (%) | "
+        "dead, channel / spatial (%)"
+    )
     return [
         "## Gates while training",
         "",
@@ -284,6 +294,11 @@ def gate_cells(found: list[Rows]) -> list[str]:
         both = [mean(mean_gate(gates, f"{kind} {key}") for gates in found) for kind in ("channel", "spatial")]
         cells.append(" / ".join(f"{100 * value:.1f}" for value in both))
     return cells
+
+
+def columns(text: str) -> list[str]:
+    """Return the headings of a table."""
+    return text.split(" | ")
 
 
 def share(value: float, base: float) -> str:

@@ -1,6 +1,6 @@
 """The fine-tuning study: what happens at the moment of insertion, and the page of all its runs.
 
-    python benchmarks/fine_tuning_data.py
+    python -m cbam.data.fine_tuning
     cbam compare --config recipes/fine-tuning.yaml
     cbam compare --config recipes/fine-tuning-gates.yaml
     cbam compare --config recipes/fine-tuning-warmup.yaml

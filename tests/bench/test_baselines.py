@@ -9,10 +9,10 @@ import torch
 
 import cbam
 from cbam.bench import baselines
-from cbam.evaluate import references
-from cbam.evaluate.references import Careful, Textbook
 from cbam.bench.baselines import build_baselines, is_compiled_peer, ours_of
 from cbam.bench.device import Device, device_of
+from cbam.evaluate import references
+from cbam.evaluate.references import Careful, Textbook
 
 CPU = device_of("cpu")
 SHAPES = [(2, 32, 7, 5), (1, 5, 1, 9), (3, 16, 4, 1)]

@@ -14,9 +14,9 @@ from cbam.bench.cases import BOTH, FORWARD, GRAPH, HOT, INFERENCE, TRAINING, Cas
 from cbam.bench.config import BenchConfig, defaults
 from cbam.bench.device import device_of
 from cbam.bench.report import markdown
-from cbam.bench.run import code_hash
 from cbam.bench.summary import dram_passes
 from cbam.evaluate import dram
+from cbam.runs.environment import code_hash
 
 SECTIONS = (
     "Promises", "Correctness on real shapes", "forward, channels_last, N=2, bfloat16: ms",

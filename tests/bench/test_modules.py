@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cbam.evaluate import references
 from cbam.bench.cases import BOTH, FORWARD, Case
 from cbam.bench.config import BenchConfig
 from cbam.bench.device import device_of
 from cbam.bench.modules import BaselinesDiffer, Comparison, measure
+from cbam.evaluate import references
 from cbam.ops.dispatch import backend
 
 CPU = device_of("cpu")

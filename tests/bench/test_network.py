@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import cbam
-from cbam.evaluate.references import Textbook
 from cbam.bench.cases import INFERENCE, TRAINING, Case
 from cbam.bench.config import BenchConfig
 from cbam.bench.device import device_of
 from cbam.bench.modules import BaselinesDiffer
 from cbam.bench.network import Networks, measure
+from cbam.evaluate.references import Textbook
 
 CPU = device_of("cpu")
 

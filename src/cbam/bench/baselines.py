@@ -58,12 +58,7 @@ def build_baselines(
 ) -> dict[str, Baseline]:
     """Return all baselines with the same random weights, this library's modules at their head.
 
-    Args:
-        device: Where they are called.
-        channels: C.
-        dtype: Of the weights.
-        memory_format: Of the weights.
-        compiled: Which of "cbam", "textbook", "careful" and "timm" take part under torch.compile too; by default all.
+    `compiled` says which of "cbam", "textbook", "careful" and "timm" take part under torch.compile too; by default all.
 
     >>> list(build_baselines(Device("cpu"), 32, torch.float32, torch.contiguous_format, ()))[-3:]
     ['textbook', 'careful', 'timm']

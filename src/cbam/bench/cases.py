@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cbam.bench.baselines import COPY
-from cbam.bench.config import PARTS, BenchConfig, shape_text
+from cbam.bench.config import BenchConfig, shape_text
 from cbam.evaluate.timing import quartiles, ratios
 
 FORWARD, BOTH = "forward", "forward+backward"
@@ -165,11 +165,14 @@ def _networks(
 
 
 def _scaling(config: BenchConfig) -> Iterator[Case]:
-    threads, (channels, side, _) = (0 if config.like_gpu else config.threads or 1), config.scaling_map
+    threads, (batches, sides, (channels, side)) = (
+        (0 if config.like_gpu else config.threads or 1),
+        config.scaling,
+    )
     shapes = {
         "threads": [(1, channels, side, side)] if threads > 1 else [],
-        "batch": [(n, channels, side, side) for n in config.batch_sizes],
-        "map": [(config.batch_size, channels, n, n) for n in config.sides],
+        "batch": [(n, channels, side, side) for n in batches],
+        "map": [(config.batch_size, channels, n, n) for n in sides],
     }
     for study in shapes:
         for mode in (FORWARD, BOTH):
@@ -179,7 +182,6 @@ def _scaling(config: BenchConfig) -> Iterator[Case]:
 
 
 def _on_cpu(config: BenchConfig) -> Iterator[Case]:
-    assert set(PARTS) == {"modules", "network", "scaling"}
     for mode in (FORWARD, BOTH):
         for layout in config.memory_formats:
             yield from _modules(config, config.batch_size, (mode,), memory_format=layout)

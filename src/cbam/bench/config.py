@@ -123,19 +123,11 @@ class BenchConfig(RunConfig):
         return self.quick or self.device == "dry-run"
 
     @property
-    def batch_sizes(self) -> list[int]:
-        """Batch sizes of the scaling part."""
-        return [1, 2, 4] if self.small else [1, 2, 4, 8, 16, 32, 64]
-
-    @property
-    def sides(self) -> list[int]:
-        """Heights and widths of the scaling part."""
-        return [7, 14] if self.small else [7, 14, 28, 56, 112]
-
-    @property
-    def scaling_map(self) -> tuple[int, int, int]:
-        """The map (C, H, W) whose batch grows, and which one and several threads process at N = 1."""
-        return (64, 14, 14) if self.small else (256, 56, 56)
+    def scaling(self) -> tuple[list[int], list[int], tuple[int, int]]:
+        """Batches, heights, and the map (C, H) whose batch grows and which the study of threads takes at N = 1."""
+        if self.small:
+            return [1, 2, 4], [7, 14], (64, 14)
+        return [1, 2, 4, 8, 16, 32, 64], [7, 14, 28, 56, 112], (256, 56)
 
     def in_effect(self) -> BenchConfig:
         """Return the options in effect: threads filled in, and everything small for `quick` and a dry run."""

@@ -25,15 +25,7 @@ _THICK = 0.38
 
 
 def draw(results: Sequence[Result], folder: Path) -> Path | None:
-    """Write `bench.png` and `bench.svg`.
-
-    Args:
-        results: Of a run.
-        folder: Where to.
-
-    Returns:
-        The PNG's path; None, and no picture, if the run has no module rows.
-    """
+    """Write `bench.png` and `bench.svg`; return the PNG's path, None without module rows."""
     modules = [result.of_way("") for result in select(results, "modules")]
     # Of several batches and types the first one measured, which is the most important.
     results = [

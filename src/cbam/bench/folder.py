@@ -53,13 +53,7 @@ class BenchFolder(RunFolder):
     def write_outputs(
         self, results: Sequence[Result], settings: dict[str, Any], left: dict[str, str] | None = None
     ) -> None:
-        """Write `bench.json`, `bench.csv` and `bench.md`.
-
-        Args:
-            results: Of the run.
-            settings: Of the run.
-            left: Case -> why it was not measured.
-        """
+        """Write `bench.json`, `bench.csv` and `bench.md`; `left` says why a case was not measured."""
         environment, rows = self.read_json("env.json") or {}, [result.to_json() for result in results]
         content = {
             "settings": settings,
@@ -77,10 +71,7 @@ class BenchFolder(RunFolder):
 
 
 def load(folder: Path) -> list[Result]:
-    """Read the results in a run's folder.
-
-    Args:
-        folder: What `cbam bench` was given as `--output`.
+    """Read the results in the folder that `cbam bench` was given as `--output`.
 
     Raises:
         CBAMError: It holds no finished run.
@@ -93,12 +84,7 @@ def load(folder: Path) -> list[Result]:
 
 
 def csv_rows(results: Sequence[Result], environment: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Return the long table: a row for every provider and metric of every case.
-
-    Args:
-        results: Of a run.
-        environment: As `cbam.runs.environment.describe_environment` makes it.
-    """
+    """Return the long table: a row for every provider and metric of every case."""
     packages = environment.get("packages", {})
     for result in results:
         case = result.case

@@ -38,13 +38,7 @@ class BaselinesDiffer(CBAMError):
 
 
 class Comparison:
-    """The baselines on one map.
-
-    Args:
-        case: Which map, and which mode.
-        device: Where.
-        compiled: Which of them take part under torch.compile too, see `build_baselines`.
-    """
+    """The baselines on one map; for `compiled` see `build_baselines`."""
 
     def __init__(self, case: Case, device: Device, compiled: Collection[str] | None = None):
         self.case, self.device, self.grad = case, device, case.mode != FORWARD

@@ -34,14 +34,7 @@ _CLASSES = 1000
 
 
 class Networks:
-    """The networks of a case, with the same weights wherever they have the same parts, and what is done with them.
-
-    Args:
-        case: Which mode, images, format, and how they are run.
-        model: Name of the network.
-        device: Where.
-        only: Name of the only network, to compile it; by default all.
-    """
+    """The networks of a case, or `only` one of them, with the same weights wherever they have the same parts."""
 
     def __init__(self, case: Case, model: str, device: Device, only: str = ""):
         self.case, self.device, self.training = case, device, case.mode != INFERENCE

