@@ -117,7 +117,8 @@ def starts(rows: Rows) -> list[str]:
     """Return the table of first gradients and gates."""
     table = []
     for (model, variant), group in grouped(rows).items():
-        ends = [[gradient_at(row, place) for row in group] for place in (0.0, 0.5, 1.0)]
+        count = len(group[0]["gradients"]) - 1
+        ends = [[row["gradients"][round(at * count)] for row in group] for at in (0.0, 0.5, 1.0)]
         ratio = [row["gradients"][0] / row["gradients"][-1] for row in group]
         gates = [mean_gate(row["gates"], key) for row in group for key in ("channel", "spatial")]
         shown = [f"{mean(values):.2e}" for values in ends]
@@ -274,11 +275,6 @@ def grouped(rows: Rows) -> dict[tuple[str, str], Rows]:
     for row in sorted(rows, key=lambda row: (models.index(row["model"]), [*VARIANTS].index(row["variant"]))):
         groups[row["model"], row["variant"]].append(row)
     return groups
-
-
-def gradient_at(row: dict[str, Any], place: float) -> float:
-    """Return the gradient of the block at a relative depth."""
-    return row["gradients"][round(place * (len(row["gradients"]) - 1))]
 
 
 def mean_gate(gates: Rows, key: str) -> float:

@@ -121,10 +121,8 @@ def main() -> None:
     if not folder.exists():
         make_pictures(folder, options.images, options.side)
     write_shards(folder, options.output / "shards", per_shard=options.per_shard)
-    sets = {
-        "folder": load_data(folder).train,
-        "shards": load_data(f"shards:{options.output / 'shards'}").train,
-    }
+    sources = {"folder": folder, "shards": f"shards:{options.output / 'shards'}"}
+    sets = {name: load_data(source).train for name, source in sources.items()}
     few = {name: images.subset(range(min(options.items, len(images)))) for name, images in sets.items()}
     options_of_loader = {"batch_size": 64, "seed": 0, "shuffle": True, "workers": options.workers}
     loaders = {name: make_loader(images, **options_of_loader) for name, images in few.items()}

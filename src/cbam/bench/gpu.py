@@ -17,6 +17,7 @@ from cbam.bench.cases import Case, Result
 from cbam.bench.config import BenchConfig
 from cbam.bench.device import Device
 from cbam.bench.modules import Comparison
+from cbam.evaluate.dram import run_quietly
 from cbam.evaluate.timing import Candidate, interleave, kernel_times
 from cbam.ops.dispatch import set_backend
 
@@ -31,15 +32,10 @@ def check(case: Case, config: BenchConfig, device: Device) -> Result:
         return Result(case, notes=[f"the operator was not checked: needs pytest and {CHECKS}"])
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        words = f"{case.dtype} and {case.memory_format}"
-        command = [
-            sys.executable, "-m", "pytest", str(CHECKS), "-k", words, "-q", "-p", "no:cacheprovider", "--device",
-            device.torch.type, f"--junitxml={report}",
-        ]  # fmt: skip
+        only = ["-k", f"{case.dtype} and {case.memory_format}", "--device", device.torch.type]
+        command = [sys.executable, "-m", "pytest", str(CHECKS), *only, "-q", "-p", "no:cacheprovider"]
         try:
-            run = subprocess.run(
-                command, capture_output=True, text=True, timeout=CHECKING_SECONDS, cwd=CHECKS.parents[2]
-            )
+            run = run_quietly([*command, f"--junitxml={report}"], CHECKING_SECONDS, CHECKS.parents[2])
         except subprocess.TimeoutExpired:
             return Result(case, extra={"counts": {WRONG: 1}, "failures": {CHECKS.name: "took too long"}})
         if not report.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -220,18 +221,19 @@ def _growth(results: Sequence[Result], title: str) -> Section:
     heads = [f"{case.mode}\n{case.memory_format}".replace("+", "\n+") for case in firsts]
     rows = []
     for row in zip(*groups, strict=False):
-        cells = [f"{1e9 * r.quartiles(mine)[1] / _elements(r):.0f} {_times(r.ratio(mine)):>5}" for r in row]
+        cells = [
+            f"{1e9 * r.quartiles(mine)[1] / math.prod(r.case.shape):.0f} {_times(r.ratio(mine)):>5}"
+            for r in row
+        ]
         rows.append([shape_text(row[0].case.shape), *cells])
     if len(rows) > 1:
-        times = [([_elements(r) for r in group], [r.quartiles(mine)[1] for r in group]) for group in groups]
+        times = [
+            ([math.prod(r.case.shape) for r in group], [r.quartiles(mine)[1] for r in group])
+            for group in groups
+        ]
         rows += [SEPARATOR, ["time ~ size^", *(f"{summary.slope(*pair):.2f}" for pair in times)]]
     title += f", {mine}{_threads(case.threads)}: ps per element, times a copy"
     return Section(title, ["map", *heads], rows)
-
-
-def _elements(result: Result) -> int:
-    batch, channels, height, width = result.case.shape
-    return batch * channels * height * width
 
 
 def _share(counts: dict[str, int], provider: str, reference: str) -> str:

@@ -46,9 +46,13 @@ def count_dram(program: Sequence[str], seconds: float = 80) -> list[tuple[str, f
     return read_csv(table.stdout)
 
 
-def run_quietly(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run a command and keep what it prints."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
+def run_quietly(
+    command: Sequence[str], seconds: float, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder and keep what it prints."""
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL, cwd=folder
+    )
 
 
 def read_csv(text: str) -> list[tuple[str, float, float]]:
