@@ -29,7 +29,7 @@ class GateReader:
             "channel": block.channel_attention.logits(x),
             "spatial": block.spatial_attention.logits(x * block.channel_attention.gate(x)),
         }
-        row = {}
+        row: dict[str, float] = {}
         for name, logits in gates.items():
             row |= {f"{name} {key}": value for key, value in describe(logits.sigmoid()).items()}
         self.found.append(row)
