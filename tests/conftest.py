@@ -25,3 +25,16 @@ def pytest_collection_modifyitems(config, items):
     partial = any("::" in argument for argument in config.args)
     unmatched = mark(items, LEVELS)
     config.stash[UNMATCHED] = [] if partial else unmatched
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where tests with a device run")
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    """The device of --device: small maps on the CPU, real ones on a GPU."""
+    found = torch.device(request.config.getoption("--device"))
+    if found.type == "cuda" and not torch.cuda.is_available():
+        pytest.fail("--device cuda needs a GPU that torch can use")
+    return found
