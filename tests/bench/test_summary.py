@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from cbam.bench import figure, targets
+from cbam.bench.__main__ import main
 from cbam.bench.cases import BOTH, FORWARD, Case, Result
 from cbam.bench.figure import draw
 from cbam.bench.folder import BenchFolder, load
@@ -139,7 +140,7 @@ def test_promises_that_are_kept(results, tmp_path, capsys):
     assert found["bytes saved / plain, contiguous"].measured == pytest.approx(1.015)
     assert found["1 thread / 2, forward, contiguous"].measured == pytest.approx(1.75)
     BenchFolder(tmp_path).write_outputs(results, {})
-    assert targets.main([str(tmp_path)]) == 0
+    assert main([str(tmp_path)]) == 0
     assert "MISSED" not in capsys.readouterr().out
 
 
@@ -160,8 +161,8 @@ def test_promises_that_are_broken_or_not_measured(results, tmp_path, capsys):
     only = select(results, "network")
     assert {t.verdict for t in targets.targets(only) if "ours" in t.figure} == {"not measured"}
     BenchFolder(tmp_path).write_outputs(only, {})
-    assert targets.main([str(tmp_path)]) == 1
-    assert targets.main([str(tmp_path / "nothing")]) == 2
+    assert main([str(tmp_path)]) == 1
+    assert main([str(tmp_path / "nothing")]) == 2
     assert "holds no run" in capsys.readouterr().out
 
 
@@ -174,7 +175,7 @@ def test_other_settings_than_the_promised_ones_are_named(results):
 
 
 def test_the_figures_of_the_document_come_from_the_committed_results(capsys):
-    assert targets.main([str(COMMITTED)]) == 1
+    assert main([str(COMMITTED)]) == 1
     told, document = capsys.readouterr().out, (COMMITTED.parent / "bench.md").read_text()
     for name, shown in (("forward: textbook / ours", "**6.3, missed**"), ("best compiled / ours", "3.4")):
         assert name in told

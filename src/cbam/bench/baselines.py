@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import cbam
 from cbam.bench.device import Device
 from cbam.evaluate import references
+from cbam.nn import CBAM
 from cbam.ops.dispatch import set_backend
 
 COPY, COPY_INTO = "copy", "copy into"
@@ -80,7 +80,7 @@ def build_baselines(
 
 
 def _uncompiled(device: Device, channels: int) -> dict[str, Baseline]:
-    ours = cbam.CBAM(channels)
+    ours = CBAM(channels)
     weights = ours.state_dict()
     found: dict[str, Baseline] = {}
     if device.operator_missing() is None:

@@ -8,9 +8,9 @@ from functools import cache
 
 import torch
 
-import cbam
 from cbam.errors import CBAMError
 from cbam.evaluate.timing import Clock, EventClock
+from cbam.nn import CBAM
 from cbam.ops.dispatch import set_backend
 
 DEVICES = ("cpu", "cuda", "dry-run")
@@ -49,7 +49,7 @@ class Device:
         """Return why the fused operator cannot run here, in a sentence; None if it can."""
         try:
             with set_backend(self.backend), torch.inference_mode():
-                cbam.CBAM(16).to(self.torch)(torch.zeros(1, 16, 4, 4, device=self.torch))
+                CBAM(16).to(self.torch)(torch.zeros(1, 16, 4, 4, device=self.torch))
         except CBAMError as error:
             return str(error)
         return None

@@ -1,14 +1,12 @@
 """The speed and memory that this library promises, beside what a run measured.
 
-python -m cbam.bench.targets [FOLDER]        FOLDER is what `cbam bench --output` was given
+python -m cbam.bench [FOLDER]        FOLDER is what `cbam bench --output` was given
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from cbam.bench import cases, summary
 from cbam.bench.baselines import CAREFUL, TEXTBOOK
@@ -147,29 +145,3 @@ def _by_layout(results: Sequence[Result]) -> Iterator[tuple[str, list[Result]]]:
     layouts = list(dict.fromkeys(result.case.memory_format for result in results))
     for layout in layouts or ["any layout"]:
         yield layout, [result for result in results if result.case.memory_format == layout]
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Print the table; return 1 if something that must be kept is missed or was not measured."""
-    from rich.console import Console
-
-    from cbam.bench.folder import load
-    from cbam.errors import CBAMError
-    from cbam.runs.tables import Section, show
-
-    console = Console(highlight=False)
-    try:
-        results = load(Path(arguments[0] if arguments else "runs/bench"))
-    except CBAMError as error:
-        console.print(f"targets: {error}", soft_wrap=True)
-        return 2
-    found = list(targets(results))
-    others = deviations(results) if results[0].case.threads else ()
-    notes = [f"The promises are for other options: {text}." for text in others]
-    head = ["figure", "must", "aim", "measured", ""]
-    show([Section("Promises", head, [target.cells for target in found], notes)], console)
-    return int(any(not target.verdict.endswith("met") for target in found))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
