@@ -1,1 +1,0 @@
-"""What the fused operator does on a GPU, measured by `python benchmarks/gpu/measure.py`."""
