@@ -78,9 +78,7 @@ class TestOpcheck:
         call = ForwardArguments.parse(arguments(name, training, grad=False, epilogue=epilogue))
         y, saved, argmax, _ = torch.ops.cbam.forward.default(*flat(call))
         out, grad = y if epilogue else None, torch.randn_like(y)
-        backward = BackwardArguments(
-            grad, call.x, call.weights, call.before, out, saved, argmax, call.config
-        )
+        backward = BackwardArguments(grad, call.x, call.weights, call.before, out, saved, argmax, call.config)
         torch.library.opcheck(torch.ops.cbam.backward.default, flat(backward))
 
 

@@ -15,6 +15,8 @@ from cbam.ops.gradients import gradients, to_keep
 from cbam.ops.reference import accumulation_dtype
 from cbam.ops.signature import DIFFERENTIABLE, FORWARD, TENSORS, BackwardArguments, ForwardArguments
 
+_MAPS = ("x", "residual", "grad", "out")
+
 
 def register() -> None:
     """Register shapes, derivative, decomposition and FLOP formulas; once, when the operator has been defined."""
@@ -57,28 +59,26 @@ def _tell_inductor() -> None:
 
 
 def _in_one_format(node: Any, *arguments: Any, **keywords: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return a call's arguments with all maps in the memory format that the compiler gave x.
+    """Return a call's arguments for Inductor, with all maps in the memory format that it gave x.
 
-    It may have another one than x had when the graph was recorded: on CPUs the compiler's convolutions give
-    channels_last. To insist on the old one would copy a map in front of each call.
+    That may differ from what x had when the graph was recorded: on CPUs Inductor's convolutions return channels_last.
+    To insist on the recorded format would copy a map in front of each call.
     """
-    from torch._inductor.ir import ExternKernel, FlexibleLayout, get_stride_order
+    from torch._inductor.ir import NHWC_STRIDE_ORDER, ExternKernel, FlexibleLayout
 
-    names = [argument.name for argument in (FORWARD if node.target is torch.ops.cbam.forward.default else BACKWARD)]
-    found = dict(zip(names, arguments, strict=True))
-    size = found["x"].get_size()
-    recorded = node.args[names.index("x")].meta["val"].stride()
-    given = found["x"].maybe_get_stride() or recorded
-    channels_last = list(given) == list(FlexibleLayout.stride_ordered(size, NHWC := [3, 0, 2, 1]))
-    order = NHWC if channels_last else get_stride_order(FlexibleLayout.contiguous_strides(size))
-    for name in ("x", "grad", "residual", "out"):
-        if found.get(name) is not None:
-            strides = FlexibleLayout.stride_ordered(size, order)
-            found[name] = ExternKernel.require_exact_strides(found[name], strides)
-    for name in names:
-        if name not in ("x", "grad", "residual", "out") and hasattr(found[name], "get_size"):
-            found[name] = ExternKernel.require_contiguous(found[name])
-    return tuple(found.values()), keywords
+    call = {
+        argument.name: value for argument, value in zip(node.target._schema.arguments, arguments, strict=True)
+    }
+    size = call["x"].get_size()
+    strides = FlexibleLayout.stride_ordered(size, NHWC_STRIDE_ORDER)
+    if list(call["x"].get_stride()) != list(strides):
+        strides = FlexibleLayout.contiguous_strides(size)
+    for name, value in call.items():
+        if name in _MAPS and value is not None:
+            call[name] = ExternKernel.require_exact_strides(value, strides)
+        elif name not in _MAPS and hasattr(value, "get_size"):
+            call[name] = ExternKernel.require_contiguous(value)
+    return tuple(call.values()), keywords
 
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -56,11 +56,14 @@ def step(run, model, image):
 
 
 def graphs_of(model, image):
-    """The forward and the backward graph that the compiler's back end gets, each as a count of its operations."""
+    """The forward and the backward graph that the compiler's back end gets, as counts; of additions those of maps."""
     graphs = []
 
+    def counts(node):
+        return node.op == "call_function" and ("add" not in str(node.target) or node.meta["val"].dim() == 4)
+
     def keep(graph, _):
-        graphs.append(Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_function"))
+        graphs.append(Counter(str(node.target) for node in graph.graph.nodes if counts(node)))
         return graph
 
     def backend(module, inputs):
@@ -70,17 +73,23 @@ def graphs_of(model, image):
     return graphs
 
 
+def error(found, exact):
+    """The largest relative error of the tensors, each by its norm."""
+    return max(
+        ((found[k].double() - exact[k]).norm() / exact[k].norm().clamp_min(1e-6)).item() for k in exact
+    )
+
+
 @every_layout
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
-def test_the_same_as_in_eager_mode(layout, training):
+def test_as_near_to_float64_as_eager_mode(layout, training):
     model = network(layout=layout).train(training)
-    twin, image = copy.deepcopy(model), images(layout=layout)
-    got = step(torch.compile(model, fullgraph=True), model, image)
-    for name, expected in step(twin, twin, image).items():
-        scale = expected.abs().max().item()
-        torch.testing.assert_close(got[name], expected, rtol=1e-3, atol=1e-4 * (1 + scale), msg=name)
-    for (name, found), expected in zip(model.named_buffers(), twin.buffers(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=name)
+    twin, exact, image = copy.deepcopy(model), copy.deepcopy(model).double(), images(size=64, layout=layout)
+    expected = step(exact, exact, image.double())
+    compiled = step(torch.compile(model, fullgraph=True), model, image)
+    assert error(compiled, expected) < 4 * error(step(twin, twin, image), expected) < 1e-3
+    for (name, found), buffer in zip(model.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(found, buffer, rtol=1e-5, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
@@ -90,13 +99,11 @@ def test_a_block_is_one_node_in_each_graph(block):
     forward_without, backward_without = graphs_of(plain, images())
     assert forward[FORWARD] == backward[BACKWARD] == 5
     # The norm, the addition and the ReLU at the end of each of the five blocks are in the node.
-    for name in ("aten._native_batch_norm_legit_functional.default", "aten.relu.default"):
+    for name in ("aten._native_batch_norm_legit_functional.default", "aten.add.Tensor", "aten.relu.default"):
         assert forward[name] == forward_without[name] - 5, name
     assert backward["aten.native_batch_norm_backward.default"] == (
         backward_without["aten.native_batch_norm_backward.default"] - 5
     )
-    shortcuts = "aten.add.Tensor"  # also counts num_batches_tracked: one less for each block's addition
-    assert forward[shortcuts] <= forward_without[shortcuts]
 
 
 @every_layout
@@ -106,11 +113,12 @@ def test_no_map_is_copied_for_the_node(layout):
     _, (forward, backward) = run_fw_bw_and_get_code(
         lambda: torch.compile(model, fullgraph=True)(images(layout=layout)).square().sum()
     )
-    convolved = set(re.findall(r"(\w+) = extern_kernels\.(?:mkldnn_)?convolution\(", forward))
-    convolved |= set(re.findall(r"(\w+) = torch\.ops\.mkldnn\.\w+\.default\(", forward))
+    convolved = re.findall(
+        r"(\w+) = (?:extern_kernels\.|torch\.ops\.)\w*convolution\w*(?:\.default)?\(", forward
+    )
     read = re.findall(r"torch\.ops\.cbam\.forward\.default\((\w+),", forward)
     assert len(read) == 5
-    assert set(read) <= convolved, "something stands between a convolution and the node"
+    assert set(read) <= set(convolved), "something stands between a convolution and the node"
     assert backward.count("torch.ops.cbam.backward.default(") == 5
 
 
@@ -184,7 +192,9 @@ def test_plain_torch_when_asked_for():
     with cbam.set_backend("eager"):
         forward, _ = graphs_of(model, images())
     assert FORWARD not in forward
-    torch.testing.assert_close(torch.compile(model, backend="aot_eager")(image := images()), model(image), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        torch.compile(model, backend="aot_eager")(image := images()), model(image), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_without_the_addition_the_norm_is_in_the_node():

@@ -62,7 +62,13 @@ def run(shape, dtype, channels_last, norm, epilogue, descriptor=3, spatial_norm=
     forward(*flat(call._replace(keep=False)))
     y, saved, argmax, _ = forward(*flat(call))
     out = y if epilogue else None
-    backward(*flat(BackwardArguments(x, x, weights, before, out, saved, argmax, config._replace(pre_eps=1e-5 if norm else -1.0))))
+    backward(
+        *flat(
+            BackwardArguments(
+                x, x, weights, before, out, saved, argmax, config._replace(pre_eps=1e-5 if norm else -1.0)
+            )
+        )
+    )
 
 
 def describe(kernel):

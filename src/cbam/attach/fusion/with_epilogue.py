@@ -128,8 +128,9 @@ _traceable = SimpleNamespace()
 
 
 def _traceable_parts(block: nn.Module) -> tuple[str, str, bool, str] | None:
-    """Return a block's parts in constants, which a compiler can keep: front and back by name, ReLU, path of the site."""
-    parts = _parts_of(block, type(block).__bases__[1].forward)
+    """Return a block's parts as constants, for a compiler: front and back by name, whether there is a ReLU, the site."""
+    cls: Any = type(block)
+    parts = _parts_of(block, cls.__bases__[1].forward)
     if parts is None or parts.are_watched():
         return None
     for function in (parts.front, parts.back):
