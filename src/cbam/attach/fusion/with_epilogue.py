@@ -128,7 +128,7 @@ _traceable = SimpleNamespace()
 
 
 def _traceable_parts(block: nn.Module) -> tuple[str, str, bool, str] | None:
-    """Return a block's parts as constants, for a compiler: front and back by name, whether there is a ReLU, the site."""
+    """Return a block's parts as constants for a compiler: front, back, whether there is a ReLU, path of the site."""
     cls: Any = type(block)
     parts = _parts_of(block, cls.__bases__[1].forward)
     if parts is None or parts.are_watched():
