@@ -13,10 +13,9 @@ from cbam.ops.triton.blocks import Tile, parts, tile
 from cbam.ops.triton.launch import launch, sweep, tuned
 from cbam.ops.triton.problem import Problem, new_vectors, problem_of
 
-# Samples, channels and hidden units of a tile of the MLP, and taps of the convolution at a time.
-DENSE = {"BN": 16, "BH": 16, "BC": 64}
-TAPS = 16
-
+# Samples and hidden units or channels of a program of the MLP, what it sums at a time, and shares of the pooling.
+FEW = 4
+"""Up to so many samples, a program of the MLP has one of them."""
 
 def forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute what `torch.ops.cbam.forward` computes; its arguments in its order."""
