@@ -2,14 +2,14 @@
 #pragma once
 
 #include "kernels.h"
-#include "lines.h"
+#include "rows.h"
 
 namespace cbam {
 namespace CBAM_ISA {
 namespace {
 
 template <class A>
-struct Small {
+struct AlgebraLoops {
   using V = Vec<A>;
 
   // R rows of w at a time, so that each load of an input serves all of them.

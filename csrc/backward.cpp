@@ -1,14 +1,14 @@
-// The backward pass, from the map, the gates and the maxima's places alone. With x1 = s x and y = t x1, g = dL/dy:
-//   first reads (g, x)   dt_p = sum_c g s x;  G_c = sum_p g t x
-//   small                dz = dt gate'(z), through the batch norm where there is one; the transposed convolution gives the
+// The backward pass, from the map, the gates and the argmax indices alone. With x1 = s x and y = t x1, g = dL/dy:
+//   first pass (g, x)    dt_p = sum_c g s x;  G_c = sum_p g t x
+//   between              dz = dt gate'(z), through the batch norm where there is one; the transposed convolution gives the
 //                        gradients dm_p of the mean over channels and dM_p of the maximum; the kernel's gradient
-//   second read (x)      B_c = sum_p dm_p x / C;  the maximum's part, sum of dM_p x over the p whose maximum is c
-//   small                ds = G + B + S, da = ds gate'(a), the MLP backwards: davg, dpeak and the weights
-//   last read (g)        dx = s (g t + dm / C + [c = argmax_p] dM_p) + davg / P + [p = argmax_c] dpeak
-// Behind y = relu(t x1 + residual), g is what passes the ReLU: the first reads take it from (dL/dy, y), write it down as
-// the residual's gradient, and the last read finds it there.
-// A batch norm in front of the operator (x = alpha u + beta) gets its sums over dx and dx u from the same vectors.
-#include "small.h"
+//   second pass (x)      B_c = sum_p dm_p x / C;  the maximum's part, sum of dM_p x over the p whose maximum is c
+//   between              ds = G + B + S, da = ds gate'(a), the MLP backwards: davg, dpeak and the weights
+//   last pass (g)        dx = s (g t + dm / C + [c = argmax_p] dM_p) + davg / P + [p = argmax_c] dpeak
+// With y = relu(t x1 + residual), g is the gradient behind the ReLU: the first pass computes it from (dL/dy, y) and stores it as
+// the gradient of the residual, where the last pass reads it.
+// A batch norm in front of the operator (x = alpha u + beta) takes its sums over dx and dx u from the same vectors.
+#include "chunks.h"
 
 namespace cbam {
 
@@ -20,11 +20,11 @@ class Backward {
 
  public:
   // `output` and `masked_gradient` are null unless a ReLU came last.
-  Backward(const Problem<T>& problem, const Saved<A>& saved, const Where<T>& where, const T* gradient, const T* output,
+  Backward(const Problem<T>& problem, const Saved<A>& saved, const Argmax<T>& argmax_indices, const T* gradient, const T* output,
            T* masked_gradient, T* input_gradient, bool pre_training)
       : q(problem),
         kept(saved),
-        at(where),
+        argmax(argmax_indices),
         g(gradient),
         y(output),
         masked(masked_gradient),
@@ -46,38 +46,38 @@ class Backward {
         dx_sums(q.pre ? 2 * q.n * q.c : 0),
         k1(q.c),
         k0(q.c),
-        nowhere(std::max(q.p, q.c)),
+        no_argmax(std::max(q.p, q.c)),
         s_used(q.n, q.c, q.channel, kept.s),
         t_used(q.n, q.p, q.spatial, kept.t) {
     std::fill_n(dmean.get(), q.spatial && q.plane_of_average >= 0 ? 0 : q.p, A(0));
     std::fill_n(nothing.get(), q.c, A(0));
     std::fill_n(k1.get(), q.c, A(0));
     std::fill_n(k0.get(), q.c, A(0));
-    std::fill_n(nowhere.get(), std::max(q.p, q.c), -1);
+    std::fill_n(no_argmax.get(), std::max(q.p, q.c), -1);
     for (int64_t i = 0; i < q.planes; ++i)
       for (int64_t j = 0; j < q.k * q.k; ++j) flipped.get()[i * q.k * q.k + j] = q.kernel[(i + 1) * q.k * q.k - 1 - j];
   }
 
-  // Batch statistics, in the spatial gate or in front, need a sum over all samples before they let the next phase begin.
+  // Batch statistics, in the spatial gate or in front, need a sum over all samples before the next phase.
   void run(A* dpre_weight, A* dpre_bias) {
-    const bool stop_after_reads = q.norm_training, stop_before_last = through_statistics;
+    const bool stop_after_first = q.norm_training, stop_before_last = through_statistics;
     walk(kInOrder, [&](const Samples& samples, const Work& work) {
       round_gates(samples);
-      first_reads(samples, work);
+      first_pass(samples, work);
       if (q.spatial) spatial_logits_gradient(samples);
-      if (!stop_after_reads) small_gradients(samples, work);
-      if (!stop_after_reads && !stop_before_last) last_read(samples);
+      if (!stop_after_first) gradients_between(samples, work);
+      if (!stop_after_first && !stop_before_last) last_pass(samples);
     });
-    if (stop_after_reads) {
+    if (stop_after_first) {
       through_spatial_statistics();
       walk(kReversed, [&](const Samples& samples, const Work& work) {
-        small_gradients(samples, work);
-        if (!stop_before_last) last_read(samples);
+        gradients_between(samples, work);
+        if (!stop_before_last) last_pass(samples);
       });
     }
     if (q.pre) sums_in_front(dpre_weight, dpre_bias);
     if (stop_before_last)
-      walk(stop_after_reads ? kInOrder : kReversed, [&](const Samples& samples, const Work&) { last_read(samples); });
+      walk(stop_after_first ? kInOrder : kReversed, [&](const Samples& samples, const Work&) { last_pass(samples); });
   }
 
   void weight_gradients(A* dw0, A* db0, A* dw1, A* db1, A* dkernel, A* dnorm_weight, A* dnorm_bias) const {
@@ -147,7 +147,7 @@ class Backward {
 
   A* dt_of(int64_t sample) const { return dt.get() + sample * q.p; }
 
-  void first_reads(const Samples& samples, const Work& work) {
+  void first_pass(const Samples& samples, const Work& work) {
     const int64_t size = work.size;
     for_each_block(q, samples, [&](int64_t sample, int64_t block) {
       A* out = work.partial.get() + ((sample - samples.from) * q.blocks + block) * q.c;
@@ -206,8 +206,8 @@ class Backward {
     });
   }
 
-  // Everything between the reads, for the samples of this chunk: leaves dmaps, dpooled, da and the kernel's gradient.
-  void small_gradients(const Samples& samples, const Work& work) {
+  // Everything between the passes, for the samples of this chunk: fills dmaps, dpooled, da and the kernel's gradient.
+  void gradients_between(const Samples& samples, const Work& work) {
     if (q.spatial) through_convolution(samples, work);
     const bool needs_mean = q.plane_of_average >= 0 && (q.channel || q.pre);
     if (needs_mean) {
@@ -279,7 +279,7 @@ class Backward {
     if (q.spatial && q.plane_of_maximum >= 0) {
       const T* u = q.x + sample * q.sample_size();
       for (int64_t i = 0; i < q.p; ++i) {
-        const int32_t c = at.channel[sample * q.p + i];
+        const int32_t c = argmax.channel[sample * q.p + i];
         of_u[c] += dmax_of(sample)[i] * read(u + offset(c, i));
         if (of_one) of_one[c] += dmax_of(sample)[i];
       }
@@ -325,7 +325,7 @@ class Backward {
     return row < 0 ? nothing.get() : dpooled.get() + (sample * q.pooled + row) * q.c;
   }
 
-  // sum_p dx and sum_p dx u of one sample, without another look at g.
+  // sum_p dx and sum_p dx u of one sample, without reading g again.
   void sums_of_input_gradient(int64_t sample) {
     A *ones = dx_sums.get() + 2 * sample * q.c, *us = ones + q.c;
     const A *davg = pooled_gradient(sample, q.row_of_average), *dpeak = pooled_gradient(sample, q.row_of_maximum);
@@ -334,7 +334,7 @@ class Backward {
       const A s = s_used.of(sample)[c];
       ones[c] = s * gt.get()[sample * q.c + c] + davg[c] * static_cast<A>(q.p) + dpeak[c];
       us[c] = s * gtx.get()[sample * q.c + c] + davg[c] * usum.get()[sample * q.c + c];
-      if (q.row_of_maximum >= 0) us[c] += dpeak[c] * read(u + offset(c, at.position[sample * q.c + c]));
+      if (q.row_of_maximum >= 0) us[c] += dpeak[c] * read(u + offset(c, argmax.position[sample * q.c + c]));
     }
   }
 
@@ -357,17 +357,17 @@ class Backward {
     }
   }
 
-  void last_read(const Samples& samples) {
+  void last_pass(const Samples& samples) {
     for_each_block(q, samples, [&](int64_t sample, int64_t block) {
       const bool maxima = q.spatial && q.plane_of_maximum >= 0, peaks = q.row_of_maximum >= 0;
       const typename Kernels<T>::Gradient f = {s_used.of(sample),
                                                pooled_gradient(sample, q.row_of_average),
                                                pooled_gradient(sample, q.row_of_maximum),
-                                               peaks ? at.position + sample * q.c : nowhere.get(),
+                                               peaks ? argmax.position + sample * q.c : no_argmax.get(),
                                                t_used.of(sample),
                                                dmean_of(sample),
                                                dmax_of(sample),
-                                               maxima ? at.channel + sample * q.p : nowhere.get(),
+                                               maxima ? argmax.channel + sample * q.p : no_argmax.get(),
                                                k1.get(),
                                                k0.get()};
       const int64_t offset = sample * q.sample_size();
@@ -377,7 +377,7 @@ class Backward {
 
   const Problem<T>& q;
   const Saved<A>& kept;
-  const Where<T>& at;
+  const Argmax<T>& argmax;
   const T *g, *y;
   T *masked, *dx;
   const bool through_statistics;
@@ -387,23 +387,25 @@ class Backward {
   Scratch<A> dkernels, flipped, dnorm;
   Scratch<A> gtx, gt, usum, da;  // (N, C)
   Scratch<A> dpre, dpooled, nothing, dx_sums, k1, k0;
-  Scratch<int32_t> nowhere;
+  Scratch<int32_t> no_argmax;
   UsedGate<T> s_used, t_used;
 };
 
 }  // namespace
 
 template <class T>
-std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weights& weights, const Switches& switches,
-                                 const Weight& output, const Tensor& saved, const Tensor& where, bool pre_training) {
+std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weights& weights, const Weight& output,
+                                 const Tensor& saved, const Tensor& argmax, const Config& config, bool pre_training) {
   using A = acc_t<T>;
-  const Problem<T> problem(x, weights, switches);
+  const Problem<T> problem(x, weights, config);
   const ScalarType type = scalar_type_of<A>();
   const Saved<A> kept(problem, static_cast<A*>(saved.data_ptr()));
-  const Where<T> at(problem, static_cast<int32_t*>(where.data_ptr()));
-  STD_TORCH_CHECK(saved.numel() == kept.size && where.numel() == at.size && saved.scalar_type() == type &&
-                      where.scalar_type() == ScalarType::Int && saved.is_contiguous() && where.is_contiguous(),
-                  "cbam: saved and where are not those of this map's forward");
+  const Argmax<T> indices(problem, static_cast<int32_t*>(argmax.data_ptr()));
+  STD_TORCH_CHECK(saved.numel() == kept.size && argmax.numel() == indices.size && saved.scalar_type() == type &&
+                      argmax.scalar_type() == ScalarType::Int && saved.is_contiguous() && argmax.is_contiguous(),
+                  "cbam: saved and argmax are not those of this map's forward");
+  STD_TORCH_CHECK(config.relu == output.has_value(),
+                  "cbam: backward takes the output if that ends in a ReLU, and only then");
   check_like(grad, x, "the gradient");
   if (output) check_like(*output, x, "the output");
   auto gradient_of = [&](const Weight& weight, bool wanted) {
@@ -424,7 +426,7 @@ std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weig
                              output ? new_like(x) : new_vector(0, x.scalar_type())};
   if (problem.n == 0) return out;
   auto data = [&](int i) { return out[i].numel() ? static_cast<A*>(out[i].mutable_data_ptr()) : nullptr; };
-  Backward<T> backward(problem, kept, at, static_cast<const T*>(grad.const_data_ptr()),
+  Backward<T> backward(problem, kept, indices, static_cast<const T*>(grad.const_data_ptr()),
                        output ? static_cast<const T*>(output->const_data_ptr()) : nullptr,
                        output ? static_cast<T*>(out[10].mutable_data_ptr()) : nullptr,
                        static_cast<T*>(out[0].mutable_data_ptr()), pre_training);
@@ -434,8 +436,8 @@ std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weig
 }
 
 #define CBAM_INSTANTIATE(T)                                                                                     \
-  template std::vector<Tensor> run_backward<T>(const Tensor&, const Tensor&, const Weights&, const Switches&,   \
-                                               const Weight&, const Tensor&, const Tensor&, bool);
+  template std::vector<Tensor> run_backward<T>(const Tensor&, const Tensor&, const Weights&, const Weight&,   \
+                                               const Tensor&, const Tensor&, const Config&, bool);
 CBAM_FOR_EACH_TYPE(CBAM_INSTANTIATE)
 #undef CBAM_INSTANTIATE
 

@@ -1,8 +1,8 @@
-// The forward pass. Samples go through all phases in chunks small enough to be found in the caches again, so of the
-// three reads of the map two do not reach memory:
+// The forward pass. Samples go through all phases in chunks that stay in the caches, so two of the three reads of the
+// map do not reach memory:
 //   pool -> MLP -> squeeze (reads s x) -> convolution, gate, y = s t x, or relu(s t x + residual).
 // A batch norm in the spatial gate that uses batch statistics needs the logits of all samples before the last step.
-#include "small.h"
+#include "chunks.h"
 
 namespace cbam {
 
@@ -13,11 +13,11 @@ class Forward {
   using A = acc_t<T>;
 
  public:
-  Forward(const Problem<T>& problem, const Saved<A>& saved, const Where<T>& where, const T* residual_map, Epilogue ending,
+  Forward(const Problem<T>& problem, const Saved<A>& saved, const Argmax<T>& argmax_indices, const T* residual_map, Epilogue ending,
           T* output)
       : q(problem),
         keep(saved),
-        at(where),
+        argmax(argmax_indices),
         residual(residual_map),
         epilogue(ending),
         y(output),
@@ -26,7 +26,7 @@ class Forward {
 
   void run(A* batch_statistics) {
     over_chunks(q, kInOrder, [&](const auto& each_chunk) {
-      const Work work(q, at.position != nullptr);
+      const Work work(q, argmax.position != nullptr);
       each_chunk([&](const Samples& samples) {
         if (q.channel) channel_gate(samples, work);
         if (q.spatial) clear_padding(q, work.padded.get(), (samples.to - samples.from) * q.planes);
@@ -46,10 +46,10 @@ class Forward {
  private:
   // What a chunk of samples needs between its phases.
   struct Work {
-    Work(const Problem<T>& q, bool places)
+    Work(const Problem<T>& q, bool argmax)
         : sums(q.channel ? q.chunk * q.blocks * q.c : 0),
           maxima(q.channel ? q.chunk * q.blocks * q.c : 0),
-          firsts(q.channel && places ? q.chunk * q.blocks * q.c : 0),
+          firsts(q.channel && argmax ? q.chunk * q.blocks * q.c : 0),
           hidden_sums(q.chunk * q.hidden),
           unread(q.spatial && q.planes == 1 ? q.chunk * q.p : 0),
           padded(q.chunk * q.planes * q.plane_size) {}
@@ -63,7 +63,7 @@ class Forward {
     for_each_block(q, samples, [&](int64_t sample, int64_t block) {
       const int64_t offset = ((sample - n0) * q.blocks + block) * q.c;
       q.kernels().pool(q.part(sample, block), work.sums.get() + offset, work.maxima.get() + offset,
-                       at.position ? work.firsts.get() + offset : nullptr);
+                       argmax.position ? work.firsts.get() + offset : nullptr);
     });
     for (int64_t sample = n0; sample < samples.to; ++sample)
       combine(sample, (sample - n0) * q.blocks * q.c, work.sums.get(), work.maxima.get(), work.firsts.get());
@@ -86,7 +86,7 @@ class Forward {
     });
   }
 
-  // The blocks' sums and maxima, in order: the first maximum wins, and NaN stays.
+  // Combine the blocks' sums and maxima in order: the first maximum wins, and NaN stays.
   void combine(int64_t sample, int64_t base, const A* sums, const A* maxima, const int32_t* firsts) {
     A* rows = keep.pooled + sample * q.pooled * q.c;
     for (int64_t c = 0; c < q.c && q.row_of_average >= 0; ++c) {
@@ -101,10 +101,10 @@ class Forward {
         if (maxima[best] == maxima[best] && !(maxima[other] <= maxima[best])) best = other;
       }
       rows[q.row_of_maximum * q.c + c] = maxima[best];
-      if (at.position) at.position[sample * q.c + c] = firsts[best];
+      if (argmax.position) argmax.position[sample * q.c + c] = firsts[best];
     }
-    if (at.position && q.row_of_maximum < 0)
-      for (int64_t c = 0; c < q.c; ++c) at.position[sample * q.c + c] = -1;
+    if (argmax.position && q.row_of_maximum < 0)
+      for (int64_t c = 0; c < q.c; ++c) argmax.position[sample * q.c + c] = -1;
   }
 
   void squeeze(const Samples& samples, const Work& work) {
@@ -116,7 +116,7 @@ class Forward {
     A* scratch = work.unread.get() + (q.planes == 1 ? index * q.p : 0);
     A* average = q.plane_of_average >= 0 ? maps + q.plane_of_average * q.p : scratch;
     A* maximum = q.plane_of_maximum >= 0 ? maps + q.plane_of_maximum * q.p : scratch;
-    int32_t* channels = at.channel ? at.channel + sample * q.p : nullptr;
+    int32_t* channels = argmax.channel ? argmax.channel + sample * q.p : nullptr;
     q.kernels().squeeze(part, s_used.of(sample), average, maximum, channels);
     if (channels && q.plane_of_maximum < 0)
       for (int64_t i = part.p0; i < part.p1; ++i) channels[i] = -1;
@@ -126,8 +126,8 @@ class Forward {
       pad_rows(q, maps + plane * q.p, work.padded.get() + (index * q.planes + plane) * q.plane_size, part.p0, part.p1);
   }
 
-  // Within one thread the convolution follows the squeeze at the distance of its reach, so that the rows of the map
-  // that are read again are still in the second-level cache.
+  // Within one thread the convolution runs just behind the squeeze, so that the rows of the map that are read again are
+  // still in the second-level cache.
   void squeeze_and_apply(const Samples& samples, const Work& work) {
     for (int64_t sample = samples.from; sample < samples.to; ++sample) {
       int64_t next = 0;
@@ -191,8 +191,8 @@ class Forward {
 
   const Problem<T>& q;
   const Saved<A>& keep;
-  const Where<T>& at;
-  const T* residual;  // null without a epilogue
+  const Argmax<T>& argmax;
+  const T* residual;  // null without an epilogue
   const Epilogue epilogue;
   T* y;
   UsedGate<T> s_used, t_used;
@@ -202,32 +202,31 @@ class Forward {
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& x, const Weights& weights,
-                                                       const Switches& switches, const Weight& residual,
-                                                       bool relu, bool keep) {
+                                                       const Weight& residual, const Config& config,
+                                                       bool keep) {
   using A = acc_t<T>;
-  const Problem<T> problem(x, weights, switches);
-  STD_TORCH_CHECK(residual || !relu, "cbam: a ReLU comes after a residual only");
+  const Problem<T> problem(x, weights, config);
+  STD_TORCH_CHECK(residual || !config.relu, "cbam: a ReLU comes after a residual only");
   if (residual) check_like(*residual, x, "the residual");
   const ScalarType type = scalar_type_of<A>();
-  const int64_t floats = Saved<A>(problem, nullptr).size, integers = Where<T>(problem, nullptr).size;
+  const int64_t floats = Saved<A>(problem, nullptr).size, integers = Argmax<T>(problem, nullptr).size;
   Tensor y = new_like(x), kept = new_vector(keep ? floats : 0, type);
-  Tensor where = new_vector(keep ? integers : 0, ScalarType::Int);
+  Tensor argmax = new_vector(keep ? integers : 0, ScalarType::Int);
   Tensor stats = new_vector(problem.norm_training ? 2 : 0, type);
   const Scratch<A> unkept(keep ? 0 : floats);
   const Saved<A> saved(problem, keep ? static_cast<A*>(kept.mutable_data_ptr()) : unkept.get());
   if (keep && (problem.pooled == 1 || problem.planes == 1)) std::fill_n(saved.s, floats, A(0));  // not all of it is used
-  const Where<T> at(problem, keep ? static_cast<int32_t*>(where.mutable_data_ptr()) : nullptr);
+  const Argmax<T> indices(problem, keep ? static_cast<int32_t*>(argmax.mutable_data_ptr()) : nullptr);
   if (problem.n > 0)
-    Forward<T>(problem, saved, at, residual ? static_cast<const T*>(residual->const_data_ptr()) : nullptr,
-               relu ? kAddRelu : residual ? kAdd : kNoEpilogue, static_cast<T*>(y.mutable_data_ptr()))
+    Forward<T>(problem, saved, indices, residual ? static_cast<const T*>(residual->const_data_ptr()) : nullptr,
+               config.relu ? kAddRelu : residual ? kAdd : kNoEpilogue, static_cast<T*>(y.mutable_data_ptr()))
         .run(static_cast<A*>(stats.mutable_data_ptr()));
-  return {y, kept, where, stats};
+  return {y, kept, argmax, stats};
 }
 
 #define CBAM_INSTANTIATE(T)                                                                            \
-  template std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward<T>(const Tensor&, const Weights&,    \
-                                                                     const Switches&, const Weight&, \
-                                                                     bool, bool);
+  template std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward<T>(const Tensor&, const Weights&,  \
+                                                                     const Weight&, const Config&, bool);
 CBAM_FOR_EACH_TYPE(CBAM_INSTANTIATE)
 #undef CBAM_INSTANTIATE
 

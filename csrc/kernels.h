@@ -2,7 +2,7 @@
 //
 // A sample is a matrix in memory: contiguous maps have one row per channel and one column per position, channels-last
 // maps one row per position and one column per channel. A kernel works on the positions [p0, p1) of one sample, all
-// channels of it, so that one thread meets the same part of a map in every phase.
+// channels of it, so that one thread reads the same part of a map in every phase.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ struct Part {
   const T* u;
   int64_t channels, positions, p0, p1;
   const acc_t<T>*alpha, *beta;  // (C), or null: x = u
-  bool streaming;               // the output is too large to wait in the caches for its reader
+  bool streaming;               // the output does not fit the caches
 };
 
 // What follows the gates: nothing, or the sum with a residual, or that and a ReLU.
@@ -26,10 +26,10 @@ constexpr int kEpilogues = 3;
 
 template <class T, class A = acc_t<T>>
 struct Kernels {
-  // Over positions, per channel (C): sum and maximum of x, and the first position of the maximum unless `where` is null.
-  void (*pool)(const Part<T>&, A* sum, A* max, int32_t* where);
+  // Over positions, per channel (C): sum and maximum of x, and the first position of the maximum unless `argmax` is null.
+  void (*pool)(const Part<T>&, A* sum, A* max, int32_t* argmax);
   // Over channels, per position: sum and maximum of s x rounded to T, and its first channel. Indexed by position.
-  void (*squeeze)(const Part<T>&, const A* s, A* sum, A* max, int32_t* where);
+  void (*squeeze)(const Part<T>&, const A* s, A* sum, A* max, int32_t* argmax);
   // y = s x t, rounded to T after each product; by epilogue  y + residual, rounded to T, and max(., 0) that keeps NaN.
   void (*apply[kEpilogues])(const Part<T>&, const A* s, const A* t, const T* residual, T* y);
   // Backward, first reads: per position  dt = sum_c g s x;  per channel  gtx = sum_p g t u, gt = sum_p g t, usum = sum_p u
@@ -38,12 +38,12 @@ struct Kernels {
                         A* gt, A* usum);
   // Per channel: sum_p weight_p u.
   void (*weighted)(const Part<T>&, const A* weight, A* out);
-  // dx = s (g t + dmean + [c == where_c] dmax) + davg + [p == where_p] dpeak, then  alpha dx + k1 u + k0  with a norm.
+  // dx = s (g t + dmean + [c == argmax_c] dmax) + davg + [p == argmax_p] dpeak, then  alpha dx + k1 u + k0  with a norm.
   struct Gradient {
     const A *s, *davg, *dpeak;  // (C)
-    const int32_t* where_p;     // (C)
+    const int32_t* argmax_p;     // (C)
     const A *t, *dmean, *dmax;  // (P)
-    const int32_t* where_c;     // (P)
+    const int32_t* argmax_c;     // (P)
     const A *k1, *k0;           // (C)
   };
   void (*input_grad)(const Part<T>&, const T* g, const Gradient&, T* dx);
@@ -67,7 +67,7 @@ struct Algebra {
                       A* dkernel);
   // z becomes scale * sigmoid(z), or of the hard sigmoid
   void (*activate)(A* z, int64_t count, A scale, bool hard);
-  // d becomes d * dgate/dz, told from the gate's value
+  // d becomes d * dgate/dz, computed from the gate's value
   void (*through_activation)(A* d, const A* gate, int64_t count, A scale, bool hard);
   int lanes;
 };

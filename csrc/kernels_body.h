@@ -2,19 +2,19 @@
 #pragma once
 
 #include "algebra.h"
-#include "sweeps.h"
+#include "passes.h"
 
 namespace cbam {
 namespace CBAM_ISA {
 
 template <class T>
 const Kernels<T>& kernels(Layout layout, bool norm) {
-  if (layout == kChannelsLast) return norm ? Sweeps<T, true, true>::table() : Sweeps<T, true, false>::table();
-  return norm ? Sweeps<T, false, true>::table() : Sweeps<T, false, false>::table();
+  if (layout == kChannelsLast) return norm ? Passes<T, true, true>::table() : Passes<T, true, false>::table();
+  return norm ? Passes<T, false, true>::table() : Passes<T, false, false>::table();
 }
 template <class A>
 const Algebra<A>& algebra() {
-  return Small<A>::table();
+  return AlgebraLoops<A>::table();
 }
 
 #define CBAM_INSTANTIATE(T) template const Kernels<T>& kernels<T>(Layout, bool);

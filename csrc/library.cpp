@@ -1,11 +1,11 @@
-// Registration of torch.ops.cbam: the schemas, and the implementations for the CPU.
+// Registration of torch.ops.cbam: the schemas, as in cbam/ops/signature.py, and the implementations for the CPU.
 #include "problem.h"
 
 namespace cbam {
 
 namespace {
 
-// One call of the function template for the map's type.
+// Call the function template for the map's type.
 #define CBAM_BY_TYPE(x, call)                                                                              \
   switch (x.scalar_type()) {                                                                               \
     case ScalarType::Float: { using T = float; return call; }                                              \
@@ -23,17 +23,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
     int64_t activation, bool norm_training, double norm_eps, bool relu, bool keep) {
   const Weights weights{w0, b0, w1, b1, channel_scale, kernel, norm_weight, norm_bias, norm_mean, norm_var,
                         spatial_scale, pre_weight, pre_bias, pre_mean, pre_invstd};
-  const Switches switches{pooling, descriptor, activation, norm_training, norm_eps};
-  CBAM_BY_TYPE(x, (run_forward<T>(x, weights, switches, residual, relu, keep)))
+  const Config config{pooling, descriptor, activation, norm_training, norm_eps, relu};
+  CBAM_BY_TYPE(x, (run_forward<T>(x, weights, residual, config, keep)))
 }
 
 using ElevenTensors =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 std::vector<Tensor> backward_of_type(const Tensor& grad, const Tensor& x, const Weights& weights,
-                                     const Switches& switches, const Weight& out, const Tensor& saved,
-                                     const Tensor& where, bool pre_training) {
-  CBAM_BY_TYPE(x, (run_backward<T>(grad, x, weights, switches, out, saved, where, pre_training)))
+                                     const Weight& out, const Tensor& saved, const Tensor& argmax,
+                                     const Config& config, bool pre_training) {
+  CBAM_BY_TYPE(x, (run_backward<T>(grad, x, weights, out, saved, argmax, config, pre_training)))
 }
 
 ElevenTensors backward(const Tensor& grad, const Tensor& x, const Weight& w0, const Weight& b0, const Weight& w1,
@@ -41,12 +41,12 @@ ElevenTensors backward(const Tensor& grad, const Tensor& x, const Weight& w0, co
                        const Weight& norm_bias, const Weight& norm_mean, const Weight& norm_var,
                        const Weight& spatial_scale, const Weight& pre_weight, const Weight& pre_bias,
                        const Weight& pre_mean, const Weight& pre_invstd, const Weight& out, const Tensor& saved,
-                       const Tensor& where, int64_t pooling, int64_t descriptor, int64_t activation, bool norm_training,
-                       double norm_eps, bool pre_training) {
+                       const Tensor& argmax, int64_t pooling, int64_t descriptor, int64_t activation, bool norm_training,
+                       double norm_eps, bool relu, bool pre_training) {
   const Weights weights{w0, b0, w1, b1, channel_scale, kernel, norm_weight, norm_bias, norm_mean, norm_var,
                         spatial_scale, pre_weight, pre_bias, pre_mean, pre_invstd};
-  const Switches switches{pooling, descriptor, activation, norm_training, norm_eps};
-  const auto g = backward_of_type(grad, x, weights, switches, out, saved, where, pre_training);
+  const Config config{pooling, descriptor, activation, norm_training, norm_eps, relu};
+  const auto g = backward_of_type(grad, x, weights, out, saved, argmax, config, pre_training);
   return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10]};
 }
 
@@ -60,13 +60,13 @@ STABLE_TORCH_LIBRARY(cbam, library) {
       "Tensor? norm_weight, Tensor? norm_bias, Tensor? norm_mean, Tensor? norm_var, Tensor? spatial_scale, "
       "Tensor? pre_weight, Tensor? pre_bias, Tensor? pre_mean, Tensor? pre_invstd, Tensor? residual, int pooling, "
       "int descriptor, int activation, bool norm_training, float norm_eps, bool relu, bool keep) "
-      "-> (Tensor y, Tensor saved, Tensor where, Tensor stats)");
+      "-> (Tensor y, Tensor saved, Tensor argmax, Tensor stats)");
   library.def(
       "backward(Tensor grad, Tensor x, Tensor? w0, Tensor? b0, Tensor? w1, Tensor? b1, Tensor? channel_scale, "
       "Tensor? kernel, Tensor? norm_weight, Tensor? norm_bias, Tensor? norm_mean, Tensor? norm_var, "
       "Tensor? spatial_scale, Tensor? pre_weight, Tensor? pre_bias, Tensor? pre_mean, Tensor? pre_invstd, "
-      "Tensor? out, Tensor saved, Tensor where, int pooling, int descriptor, int activation, bool norm_training, "
-      "float norm_eps, bool pre_training) -> (Tensor dx, Tensor dw0, Tensor db0, Tensor dw1, Tensor db1, Tensor dkernel, "
+      "Tensor? out, Tensor saved, Tensor argmax, int pooling, int descriptor, int activation, bool norm_training, "
+      "float norm_eps, bool relu, bool pre_training) -> (Tensor dx, Tensor dw0, Tensor db0, Tensor dw1, Tensor db1, Tensor dkernel, "
       "Tensor dnorm_weight, Tensor dnorm_bias, Tensor dpre_weight, Tensor dpre_bias, Tensor dresidual)");
   library.def("isa() -> int");
 }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-
 namespace cbam {
 
 Tensor new_tensor(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
@@ -65,9 +64,9 @@ A scalar(const Weight& weight, A otherwise, const char* name) {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A block is about as large as half of a second-level cache's share, so that a few of them stay there between phases.
+// A block takes about half of a thread's share of the second-level cache, so that a few stay there between phases.
 constexpr int64_t kBlockBytes = 128 << 10;
-// Rows of a contiguous map are read in pieces of a block's positions: shorter pieces than this waste the prefetcher.
+// Rows of a contiguous map are read in pieces of a block's positions: shorter pieces than this defeat the prefetcher.
 constexpr int64_t kShortestPiece = 800;
 constexpr int64_t kChunkBytes = 2 << 20;
 
@@ -77,7 +76,7 @@ constexpr int64_t kStreamingBytes = 8 << 20;
 }  // namespace
 
 template <class T>
-Problem<T>::Problem(const Tensor& map, const Weights& weights, const Switches& switches) {
+Problem<T>::Problem(const Tensor& map, const Weights& weights, const Config& config) {
   STD_TORCH_CHECK(map.dim() == 4 && map.is_cpu(), "cbam expects a map (N, C, H, W) on the CPU");
   n = map.size(0), c = map.size(1), height = map.size(2), width = map.size(3), p = height * width;
   STD_TORCH_CHECK(c > 0 && p > 0 && c < INT32_MAX && p < INT32_MAX, "cbam expects C, H and W of at least 1");
@@ -89,14 +88,14 @@ Problem<T>::Problem(const Tensor& map, const Weights& weights, const Switches& s
   row_of_average = row_of_maximum = -1;
   w0 = b0 = w1 = b1 = nullptr;
   if (channel) {
-    STD_TORCH_CHECK(switches.pooling >= 1 && switches.pooling <= 3, "cbam: pooling is 1, 2 or 3");
+    STD_TORCH_CHECK(config.pooling >= kPoolAverage && config.pooling <= kPoolBoth, "cbam: pooling is 1, 2 or 3");
     hidden = weights.w0->numel() / c;
     STD_TORCH_CHECK(hidden > 0, "cbam expects w0 of shape (h, C)");
     w0 = pointer<A>(weights.w0, hidden * c, "w0"), w1 = pointer<A>(weights.w1, c * hidden, "w1");
     b0 = pointer<A>(weights.b0, hidden, "b0"), b1 = pointer<A>(weights.b1, c, "b1");
     STD_TORCH_CHECK(w1, "cbam expects w1 together with w0");
-    if (switches.pooling & kAverage) row_of_average = pooled++;
-    if (switches.pooling & kMaximum) row_of_maximum = pooled++;
+    if (config.pooling & kPoolAverage) row_of_average = pooled++;
+    if (config.pooling & kPoolMaximum) row_of_maximum = pooled++;
   }
   channel_scale = scalar<A>(weights.channel_scale, A(1), "channel_scale");
 
@@ -105,7 +104,7 @@ Problem<T>::Problem(const Tensor& map, const Weights& weights, const Switches& s
   plane_of_average = plane_of_maximum = -1;
   kernel = nullptr;
   if (spatial) {
-    const int64_t d = switches.descriptor;
+    const int64_t d = config.descriptor;
     STD_TORCH_CHECK(d >= kAverage && d <= kMaximumAverage, "cbam: descriptor is 1, 2, 3 or 4");
     planes = d >= kAverageMaximum ? 2 : 1;
     if (d != kMaximum) plane_of_average = d == kMaximumAverage ? 1 : 0;
@@ -115,14 +114,14 @@ Problem<T>::Problem(const Tensor& map, const Weights& weights, const Switches& s
     kernel = pointer<A>(weights.kernel, planes * k * k, "kernel");
   }
   spatial_scale = scalar<A>(weights.spatial_scale, A(1), "spatial_scale");
-  norm_training = spatial && switches.norm_training;
+  norm_training = spatial && config.norm_training;
   norm = spatial && (norm_training || weights.norm_mean.has_value());
   norm_weight = scalar<A>(weights.norm_weight, A(1), "norm_weight");
   norm_bias = scalar<A>(weights.norm_bias, A(0), "norm_bias");
   norm_mean = scalar<A>(weights.norm_mean, A(0), "norm_mean");
   norm_var = scalar<A>(weights.norm_var, A(1), "norm_var");
-  norm_eps = static_cast<A>(switches.norm_eps);
-  hard = switches.activation == 1;
+  norm_eps = static_cast<A>(config.norm_eps);
+  hard = config.activation == kHardSigmoid;
 
   pre = weights.pre_mean.has_value();
   pre_mean = pointer<A>(weights.pre_mean, c, "pre_mean");

@@ -1,4 +1,4 @@
-// What one call computes: shapes, weights and switches, checked, and the layout of what is kept for backward.
+// One call: its shapes, weights and config, checked, and the layout of what it keeps for backward.
 #pragma once
 
 #include <cmath>
@@ -34,20 +34,24 @@ struct Weights {
   const Weight &kernel, &norm_weight, &norm_bias, &norm_mean, &norm_var, &spatial_scale;
   const Weight &pre_weight, &pre_bias, &pre_mean, &pre_invstd;
 };
-struct Switches {
+// The numbers in the order of the schema.
+struct Config {
   int64_t pooling, descriptor, activation;
   bool norm_training;
   double norm_eps;
+  bool relu;
 };
-enum Maps { kAverage = 1, kMaximum = 2, kAverageMaximum = 3, kMaximumAverage = 4 };
+// The numbers of the signature, as in `cbam/ops/signature.py`.
+enum Pooling { kPoolAverage = 1, kPoolMaximum = 2, kPoolBoth = 3 };
+enum Descriptor { kAverage = 1, kMaximum = 2, kAverageMaximum = 3, kMaximumAverage = 4 };
+enum Activation { kSigmoid = 0, kHardSigmoid = 1 };
 
-// Working memory of one thread, taken and given back in the order of a stack and kept from call to call: a malloc and
-// free of a few megabytes beside a large map makes glibc return the map's pages to the system, which costs more than
-// the whole operator.
+// Working memory of one thread, a stack that is kept from call to call: a malloc and free of a few megabytes next to a
+// large map makes glibc return the map's pages to the system, which costs more than the whole operator.
 void* take_scratch(size_t bytes);
 void return_scratch(size_t bytes);
 
-// Memory that nobody has written yet, aligned for every register.
+// Uninitialised memory, aligned for every register.
 template <class A>
 class Scratch {
  public:
@@ -87,7 +91,7 @@ template <class T>
 struct Problem {
   using A = acc_t<T>;
 
-  Problem(const Tensor& x, const Weights& weights, const Switches& switches);
+  Problem(const Tensor& x, const Weights& weights, const Config& config);
 
   int64_t n, c, height, width, p;
   Layout layout;
@@ -115,9 +119,9 @@ struct Problem {
   // A sample is worked on in blocks of whole rows of the map; the partition depends on the shape alone, so sums do not
   // depend on the number of threads.
   int64_t block_rows, blocks;
-  int64_t chunk;  // samples that pass through all phases together, to meet the caches again
+  int64_t chunk;  // samples that go through all phases together, to stay in the caches
   int64_t pitch, plane_size;  // of a zero-padded map
-  bool streaming;  // the result is larger than what the caches keep of it
+  bool streaming;  // the result does not fit the caches
 
   int64_t sample_size() const { return c * p; }
   Part<T> part(int64_t sample, int64_t block) const {
@@ -152,8 +156,8 @@ struct Saved {
   int64_t size;
 };
 template <class T>
-struct Where {
-  Where(const Problem<T>& q, int32_t* memory) {
+struct Argmax {
+  Argmax(const Problem<T>& q, int32_t* memory) {
     channel = memory;
     position = memory ? memory + (q.spatial ? q.n * q.p : 0) : nullptr;
     size = (q.spatial ? q.n * q.p : 0) + (q.channel ? q.n * q.c : 0);
@@ -165,10 +169,10 @@ struct Where {
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& x, const Weights& weights,
-                                                       const Switches& switches, const Weight& residual,
-                                                       bool relu, bool keep);
+                                                       const Weight& residual, const Config& config,
+                                                       bool keep);
 template <class T>
-std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weights& weights, const Switches& switches,
-                                 const Weight& output, const Tensor& saved, const Tensor& where, bool pre_training);
+std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weights& weights, const Weight& output,
+                                 const Tensor& saved, const Tensor& argmax, const Config& config, bool pre_training);
 
 }  // namespace cbam

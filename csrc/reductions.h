@@ -1,8 +1,8 @@
-// Sum, maximum and the maximum's first place over rows or over columns of a part of a sample.
+// Sum, maximum and argmax (the first index of the maximum) over the rows or the columns of a part of a sample.
 #pragma once
 
 #include "kernels.h"
-#include "lines.h"
+#include "rows.h"
 
 namespace cbam {
 namespace CBAM_ISA {
@@ -39,9 +39,9 @@ CBAM_INLINE void add_across(const Vec<A> (&v)[N], A* out) {
   for (int i = 0; i < N; ++i) out[i] += sums[i];
 }
 
-// Maximum with NaN first, for the rare line whose sum is NaN: the vector loops do not look at NaN.
+// Maximum with NaN first, for the rare row or column whose sum is NaN: the vector loops ignore NaN.
 template <class A, class F>
-__attribute__((noinline)) void max_with_nan(int64_t from, int64_t to, F value, A* max, int32_t* where) {
+__attribute__((noinline)) void max_with_nan(int64_t from, int64_t to, F value, A* max, int32_t* argmax) {
   A best = value(from);
   int64_t at = from;
   for (int64_t i = from + 1; i < to && best == best; ++i) {
@@ -49,13 +49,13 @@ __attribute__((noinline)) void max_with_nan(int64_t from, int64_t to, F value, A
     if (!(v <= best)) best = v, at = i;
   }
   *max = best;
-  if (where) *where = static_cast<int32_t>(at);
+  if (argmax) *argmax = static_cast<int32_t>(at);
 }
 
 // Rows: NCHW pooling (a row is a channel) or, with COLS, the NHWC squeeze (constants and scale belong to columns).
 template <class T, bool NORM, bool COLS, bool INDEX>
 void reduce_rows(const Part<T>& part, int64_t stride, int64_t r0, int64_t r1, int64_t k0, int64_t k1,
-                 const acc_t<T>* scale, acc_t<T>* sum, acc_t<T>* max, int32_t* where) {
+                 const acc_t<T>* scale, acc_t<T>* sum, acc_t<T>* max, int32_t* argmax) {
   using A = acc_t<T>;
   using V = Vec<A>;
   by_fours(r0, r1, [&](int64_t r, auto count) __attribute__((always_inline)) {
@@ -76,7 +76,7 @@ void reduce_rows(const Part<T>& part, int64_t stride, int64_t r0, int64_t r1, in
       if constexpr (COLS) s = get<A>(scale + k, width);
       if constexpr (NORM && COLS) a[0] = get<A>(part.alpha + k, width), b[0] = get<A>(part.beta + k, width);
       for (int i = 0; i < N; ++i) {
-        ahead(row[i] + k + N * stride);
+        prefetch(row[i] + k + N * stride);
         V v = input<T, NORM>(get<T>(row[i] + k, width), a[COLS ? 0 : i], b[COLS ? 0 : i]);
         if constexpr (COLS) v = rounded<T>(v * s);
         sums[i] += or_else<A>(v, width, A(0));
@@ -91,7 +91,7 @@ void reduce_rows(const Part<T>& part, int64_t stride, int64_t r0, int64_t r1, in
     across<A>(best, Larger{}, max + r);
     for (int i = 0; i < N; ++i) {
       const int64_t line = r + i;
-      if constexpr (INDEX) where[line] = static_cast<int32_t>(first_at<A>(best[i], max[line], at[i]));
+      if constexpr (INDEX) argmax[line] = static_cast<int32_t>(first_at<A>(best[i], max[line], at[i]));
       if (sum[line] != sum[line]) {
         max_with_nan<A>(
             k0, k1,
@@ -100,7 +100,7 @@ void reduce_rows(const Part<T>& part, int64_t stride, int64_t r0, int64_t r1, in
               if constexpr (COLS) v = rounded_scalar<T>(v * scale[k]);
               return v;
             },
-            max + line, INDEX ? where + line : nullptr);
+            max + line, INDEX ? argmax + line : nullptr);
       }
     }
   });
@@ -109,13 +109,13 @@ void reduce_rows(const Part<T>& part, int64_t stride, int64_t r0, int64_t r1, in
 // Columns: the NCHW squeeze (constants and scale belong to rows) or, with COLS, NHWC pooling.
 template <class T, bool NORM, bool COLS, bool INDEX>
 void reduce_columns(const Part<T>& part, int64_t stride, int64_t r0, int64_t r1, int64_t k0, int64_t k1,
-                    const acc_t<T>* scale, acc_t<T>* sum, acc_t<T>* max, int32_t* where) {
+                    const acc_t<T>* scale, acc_t<T>* sum, acc_t<T>* max, int32_t* argmax) {
   using A = acc_t<T>;
   using V = Vec<A>;
   for (int64_t k = k0; k < k1; ++k) {
     sum[k] = 0;
     max[k] = lowest<A>();
-    if constexpr (INDEX) where[k] = static_cast<int32_t>(r0);
+    if constexpr (INDEX) argmax[k] = static_cast<int32_t>(r0);
   }
   by_fours(r0, r1, [&](int64_t r, auto count) __attribute__((always_inline)) {
     constexpr int N = decltype(count)::value;
@@ -129,10 +129,10 @@ void reduce_columns(const Part<T>& part, int64_t stride, int64_t r0, int64_t r1,
     along<A>(k0, k1, [&](int64_t k, auto width) __attribute__((always_inline)) {
       V sums = get<A>(sum + k, width), best = get<A>(max + k, width);
       Ints<A> at;
-      if constexpr (INDEX) at = get_index<A>(where + k, width);
+      if constexpr (INDEX) at = get_index<A>(argmax + k, width);
       if constexpr (NORM && COLS) a[0] = get<A>(part.alpha + k, width), b[0] = get<A>(part.beta + k, width);
       for (int i = 0; i < N; ++i) {
-        ahead(row[i] + k + N * stride);
+        prefetch(row[i] + k + N * stride);
         V v = input<T, NORM>(get<T>(row[i] + k, width), a[COLS ? 0 : i], b[COLS ? 0 : i]);
         if constexpr (!COLS) v = rounded<T>(v * s[i]);
         sums += v;
@@ -142,7 +142,7 @@ void reduce_columns(const Part<T>& part, int64_t stride, int64_t r0, int64_t r1,
       }
       put<A>(sum + k, sums, width);
       put<A>(max + k, best, width);
-      if constexpr (INDEX) put_index(where + k, at, width);
+      if constexpr (INDEX) put_index(argmax + k, at, width);
     });
   });
   for (int64_t k = k0; k < k1; ++k) {
@@ -154,7 +154,7 @@ void reduce_columns(const Part<T>& part, int64_t stride, int64_t r0, int64_t r1,
           if constexpr (!COLS) v = rounded_scalar<T>(v * scale[r]);
           return v;
         },
-        max + k, INDEX ? where + k : nullptr);
+        max + k, INDEX ? argmax + k : nullptr);
   }
 }
 

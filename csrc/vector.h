@@ -103,7 +103,7 @@ CBAM_INLINE Words to_words(Bits bits) {  // each below 2^16
   return __builtin_convertvector(bits, Words);
 #endif
 }
-CBAM_INLINE Vec<float> match_parameters(Words words, bf16) { return bit_cast<Vec<float>>(to_bits(words) << 16); }
+CBAM_INLINE Vec<float> widen(Words words, bf16) { return bit_cast<Vec<float>>(to_bits(words) << 16); }
 // To nearest, ties to even; the result is in the upper halves.
 CBAM_INLINE Bits rounded_bf16(Vec<float> v) {
   const Bits bits = bit_cast<Bits>(v);
@@ -111,7 +111,7 @@ CBAM_INLINE Bits rounded_bf16(Vec<float> v) {
 }
 CBAM_INLINE Words narrow(Vec<float> v, bf16) { return to_words(rounded_bf16(v) >> 16); }
 
-CBAM_INLINE Vec<float> match_parameters(Words words, f16) {
+CBAM_INLINE Vec<float> widen(Words words, f16) {
 #if defined(__AVX512F__)
   return bit_cast<Vec<float>>(_mm512_cvtph_ps(bit_cast<__m256i>(words)));
 #elif defined(__F16C__)
@@ -141,7 +141,7 @@ CBAM_INLINE Vec<acc_t<T>> load(const T* p) {
   if constexpr (sizeof(T) == 2) {
     Words words;
     std::memcpy(&words, p, sizeof(words));
-    return match_parameters(words, T{});
+    return widen(words, T{});
   } else {
     Vec<T> v;
     std::memcpy(&v, p, sizeof(v));
@@ -164,7 +164,7 @@ CBAM_INLINE Vec<acc_t<T>> load_some(const T* p, int64_t n) {
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
   const uint32_t mask = (1u << n) - 1;
   if constexpr (sizeof(T) == 2) {
-    return match_parameters(bit_cast<Words>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), p)), T{});
+    return widen(bit_cast<Words>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), p)), T{});
   } else if constexpr (sizeof(T) == 4) {
     return bit_cast<Vec<T>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p));
   } else {
@@ -222,8 +222,8 @@ CBAM_INLINE void store_some_index(int32_t* p, Ints<float> v, int64_t n) {
 #endif
 }
 
-// A whole register past the caches, to an aligned address: what is written is larger than they are, and the line need
-// not be read first.
+// Write a whole register past the caches, to an aligned address: the output does not fit them, and its lines need not be
+// read first.
 template <class T>
 CBAM_INLINE void stream(T* p, Vec<acc_t<T>> v) {
 #if defined(__AVX512F__)
@@ -242,7 +242,7 @@ CBAM_INLINE void stream(T* p, Vec<acc_t<T>> v) {
   store<T>(p, v);
 #endif
 }
-// Other threads may read what was streamed.
+// From here on other threads see what was streamed.
 CBAM_INLINE void streamed() {
 #if defined(__AVX2__)
   _mm_sfence();
@@ -268,7 +268,7 @@ CBAM_INLINE Vec<acc_t<T>> rounded(Vec<acc_t<T>> v) {
   if constexpr (std::is_same_v<T, bf16>) {
     return bit_cast<Vec<float>>(rounded_bf16(v) & 0xffff0000u);
   } else if constexpr (sizeof(T) == 2) {
-    return match_parameters(narrow(v, T{}), T{});
+    return widen(narrow(v, T{}), T{});
   } else {
     return v;
   }

@@ -1,4 +1,4 @@
-"""CBAM's maths on tensors: the functions behind the modules, for those who keep the weights themselves.
+"""CBAM as functions of tensors, for callers that hold the weights themselves.
 
 Maps are (N, C, H, W) or (C, H, W); see `cbam.ops.reference` for the numerics.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from cbam.errors import unknown_name
 from cbam.nn.presets import ARRANGEMENTS
 from cbam.ops import checks, dispatch, fused, reference
-from cbam.ops.plain import DESCRIPTORS, POOLINGS, Settings, Weights
+from cbam.ops.signature import DESCRIPTORS, POOLINGS, OperatorConfig, Weights
 
 __all__ = [
     "cbam",
@@ -108,7 +108,7 @@ def channel_attention(
     if pooling in reference.CHANNEL_POOLINGS and _layers_fit(w0, w1, b0, b1):
         weights = Weights(w0, b0, w1, b1, _tensor(scale))
         if dispatch.can_fuse(x, weights):
-            return fused.attend(x, weights, Settings(POOLINGS[pooling]))[0]
+            return fused.attend(x, weights, OperatorConfig(POOLINGS[pooling]))[0]
     logits = channel_logits(x, w0, w1, b0, b1, pooling=pooling)
     return reference.apply_gate(x, reference.gate(logits, scale=scale))
 
@@ -139,7 +139,7 @@ def spatial_attention(
     if number is not None and _kernel_fits(kernel, descriptor):
         weights = Weights(kernel=kernel, spatial_scale=_tensor(scale))
         if dispatch.can_fuse(x, weights):
-            return fused.attend(x, weights, Settings(0, number))[0]
+            return fused.attend(x, weights, OperatorConfig(descriptor=number))[0]
     logits = spatial_logits(x, kernel, descriptor=descriptor, order=order)
     return reference.apply_gate(x, reference.gate(logits, scale=scale))
 
@@ -174,7 +174,9 @@ def cbam(
     torch.Size([2, 8, 5, 5])
     """
     if arrangement == "parallel":
-        dispatch.can_fuse(x, "one call does not compute arrangement 'parallel'")  # raises where that must run
+        dispatch.can_fuse(
+            x, "one call does not compute arrangement 'parallel'"
+        )  # raises if the operator is forced
         logits = channel_logits(x, w0, w1, b0, b1) + spatial_logits(x, kernel, order=order)
         return reference.apply_gate(x, reference.gate(logits, scale=scale))
     if arrangement == "channel-spatial":
@@ -183,7 +185,7 @@ def cbam(
         if number is not None and _layers_fit(w0, w1, b0, b1) and _kernel_fits(kernel, "both"):
             weights = Weights(w0, b0, w1, b1, _tensor(scale), kernel, spatial_scale=_tensor(scale))
             if dispatch.can_fuse(x, weights):
-                return fused.attend(x, weights, Settings(POOLINGS["both"], number))[0]
+                return fused.attend(x, weights, OperatorConfig(POOLINGS["both"], number))[0]
         x = channel_attention(x, w0, w1, b0, b1, scale=scale)
         return spatial_attention(x, kernel, order=order, scale=scale)
     if arrangement == "spatial-channel":
@@ -197,7 +199,7 @@ def _tensor(scale: float | None) -> Tensor | None:
 
 
 def _layers_fit(w0: Tensor, w1: Tensor, b0: Tensor | None, b1: Tensor | None) -> bool:
-    """Return whether the operator can take the layers; what does not fit goes to torch, whose errors tell why."""
+    """Return whether the layers fit together; if not, torch raises the error."""
     hidden, channels = w0.shape[:2]
     expected = [(w0, hidden * channels), (b0, hidden), (b1, channels), (w1, hidden * channels)]
     sizes = all(tensor is None or tensor.numel() == size for tensor, size in expected)

@@ -1,4 +1,4 @@
-"""`cbam doctor`: what it tells, and that it tells the truth."""
+"""`cbam doctor`: what it prints, and that it is true."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from tests.ops.library import needs_operator, needs_same_bits
 
 
 def rows(text):
-    """First column -> the words behind it."""
+    """First column -> the words after it."""
     return {line[:28].strip(): line[28:].split(None, 2) for line in text.splitlines()}
 
 
@@ -26,9 +26,9 @@ def test_with_the_operator(capsys):
         assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
-    assert f"there, with {cpp.instruction_set()} kernels" in out
+    assert f"available, with {cpp.instruction_set()} kernels" in out
     assert "runs in the operator," in out
-    assert "a ReLU behind attached attention run in the operator" in " ".join(out.split())
+    assert "a ReLU after attached attention run in the operator" in " ".join(out.split())
     found = rows(out)
     for name in ("preset paper", "preset official", "preset timm", "SqueezeExcitation", "bfloat16 on cpu"):
         assert found[name][:2] == ["operator", "operator"], name
@@ -39,7 +39,7 @@ def test_with_the_operator(capsys):
 
 def test_without_a_library(capsys, monkeypatch):
     monkeypatch.setattr(
-        cpp, "obstacle", lambda: "the C++ operator is not built; reinstall with a C++ compiler: pip"
+        cpp, "unavailable_reason", lambda: "the C++ operator is not built; reinstall with a C++ compiler: pip"
     )
     with set_backend("auto"):
         assert main(["doctor"]) == 1
@@ -53,7 +53,7 @@ def test_eager_by_choice(capsys):
         main(["doctor"])
     out = capsys.readouterr().out
     assert rows(out)["preset paper"] == ["eager", "eager", "the backend is 'eager'"]
-    assert "block's end   apart, in plain torch" in out
+    assert "epilogue      separate, in plain torch" in out
 
 
 @needs_operator
@@ -63,7 +63,7 @@ def test_forced(capsys):
     assert rows(capsys.readouterr().out)["arrangement parallel"][:2] == ["error", "error"]
 
 
-def test_where_the_norm_runs_apart(capsys, monkeypatch):
+def test_where_the_norm_is_separate(capsys, monkeypatch):
     monkeypatch.setattr(cpp, "available", lambda: True)
     monkeypatch.setattr(doctor.after_norm, "exact", lambda dtype, channels_last, training: not channels_last)
     with set_backend("auto"):
@@ -95,6 +95,6 @@ def test_the_gpu_operator_by_force_without_a_gpu():
         env={**os.environ, "CBAM_BACKEND": "triton", "TRITON_INTERPRET": "0"},
     )  # fmt: skip
     out = " ".join(done.stdout.split())
-    assert "on a GPU not here: there is no GPU that PyTorch can use" in out
-    assert "norm + gates apart, in plain torch" in out
+    assert "on a GPU not available: there is no GPU that PyTorch can use" in out
+    assert "norm + gates separate, in plain torch" in out
     assert "preset paper error error the map is on the CPU; the Triton operator runs on a GPU" in out

@@ -7,7 +7,7 @@ from torch import nn
 
 from cbam import CBAM, set_backend
 from cbam.ops import dispatch, fused
-from cbam.ops.plain import NormBefore
+from cbam.ops.signature import NormBefore
 from tests.nn import conformance
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -70,7 +70,7 @@ class WithResidual(nn.Module):
                 mean, var = n.running_mean, n.running_var
             before = NormBefore(n.weight, n.bias, mean, (var + n.eps).rsqrt())
         weights = self.attention.operator_weights(x)
-        settings = self.attention.operator_settings()._replace(relu=relu)
+        settings = self.attention.operator_config()._replace(relu=relu)
         y, stats = fused.attend(x, weights, settings, before, batch_eps, residual)
         self.attention.after_operator(x, stats)
         return y

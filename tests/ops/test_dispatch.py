@@ -96,6 +96,45 @@ class TestChoice:
         assert len(calls) == expected
 
 
+class TestBackends:
+    @pytest.mark.parametrize("operator", dispatch.OPERATORS, ids=lambda o: o.name)
+    def test_each_offers_what_dispatch_asks_for(self, operator):
+        for name in ("name", "title", "device"):
+            assert isinstance(getattr(operator, name), str)
+        assert operator.name in dispatch.BACKENDS
+        assert operator.device_types
+        reason = operator.unavailable_reason()
+        assert reason is None or len(reason) > 20
+        assert operator.unsupported_reason(X) is None
+        for name in ("forward", "backward"):
+            assert callable(getattr(operator, name))
+
+    def test_the_first_for_a_device_is_the_default(self, monkeypatch):
+        for kind in {kind for operator in dispatch.OPERATORS for kind in operator.device_types}:
+            expected = next(o for o in dispatch.OPERATORS if kind in o.device_types)
+            with set_backend("auto"):
+                assert dispatch.operator_on(kind) is expected
+            for operator in dispatch.OPERATORS:
+                monkeypatch.setattr(dispatch, "_chosen", operator.name)
+                assert dispatch.operator_on(kind) is (operator if kind in operator.device_types else None)
+        with set_backend("eager"):
+            assert dispatch.operator_on("cpu") is None
+
+    @pytest.mark.parametrize(
+        ("backend", "reason"),
+        [
+            ("auto", "there is no operator for meta devices"),
+            ("cpp", "the map is on meta; the C++ operator runs on the CPU"),
+            ("triton", "the map is on meta; the Triton operator runs on a GPU"),
+        ],
+    )
+    def test_a_device_without_an_operator(self, backend, reason, monkeypatch):
+        monkeypatch.setattr(dispatch, "_chosen", backend)
+        block = CBAM(16, device="meta")
+        assert dispatch.unfused_reason(X.to("meta"), block.operator_weights()) == reason
+        assert dispatch._unfused_reason_in_compiler(X.to("meta"), block.operator_weights()) == reason
+
+
 @needs_operator
 class TestForced:
     @pytest.mark.parametrize(

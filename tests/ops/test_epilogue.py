@@ -8,7 +8,7 @@ import torch
 
 from cbam import CBAM, set_backend
 from cbam.ops import fused, registration
-from cbam.ops.plain import NormBefore, Settings, Weights
+from cbam.ops.signature import NormBefore, OperatorConfig, Weights
 from tests.ops import cases
 from tests.ops.cases import WithResidual
 from tests.ops.library import needs_operator
@@ -230,7 +230,7 @@ class TestResidual:
             torch.randn(20, 7, 5),
             torch.randn(20, 7, 5, requires_grad=True),
         )
-        settings = block.operator_settings()._replace(relu=True)
+        settings = block.operator_config()._replace(relu=True)
         y, _ = fused.attend(x, block.operator_weights(x), settings, residual=rest)
         whole, _ = fused.attend(x[None], block.operator_weights(x), settings, residual=rest[None])
         assert torch.equal(y, whole[0])
@@ -240,7 +240,7 @@ class TestResidual:
     @with_and_without_relu
     def test_it_may_be_the_map_itself(self, relu):
         block, (x, grad) = cases.block_of("paper", 20), cases.maps((2, 20, 6, 5), *PLAIN)
-        settings = block.operator_settings()._replace(relu=relu)
+        settings = block.operator_config()._replace(relu=relu)
         results = []
         for together in (True, False):
             leaf = x.clone().requires_grad_()
@@ -274,7 +274,7 @@ class TestResidual:
 
     def test_what_does_not_fit_is_refused(self):
         x, weights = torch.randn(2, 8, 5, 4), Weights(kernel=torch.randn(1, 2, 3, 3))
-        settings = Settings(descriptor=3, relu=True)
+        settings = OperatorConfig(descriptor=3, relu=True)
         with pytest.raises(RuntimeError, match="a ReLU comes after a residual only"):
             fused.attend(x, weights, settings)
         for wrong in (x.double(), x[:1], x[:, :4], x[..., :2], torch.randn(2, 8, 4, 5)):
@@ -324,7 +324,7 @@ class TestWhatIsKept:
         x, rest = torch.randn(1, 8, 4, 4, requires_grad=True), torch.randn(1, 8, 4, 4)
         block = cases.block_of("paper", 8)
         y, _ = fused.attend(
-            x, block.operator_weights(x), block.operator_settings()._replace(relu=True), residual=rest
+            x, block.operator_weights(x), block.operator_config()._replace(relu=True), residual=rest
         )
         rest.zero_()  # as the next block may do with its input
         y.sum().backward()
@@ -387,7 +387,7 @@ class TestCompile:
             return module
 
         def run(x, residual):
-            settings = block.operator_settings()._replace(relu=True)
+            settings = block.operator_config()._replace(relu=True)
             return fused.attend(x, block.operator_weights(x), settings, residual=residual)[0]
 
         compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=look)
@@ -401,11 +401,11 @@ class TestCompile:
         block = block_of("paper", (2, 8, 5, 7), relu=relu).requires_grad_(False)
         x = torch.randn(2, 8, 5, 7)
         weights = block.attention.operator_weights(x)
-        settings = block.attention.operator_settings()._replace(relu=relu)
+        settings = block.attention.operator_config()._replace(relu=relu)
         arguments = (x, *weights, *NormBefore(), block.residual, *settings)
-        y, saved, where, _ = registration.decomposed(*arguments, False)
+        y, saved, argmax, _ = registration.decomposed(*arguments, False)
         torch.testing.assert_close(y, block(x))
-        assert (saved.numel(), where.numel()) == (0, 0)
+        assert (saved.numel(), argmax.numel()) == (0, 0)
         assert registration.decomposed(*arguments, True) is NotImplemented
 
     @pytest.mark.slow

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cbam.ops import cpp
+from cbam.ops import cpp, library
 from tests.ops.library import needs_operator
 
 
@@ -95,15 +95,19 @@ def test_a_library_that_somebody_loaded_before():
     """torch crashes where an operator is defined twice."""
     code = "import torch; torch.ops.load_library({!r}); import cbam; cbam.set_backend('cpp'); print('done')"
     copy = "import shutil, tempfile; d = tempfile.mkdtemp(); f = shutil.copy({!r}, d + '/copy.abi3.so');"
-    done = python(copy.format(str(cpp.library_file())) + code.replace("{!r}", "f"))
+    done = python(copy.format(str(library.library_file())) + code.replace("{!r}", "f"))
     assert done.stdout.split() == ["done"]
 
 
 @needs_operator
 def test_a_library_from_other_sources_is_refused(monkeypatch):
-    """As after a `git pull` without a new build: its arguments are not those of the Python code."""
-    monkeypatch.setitem(cpp._ARGUMENTS, "forward", 23)  # before it took the end of a block
-    assert "built from other sources" in cpp.obstacle.__wrapped__()
+    """As after a `git pull` without a new build: its schema is not that of the Python code."""
+    assert library.load() is None
+    for name, schema in library.SCHEMAS.items():
+        other = schema.replace("Tensor? residual", "Tensor? other").replace("Tensor grad", "Tensor gradient")
+        monkeypatch.setitem(library.SCHEMAS, name, other)
+        assert "built from other sources" in library.load.__wrapped__()
+        monkeypatch.setitem(library.SCHEMAS, name, schema)
 
 
 @needs_operator

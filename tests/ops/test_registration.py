@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cbam import CBAM, set_backend
 from cbam.ops import registration
-from cbam.ops.plain import NormBefore
+from cbam.ops.signature import BackwardArguments, ForwardArguments, NormBefore, Weights, flat
 from tests.ops import cases
 from tests.ops.library import needs_operator
 
@@ -37,13 +37,15 @@ def arguments(
     block = cases.block_of(name, 12, dtype, training)
     x = torch.randn(2, 12, 5, 4).to(dtype).contiguous(memory_format=layout).requires_grad_(grad)
     own = torch.float64 if dtype == torch.float64 else torch.float32
-    weights = [
-        w if w is None else w.detach().to(own).requires_grad_(grad and w.requires_grad)
-        for w in block.operator_weights(x)
-    ]
+    weights = Weights(
+        *(
+            w if w is None else w.detach().to(own).requires_grad_(grad and w.requires_grad)
+            for w in block.operator_weights(x)
+        )
+    )
     residual = None if epilogue is None else torch.randn_like(x).requires_grad_(grad)
-    settings = block.operator_settings()._replace(relu=bool(epilogue))
-    return (x, *weights, *NormBefore(), residual, *settings, keep)
+    config = block.operator_config()._replace(relu=bool(epilogue))
+    return flat(ForwardArguments(x, weights, NormBefore(), residual, config, keep))
 
 
 class TestOpcheck:
@@ -73,13 +75,16 @@ class TestOpcheck:
     )
     @pytest.mark.parametrize("epilogue", [None, False, True])
     def test_backward(self, name, training, epilogue):
-        x, *others, _ = arguments(name, training, grad=False, epilogue=epilogue)
-        y, saved, where, _ = torch.ops.cbam.forward.default(x, *others, True)
-        tensors, settings = others[:15], others[16:-1]
-        torch.library.opcheck(
-            torch.ops.cbam.backward.default,
-            (torch.randn_like(x), x, *tensors, y if epilogue else None, saved, where, *settings, False),
+        call = ForwardArguments.parse(arguments(name, training, grad=False, epilogue=epilogue))
+        y, saved, argmax, _ = torch.ops.cbam.forward.default(*flat(call))
+        out, grad = y if epilogue else None, torch.randn_like(y)
+        backward = BackwardArguments(
+            grad, call.x, call.weights, call.before, out, saved, argmax, call.config, pre_training=False
         )
+        torch.library.opcheck(torch.ops.cbam.backward.default, flat(backward))
+        wrong = backward._replace(out=None if epilogue else y)
+        with pytest.raises(RuntimeError, match="backward takes the output if that ends in a ReLU"):
+            torch.ops.cbam.backward.default(*flat(wrong))
 
 
 def nodes(graph):
@@ -198,8 +203,8 @@ class TestExport:
         """Only the operator's own backward can read it: a decomposition would hand it zeros."""
         assert registration.decomposed(*arguments("paper")) is NotImplemented
         x, *_ = plain = arguments("paper", keep=False, grad=False)
-        y, saved, where, _ = registration.decomposed(*plain)
-        assert (y.shape, saved.numel(), where.numel()) == (x.shape, 0, 0)
+        y, saved, argmax, _ = registration.decomposed(*plain)
+        assert (y.shape, saved.numel(), argmax.numel()) == (x.shape, 0, 0)
 
     @pytest.mark.slow
     def test_an_exported_program_still_trains(self):

@@ -20,8 +20,8 @@ from cbam.bench.progress import Progress
 from cbam.bench.rivals import operator_missing
 from cbam.bench.settings import BenchConfig
 from cbam.models import build_model
-from cbam.ops.cpp import library_file
 from cbam.ops.dispatch import set_backend
+from cbam.ops.library import library_file
 from cbam.runs.environment import describe_environment, now
 
 _MEASURE = {"modules": modules.measure, "network": network.measure, "scaling": scaling.measure}

@@ -1,4 +1,4 @@
-"""`cbam doctor`: what this machine has, whether the fused operator runs, and for what."""
+"""`cbam doctor`: versions and machine, whether the fused operator runs, and which modules it computes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from cbam.runs.environment import describe_environment
 
 USAGE = """usage: cbam doctor
 
-Tell versions and machine, whether the fused operator is there, and for each preset, arrangement, dtype and device
-whether it computes the attention, or plain torch ("eager") and why. Exit code 1 if the operator cannot run."""
+Print versions, machine, whether the fused operator is available, and for each preset, arrangement, dtype and device
+whether it computes the attention, or plain torch ("eager") and why. Exit code 1 if the C++ operator cannot run."""
 WIDTH = 80
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -36,9 +36,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if arguments:
         raise CBAMError(f"cbam doctor takes no arguments, given {' '.join(arguments)!r}.")
-    dispatch.backend()  # an unknown name in CBAM_BACKEND is told before anything else
+    dispatch.backend()  # an unknown name in CBAM_BACKEND ends here
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what they would say stands in the report
+        warnings.simplefilter("ignore")  # the report holds what they say
         for line in report():
             print(line)
     return 0 if cpp.available() else 1
@@ -66,7 +66,7 @@ def _machine() -> Iterator[str]:
     )
     why = cpp.unavailable_reason()
     if why is None:
-        yield from _entry("operator", f"there, with {cpp.instruction_set()} kernels")
+        yield from _entry("operator", f"available, with {cpp.instruction_set()} kernels")
     else:
         yield from _entry("operator", f"missing: {why}")
     why = triton.unavailable_reason()
@@ -76,40 +76,42 @@ def _machine() -> Iterator[str]:
         )
         yield from _entry("on a GPU", f"Triton kernels, {on}")
     else:
-        yield from _entry("on a GPU", f"not here: {why}")
+        yield from _entry("on a GPU", f"not available: {why}")
     origin = "set by CBAM_BACKEND" if os.environ.get("CBAM_BACKEND") else "the default"
     yield from _entry("backend", f"{dispatch.backend()} ({origin})")
     yield from _entry("norm + gates", _norm_before())
-    yield from _entry("block's end", _block_end())
+    yield from _entry("epilogue", _epilogue())
 
 
 def _has_operator() -> bool:
-    """Return whether the backend in force has an operator that runs here."""
-    name = dispatch.backend()
-    return name != "eager" and (triton if name == "triton" else cpp).unavailable_reason() is None
+    """Return whether the backend in force has an operator that runs on the CPU here."""
+    operator = dispatch.operator_on("cpu")
+    return operator is not None and operator.unavailable_reason() is None
 
 
 def _norm_before() -> str:
-    """Say whether a batch norm in front of attached attention runs inside the operator."""
+    """Return whether a batch norm in front of attached attention runs in the operator."""
     if not _has_operator():
-        return "apart, in plain torch"
-    apart = [
+        return "separate, in plain torch"
+    separate = [
         f"{_name(dtype)} {layout} {mode}"
         for dtype in DTYPES[:3]
         for layout in ("contiguous", "channels_last")
         for mode in ("training", "inference")
         if not after_norm.exact(dtype, layout == "channels_last", mode == "training")
     ]
-    if not apart:
+    if not separate:
         return "a BatchNorm2d in front of attached attention runs in the operator, bit for bit"
-    return "apart, where the operator's norm would differ from torch's in the last bit: " + ", ".join(apart)
+    return "separate where the operator's norm would differ from torch's in the last bit: " + ", ".join(
+        separate
+    )
 
 
-def _block_end() -> str:
-    """Say whether what follows attached attention in its block runs inside the operator."""
+def _epilogue() -> str:
+    """Return whether the addition and ReLU after attached attention run in the operator."""
     if not _has_operator():
-        return "apart, in plain torch"
-    return "the shortcut's addition and a ReLU behind attached attention run in the operator"
+        return "separate, in plain torch"
+    return "the addition of the shortcut and a ReLU after attached attention run in the operator"
 
 
 def _modules() -> Iterator[tuple[str, str, str, str]]:

@@ -1,4 +1,4 @@
-"""What one aten operation computes and moves: the formulas behind `cbam.cost`."""
+"""The FLOPs of one aten operation and the bytes it moves: the formulas of `cbam.cost`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_iter
 
 from cbam.ops.plain import attention_multiply_adds
+from cbam.ops.signature import POOLED_ROWS, ForwardArguments
 
-# Places of what is counted among the arguments of `cbam::forward` after the map.
-_W0, _CHANNEL_SCALE, _KERNEL, _NORM_MEAN, _SPATIAL_SCALE, _BEFORE_MEAN, _RESIDUAL = 0, 4, 5, 8, 10, 13, 15
-_POOLING, _NORM_TRAINING, _RELU = 16, 19, 21
 PRODUCTS: dict[str, Callable[..., int]] = {
     "convolution": lambda args, out: _convolution(args, out),
     "mm": lambda args, out: args[0].numel() * args[1].shape[-1],
@@ -68,7 +66,7 @@ ONE_PER_INPUT = {
     "adaptive_max_pool2d",
     "adaptive_max_pool3d",
 }
-# Of the batch norms: their statistics, taken apart.
+# The statistics of a batch norm by themselves.
 THREE_PER_INPUT = {"batch_norm_update_stats"}
 WINDOWS = {"max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d"}
 # Element-wise, but without torch's tag `pointwise`, in place or at all.
@@ -144,7 +142,7 @@ def multiply_adds(op: OpOverload, args: tuple[Any, ...], out: Any) -> int:
 def other_flops(op: OpOverload, args: tuple[Any, ...], out: Any) -> int | None:
     """Count the operations outside the matrix products; None for an operation without a formula.
 
-    The formulas stand in the docstring of `cbam.cost`.
+    The docstring of `cbam.cost` lists the formulas.
 
     >>> other_flops(torch.ops.aten.relu.default, (torch.ones(2, 3),), torch.ones(2, 3))
     6
@@ -175,8 +173,8 @@ def other_flops(op: OpOverload, args: tuple[Any, ...], out: Any) -> int | None:
 def bytes_moved(op: OpOverload, inputs: Any, out: Any) -> int:
     """Count the bytes that an operation reads and writes: every input once, every output once; views move none.
 
-    A broadcast (stride 0) axis is read once. What caches keep between two operations is not considered. The fused
-    attention reads its map once to pool it and once more for each of its gates.
+    A broadcast (stride 0) axis is read once. Caches are not modelled. The fused
+    attention reads its map once, and once more for each of its gates.
 
     >>> x = torch.ones(2, 3)
     >>> bytes_moved(torch.ops.aten.relu.default, (x,), torch.relu(x))
@@ -192,8 +190,8 @@ def bytes_moved(op: OpOverload, inputs: Any, out: Any) -> int:
             return 0
     again = 0
     if _is_attention(op):
-        x, *weights = inputs[0]
-        again = sum(weights[i] is not None for i in (_W0, _KERNEL)) * _bytes(x)
+        call = ForwardArguments.parse(inputs[0])
+        again = ((call.weights.w0 is not None) + (call.weights.kernel is not None)) * _bytes(call.x)
     return again + sum(map(_bytes, read.values())) + sum(map(_bytes, written))
 
 
@@ -202,30 +200,27 @@ def _is_attention(op: OpOverload) -> bool:
 
 
 def _attention_multiply_adds(args: tuple[Any, ...]) -> int:
-    x, *weights = args
-    w0, kernel = (None if weights[i] is None else weights[i].shape for i in (_W0, _KERNEL))
-    return attention_multiply_adds(x.shape, w0, kernel, weights[_POOLING])
+    call = ForwardArguments.parse(args)
+    w0, kernel = (w if w is None else w.shape for w in (call.weights.w0, call.weights.kernel))
+    return attention_multiply_adds(call.x.shape, w0, kernel, call.config.pooling)
 
 
 def _attention_flops(args: tuple[Any, ...]) -> int:
-    """Count what the same attention costs in plain operations, outside its products."""
-    x, *weights = args
-    n, c, height, width = x.shape
-    elements, positions = x.numel(), n * height * width
-    count = 0 if weights[_BEFORE_MEAN] is None else 2 * elements
-    if weights[_W0] is not None:
-        pooled = 2 if weights[_POOLING] == 3 else 1
-        scaled = weights[_CHANNEL_SCALE] is not None
+    """Count the operations of the same attention in plain torch, without its matrix products."""
+    call = ForwardArguments.parse(args)
+    weights, config = call.weights, call.config
+    n, c, height, width = call.x.shape
+    elements, positions = call.x.numel(), n * height * width
+    count = 0 if call.before.mean is None else 2 * elements
+    if weights.w0 is not None:
+        pooled, scaled = len(POOLED_ROWS[config.pooling]), weights.channel_scale is not None
         # Pooling and ReLU per pooled vector; their sum, the gate, and the product with the map.
-        count += (
-            pooled * (elements + n * weights[_W0].shape[0]) + n * c * (pooled - 1 + 1 + scaled) + elements
-        )
-    if weights[_KERNEL] is not None:
-        maps, scaled = weights[_KERNEL].shape[1], weights[_SPATIAL_SCALE] is not None
-        norm = 5 if weights[_NORM_TRAINING] else 0 if weights[_NORM_MEAN] is None else 2
+        count += pooled * (elements + n * weights.w0.shape[0]) + n * c * (pooled - 1 + 1 + scaled) + elements
+    if weights.kernel is not None:
+        maps, scaled = weights.kernel.shape[1], weights.spatial_scale is not None
+        norm = 5 if config.norm_training else 0 if weights.norm_mean is None else 2
         count += maps * elements + positions * (norm + 1 + scaled) + elements
-    epilogue = (weights[_RESIDUAL] is not None) + weights[_RELU]
-    return count + epilogue * elements
+    return count + ((call.residual is not None) + config.relu) * elements
 
 
 def _convolution(args: tuple[Any, ...], out: Tensor) -> int:

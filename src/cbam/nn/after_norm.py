@@ -1,7 +1,7 @@
-"""Attention right behind a batch norm, in one call of the operator: the norm's output is never in memory.
+"""Attention right after a batch norm, in one call of the operator: the norm's output is never in memory.
 
 A plain network keeps the input of each batch norm for backward. Attention computed on its own would keep the
-norm's output as well, one more map per block; computed together with the norm, it keeps nothing of that size.
+norm's output as well, one more map per block; computed together with the norm, it keeps no map.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from cbam.nn.base import AttentionModule, is_like, is_plain
 from cbam.nn.norms import counted_share, uses_batch
-from cbam.ops import cpp, dispatch, fused, triton
-from cbam.ops.plain import NormBefore, Settings, Weights
+from cbam.ops import dispatch, fused
+from cbam.ops.signature import NormBefore, OperatorConfig, Weights
 
 _MAPS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -25,9 +25,9 @@ _MAPS = (torch.float32, torch.bfloat16, torch.float16)
 def attend(
     norm: nn.Module, attention: AttentionModule, u: Any, residual: Tensor | None = None, relu: bool = False
 ) -> Tensor | None:
-    """Return attention(norm(u)), with all that the norm's forward pass does; None where the two must run apart.
+    """Return attention(norm(u)) and update the norm as its forward pass does; None if one call cannot compute that.
 
-    With a residual, return attention(norm(u)) + residual, then with a ReLU if asked for; None where these three must.
+    With a residual, return attention(norm(u)) + residual, followed by a ReLU if asked for.
     The result equals norm(u) bit for bit where the gates are the identity.
     """
     if torch.compiler.is_compiling() or type(norm) is not nn.BatchNorm2d or type(u) is not Tensor:
@@ -43,30 +43,30 @@ def attend(
     return attention.operate(u, weights, before, batch_eps, residual, relu)
 
 
-def unavailable_reason(norm: nn.Module, attention: AttentionModule) -> str | None:
-    """Return what stops the two from being computed together, whatever the map; None if nothing does."""
+def unfused_reason(norm: nn.Module, attention: AttentionModule) -> str | None:
+    """Return why one call cannot compute the two, whatever the map; None if it can."""
     if type(norm) is not nn.BatchNorm2d:
         return f"{type(norm).__name__} in front is not exactly nn.BatchNorm2d"
     if not is_plain(norm, nn.BatchNorm2d):
         return "the norm in front has hooks"
     if "_is_replica" in vars(norm):
         return "nn.DataParallel's replicas hold no parameters"
-    return attention.beside_operator()
+    return attention.unfused_reason()
 
 
 def _weights(norm: nn.BatchNorm2d, attention: AttentionModule, u: Tensor) -> Weights | str:
-    """Return the operator's weights for a map u in front of the norm, or why the two must run apart."""
-    why = unavailable_reason(norm, attention)
+    """Return the operator's weights for a map u in front of the norm, or why one call cannot compute the two."""
+    why = unfused_reason(norm, attention)
     if why is not None:
         return why
     if torch._C._are_functorch_transforms_active():  # before anything asks for a memory format
         return "torch.func transforms work on plain operations"
     if u.dim() != 4 or u.dtype not in _MAPS or u.shape[1] != norm.num_features or u.numel() <= u.shape[1]:
-        return "a map that the norm, or the comparison with it, does not take"
+        return "a map that the norm does not take, or whose dtype or size has not been compared with it"
     if attention.in_channels not in (None, u.shape[1]):
         return "a map that the attention does not take"
     if not u.is_contiguous() and not u.is_contiguous(memory_format=torch.channels_last):
-        return "a map with gaps"
+        return "a map that is not dense"
     for tensor in (*norm._parameters.values(), norm._buffers["running_mean"], norm._buffers["running_var"]):
         if tensor is not None and (tensor.dtype is not torch.float32 or tensor.device != u.device):
             return "a norm that is not in float32 on the map's device"
@@ -76,7 +76,7 @@ def _weights(norm: nn.BatchNorm2d, attention: AttentionModule, u: Tensor) -> Wei
 
 
 def _statistics(norm: nn.BatchNorm2d, u: Tensor) -> tuple[NormBefore, float | None]:
-    """Return the norm in numbers, and its epsilon if these come from this batch; counts and averages as it does."""
+    """Return the norm's numbers, and its epsilon if they come from this batch; updates its running statistics."""
     mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
     with torch.no_grad():
         if not uses_batch(norm):
@@ -91,22 +91,22 @@ def _statistics(norm: nn.BatchNorm2d, u: Tensor) -> tuple[NormBefore, float | No
 
 
 def exact(dtype: torch.dtype, channels_last: bool, training: bool, device: str = "cpu") -> bool:
-    """Return whether the operator's norm gives torch's bits, found by trying it on a small random map.
+    """Return whether the operator's norm equals torch's bit for bit, found by trying it on a small random map.
 
-    The last bit hangs on whether products and sums are rounded together, which differs between builds of torch.
+    The last bit depends on whether a product and a sum are rounded together, which differs between builds of torch.
 
     Args:
         dtype, channels_last, device: of the map; the device's type.
-        training: whether the norm takes the statistics of its batch.
+        training: whether the norm uses the statistics of its batch.
     """
-    in_triton = device != "cpu" or dispatch.backend() == "triton"
-    if (triton if in_triton else cpp).unavailable_reason() is not None:
+    operator = dispatch.operator_on(device)
+    if operator is None or operator.unavailable_reason() is not None:
         return False
-    return _tried(dtype, channels_last, training, device, in_triton)
+    return _tried(dtype, channels_last, training, device, operator.name)
 
 
 @cache
-def _tried(dtype: torch.dtype, channels_last: bool, training: bool, device: str, in_triton: bool) -> bool:
+def _tried(dtype: torch.dtype, channels_last: bool, training: bool, device: str, operator: str) -> bool:
     generator = torch.Generator().manual_seed(0)
     with _disable_current_modes(), torch.no_grad():
         u = torch.randn(4, 48, 9, 7, generator=generator, device="cpu", dtype=torch.float32) * 3 + 1
@@ -121,5 +121,5 @@ def _tried(dtype: torch.dtype, channels_last: bool, training: bool, device: str,
         before, _ = _statistics(norm, u)
         zeros = torch.zeros(48, device=device, dtype=torch.float32)
         identity = Weights(zeros, None, zeros, None, torch.full((), 2.0, device=device, dtype=torch.float32))
-        y, _ = fused.attend(u, identity, Settings(pooling=1), before)
+        y, _ = fused.attend(u, identity, OperatorConfig(pooling=1), before)
         return torch.equal(y, expected) and torch.equal(norm.running_var, running[1])

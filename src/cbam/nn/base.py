@@ -1,4 +1,4 @@
-"""What every attention module here shares: argument checks, the off switch, the gate scale in the state dict."""
+"""The base of all attention modules: argument checks, the switch to disable them, the gate scale in the state dict."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.modules import module as global_hooks
 
 from cbam.errors import CBAMError
 from cbam.ops import checks, dispatch, fused
-from cbam.ops.plain import NormBefore, Settings, Weights
+from cbam.ops.signature import NormBefore, OperatorConfig, Weights
 
 _NO_NORM = NormBefore()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -27,8 +27,8 @@ def positive_int(name: str, value: Any) -> int:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Return whether hooks wait for this module to be called; those that only observe do not count."""
-    # Written out and on the dicts themselves: it runs at every call.
+    """Return whether a module has hooks, other than those that only observe."""
+    # Written out, on the dicts themselves, since it runs at every call.
     if not (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -42,7 +42,7 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def has_global_hooks() -> bool:
-    """Return whether hooks wait for every module."""
+    """Return whether there are hooks on all modules."""
     return bool(
         global_hooks._global_forward_hooks
         or global_hooks._global_forward_pre_hooks
@@ -66,7 +66,7 @@ def weight_is_all(module: nn.Module | None, kind: type[nn.Module]) -> bool:
 
 
 def tensor_of(module: nn.Module, name: str) -> Tensor | None:
-    """Return module.name, by the short way if that is a parameter: `nn.Module` searches for what it holds."""
+    """Return module.name; faster than `getattr` if that is a parameter."""
     parameters = module._parameters
     return parameters[name] if name in parameters else getattr(module, name)
 
@@ -74,7 +74,8 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
 def is_like(map_: Any, x: Any) -> bool:
     """Return whether two maps are plain tensors of one shape, layout and type on one device.
 
-    A sum of two layouts takes that of torch's choice, and what follows rounds by it: torch shall add them then.
+    Of two maps in different layouts, torch decides which one the sum has, and later rounding depends on it: the
+    addition is then left to torch.
     """
     if type(map_) not in (Tensor, nn.Parameter) or type(x) not in (Tensor, nn.Parameter):
         return False
@@ -83,9 +84,9 @@ def is_like(map_: Any, x: Any) -> bool:
 
 
 class AttentionModule(nn.Module):
-    """Base of the attention modules: a map goes in, the gated map of the same shape, dtype and memory format comes out.
+    """Base of the attention modules: they return the gated map in the shape, dtype and memory format of the input.
 
-    `enabled = False` turns the module into the identity; `cbam.disabled(model)` sets it for a while.
+    `enabled = False` turns the module into the identity; `cbam.disabled(model)` does so for a block of code.
     """
 
     enabled: bool = True
@@ -101,28 +102,28 @@ class AttentionModule(nn.Module):
         return self.attend(x) if self.enabled else x
 
     def attend(self, x: Tensor) -> Tensor:
-        """Return the gated map of a checked input, by the fused operator where that can run."""
+        """Return the gated map of a checked input, from the fused operator where that can run."""
         if self.needs_two_calls:
-            return self.attend_eagerly(x)  # where each gate goes its own way
+            return self.attend_eagerly(x)  # which calls the operator for each gate
         weights = self.operator_weights(x)
         if dispatch.can_fuse(x, weights):
             assert not isinstance(weights, str)
-            y, stats = fused.attend(x, weights, self.operator_settings())
+            y, stats = fused.attend(x, weights, self.operator_config())
             self.after_operator(x, stats)
             return y
         return self.attend_eagerly(x)
 
     def attend_epilogue(self, x: Tensor, residual: Tensor, relu: bool) -> Tensor | None:
-        """Return the gated map plus `residual`, then with a ReLU if asked for; None if that takes more than a call.
+        """Return the gated map plus `residual`, followed by a ReLU if asked for; None if one call cannot compute that.
 
         Args:
             x: the map.
-            residual: what is added, a map like x.
-            relu: whether negative values become 0.
+            residual: map like x, added to the gated one.
+            relu: whether a ReLU follows.
         """
         if torch.compiler.is_compiling() or self.needs_two_calls or not is_like(residual, x):
             return None
-        if self.beside_operator() is not None:
+        if self.unfused_reason() is not None:
             return None
         checks.check_feature_map(x, type(self).__name__, self.in_channels)
         weights = self.operator_weights(x)
@@ -131,8 +132,8 @@ class AttentionModule(nn.Module):
         assert not isinstance(weights, str)
         return self.operate(x, weights, residual=residual, relu=relu)
 
-    def beside_operator(self) -> str | None:
-        """Return what a call of this module does that the operator does not; None if nothing."""
+    def unfused_reason(self) -> str | None:
+        """Return why the operator cannot stand in for a call of this module, whatever the map; None if it can."""
         if is_hooked(self):
             return "the attention has hooks"
         if has_global_hooks():
@@ -141,7 +142,7 @@ class AttentionModule(nn.Module):
             return "the attention is switched off"
         cls, own = type(self), vars(self)
         if cls.forward is not AttentionModule.forward or cls.attend is not AttentionModule.attend:
-            return f"{cls.__name__} has a forward of its own"
+            return f"{cls.__name__} overrides forward"
         if "forward" in own or "attend" in own:
             return "the attention's forward was replaced"
         return None
@@ -155,11 +156,11 @@ class AttentionModule(nn.Module):
         residual: Tensor | None = None,
         relu: bool = False,
     ) -> Tensor:
-        """Return what the operator gives for this module; to hooks that only observe it is a call of the module."""
+        """Return the operator's result for this module; hooks that only observe see a call of the module."""
         for hook in self._forward_pre_hooks.values():
             hook(self, (x,))
-        settings = self.operator_settings()._replace(relu=relu)
-        y, stats = fused.attend(x, weights, settings, before, batch_eps, residual)
+        config = self.operator_config()._replace(relu=relu)
+        y, stats = fused.attend(x, weights, config, before, batch_eps, residual)
         self.after_operator(x, stats)
         for hook in self._forward_hooks.values():
             hook(self, (x,), y)
@@ -170,23 +171,23 @@ class AttentionModule(nn.Module):
         raise NotImplementedError
 
     def operator_weights(self, x: Tensor | None = None) -> Weights | str:
-        """Return the tensors that the fused operator takes for a map like x, or why it cannot compute this module."""
+        """Return the operator's tensors for a map like x, or why it cannot compute this module."""
         return f"{type(self).__name__} has no fused operator"
 
-    def operator_settings(self) -> Settings:
+    def operator_config(self) -> OperatorConfig:
         """Return the operator's numbers for this module."""
         raise NotImplementedError
 
     def after_operator(self, x: Tensor, stats: Tensor) -> None:
-        """Take note of the batch statistics that the operator computed on x, where there is a norm."""
+        """Update running statistics from those of the batch x, where there is a norm."""
 
     def _traced(self, x: Any) -> Any:
-        """Put this module as a whole into a graph that `torch.fx` traces, so that the operator runs there too."""
+        """Trace this module as one node of a `torch.fx` graph, so that the operator runs there too."""
         path = None
         if not is_hooked(self) and hasattr(x.tracer, "path_of_module"):
-            with contextlib.suppress(NameError):  # not a part of what is traced
+            with contextlib.suppress(NameError):  # not part of the traced module
                 path = x.tracer.path_of_module(self)
-        if path:  # empty where this module itself is being traced
+        if path:  # empty if this module itself is being traced
             return x.tracer.create_proxy("call_module", path, (x,), {})
         checks.check_feature_map(x, type(self).__name__, self.in_channels)
         return self.attend_eagerly(x) if self.enabled else x
@@ -197,10 +198,10 @@ class AttentionModule(nn.Module):
 
 
 class Gate(AttentionModule):
-    """An attention module with one gate of its own, scale * activation(logits).
+    """An attention module with a single gate, scale * activation(logits).
 
-    A scale other than 1 is a buffer, `gate_scale`, so a state dict always says which function it holds. Weights
-    that come without it are in the paper's form: the module then drops its scale.
+    A scale other than 1 is a buffer, `gate_scale`, so a state dict always defines its function. Weights without it
+    are in the paper's form: loading them removes the scale.
     """
 
     _own_weight: str  # a weight that is in the state dict whenever this gate is
@@ -218,7 +219,7 @@ class Gate(AttentionModule):
         return self.get_parameter(self._own_weight)
 
     def has_own_gate(self, kind: type[Gate]) -> bool:
-        """Return whether somebody replaced what `kind` computes, in a subclass or on this object."""
+        """Return whether a subclass or this object overrides the gate of `kind`."""
         cls, own = type(self), vars(self)
         return cls.logits is not kind.logits or cls.gate is not kind.gate or "logits" in own or "gate" in own
 

@@ -12,7 +12,7 @@ from cbam.nn.channel import ChannelAttention
 from cbam.nn.presets import Preset, resolve_preset
 from cbam.nn.spatial import SpatialAttention
 from cbam.ops import reference
-from cbam.ops.plain import Settings, Weights
+from cbam.ops.signature import NO_CHANNEL_GATE, OperatorConfig, Weights
 
 
 class CBAM(AttentionModule):
@@ -101,7 +101,7 @@ class CBAM(AttentionModule):
         return [gate for gate in ordered if gate is not None]
 
     def attend_eagerly(self, x: Tensor) -> Tensor:
-        """Return the map after both gates, in plain torch, or by the operator for each gate that it can compute."""
+        """Return the map after both gates, each by the operator where it can compute it, otherwise in plain torch."""
         if self.arrangement == "parallel":
             channel, spatial = self.channel_attention, self.spatial_attention
             assert channel is not None
@@ -123,7 +123,7 @@ class CBAM(AttentionModule):
         if self.arrangement in ("parallel", "spatial-channel"):
             return f"one call does not compute arrangement {self.arrangement!r}"
         channel, spatial = self._pair()
-        tensors: tuple[Tensor | None, ...] = (None,) * 5
+        tensors: tuple[Tensor | None, ...] = NO_CHANNEL_GATE
         if channel is not None:
             found = _operator_tensors(channel, x)
             if isinstance(found, str):
@@ -138,20 +138,20 @@ class CBAM(AttentionModule):
             return "the gates have different activations"
         return Weights(*tensors, *found)
 
-    def operator_settings(self) -> Settings:
+    def operator_config(self) -> OperatorConfig:
         """Return the operator's numbers for this module."""
         channel, spatial = self._pair()
         if spatial is None:
-            return channel.operator_settings()
-        settings = spatial.operator_settings()
-        return settings if channel is None else settings._replace(pooling=channel.operator_settings().pooling)
+            return channel.operator_config()
+        settings = spatial.operator_config()
+        return settings if channel is None else settings._replace(pooling=channel.operator_config().pooling)
 
     def _pair(self) -> tuple[Any, Any]:
-        modules = self._modules  # the short way to them
+        modules = self._modules  # faster than attributes
         return modules.get("channel_attention"), modules.get("spatial_attention")
 
     def after_operator(self, x: Tensor, stats: Tensor) -> None:
-        """Take note of the batch statistics of the spatial norm."""
+        """Update the running statistics of the spatial norm."""
         _, spatial = self._pair()
         if spatial is not None:
             spatial.after_operator(x, stats)
@@ -181,7 +181,7 @@ def _operator_tensors(gate: Any, x: Tensor | None) -> tuple[Tensor | None, ...] 
     if not gate.enabled:
         return f"{type(gate).__name__} is switched off"
     if type(gate).attend is not AttentionModule.attend or "attend" in vars(gate):
-        return f"{type(gate).__name__} has an attend of its own"
+        return f"{type(gate).__name__} overrides attend"
     return gate.operator_tensors(x)
 
 

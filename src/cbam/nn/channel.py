@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cbam.errors import unknown_name
 from cbam.nn.base import Gate, is_plain, positive_int, tensor_of, weight_is_all
 from cbam.ops import reference
-from cbam.ops.plain import ACTIVATIONS, POOLINGS, Settings, Weights
+from cbam.ops.signature import ACTIVATIONS, POOLINGS, OperatorConfig, Weights
 
 
 class ChannelAttention(Gate):
@@ -85,7 +85,7 @@ class ChannelAttention(Gate):
         )
 
     def _is_plain(self) -> bool:
-        """Return whether the MLP is the one that was built, so that its weights tell everything."""
+        """Return whether the MLP is as it was built, so that its weights define it."""
         mlp: Any = self._modules["mlp"]
         if not is_plain(mlp, nn.Sequential) or len(mlp._modules) != 3:
             return False
@@ -93,7 +93,7 @@ class ChannelAttention(Gate):
         return is_plain(relu, nn.ReLU) and weight_is_all(first, nn.Conv2d) and weight_is_all(last, nn.Conv2d)
 
     def _logits_of_layers(self, x: Tensor) -> Tensor:
-        """Return the logits by calling the layers: somebody has hooked, wrapped or replaced one."""
+        """Return the logits by calling the layers, of which one is hooked, wrapped or replaced."""
         pooled = reference.channel_descriptors(x, self.channel_pooling)
         dtype = next((p.dtype for p in self.mlp.parameters() if p.is_floating_point()), pooled[0].dtype)
         with reference.full_precision(x):
@@ -118,7 +118,7 @@ class ChannelAttention(Gate):
         if not self._is_plain():
             return "a layer of the MLP has hooks or was replaced"
         if self.has_own_gate(ChannelAttention):
-            return f"{type(self).__name__} has a gate of its own"
+            return f"{type(self).__name__} overrides the gate"
         mlp: Any = self._modules["mlp"]
         first, _, last = mlp._modules.values()
         return (
@@ -126,9 +126,9 @@ class ChannelAttention(Gate):
             tensor_of(last, "weight"), tensor_of(last, "bias"), self._buffers["gate_scale"],
         )  # fmt: skip
 
-    def operator_settings(self) -> Settings:
+    def operator_config(self) -> OperatorConfig:
         """Return the operator's numbers for this gate."""
-        return Settings(POOLINGS[self.channel_pooling], 0, ACTIVATIONS[self.activation])
+        return OperatorConfig(POOLINGS[self.channel_pooling], activation=ACTIVATIONS[self.activation])
 
     def set_identity(self) -> None:
         """Zero the last layer and double the gate: 2 * sigmoid(0) = 1."""
@@ -139,7 +139,7 @@ class ChannelAttention(Gate):
         self.set_gate_scale(2.0)
 
     def extra_repr(self) -> str:
-        """Name the settings that the sub-modules do not show."""
+        """Show the options that the sub-modules do not show."""
         scale = "" if self.gate_scale is None else f", gate_scale={self.gate_scale.item():g}"
         return f"channel_pooling={self.channel_pooling!r}, gate={self.activation!r}{scale}"
 

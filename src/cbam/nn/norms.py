@@ -1,4 +1,4 @@
-"""What `nn.BatchNorm2d` does around its arithmetic, for batch norms whose arithmetic runs in the fused operator."""
+"""The running statistics of an `nn.BatchNorm2d` whose arithmetic runs in the fused operator."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def uses_batch(norm: nn.BatchNorm2d) -> bool:
-    """Return whether a forward pass takes the statistics of its batch, not the running ones."""
+    """Return whether a forward pass uses the statistics of its batch, not the running ones."""
     return norm.training or norm._buffers["running_mean"] is None
 
 
@@ -25,7 +25,7 @@ def counted_share(norm: nn.BatchNorm2d) -> float:
 
 
 def move_running(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """Move the running statistics towards those of a batch, as the norm's own forward pass does in training.
+    """Update the running statistics with those of a batch, as the norm's forward pass does in training.
 
     Args:
         norm: in training mode.

@@ -1,4 +1,4 @@
-"""Which way a module's forward pass goes: the fused operator or plain torch, and why. For `cbam doctor`."""
+"""Whether a module's forward pass runs in the fused operator or in plain torch, and why. For `cbam doctor`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _GATES = {True: "channel", False: "spatial"}
 
 
 def route(module: AttentionModule, x: Tensor | None = None) -> tuple[str, str]:
-    """Return (way, reason) for a forward pass of `module` in its present state.
+    """Return (route, reason) for a forward pass of `module` in its present state.
 
-    The way is "operator", "eager", "both" (one gate each), or "error" where the backend "cpp" or "triton" would raise.
+    The route is "operator", "eager", "both" (one gate each), or "error" where the backend "cpp" or "triton" raises.
 
     Args:
         module: an attention module.
@@ -30,25 +30,25 @@ def route(module: AttentionModule, x: Tensor | None = None) -> tuple[str, str]:
     backend = dispatch.backend()
     if backend == "eager":
         return "eager", "the backend is 'eager'"
-    way, reason = _automatic(module, x)
-    return ("error" if backend != "auto" and way != "operator" else way), reason
+    found, reason = _automatic(module, x)
+    return ("error" if backend != "auto" and found != "operator" else found), reason
 
 
 def _automatic(module: AttentionModule, x: Tensor | None) -> tuple[str, str]:
-    """Return way and reason with the backend "auto"."""
+    """Return route and reason with the backend "auto"."""
     if x is None:
         like = next(module.parameters())
         x = torch.empty(2, module.in_channels or 8, 8, 8, dtype=like.dtype, device=like.device)
     weights = module.operator_weights(x)
     if not isinstance(weights, str):
-        why = dispatch.unavailable_reason(x, weights)
+        why = dispatch.unfused_reason(x, weights)
         return ("operator", "") if why is None else ("eager", why)
     if isinstance(module, CBAM) and module.arrangement != "parallel":
         routes = [(gate, *_automatic(gate, x)) for gate in module.gates]
         eager = [
             f"{_GATES[isinstance(gate, ChannelAttention)]} gate: {why}"
-            for gate, way, why in routes
-            if way == "eager"
+            for gate, found, why in routes
+            if found == "eager"
         ]
         if not eager:
             return "operator", "one call for each gate"

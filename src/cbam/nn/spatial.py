@@ -11,7 +11,7 @@ from cbam.errors import CBAMError, unknown_name
 from cbam.nn import norms
 from cbam.nn.base import Gate, is_plain, positive_int, tensor_of, weight_is_all
 from cbam.ops import reference
-from cbam.ops.plain import ACTIVATIONS, DESCRIPTORS, Settings, Weights
+from cbam.ops.signature import ACTIVATIONS, DESCRIPTORS, NO_CHANNEL_GATE, OperatorConfig, Weights
 
 
 class SpatialAttention(Gate):
@@ -88,7 +88,7 @@ class SpatialAttention(Gate):
         return self.norm(batch.to(own)).to(z.dtype).view_as(z)
 
     def _convolved(self, x: Tensor) -> Tensor:
-        """Return the gate before its norm; calls the layers that somebody has hooked, wrapped or replaced."""
+        """Return the gate before its norm; calls a layer if it is hooked, wrapped or replaced."""
         as_built = isinstance(x, torch.fx.Proxy)
         if (
             self.spatial_descriptor == "conv"
@@ -114,7 +114,7 @@ class SpatialAttention(Gate):
     def operator_weights(self, x: Tensor | None = None) -> Weights | str:
         """Return the tensors for the fused operator, or why it cannot compute this gate."""
         tensors = self.operator_tensors(x)
-        return tensors if isinstance(tensors, str) else Weights(None, None, None, None, None, *tensors)
+        return tensors if isinstance(tensors, str) else Weights(*NO_CHANNEL_GATE, *tensors)
 
     def operator_tensors(self, x: Tensor | None = None) -> tuple[Tensor | None, ...] | str:
         """Return kernel, norm and scale in the operator's order, or why it cannot compute this gate."""
@@ -124,7 +124,7 @@ class SpatialAttention(Gate):
         if not weight_is_all(modules["conv"], nn.Conv2d):
             return "the spatial convolution has hooks or was replaced"
         if self.has_own_gate(SpatialAttention):
-            return f"{type(self).__name__} has a gate of its own"
+            return f"{type(self).__name__} overrides the gate"
         norm, kernel, scale = (
             modules.get("norm"),
             tensor_of(modules["conv"], "weight"),
@@ -142,16 +142,16 @@ class SpatialAttention(Gate):
             mean = var = None
         return kernel, tensor_of(norm, "weight"), tensor_of(norm, "bias"), mean, var, scale
 
-    def operator_settings(self) -> Settings:
+    def operator_config(self) -> OperatorConfig:
         """Return the operator's numbers for this gate."""
         descriptor = DESCRIPTORS[self.spatial_descriptor, self.descriptor_order]
         norm: Any = self._modules.get("norm")
         if norm is None:
-            return Settings(0, descriptor, ACTIVATIONS[self.activation])
-        return Settings(0, descriptor, ACTIVATIONS[self.activation], norms.uses_batch(norm), norm.eps)
+            return OperatorConfig(descriptor=descriptor, activation=ACTIVATIONS[self.activation])
+        return OperatorConfig(0, descriptor, ACTIVATIONS[self.activation], norms.uses_batch(norm), norm.eps)
 
     def after_operator(self, x: Tensor, stats: Tensor) -> None:
-        """Move the norm's running statistics, as its own forward pass does in training."""
+        """Update the norm's running statistics, as its forward pass does in training."""
         norm: Any = self._modules.get("norm")
         if norm is not None and norm.training:
             norms.move_running(norm, stats[:1], stats[1:], x.numel() // x.shape[-3])
@@ -166,14 +166,14 @@ class SpatialAttention(Gate):
         self.set_gate_scale(2.0)
 
     def extra_repr(self) -> str:
-        """Name the settings that the sub-modules do not show."""
+        """Show the options that the sub-modules do not show."""
         scale = "" if self.gate_scale is None else f", gate_scale={self.gate_scale.item():g}"
         both = f", descriptor_order={self.descriptor_order!r}" if self.spatial_descriptor == "both" else ""
         return f"spatial_descriptor={self.spatial_descriptor!r}{both}, gate={self.activation!r}{scale}"
 
 
 def _called(module: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return module(x) in the dtype of its weights, converted to `dtype` and untouched by autocast."""
+    """Return module(x) in the dtype of its weights, converted to `dtype`, without autocast."""
     own = next((p.dtype for p in module.parameters() if p.is_floating_point()), dtype)
     with reference.full_precision(x):
         return module(x.to(own)).to(dtype)

@@ -1,4 +1,4 @@
-"""Checks on a feature map before any work is done on it."""
+"""Checks of a feature map."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which backend computes a call: the fused operator, C++ on the CPU and Triton on a GPU, or plain torch ("eager").
+"""Which backend computes a call: a fused operator, or plain torch ("eager").
 
 `auto`, the default, takes the operator wherever it can run and plain torch elsewhere; `eager` always takes plain
-torch; `cpp` and `triton` take that operator or raise with the reason why it cannot run. Set by `cbam.set_backend` or by
-the environment variable CBAM_BACKEND.
+torch; `cpp` and `triton` take that operator, or raise with the reason why it cannot run. Set by `cbam.set_backend` or
+by the environment variable CBAM_BACKEND.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import warnings
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +17,25 @@ from torch.autograd import forward_ad
 
 from cbam.errors import CBAMError, unknown_name
 from cbam.ops import cpp, triton
-from cbam.ops.plain import Weights
+from cbam.ops.backend import Backend
+from cbam.ops.signature import Weights
 
-BACKENDS = ("auto", "eager", "cpp", "triton")
+# The first one for a kind of device computes its maps by default, and is what `torch.ops.cbam` runs there.
+OPERATORS: tuple[Backend, ...] = (cpp, triton)
+BACKENDS = ("auto", "eager", *(operator.name for operator in OPERATORS))
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PLAIN = (Tensor, nn.Parameter)
 # A program that is being exported holds its tensors in these.
 _EXPORTED = ("FakeTensor", "FunctionalTensor")
 
+_NAMED = {operator.name: operator for operator in OPERATORS}
+# (backend in force, kind of device) -> operator
+_TABLE = {
+    (choice, kind): operator
+    for operator in reversed(OPERATORS)
+    for choice in ("auto", operator.name)
+    for kind in operator.device_types
+}
 _chosen: str | None = None  # by set_backend; None: the environment decides
 
 
@@ -34,8 +44,7 @@ class set_backend:  # in lower case, like torch.set_grad_enabled
 
     Args:
         name: "auto" (default): the fused operator where it can run, plain torch elsewhere; "eager": plain torch;
-            "cpp": the fused CPU operator, "triton": the fused GPU operator, and an error that tells why where it
-            cannot run.
+            "cpp": the fused CPU operator, "triton": the fused GPU operator; an error where that cannot run.
 
     Raises:
         CBAMError: an unknown name; "cpp" without the compiled library; "triton" without Triton or without a GPU.
@@ -49,15 +58,9 @@ class set_backend:  # in lower case, like torch.set_grad_enabled
         global _chosen
         if name not in BACKENDS:
             raise unknown_name("backend", name, BACKENDS)
-        why = (
-            cpp.unavailable_reason()
-            if name == "cpp"
-            else triton.unavailable_reason()
-            if name == "triton"
-            else None
-        )
-        if why is not None:
-            raise CBAMError(f"backend {name!r} cannot run: {why}.")
+        reason = _NAMED[name].unavailable_reason() if name in _NAMED else None
+        if reason is not None:
+            raise CBAMError(f"backend {name!r} cannot run: {reason}.")
         self._before = _chosen
         _chosen = name
 
@@ -73,7 +76,7 @@ class set_backend:  # in lower case, like torch.set_grad_enabled
 
 
 def backend() -> str:
-    """Return the backend in force: "auto", "eager", "cpp" or "triton"."""
+    """Return the backend in force: "auto", "eager", or the name of an operator."""
     return _chosen or _from_environment()
 
 
@@ -93,31 +96,38 @@ def can_fuse(x: Tensor, weights: Weights | str) -> bool:
 
     Args:
         x: the map, (N, C, H, W) or (C, H, W).
-        weights: the gates' tensors, or why they cannot be given to the operator.
+        weights: the gates' tensors, or why the operator cannot compute these gates.
 
     Raises:
-        CBAMError: the backend is "cpp" or "triton" and the operator cannot run; the message holds the reason.
+        CBAMError: the backend in force is an operator that cannot run; the message holds the reason.
     """
     name = _chosen or _from_environment()
     if name == "eager":
         return False
-    if torch.compiler.is_compiling():
-        why = weights if isinstance(weights, str) else _compiled_obstacle(x, weights)
+    if isinstance(weights, str):
+        reason: str | None = weights
+    elif torch.compiler.is_compiling():
+        reason = _unfused_reason_in_compiler(x, weights)
     else:
-        why = weights if isinstance(weights, str) else unavailable_reason(x, weights)
-    if why is None:
+        reason = unfused_reason(x, weights)
+    if reason is None:
         return True
     if name != "auto":
-        raise CBAMError(f"backend {name!r} cannot run here: {why}.")
+        raise CBAMError(f"backend {name!r} cannot run here: {reason}.")
     return False
 
 
-def operator_for(x: Tensor) -> Any:
-    """Return the module, `cpp` or `triton`, whose `forward` and `backward` compute maps like x in eager mode."""
-    return triton if not x.is_cpu or (_chosen or _from_environment()) == "triton" else cpp
+def operator_for(x: Tensor) -> Backend:
+    """Return the operator that computes maps like x in eager mode, where `can_fuse` said that one does."""
+    return _TABLE[_chosen or _from_environment(), x.device.type]
 
 
-def unavailable_reason(x: Tensor, weights: Weights) -> str | None:
+def operator_on(device_type: str) -> Backend | None:
+    """Return the operator for a kind of device in the backend in force, None if it has none there."""
+    return _TABLE.get((_chosen or _from_environment(), device_type))
+
+
+def unfused_reason(x: Tensor, weights: Weights) -> str | None:
     """Return why the operator cannot compute with these tensors; None if it can."""
     if type(x) not in _PLAIN:
         return f"the map is a {type(x).__name__}, not a plain tensor"
@@ -134,12 +144,16 @@ def unavailable_reason(x: Tensor, weights: Weights) -> str | None:
         ):
             return f"a weight is a {type(weight).__name__} of {weight.dtype} on {weight.device}, the map is on {device}"
     if torch.is_grad_enabled() and any(w is not None and w.requires_grad for w in weights.constants):
-        return "a gradient is asked for a gate scale or running statistics"
-    return _without_operator(device) or (None if x.is_cpu else triton.too_large(x))
+        return "a gradient is needed for a gate scale or running statistics"
+    name, kind = _chosen or _from_environment(), device.type
+    operator = _TABLE.get((name, kind))
+    if operator is None:
+        return _wrong_device(name, kind, str(device))
+    return _unavailable_reason(operator) or operator.unsupported_reason(x)
 
 
-def _compiled_obstacle(x: Tensor, weights: Weights) -> str | None:
-    """Return the same where a compiler or an exporter looks at the code: only what it can evaluate."""
+def _unfused_reason_in_compiler(x: Tensor, weights: Weights) -> str | None:
+    """Return the same where a compiler or an exporter evaluates the code."""
     if type(x) not in _PLAIN and type(x).__name__ not in _EXPORTED:
         return f"the map is a {type(x).__name__}, not a plain tensor"
     if x.dtype not in _DTYPES:
@@ -147,39 +161,38 @@ def _compiled_obstacle(x: Tensor, weights: Weights) -> str | None:
     for weight in weights:
         if weight is not None and (weight.device != x.device or weight.dtype not in _DTYPES):
             return f"a weight of {weight.dtype} on {weight.device}, the map is on {x.device}"
-    if x.device.type == "cpu" and (_chosen or _from_environment()) == "triton" and cpp.available():
-        return "compiled code on the CPU runs the C++ operator"
-    return _without_operator(x.device)
+    return _unregistered_reason(_chosen or _from_environment(), x.device.type, str(x.device))
 
 
-def _without_operator(device: torch.device) -> str | None:
-    """Return why no operator runs on the device in the present backend, None if one does."""
-    name = _chosen or _from_environment()
-    if name == "triton" and device.type == "cpu" and not triton.INTERPRETED:
-        return "the map is on the CPU; the Triton operator runs on a GPU"
-    if name == "cpp" and device.type != "cpu":
-        return f"the map is on {device}; the C++ operator runs on the CPU"
-    return _missing(device.type, name == "triton")
-
-
-def _missing(device: str, interpreted: bool) -> str | None:
-    """Return why the operator for a kind of device is not there; None if it is."""
-    if device == "cuda" or interpreted:
-        why = triton.unavailable_reason()
-    elif device == "cpu":
-        why = cpp.unavailable_reason()
-    else:
-        return f"there is no operator for {device} devices"
-    if why is not None:
-        _say_once(why)
-    return why
+def _unregistered_reason(name: str, kind: str, device: str) -> str | None:
+    """Return why `torch.ops.cbam` does not run the backend in force on a device; None if it does."""
+    operator, registered = _TABLE.get((name, kind)), _TABLE.get(("auto", kind))
+    if operator is None:
+        return _wrong_device(name, kind, device)
+    if registered is not None and registered is not operator and registered.unavailable_reason() is None:
+        return f"compiled code on {registered.device} runs {registered.title}"
+    return _unavailable_reason(operator)
 
 
 # The compiler keeps the answer: it cannot trace the loading of a library.
-_missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_unregistered_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _wrong_device(name: str, kind: str, device: str) -> str:
+    if name == "auto":
+        return f"there is no operator for {kind} devices"
+    here = "the CPU" if kind == "cpu" else device
+    return f"the map is on {here}; {_NAMED[name].title} runs on {_NAMED[name].device}"
+
+
+def _unavailable_reason(operator: Backend) -> str | None:
+    reason = operator.unavailable_reason()
+    if reason is not None:
+        _warn_once(reason)
+    return reason
 
 
 @cache
-def _say_once(why: str) -> None:
-    """Warn, or nobody would find out why CBAM is slow."""
-    warnings.warn(f"CBAM runs without its fused operator, several times slower: {why}.", stacklevel=2)
+def _warn_once(reason: str) -> None:
+    """Warn, since nobody would see otherwise why CBAM is slow."""
+    warnings.warn(f"CBAM runs without its fused operator, several times slower: {reason}.", stacklevel=2)

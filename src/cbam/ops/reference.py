@@ -1,4 +1,4 @@
-"""CBAM's arithmetic in plain torch: the definition that every other backend is held to.
+"""CBAM's arithmetic in plain torch: the definition that every backend is tested against.
 
 Every function takes a feature map x of shape (N, C, H, W) or (C, H, W) in any memory format. Numerics:
 
@@ -7,7 +7,7 @@ Every function takes a feature map x of shape (N, C, H, W) or (C, H, W) in any m
 - a maximum sends its gradient to the first index (row-major over H and W; lowest channel over C); NaN wins.
 
 The functions are leaves for `torch.fx` (`torch.fx.wrap`), so a traced model keeps one call per step. A leaf is
-only recognised when it is called through this module: write `reference.channel_logits(...)`.
+recognised only when it is called through this module: write `reference.channel_logits(...)`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """Return a context in which autocast leaves the arithmetic on x's device alone."""
-    # Entering autocast costs microseconds per call, so only where there is something to switch off.
+    """Return a context without autocast on x's device."""
+    # Entering autocast costs microseconds, so only where it is on.
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
@@ -48,7 +48,7 @@ def first_index_max(x: Tensor, dim: int) -> Tensor:
     """Return the maximum of x along `dim` (kept, size 1); its gradient goes to the first index that attains it.
 
     `amax` would spread the gradient evenly over ties, which are common in low precision and after a ReLU.
-    It is still the faster way where no gradient is asked for.
+    It is faster, though, and used where no gradient is needed.
     """
     if x.requires_grad and torch.is_grad_enabled():
         return x.max(dim, keepdim=True).values
@@ -111,7 +111,7 @@ def spatial_conv(descriptor: Tensor, weight: Tensor) -> Tensor:
 
 
 def _in_vmap() -> bool:
-    # torch.vmap knows no memory formats.
+    # torch.vmap does not support memory formats.
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 

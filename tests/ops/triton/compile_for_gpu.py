@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
-from cbam.ops.plain import NormBefore, Settings, Weights
+from cbam.ops.signature import BackwardArguments, ForwardArguments, NormBefore, OperatorConfig, Weights, flat
 from cbam.ops.triton import backward, forward
 
 
@@ -55,12 +55,14 @@ def run(shape, dtype, channels_last, norm, epilogue, descriptor=3, spatial_norm=
     weights = Weights(new(hidden, channels), new(hidden), new(channels, hidden), new(channels), new(1),
                       new(1, 2, 7, 7), *affine, *statistics, new(1))  # fmt: skip
     before = NormBefore(*(new(channels) for _ in range(4))) if norm else NormBefore()
-    settings = Settings(3, descriptor, 0, spatial_norm == "batch", 1e-5, epilogue)
+    config = OperatorConfig(3, descriptor, 0, spatial_norm == "batch", 1e-5, epilogue)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(shape, dtype=dtype).contiguous(memory_format=layout)
-    forward(x, *weights, *before, x if epilogue else None, *settings, False)
-    y, saved, where, _ = forward(x, *weights, *before, x if epilogue else None, *settings, True)
-    backward(x, x, *weights, *before, y if epilogue else None, saved, where, *settings[:5], norm)
+    call = ForwardArguments(x, weights, before, x if epilogue else None, config, keep=True)
+    forward(*flat(call._replace(keep=False)))
+    y, saved, argmax, _ = forward(*flat(call))
+    out = y if epilogue else None
+    backward(*flat(BackwardArguments(x, x, weights, before, out, saved, argmax, config, pre_training=norm)))
 
 
 def describe(kernel):

@@ -11,7 +11,7 @@ import pytest
 from tests.ops.library import needs_triton
 
 pytestmark = [needs_triton, pytest.mark.slow]
-SWEEPS = {"pool", "squeeze", "apply", "gate_grads", "weighted", "input_grad"}
+PASSES = {"pool", "squeeze", "apply", "gate_grads", "weighted", "input_grad"}
 SMALL = {
     "hidden", "channel_gate", "logits", "statistics", "logit_grads", "through_statistics", "convolution_grads",
     "channel_sums", "hidden_grads", "pooled_grads", "weight_grads", "kernel_grads", "norm_grads",
@@ -29,12 +29,12 @@ def test_all_kernels_compile(target, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {kernel["kernel"] for kernel in found} == SWEEPS | SMALL
+    assert {kernel["kernel"] for kernel in found} == PASSES | SMALL
     for kernel in found:
         assert kernel["bytes"] > 0
         assert kernel["atomics"] == 0, kernel  # the order of sums is fixed
         assert kernel["shared"] <= 80 << 10, kernel  # two programs on every multiprocessor, in float64 too
     if target.startswith("cuda"):
-        for name in SWEEPS:  # even shapes are read in vectors, in both layouts
+        for name in PASSES:  # even shapes are read in vectors, in both layouts
             assert sum(k["vector_loads"] > 0 for k in found if k["kernel"] == name) >= 3, name
         assert not any(kernel["local"] for kernel in found)

@@ -23,15 +23,15 @@ def x():
 def test_squeeze(x):
     from cbam.ops.triton.forward_kernels import squeeze
 
-    maps, where = torch.empty(N, 2, P), torch.empty(N, P, dtype=torch.int32)
-    squeeze[(1,)](x, None, None, None, None, None, maps, where, N, C, P, 1,
+    maps, argmax = torch.empty(N, 2, P), torch.empty(N, P, dtype=torch.int32)
+    squeeze[(1,)](x, None, None, None, None, None, maps, argmax, N, C, P, 1,
                   AVERAGE=0, MAXIMUM=1, LAST=False, BC=32, BP=16)  # fmt: skip
     torch.testing.assert_close(maps[-1, 0], x[-1].float().mean(0))
-    assert torch.equal(where[-1].long(), x[-1].argmax(0))
+    assert torch.equal(argmax[-1].long(), x[-1].argmax(0))
 
 
 def test_gate_grads(x):
-    from cbam.ops.triton.backward_sweeps import gate_grads
+    from cbam.ops.triton.backward_passes import gate_grads
 
     dt, sums = torch.empty(N, 1, P), torch.empty(N, C)
     gate_grads[(1, 1)](x, None, None, None, None, x, None, None, None, None, dt, sums, N, C, P, 1, C,

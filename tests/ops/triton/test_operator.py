@@ -9,7 +9,7 @@ import torch
 
 from cbam import CBAM, set_backend
 from cbam.errors import CBAMError
-from cbam.ops import cpp, dispatch, schema, triton
+from cbam.ops import cpp, dispatch, library, triton
 from tests.ops.library import GPU, needs_operator, needs_triton
 
 WITHOUT_CPP = """
@@ -17,12 +17,12 @@ import torch
 from torch.library import opcheck
 from cbam import CBAM, set_backend
 from cbam.ops import cpp, triton
-from cbam.ops.plain import Settings
+from cbam.ops.signature import OperatorConfig
 assert "not built" in cpp.unavailable_reason() and triton.unavailable_reason() is None
 block, x = CBAM(5, 2, preset="official").train(), torch.randn(2, 5, 4, 3, requires_grad=True)
 torch.nn.init.ones_(block.spatial_attention.norm.weight)
 with set_backend("triton"):
-    weights, settings = block.operator_weights(x), block.operator_settings()._replace(relu=True)
+    weights, settings = block.operator_weights(x), block.operator_config()._replace(relu=True)
     tensors = [w if w is None else w.detach() for w in weights]
     tensors[0], tensors[2] = tensors[0].flatten(1), tensors[2].flatten(1)
     for keep in (False, True):
@@ -59,21 +59,13 @@ class TestWithoutTheLibrary:
 
     def test_a_library_that_appears_later_is_not_loaded(self, tmp_path):
         code = (
-            "import os; from cbam.ops import cpp, triton; triton.unavailable_reason(); cpp.obstacle.cache_clear();"
-            " os.environ.pop('CBAM_CPP_LIBRARY'); print(cpp.unavailable_reason())"
+            "import os; from cbam.ops import cpp, library, triton;"
+            " triton.unavailable_reason(); library.load.cache_clear(); os.environ.pop('CBAM_CPP_LIBRARY');"
+            " print(cpp.unavailable_reason())"
         )
         done = python(code, CBAM_CPP_LIBRARY=str(tmp_path / "none.so"))
-        expected = "start Python again" if cpp.library_file().exists() else "not built"
+        expected = "start Python again" if library.library_file().exists() else "not built"
         assert expected in done.stdout, done.stderr[-3000:]
-
-
-@needs_operator
-@needs_triton
-def test_both_schemas_are_the_same():
-    """What the C++ library declares, and what is declared here where it is missing."""
-    for text, name in ((schema.FORWARD, "forward"), (schema.BACKWARD, "backward")):
-        own = torch._C.parse_schema(f"cbam::{text}")
-        assert str(own) == str(getattr(torch.ops.cbam, name).default._schema)
 
 
 class TestChoice:
@@ -107,19 +99,15 @@ class TestChoice:
 
     def test_other_devices_run_plain_torch(self):
         block, x = CBAM(8, device="meta"), torch.empty(1, 8, 3, 3, device="meta")
-        assert (
-            dispatch.unavailable_reason(x, block.operator_weights())
-            == "there is no operator for meta devices"
-        )
+        assert dispatch.unfused_reason(x, block.operator_weights()) == "there is no operator for meta devices"
         assert block(x).shape == x.shape
 
     def test_weights_elsewhere_are_named(self):
         block, x = CBAM(8), torch.randn(1, 8, 3, 3)
         weights = block.operator_weights()
         elsewhere = weights._replace(w0=weights.w0.to("meta"))
-        assert (
-            "a weight is a Tensor of torch.float32 on meta, the map is on cpu"
-            in dispatch.unavailable_reason(x, elsewhere)
+        assert "a weight is a Tensor of torch.float32 on meta, the map is on cpu" in dispatch.unfused_reason(
+            x, elsewhere
         )
 
     @needs_triton
@@ -135,8 +123,8 @@ class TestChoice:
     @needs_triton
     def test_a_sample_of_2_31_elements_is_refused(self):
         with torch.device("meta"):
-            assert "2^31" in triton.too_large(torch.empty(1, 2**11, 2**10, 2**10))
-            assert triton.too_large(torch.empty(8, 2**10, 2**10, 2**10)) is None
+            assert "2^31" in triton.unsupported_reason(torch.empty(1, 2**11, 2**10, 2**10))
+            assert triton.unsupported_reason(torch.empty(8, 2**10, 2**10, 2**10)) is None
 
 
 def test_importing_the_library_does_not_import_triton():

@@ -1,26 +1,32 @@
-"""The fused operator in Triton, for GPUs; with TRITON_INTERPRET=1 also on the CPU, step by step, for tests.
+"""The Triton backend: the operator for GPUs; with TRITON_INTERPRET=1 also for the CPU, step by step, for tests.
 
-Nothing here imports Triton before the first map that needs it.
+Triton itself is imported with the first map that needs it.
 """
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Triton decides when it is imported whether kernels are compiled or interpreted.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from cbam.ops import library
+from cbam.ops.signature import ForwardArguments, NormBefore, OperatorConfig, Weights, flat
+from cbam.ops.triton.mode import INTERPRETED
+
 _OLDEST = (3, 6)
 _LARGEST = 2**31 - 1
+
+name = "triton"
+title = "the Triton operator"
+device = "a GPU"
+device_types: tuple[str, ...] = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 
 
 @cache
 def unavailable_reason() -> str | None:
-    """Return why the kernels cannot run on this machine, found by trying one; None if they can.
+    """Return why the kernels cannot run on this machine, found by running one; None if they can.
 
     >>> unavailable_reason() is None or len(unavailable_reason()) > 20
     True
@@ -33,47 +39,53 @@ def unavailable_reason() -> str | None:
         return "Triton is not installed; PyTorch's builds for GPUs on Linux bring it, elsewhere: pip install triton"
     if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
         return f"Triton {version} is too old; type: pip install 'triton>={_OLDEST[0]}.{_OLDEST[1]}'"
-    from cbam.ops import schema
-
-    schema.define()
+    _register()
     if INTERPRETED:
         return None
     try:
-        _try()
+        _run_once()
     except Exception as error:  # no C compiler for Triton's launcher, an architecture that it does not know
         return f"Triton {version} does not run here ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
     return None
 
 
-def too_large(x: Tensor) -> str | None:
-    """Return why the kernels, which count the elements of one sample in 32 bits, cannot take a map."""
+def unsupported_reason(x: Tensor) -> str | None:
+    """Return why the kernels, which count the elements of one sample in 32 bits, cannot compute a map."""
     if x.shape[-3] * x.shape[-2] * x.shape[-1] > _LARGEST:
         return "one sample has 2^31 elements or more"
     return None
 
 
-def forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute what `torch.ops.cbam.forward` computes; its arguments in its order."""
-    from cbam.ops.triton.forward_pass import forward as run
+def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute `cbam::forward`."""
+    from cbam.ops.triton.run_forward import forward as run
 
+    x = arguments[0]
     if x.is_cuda and x.device.index != torch.cuda.current_device():
         with torch.cuda.device(x.device):
-            return run(x, *arguments)
-    return run(x, *arguments)
+            return run(*arguments)
+    return run(*arguments)
 
 
-def backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """Compute what `torch.ops.cbam.backward` computes; its arguments in its order."""
-    from cbam.ops.triton.backward_pass import backward as run
+def backward(*arguments: Any) -> tuple[Tensor, ...]:
+    """Compute `cbam::backward`."""
+    from cbam.ops.triton.run_backward import backward as run
 
+    grad = arguments[0]
     if grad.is_cuda and grad.device.index != torch.cuda.current_device():
         with torch.cuda.device(grad.device):
-            return run(grad, *arguments)
-    return run(grad, *arguments)
+            return run(*arguments)
+    return run(*arguments)
 
 
-def _try() -> None:
-    """Compile and run the operator once, on a map of one element."""
+@cache
+def _register() -> torch.library.Library:
+    return library.provide(forward, backward, *device_types)
+
+
+def _run_once() -> None:
+    """Compile and run the operator on a map of one element."""
     x, one = torch.ones(1, 1, 1, 1, device="cuda"), torch.ones(1, 1, device="cuda")
-    forward(x, one, None, one, *(None,) * 13, 1, 0, 0, False, 1e-5, False, False)
+    gate = Weights(w0=one, w1=one)
+    forward(*flat(ForwardArguments(x, gate, NormBefore(), None, OperatorConfig(pooling=1), keep=False)))
     torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""The small steps of the backward pass, between the sweeps over the map (`backward_sweeps.py`, with the formulas)."""
+"""The small kernels of backward, between its passes over the map (`backward_passes.py`, with the formulas)."""
 
 import triton
 import triton.language as tl
@@ -17,9 +17,9 @@ from cbam.ops.triton.forward_kernels import product
 def logit_grads(dt, t, scale, maps, kernel, z, z_stats, norm_weight, norm_mean, norm_var, dz, norm_sums,
                 P, height, width, parts, eps, K: tl.constexpr, PLANES: tl.constexpr, HARD: tl.constexpr,
                 TAPS: tl.constexpr, BP: tl.constexpr):  # fmt: skip
-    """The gradient of the spatial logits in front of the norm's shift and statistics, (N, P), one program a sample.
+    """The gradient of the convolution's output, apart from the norm's batch statistics, (N, P); one program per sample.
 
-    `norm_sums` (N, 2): sums of the gradient behind the norm, alone and times the normalised logit.
+    `norm_sums` (N, 2): sums of the gradient of the norm's output, alone and times the normalised logit.
     """
     ACC: tl.constexpr = dt.dtype.element_ty
     n = tl.program_id(0).to(tl.int64)
@@ -78,9 +78,9 @@ def through_statistics(
 
 
 @triton.jit
-def convolution_grads(dz, maps, kernel, dmaps, shares, C, P, height, width, parts, per_part, AVERAGE: tl.constexpr,
+def convolution_grads(dz, maps, kernel, dmaps, partial, C, P, height, width, parts, per_part, AVERAGE: tl.constexpr,
                       K: tl.constexpr, PLANES: tl.constexpr, TAPS: tl.constexpr, BP: tl.constexpr):  # fmt: skip
-    """Gradients of the maps (N, planes, P), the mean's divided by C; shares of the kernel's, (N parts, planes k k)."""
+    """Gradients of the maps (N, planes, P), the mean's divided by C; partial sums of the kernel's, one row per part."""
     ACC: tl.constexpr = dz.dtype.element_ty
     n = (tl.program_id(0) // parts).to(tl.int64)
     start = tl.program_id(0) % parts * per_part
@@ -103,14 +103,14 @@ def convolution_grads(dz, maps, kernel, dmaps, shares, C, P, height, width, part
             if plane == AVERAGE:
                 back = back / C
             tl.store(dmaps + (n * PLANES + plane) * P + p, back, mask=p < P)
-        to = shares + (tl.program_id(0).to(tl.int64) * PLANES + plane) * K * K + tap
+        to = partial + (tl.program_id(0).to(tl.int64) * PLANES + plane) * K * K + tap
         tl.store(to, found, mask=tap < K * K)
 
 
 @triton.jit
 def channel_sums(first, tiles, second, splits, s, scale, weight, bias, mean, invstd, da, found, C,
                  SUMS: tl.constexpr, SECOND: tl.constexpr, HARD: tl.constexpr, BC: tl.constexpr):  # fmt: skip
-    """Add the shares up; da = ds gate'(a) (N, C), and with a norm in front the sums over g' u, g' and u, (N, 3, C)."""
+    """Add the partial sums: da = ds gate'(a) (N, C); with a norm in front also sums over g' u, g' and u (N, 3, C)."""
     ACC: tl.constexpr = first.dtype.element_ty
     n = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -167,13 +167,13 @@ def hidden_grads(da, w1, hidden, dhidden, samples, C, width, ROWS: tl.constexpr,
 
 
 @triton.jit
-def pooled_grads(dhidden, w0, dpooled, s, found, u, where, input_sums, samples, C, P, width,
+def pooled_grads(dhidden, w0, dpooled, s, found, u, argmax, input_sums, samples, C, P, width,
                  AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr, LAST: tl.constexpr,
                  BN: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr):  # fmt: skip
     """Gradients of the pooled values, (N, rows, C), the average's divided by P.
 
-    `input_sums` (N, 2, C), for a norm in front: sum_p dx and sum_p dx u without another look at the gradient, where dx
-    is the gradient behind the norm.
+    `input_sums` (N, 2, C), for a norm in front: sum_p dx and sum_p dx u without reading the gradient again, where dx
+    is the gradient of the norm's output.
     """
     ACC: tl.constexpr = dpooled.dtype.element_ty if dpooled is not None else input_sums.dtype.element_ty
     T: tl.constexpr = u.dtype.element_ty
@@ -211,8 +211,8 @@ def pooled_grads(dhidden, w0, dpooled, s, found, u, where, input_sums, samples, 
         ones += average * P + peak
         us += average * tl.load(row + 2 * C, mask=inside, other=0.0)
         if MAXIMUM:
-            place = tl.load(where + n[:, None] * C + c[None, :], mask=inside, other=0)
-            at = place * C + c[None, :] if LAST else c[None, :] * P + place
+            index = tl.load(argmax + n[:, None] * C + c[None, :], mask=inside, other=0)
+            at = index * C + c[None, :] if LAST else c[None, :] * P + index
             us += peak * tl.load(u + n[:, None] * C * P + at, mask=inside, other=0.0).to(ACC)
         to = input_sums + n[:, None] * 2 * C + c[None, :]
         tl.store(to, ones, mask=inside)
@@ -260,15 +260,15 @@ def weight_grads(da, dhidden, pooled, hidden, dw0, db0, dw1, db1, samples, C, wi
 
 
 @triton.jit
-def kernel_grads(shares, dkernel, norm_sums, dnorm_weight, dnorm_bias, count, samples, size,
+def kernel_grads(partial, dkernel, norm_sums, dnorm_weight, dnorm_bias, count, samples, size,
                  ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Add up the shares of the kernel's gradient; the first program also those of the norm's weight and bias."""
-    ACC: tl.constexpr = shares.dtype.element_ty
+    """Add the partial sums of the kernel's gradient; the first program also those of the norm's weight and bias."""
+    ACC: tl.constexpr = partial.dtype.element_ty
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((ROWS, BLOCK), ACC)
     for start in range(0, count, ROWS):
         row = (start + tl.arange(0, ROWS)).to(tl.int64)
-        total += tl.load(shares + row[:, None] * size + i[None, :], mask=(row < count)[:, None] & (i < size)[None, :],
+        total += tl.load(partial + row[:, None] * size + i[None, :], mask=(row < count)[:, None] & (i < size)[None, :],
                          other=0.0)  # fmt: skip
     tl.store(dkernel + i, tl.sum(total, 0), mask=i < size)
     if norm_sums is not None:

@@ -2,17 +2,17 @@
 
 A sample is a matrix of C channels and P positions; one kernel serves both memory formats, and LAST says which of the
 two axes is contiguous. Tiles are (BC, BP), channels first. Sums and gates are in the type of the vectors that are
-kept for backward (ACC); products that the map's type rounds are rounded to it before the next operation.
+kept for backward (ACC); products that the map's type rounds are computed in that type.
 
-Fused multiply-adds are switched off for all kernels (`launch.py`), since they would round a product and a sum
-together where plain PyTorch rounds twice; the norm in front asks for its own.
+The compiler forms no fused multiply-adds by itself (`launch.py`), since they would round a product and a sum together
+where plain PyTorch rounds twice; where that does not matter, the kernels ask for them (`tl.fma`).
 """
 
 # Annotations of kernels stay objects: the interpreter looks for tl.constexpr among them.
 import triton
 import triton.language as tl
 
-from cbam.ops.triton import INTERPRETED
+from cbam.ops.triton.mode import INTERPRETED
 
 @triton.constexpr_function
 def packs():

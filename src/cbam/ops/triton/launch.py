@@ -1,4 +1,4 @@
-"""Start a kernel; with CBAM_AUTOTUNE=1, first find out which tile it runs fastest with."""
+"""Launch a kernel; with CBAM_AUTOTUNE=1, find its fastest tile first."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from cbam.ops.triton import INTERPRETED
 from cbam.ops.triton.blocks import Tile
+from cbam.ops.triton.mode import INTERPRETED
 
 Result = TypeVar("Result")
 
@@ -19,15 +19,15 @@ _best: dict[tuple[Any, ...], Tile] = {}
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **constants: Any) -> None:
-    """Run `kernel` on a grid of programs, on the current stream.
+    """Run a kernel on a grid of programs, on the current stream.
 
-    Fused multiply-adds are off: they round a product and a sum together where plain PyTorch rounds twice.
+    Fused multiply-adds are off: they round a product and a sum once where plain PyTorch rounds twice.
     """
     kernel[grid](*arguments, num_warps=warps, enable_fp_fusion=False, **constants)
 
 
-def sweep(kernel: Any, grid: tuple[int, ...], tile: Tile, *arguments: Any, **constants: Any) -> None:
-    """Run a kernel that walks over the map in tiles."""
+def launch_pass(kernel: Any, grid: tuple[int, ...], tile: Tile, *arguments: Any, **constants: Any) -> None:
+    """Run a kernel that passes over the map in tiles."""
     launch(kernel, grid, *arguments, warps=tile.warps, BC=tile.channels, BP=tile.positions, **constants)
 
 
@@ -37,7 +37,7 @@ def tuned(run: Callable[[Tile], Result], usual: Tile, *key: Any) -> Result:
     Args:
         run: allocates what it needs for the tile and launches one kernel; may be called several times.
         usual: the heuristic's choice.
-        key: all that the speed depends on: the kernel, the problem, the type of the map.
+        key: what the speed depends on: the kernel, the problem, the dtype of the map.
     """
     if not AUTOTUNE:
         return run(usual)
@@ -60,7 +60,7 @@ def _candidates(usual: Tile) -> list[Tile]:
 
 
 def _seconds(run: Callable[[], Any]) -> float:
-    """Return the median time of a launch; infinity where the tile asks for more than the device has."""
+    """Return the median time of a launch; infinity if the tile needs more than the device has."""
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench
 

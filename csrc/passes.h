@@ -8,30 +8,30 @@ namespace CBAM_ISA {
 namespace {
 
 template <class T, bool LAST, bool NORM>
-struct Sweeps {
+struct Passes {
   using A = acc_t<T>;
   using V = Vec<A>;
   // Columns of a contiguous map that are summed up at a time, so that the running sums stay in the first-level cache.
   static constexpr int64_t kTile = 1024;
 
-  static void pool(const Part<T>& part, A* sum, A* max, int32_t* where) {
+  static void pool(const Part<T>& part, A* sum, A* max, int32_t* argmax) {
     if constexpr (LAST) {
-      auto run = where ? reduce_columns<T, NORM, true, true> : reduce_columns<T, NORM, true, false>;
-      run(part, part.channels, part.p0, part.p1, 0, part.channels, nullptr, sum, max, where);
+      auto run = argmax ? reduce_columns<T, NORM, true, true> : reduce_columns<T, NORM, true, false>;
+      run(part, part.channels, part.p0, part.p1, 0, part.channels, nullptr, sum, max, argmax);
     } else {
-      auto run = where ? reduce_rows<T, NORM, false, true> : reduce_rows<T, NORM, false, false>;
-      run(part, part.positions, 0, part.channels, part.p0, part.p1, nullptr, sum, max, where);
+      auto run = argmax ? reduce_rows<T, NORM, false, true> : reduce_rows<T, NORM, false, false>;
+      run(part, part.positions, 0, part.channels, part.p0, part.p1, nullptr, sum, max, argmax);
     }
   }
 
-  static void squeeze(const Part<T>& part, const A* s, A* sum, A* max, int32_t* where) {
+  static void squeeze(const Part<T>& part, const A* s, A* sum, A* max, int32_t* argmax) {
     if constexpr (LAST) {
-      auto run = where ? reduce_rows<T, NORM, true, true> : reduce_rows<T, NORM, true, false>;
-      run(part, part.channels, part.p0, part.p1, 0, part.channels, s, sum, max, where);
+      auto run = argmax ? reduce_rows<T, NORM, true, true> : reduce_rows<T, NORM, true, false>;
+      run(part, part.channels, part.p0, part.p1, 0, part.channels, s, sum, max, argmax);
     } else {
-      auto run = where ? reduce_columns<T, NORM, false, true> : reduce_columns<T, NORM, false, false>;
+      auto run = argmax ? reduce_columns<T, NORM, false, true> : reduce_columns<T, NORM, false, false>;
       for (int64_t k = part.p0; k < part.p1; k += kTile)
-        run(part, part.positions, 0, part.channels, k, k + kTile < part.p1 ? k + kTile : part.p1, s, sum, max, where);
+        run(part, part.positions, 0, part.channels, k, k + kTile < part.p1 ? k + kTile : part.p1, s, sum, max, argmax);
     }
   }
 
@@ -50,11 +50,11 @@ struct Sweeps {
       const A* gates = LAST ? s : t;
       along_output<T>(out, part.streaming, k0, k1, [&](int64_t k, auto width) __attribute__((always_inline)) {
         if constexpr (NORM && LAST) a = get<A>(part.alpha + k, width), b = get<A>(part.beta + k, width);
-        ahead(row + k + 2 * stride);
+        prefetch(row + k + 2 * stride);
         const V x = input<T, NORM>(get<T>(row + k, width), a, b), other = get<A>(gates + k, width);
         V v = LAST ? rounded<T>(x * other) * gate : rounded<T>(x * gate) * other;
         if constexpr (END != kNoEpilogue) {
-          ahead(rest + k + 2 * stride);
+          prefetch(rest + k + 2 * stride);
           v = rounded_before_sum<T>(v) + get<T>(rest + k, width);
         }
         if constexpr (END == kAddRelu) v = v < V{} ? V{} : v;
@@ -109,11 +109,11 @@ struct Sweeps {
             a[0] = get<A>(part.alpha + k, width), b[0] = get<A>(part.beta + k, width);
           }
           for (int i = 0; i < N; ++i) {
-            ahead(urow[i] + k + N * stride), ahead(grow[i] + k + N * stride);
+            prefetch(urow[i] + k + N * stride), prefetch(grow[i] + k + N * stride);
             const V u = get<T>(urow[i] + k, width);
             V grad = get<T>(grow[i] + k, width);
             if constexpr (MASK) {
-              ahead(outrow[i] + k + N * stride);
+              prefetch(outrow[i] + k + N * stride);
               grad = get<T>(outrow[i] + k, width) <= V{} ? V{} : grad;
               put<T>(maskedrow[i] + k, grad, width);
             }
@@ -181,28 +181,28 @@ struct Sweeps {
     const int64_t stride = LAST ? part.channels : part.positions;
     const int64_t r0 = LAST ? part.p0 : 0, r1 = LAST ? part.p1 : part.channels;
     const int64_t k0 = LAST ? 0 : part.p0, k1 = LAST ? part.channels : part.p1;
-    const int32_t* where_columns = LAST ? f.where_p : f.where_c;
-    const int32_t* where_rows = LAST ? f.where_c : f.where_p;
+    const int32_t* argmax_columns = LAST ? f.argmax_p : f.argmax_c;
+    const int32_t* argmax_rows = LAST ? f.argmax_c : f.argmax_p;
     for (int64_t r = r0; r < r1; ++r) {
       const T *grow = g + r * stride, *urow = part.u + r * stride;
       T* out = dx + r * stride;
       const Ints<A> here = all_index<A>(r);
       auto value = [&](int64_t k, auto width, bool at_row_maximum) __attribute__((always_inline)) {
-        ahead(grow + k + 2 * stride);
+        prefetch(grow + k + 2 * stride);
         const V grad = get<T>(grow + k, width);
-        const Ints<A> hit = get_index<A>(where_columns + k, width) == here;
+        const Ints<A> is_max = get_index<A>(argmax_columns + k, width) == here;
         V v;
         if constexpr (LAST) {
           const A dmean = f.dmean[r] + (at_row_maximum ? f.dmax[r] : A(0));
-          const V peak = hit ? get<A>(f.dpeak + k, width) : V{};
+          const V peak = is_max ? get<A>(f.dpeak + k, width) : V{};
           v = get<A>(f.s + k, width) * (grad * all<A>(f.t[r]) + all<A>(dmean)) + get<A>(f.davg + k, width) + peak;
         } else {
           const A davg = f.davg[r] + (at_row_maximum ? f.dpeak[r] : A(0));
-          const V peak = hit ? get<A>(f.dmax + k, width) : V{};
+          const V peak = is_max ? get<A>(f.dmax + k, width) : V{};
           v = all<A>(f.s[r]) * (grad * get<A>(f.t + k, width) + get<A>(f.dmean + k, width) + peak) + all<A>(davg);
         }
         if constexpr (NORM) {
-          ahead(urow + k + 2 * stride);
+          prefetch(urow + k + 2 * stride);
           const V u = get<T>(urow + k, width);
           if constexpr (LAST) {
             v = v * get<A>(part.alpha + k, width) + u * get<A>(f.k1 + k, width) + get<A>(f.k0 + k, width);
@@ -215,7 +215,7 @@ struct Sweeps {
       along_output<T>(out, part.streaming, k0, k1, [&](int64_t k, auto width) __attribute__((always_inline)) {
         put<T>(out + k, value(k, width, false), width);
       });
-      const int64_t peak = where_rows[r];
+      const int64_t peak = argmax_rows[r];
       if (peak >= k0 && peak < k1) put<T>(out + peak, value(peak, Rest{1}, true), Rest{1});
     }
     if (part.streaming) streamed();

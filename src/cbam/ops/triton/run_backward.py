@@ -1,4 +1,4 @@
-"""Run the backward kernels."""
+"""The launches of a backward call."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cbam.ops.plain import NormBefore, Settings, Weights
+from cbam.ops.signature import DIFFERENTIABLE, BackwardArguments, NormBefore, Weights
 from cbam.ops.triton import backward_kernels as kernels
-from cbam.ops.triton import backward_sweeps as sweeps
+from cbam.ops.triton import backward_passes as passes
 from cbam.ops.triton.blocks import Tile, parts, tile
-from cbam.ops.triton.forward_pass import DENSE, TAPS
-from cbam.ops.triton.launch import launch, sweep, tuned
+from cbam.ops.triton.launch import launch, launch_pass, tuned
 from cbam.ops.triton.problem import Problem, problem_of
+from cbam.ops.triton.run_forward import DENSE, TAPS
 
 
 class Call(NamedTuple):
-    """One backward call: its numbers, tensors, and what the forward pass kept, as a whole and in its parts."""
+    """A backward call: its numbers, its tensors, and what the forward call kept, as a whole and in parts."""
 
     problem: Problem
     numbers: Tensor
@@ -31,35 +31,33 @@ class Call(NamedTuple):
     maps: Any
     z: Any
     z_stats: Any
-    channel_at: Any
-    position_at: Any
+    channel_argmax: Any
+    position_argmax: Any
 
     @property
     def has_norm(self) -> bool:
-        """Whether a norm is in front."""
+        """Whether there is a norm in front."""
         return self.before.mean is not None
 
 
-def backward(grad: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """Compute what `torch.ops.cbam.backward` computes; its arguments in its order."""
-    weights, before = Weights(*arguments[:11]), NormBefore(*arguments[11:15])
-    out, saved, where = arguments[15:18]
-    settings, through_batch = Settings(*arguments[18:23]), arguments[23]
-    q = problem_of(x, weights, settings)
-    call = Call(q, saved, weights, before, x, *q.split(saved), *q.split_places(where))
+def backward(*arguments: Any) -> tuple[Tensor, ...]:
+    """Compute `cbam::backward`."""
+    grad, x, weights, before, out, saved, argmax, config, pre_training = BackwardArguments.parse(arguments)
+    q = problem_of(x, weights, config)
+    call = Call(q, saved, weights, before, x, *q.split(saved), *q.split_argmax(argmax))
     dx, masked = torch.empty_like(x), None if out is None else torch.empty_like(x)
-    # In the order of the schema: w0, b0, w1, b1, kernel, norm weight and bias, weight and bias of the norm in front.
-    wanted = (*weights[:4], weights.kernel, weights.norm_weight if q.norm else None,
-              weights.norm_bias if q.norm else None, *before[:2])  # fmt: skip
+    if not q.norm:
+        weights = weights._replace(norm_weight=None, norm_bias=None)
+    wanted = [(*weights, *before)[i - 1] for i in DIFFERENTIABLE[1:-1]]  # without x and the residual
     new = saved.new_empty if x.numel() else saved.new_zeros
     found = [new(0 if w is None else w.numel()) for w in wanted]
     if x.numel():
-        _run(call, grad, out, masked, dx, [g if g.numel() else None for g in found], through_batch)
+        _run(call, grad, out, masked, dx, [g if g.numel() else None for g in found], pre_training)
     return (dx, *found, x.new_empty(0) if masked is None else masked)
 
 
 def _run(
-    call: Call, grad: Tensor, out: Any, masked: Any, dx: Tensor, found: list[Any], through_batch: bool
+    call: Call, grad: Tensor, out: Any, masked: Any, dx: Tensor, found: list[Any], pre_training: bool
 ) -> None:
     q, before = call.problem, call.before
     dw0, db0, dw1, db1, dkernel, dnorm_weight, dnorm_bias, dweight, dbias = found
@@ -78,7 +76,7 @@ def _run(
                 call.hidden, dw0, db0, dw1, db1, q.samples, c, q.hidden, ROWS=q.rows, **DENSE,
             )  # fmt: skip
         if call.has_norm:
-            if through_batch:
+            if pre_training:
                 k1, k0 = input_sums.new_empty(2, c)
             launch(
                 kernels.norm_grads, (-(-c // 64),), input_sums, before.weight, before.mean, before.invstd,
@@ -88,17 +86,17 @@ def _run(
 
 
 def _gate_grads(call: Call, grad: Tensor, out: Any, masked: Any) -> tuple[Any, Any, int]:
-    """Return shares of dt, of the channels' sums, and the number of the latter for a sample."""
+    """Return partial sums of dt and of the channels, and the number of the latter for a sample."""
     q, n, c, p = call.problem, call.problem.samples, call.problem.channels, call.problem.positions
     number = 3 if call.has_norm else 1 if q.hidden else 0
 
     def gate_grads(size: Tile) -> tuple[Any, Any, int]:
         tiles = -(-p // size.positions)
-        shares, per_program = parts(c, size.channels, n * tiles, grad.device)
-        dt = call.numbers.new_empty(n, shares, p) if q.k else None
+        count, per_program = parts(c, size.channels, n * tiles, grad.device)
+        dt = call.numbers.new_empty(n, count, p) if q.k else None
         sums = call.numbers.new_empty(n * tiles * number * c) if number else None
-        sweep(
-            sweeps.gate_grads, (n * tiles, shares), size, call.u, *call.before, grad, out, masked, call.s, call.t,
+        launch_pass(
+            passes.gate_grads, (n * tiles, count), size, call.u, *call.before, grad, out, masked, call.s, call.t,
             dt, sums, n, c, p, tiles, per_program, SUMS=number, LAST=q.channels_last,
         )  # fmt: skip
         return dt, sums, tiles
@@ -124,24 +122,24 @@ def _spatial_gate(call: Call, dt: Tensor, dkernel: Any, dnorm_weight: Any, dnorm
         )  # fmt: skip
     taps = 1 << (q.k * q.k - 1).bit_length()
     block = max(8, 2048 // taps)
-    # Each part leaves k k numbers to be added up, so they are not too many.
+    # Each part leaves k k numbers to be added up, so there are not too many.
     count, per_part = parts(p, block, n, dz.device, at_most=8)
     dmaps = dz.new_empty(n * q.planes * p)
-    shares = dz.new_empty(n * count * q.planes * q.k * q.k)
+    partial = dz.new_empty(n * count * q.planes * q.k * q.k)
     launch(
-        kernels.convolution_grads, (n * count,), dz, call.maps, w.kernel, dmaps, shares, q.channels, p,
+        kernels.convolution_grads, (n * count,), dz, call.maps, w.kernel, dmaps, partial, q.channels, p,
         q.height, q.width, count, per_part, AVERAGE=q.average_plane, K=q.k, PLANES=q.planes, TAPS=taps, BP=block,
     )  # fmt: skip
     size = q.planes * q.k * q.k
     launch(
-        kernels.kernel_grads, (-(-size // 16),), shares, dkernel, norm_sums, dnorm_weight, dnorm_bias,
+        kernels.kernel_grads, (-(-size // 16),), partial, dkernel, norm_sums, dnorm_weight, dnorm_bias,
         n * count, n, size, ROWS=64, BLOCK=16,
     )  # fmt: skip
     return dmaps
 
 
 def _weighted(call: Call, dmaps: Tensor) -> tuple[Tensor, int]:
-    """Return shares of the channels' sums that come back through the spatial descriptor, and their number."""
+    """Return partial sums of the channels that come from the spatial descriptor, and their number."""
     q, n, c, p = call.problem, call.problem.samples, call.problem.channels, call.problem.positions
     number = 2 if call.has_norm else 1
 
@@ -149,9 +147,9 @@ def _weighted(call: Call, dmaps: Tensor) -> tuple[Tensor, int]:
         blocks = -(-c // size.channels)
         splits, per_split = parts(p, size.positions, n * blocks, dmaps.device)
         sums = dmaps.new_empty(n * splits * number * c)
-        sweep(
-            sweeps.weighted, (n * splits, blocks), size, call.u, dmaps, call.channel_at, sums, c, p, splits, per_split,
-            SUMS=number, AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane, LAST=q.channels_last,
+        launch_pass(
+            passes.weighted, (n * splits, blocks), size, call.u, dmaps, call.channel_argmax, sums, c, p, splits,
+            per_split, SUMS=number, AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane, LAST=q.channels_last,
         )  # fmt: skip
         return sums, splits
 
@@ -190,7 +188,7 @@ def _pooled_grads(call: Call, dhidden: Any, per_sample: Any) -> tuple[Any, Any]:
     input_sums = None if per_sample is None else like.new_empty(n * 2 * c)
     launch(
         kernels.pooled_grads, (-(-n // DENSE["BN"]), -(-c // DENSE["BC"])), dhidden, call.weights.w0, dpooled, call.s,
-        per_sample, call.u, call.position_at, input_sums, n, c, q.positions, q.hidden,
+        per_sample, call.u, call.position_argmax, input_sums, n, c, q.positions, q.hidden,
         AVERAGE=int(q.average_row >= 0), MAXIMUM=int(q.maximum_row >= 0), LAST=q.channels_last, **DENSE,
     )  # fmt: skip
     return dpooled, input_sums
@@ -201,11 +199,11 @@ def _input_grad(call: Call, grad: Tensor, dmaps: Any, dpooled: Any, k1: Any, k0:
 
     def input_grad(size: Tile) -> None:
         tiles = -(-p // size.positions)
-        shares, per_program = parts(c, size.channels, n * tiles, grad.device)
-        sweep(
-            sweeps.input_grad, (n * tiles, shares), size, call.u, call.before.weight, call.before.invstd, grad,
-            call.s, call.t, dmaps, call.channel_at, dpooled, call.position_at, k1, k0, dx, n, c, p, tiles, per_program,
-            AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane, MEAN=q.average_row, PEAK=q.maximum_row,
+        count, per_program = parts(c, size.channels, n * tiles, grad.device)
+        launch_pass(
+            passes.input_grad, (n * tiles, count), size, call.u, call.before.weight, call.before.invstd, grad,
+            call.s, call.t, dmaps, call.channel_argmax, dpooled, call.position_argmax, k1, k0, dx, n, c, p, tiles,
+            per_program, AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane, MEAN=q.average_row, PEAK=q.maximum_row,
             LAST=q.channels_last,
         )  # fmt: skip
 

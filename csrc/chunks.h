@@ -1,4 +1,5 @@
-// What the forward and the backward pass share outside the sweeps over the map.
+// Samples in chunks, and what forward and backward share between their passes over the map: rounded gates, hidden sums,
+// padded planes.
 #pragma once
 
 #include <algorithm>
@@ -14,9 +15,9 @@ struct Samples {
 };
 enum Order { kInOrder, kReversed };
 
-// walk(each_chunk) where each_chunk(f) calls f(Samples) for chunk after chunk. With enough samples every
-// thread walks over its own and waits for nobody; a few samples are split inside, with a barrier after each phase. The
-// second of two walks is reversed, to begin with what is still in the caches.
+// walk(each_chunk) where each_chunk(f) calls f(Samples) for each chunk in turn. With enough samples every thread has its
+// own and waits for no other; few samples are split into blocks, with a barrier after each phase. The second of two walks
+// is reversed, to begin with what is still in the caches.
 template <class T, class F>
 void over_chunks(const Problem<T>& q, Order order, const F& walk) {
   const int64_t threads = torch::stable::get_num_threads();

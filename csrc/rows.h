@@ -107,7 +107,7 @@ CBAM_INLINE void by_fours(int64_t from, int64_t to, F f) {
 
 // The hardware's prefetchers start anew with every row: ask for the same columns of the rows that come next.
 template <class T>
-CBAM_INLINE void ahead(const T* p) {
+CBAM_INLINE void prefetch(const T* p) {
   __builtin_prefetch(p, 0, 3);
 }
 

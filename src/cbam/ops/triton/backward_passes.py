@@ -1,14 +1,16 @@
-"""The backward pass: two reads of the map, two of the gradient and one write, and the small steps between them.
+"""Backward: the kernels that pass over the map, which read it twice, the gradient twice, and write dx.
 
-With x1 = s x and y = t x1, g = dL/dy (formulas as in `csrc/backward.cpp`):
+The small kernels between them are in `backward_kernels.py`. With x1 = s x and y = t x1, g = dL/dy (formulas as in
+`csrc/backward.cpp`):
 
 - gate_grads (g, x): dt_p = sum_c g s x, G_c = sum_p g t x
 - logit_grads, convolution_grads: through the spatial gate, its norm and convolution; gradients of its two maps
 - weighted (x): B_c = sum_p (dmean_p + [c = argmax_p] dmax_p) x
-- channel_sums, hidden_grads, pooled_grads, weight_grads: ds = G + B, and the MLP backwards
+- channel_sums, hidden_grads, pooled_grads, weight_grads: ds = G + B, and backward through the MLP
 - input_grad (g): dx = s (g t + dmean + [c = argmax_p] dmax) + davg + [p = argmax_c] dpeak
 
-Sums over samples and tiles are written as shares that a later kernel adds in order: no atomics, the same bits always.
+Sums over samples and tiles are written as partial sums that a later kernel adds in order: no atomics, so the same bits
+on every run.
 """
 
 import triton
@@ -20,9 +22,9 @@ from cbam.ops.triton.common import after_norm, cast, stored, tile_offsets
 @triton.jit
 def gate_grads(u, weight, bias, mean, invstd, grad, out, masked, s, t, dt, sums, samples, C, P, tiles, per_program,
                SUMS: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
-    """Shares of dt (N, parts, P) and of the channels' sums (N, tiles, SUMS, C): g t u, and with a norm g t and u.
+    """Partial sums: dt (N, parts, P), and per channel (N, tiles, SUMS, C) g t u, with a norm in front also g t and u.
 
-    `out` is the result behind a ReLU: where it is not positive the gradient is zero; that goes to `masked`.
+    `out` is the output of a ReLU: the gradient is zero where it is not positive, and is written to `masked`.
     """
     ACC: tl.constexpr = sums.dtype.element_ty if sums is not None else dt.dtype.element_ty
     T: tl.constexpr = u.dtype.element_ty
@@ -31,7 +33,7 @@ def gate_grads(u, weight, bias, mean, invstd, grad, out, masked, s, t, dt, sums,
     p = part % tiles * BP + tl.arange(0, BP)
     first = tl.program_id(1) * per_program
     if t is not None:
-        where_gate = stored(tl.load(t + n * P + p, mask=p < P, other=0.0), T)
+        spatial_gate = stored(tl.load(t + n * P + p, mask=p < P, other=0.0), T)
     total = tl.zeros((BP,), ACC)
     for c0 in range(first, tl.minimum(first + per_program, C), BC):
         c = c0 + tl.arange(0, BC)
@@ -50,7 +52,7 @@ def gate_grads(u, weight, bias, mean, invstd, grad, out, masked, s, t, dt, sums,
             total += tl.sum(g * x, 0)
         if SUMS > 0:
             if t is not None:
-                g = g * where_gate[None, :]
+                g = g * spatial_gate[None, :]
             to = sums + ((n * tiles + part % tiles) * SUMS) * C + c
             tl.store(to, tl.sum(g * value, 1), mask=c < C)
             if SUMS == 3:
@@ -61,9 +63,9 @@ def gate_grads(u, weight, bias, mean, invstd, grad, out, masked, s, t, dt, sums,
 
 
 @triton.jit
-def weighted(u, dmaps, where, sums, C, P, splits, per_split, SUMS: tl.constexpr, AVERAGE: tl.constexpr,
+def weighted(u, dmaps, argmax, sums, C, P, splits, per_split, SUMS: tl.constexpr, AVERAGE: tl.constexpr,
              MAXIMUM: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
-    """Shares of the channels' sums of u weighted with the maps' gradients, and with SUMS = 2 of the weights themselves.
+    """Partial sums per channel of u weighted by the maps' gradients, and with SUMS = 2 of the weights themselves.
 
     `sums` is (N, splits, SUMS, C).
     """
@@ -86,8 +88,8 @@ def weighted(u, dmaps, where, sums, C, P, splits, per_split, SUMS: tl.constexpr,
             share += tl.load(dmaps + AVERAGE * P + p, mask=p < P, other=0.0)[None, :]
         if MAXIMUM >= 0:
             peak = tl.load(dmaps + MAXIMUM * P + p, mask=p < P, other=0.0)
-            hit = c[:, None] == tl.load(where + n * P + p, mask=p < P, other=-1)[None, :]
-            share += tl.where(hit, peak[None, :], 0.0)
+            matches = c[:, None] == tl.load(argmax + n * P + p, mask=p < P, other=-1)[None, :]
+            share += tl.where(matches, peak[None, :], 0.0)
         total += share * value
         if SUMS == 2:
             weights += share
@@ -98,7 +100,7 @@ def weighted(u, dmaps, where, sums, C, P, splits, per_split, SUMS: tl.constexpr,
 
 
 @triton.jit
-def input_grad(u, weight, invstd, grad, s, t, dmaps, channel_at, dpooled, position_at, k1, k0, dx,
+def input_grad(u, weight, invstd, grad, s, t, dmaps, channel_argmax, dpooled, position_argmax, k1, k0, dx,
                samples, C, P, tiles, per_program, AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr,
                MEAN: tl.constexpr, PEAK: tl.constexpr, LAST: tl.constexpr,
                BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
@@ -111,12 +113,12 @@ def input_grad(u, weight, invstd, grad, s, t, dmaps, channel_at, dpooled, positi
     n = samples - 1 - (part // tiles).to(tl.int64)
     p = part % tiles * BP + tl.arange(0, BP)
     if t is not None:
-        where_gate = stored(tl.load(t + n * P + p, mask=p < P, other=0.0), T)
+        spatial_gate = stored(tl.load(t + n * P + p, mask=p < P, other=0.0), T)
     if AVERAGE >= 0:
         dmean = tl.load(dmaps + (n * PLANES + AVERAGE) * P + p, mask=p < P, other=0.0)
     if MAXIMUM >= 0:
         dmax = tl.load(dmaps + (n * PLANES + MAXIMUM) * P + p, mask=p < P, other=0.0)
-        which = tl.load(channel_at + n * P + p, mask=p < P, other=-1)
+        which = tl.load(channel_argmax + n * P + p, mask=p < P, other=-1)
     first = tl.program_id(1) * per_program
     for c0 in range(first, tl.minimum(first + per_program, C), BC):
         c = c0 + tl.arange(0, BC)
@@ -124,7 +126,7 @@ def input_grad(u, weight, invstd, grad, s, t, dmaps, channel_at, dpooled, positi
         at = n * C * P + tile_offsets(c, p, C, P, LAST)
         d = tl.load(grad + at, mask=inside, other=0.0, eviction_policy="evict_first").to(ACC)
         if t is not None:
-            d = d * where_gate[None, :]
+            d = d * spatial_gate[None, :]
         if AVERAGE >= 0:
             d += dmean[None, :]
         if MAXIMUM >= 0:
@@ -135,8 +137,8 @@ def input_grad(u, weight, invstd, grad, s, t, dmaps, channel_at, dpooled, positi
             d += tl.load(dpooled + (n * ROWS + MEAN) * C + c, mask=c < C, other=0.0)[:, None]
         if PEAK >= 0:
             peak = tl.load(dpooled + (n * ROWS + PEAK) * C + c, mask=c < C, other=0.0)
-            place = tl.load(position_at + n * C + c, mask=c < C, other=-1)
-            d += tl.where(p[None, :] == place[:, None], peak[:, None], 0.0)
+            index = tl.load(position_argmax + n * C + c, mask=c < C, other=-1)
+            d += tl.where(p[None, :] == index[:, None], peak[:, None], 0.0)
         if invstd is not None:
             alpha = tl.load(invstd + c, mask=c < C, other=0.0)
             if weight is not None:

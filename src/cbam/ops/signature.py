@@ -1,0 +1,195 @@
+"""The operator's signature, written once: `cbam::forward` and `cbam::backward` by name.
+
+The schemas, the parsers and the indices all come from the tuples below. To add an argument, add a field here and
+in `csrc/library.cpp`; a compiled library with another schema is refused when it is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from itertools import chain
+from operator import itemgetter
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+
+# What the numbers of the schema stand for; `csrc/problem.h` has the same ones. A descriptor's planes are in the order
+# in which the spatial kernel reads them.
+POOLED_ROWS = {0: (), 1: ("avg",), 2: ("max",), 3: ("avg", "max")}
+DESCRIPTOR_PLANES = {0: (), 1: ("avg",), 2: ("max",), 3: ("avg", "max"), 4: ("max", "avg")}
+POOLINGS = {"avg": 1, "max": 2, "both": 3}
+DESCRIPTORS = {
+    ("avg", "avg-max"): 1, ("avg", "max-avg"): 1, ("max", "avg-max"): 2, ("max", "max-avg"): 2,
+    ("both", "avg-max"): 3, ("both", "max-avg"): 4,
+}  # fmt: skip
+ACTIVATIONS = {"sigmoid": 0, "hardsigmoid": 1}
+
+_DIFFERENTIABLE = "differentiable"
+_Constant = Tensor | None
+_Learned = Annotated[Tensor | None, _DIFFERENTIABLE]
+
+
+class Weights(NamedTuple):
+    """The tensors of both gates; w0 is None without a channel gate, kernel without a spatial gate."""
+
+    w0: _Learned = None
+    b0: _Learned = None
+    w1: _Learned = None
+    b1: _Learned = None
+    channel_scale: _Constant = None
+    kernel: _Learned = None
+    norm_weight: _Learned = None
+    norm_bias: _Learned = None
+    norm_mean: _Constant = None
+    norm_var: _Constant = None
+    spatial_scale: _Constant = None
+
+    @property
+    def constants(self) -> tuple[Tensor | None, ...]:
+        """The tensors that the operator computes no gradient for."""
+        return _constants(self)
+
+
+# The fields of `Weights` in front of the spatial gate's, for a module without a channel gate.
+NO_CHANNEL_GATE = (None,) * Weights._fields.index("kernel")
+
+
+class NormBefore(NamedTuple):
+    """A batch norm in front of the gates, u -> (u - mean) * invstd * weight + bias, one number per channel each."""
+
+    weight: _Learned = None
+    bias: _Learned = None
+    mean: _Constant = None
+    invstd: _Constant = None
+
+
+class OperatorConfig(NamedTuple):
+    """The operator's numbers; pooling and descriptor are 0 where their gate is absent, relu needs a residual."""
+
+    pooling: int = 0
+    descriptor: int = 0
+    activation: int = 0
+    norm_training: bool = False
+    norm_eps: float = 1e-5
+    relu: bool = False
+
+
+class ForwardArguments(NamedTuple):
+    """The arguments of `cbam::forward`: y = relu(gates(norm(x)) + residual).
+
+    Args:
+        x: map (N, C, H, W), dense in contiguous or channels_last memory format.
+        weights: of the gates, in the accumulation dtype of x, contiguous.
+        before: the norm in front; x is then its input.
+        residual: map like x, added behind the gates.
+        config: the numbers.
+        keep: whether to return what backward needs.
+    """
+
+    x: Annotated[Tensor, _DIFFERENTIABLE]
+    weights: Weights
+    before: Annotated[NormBefore, "pre_"]
+    residual: _Learned
+    config: OperatorConfig
+    keep: bool
+
+    @classmethod
+    def parse(cls, arguments: Sequence[Any]) -> ForwardArguments:
+        """Return a call's positional arguments by name."""
+        return cls(*_grouped(cls, arguments))
+
+
+class BackwardArguments(NamedTuple):
+    """The arguments of `cbam::backward`.
+
+    Args:
+        grad: gradient of y, a map like x.
+        x, weights, before, config: as in the forward call.
+        out: y where it ends in a ReLU.
+        saved, argmax: what the forward call returned.
+        pre_training: whether the norm in front took the statistics of this batch.
+    """
+
+    grad: Tensor
+    x: Tensor
+    weights: Weights
+    before: Annotated[NormBefore, "pre_"]
+    out: Tensor | None
+    saved: Tensor
+    argmax: Tensor
+    config: OperatorConfig
+    pre_training: bool
+
+    @classmethod
+    def parse(cls, arguments: Sequence[Any]) -> BackwardArguments:
+        """Return a call's positional arguments by name."""
+        return cls(*_grouped(cls, arguments))
+
+
+class Argument(NamedTuple):
+    """One positional argument: its name and type in the schema, and whether the operator computes its gradient."""
+
+    name: str
+    type: str
+    differentiable: bool
+
+
+def flat(arguments: ForwardArguments | BackwardArguments) -> tuple[Any, ...]:
+    """Return the positional arguments of a call, the inverse of `parse`."""
+    return tuple(chain.from_iterable(part if isinstance(part, tuple) else (part,) for part in arguments))
+
+
+_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", bool: "bool", float: "float"}
+_Call = TypeVar("_Call", bound=tuple)
+
+
+def _parts(call: type[_Call]) -> Iterator[tuple[str, Any, str]]:
+    """Yield name, type and mark of each field."""
+    for name, hint in get_type_hints(call, include_extras=True).items():
+        kind, mark = get_args(hint) if get_origin(hint) is Annotated else (hint, "")
+        yield name, kind, mark
+
+
+def _arguments(call: type[_Call], prefix: str = "") -> Iterator[Argument]:
+    for name, kind, mark in _parts(call):
+        if kind in _TYPES:
+            yield Argument(prefix + name, _TYPES[kind], mark == _DIFFERENTIABLE)
+        else:
+            yield from _arguments(kind, mark)
+
+
+@cache
+def _layout(call: type[_Call]) -> list[tuple[int, Any]]:
+    """Return position and type of each part of a call; the type is None where the part is a single argument."""
+    layout, position = list[tuple[int, Any]](), 0
+    for _, kind, _ in _parts(call):
+        layout.append((position, None if kind in _TYPES else kind))
+        position += 1 if kind in _TYPES else len(kind._fields)
+    return layout
+
+
+def _grouped(call: type[_Call], arguments: Sequence[Any]) -> list[Any]:
+    return [
+        arguments[i] if kind is None else kind._make(arguments[i : i + len(kind._fields)])
+        for i, kind in _layout(call)
+    ]
+
+
+def _schema(name: str, arguments: Iterable[Argument], results: Iterable[str]) -> str:
+    taken = ", ".join(f"{argument.type} {argument.name}" for argument in arguments)
+    return f"{name}({taken}) -> ({', '.join(f'Tensor {result}' for result in results)})"
+
+
+_constants = itemgetter(*(i for i, weight in enumerate(_arguments(Weights)) if not weight.differentiable))
+FORWARD = tuple(_arguments(ForwardArguments))
+BACKWARD = tuple(_arguments(BackwardArguments))
+# Positions among the arguments of `cbam::forward`: the tensors come first, the residual last of them.
+TENSORS = sum(argument.type.startswith("Tensor") for argument in FORWARD)
+DIFFERENTIABLE = tuple(i for i, argument in enumerate(FORWARD) if argument.differentiable)
+RESIDUAL = TENSORS - 1
+# Backward returns one gradient for each differentiable argument.
+SCHEMAS = {
+    "forward": _schema("forward", FORWARD, ("y", "saved", "argmax", "stats")),
+    "backward": _schema("backward", BACKWARD, [f"d{FORWARD[i].name}" for i in DIFFERENTIABLE]),
+}
