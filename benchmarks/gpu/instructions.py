@@ -23,18 +23,20 @@ if __name__ == "__main__":
 
 import torch  # noqa: E402
 
-from cbam.ops.triton import backward, forward  # noqa: E402
+from cbam.ops.triton import backward, blocks, forward  # noqa: E402
 from gpu.sass import Code, code  # noqa: E402
 from gpu.stand_in import Driver, Launch, recorded  # noqa: E402
 
+MULTIPROCESSORS = 132
+"""Of an H100 or H200."""
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
 """Channels and side of ResNet-50's maps."""
 PASSES = ("pool", "squeeze", "apply", "gate_grads", "weighted", "input_grad")
 """Kernels that walk over the map."""
 # What the main loop walks along: the argument with the length of a program's part, and the tile's side.
 _WALKS = {
-    "pool": ("per_split", "BP"), "squeeze": ("C", "BC"), "apply": ("per_program", "BC"),
-    "gate_grads": ("per_program", "BC"), "weighted": ("per_split", "BP"), "input_grad": ("per_program", "BC"),
+    "pool": ("per_split", "BP"), "squeeze": ("C", "BC"), "apply": ("BG", "BP"),
+    "gate_grads": ("per_program", "BC"), "weighted": ("per_split", "BP"), "input_grad": ("BG", "BP"),
 }  # fmt: skip
 
 
@@ -75,7 +77,7 @@ def call(
     residual = x if epilogue else None
     y, saved, places, _ = forward(x, *weights, *before, residual, *numbers, epilogue, training)
     if training:
-        backward(x, x, *weights, *before, y if epilogue else None, saved, places, *numbers, norm)
+        backward(x, x, *weights, *before, y if epilogue else None, saved, places, *numbers, epilogue, norm)
 
 
 @lru_cache
@@ -89,10 +91,15 @@ def row(launch: Launch) -> Row:
     loop = program = 0.0
     if launch.name in PASSES:
         length, side = _WALKS[launch.name]
-        turns = -(-min(given[length], given["C" if side == "BC" else "P"]) // given[side])
-        tile = given["BC"] * given["BP"]
-        loop = found.loop_length() * threads / tile
-        program = found.length(turns) * threads / (turns * tile)
+        extent = given["C" if side == "BC" else "P"]
+        turns = -(-min(given.get(length, extent), extent) // given[side])
+        # Tiles of positions inside a loop over channels, or the other way round.
+        outer = -(-min(given["per_program"], given["C"]) // given["BC"]) if "BG" in given else 1
+        tile = given["BC"] * given["BP"] * given.get("STEPS", 1)
+        main = found.main
+        turn = found.turn(main) if main else 0
+        loop = turn * threads / tile
+        program = (found.around(main) / (turns * outer) + turn) * threads / tile
     elif launch.name == "convolution_grads":  # warp instructions for 32 positions
         program = _for_32_positions(launch, found)
     sides = [str(given[name]) for name in ("BN", "BC", "BH", "BP", "BQ") if name in given]
@@ -107,16 +114,31 @@ def row(launch: Launch) -> Row:
 def _for_32_positions(launch: Launch, found: Code) -> float:
     """Warp instructions of all programs of a sample, over the sample's positions."""
     given = launch.arguments
-    programs = launch.grid[0] // given.get("samples", launch.grid[0] // given["parts"])
-    turns = -(-min(given["per_part"], given["P"]) // given["BP"])
-    loops = given.get("PLANES", 1) if "TAPS" in given else 1  # the first kernel had one loop a plane
-    return loops * found.length(turns) * launch.warps * programs / (given["P"] / 32)
+    side = given["P"] if "TAPS" in given else given["height"] * -(-given["width"] // given["RUN"])
+    turns = -(-min(given["per_part"], side) // given["BP" if "TAPS" in given else "BQ"])
+    inner = [loop for loop in found.loops if not found.inside(loop)]
+    if "TAPS" in given:  # the first kernel had one loop a plane
+        total: float = found.around(inner[0]) + turns * sum(map(found.turn, inner))
+    else:  # one program for the gradients of the maps, with a loop over the rows inside, and one for each of the rows
+        outer = next(loop for loop in found.loops if found.inside(loop))
+        (rows,) = found.inside(outer)
+        alone = next(loop for loop in inner if loop != rows)
+        total = found.around(outer) + turns * (found.turn(outer) + (given["K"] - 1) * found.turn(rows))
+        total += given["K"] * (found.around(alone) + turns * found.turn(alone))
+    return total * launch.warps * given["parts"] / (given["P"] / 32)
 
 
 def launches(shape: Sequence[int], **options: Any) -> list[Launch]:
     """Return the launches of one call."""
-    with recorded(Driver("cuda", "90")) as found:
-        call(shape, **options)
+    counted = blocks.multiprocessors
+    blocks.parts.cache_clear()
+    blocks.multiprocessors = lambda device: MULTIPROCESSORS
+    try:
+        with recorded(Driver("cuda", "90")) as found:
+            call(shape, **options)
+    finally:
+        blocks.multiprocessors = counted
+        blocks.parts.cache_clear()
     return found
 
 

@@ -56,29 +56,34 @@ class Code:
         return following
 
     @cached_property
-    def loop(self) -> tuple[int, int] | None:
-        """First and last instruction of the main loop, by number."""
-        loops = [
+    def loops(self) -> list[tuple[int, int]]:
+        """First and last instruction, by number, of each loop that reads global memory."""
+        return sorted(
             (head, i)
             for i, targets in self._jumps.items()
             for head in targets
             if head < i and any("LDG" in text for _, text in self.instructions[head : i + 1])
-        ]
-        inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-        return min(inner, default=None)
+        )
 
-    def loop_length(self) -> int:
-        """Return the instructions of one turn of the main loop; 0 without one."""
-        return self._shortest(self.loop[0], self.loop[1]) + 1 if self.loop else 0
+    @property
+    def main(self) -> tuple[int, int] | None:
+        """The main loop: the first one that has no other inside; None without loops."""
+        return min((loop for loop in self.loops if not self.inside(loop)), default=None)
 
-    def length(self, turns: float) -> float:
-        """Return the instructions that a thread executes if the main loop turns so often."""
-        ends = [i for i, (_, text) in enumerate(self.instructions) if text.startswith("EXIT")]
-        if self.loop is None:
+    def inside(self, loop: tuple[int, int]) -> list[tuple[int, int]]:
+        """Return the loops inside one."""
+        return [a for a in self.loops if a != loop and loop[0] <= a[0] and a[1] <= loop[1]]
+
+    def turn(self, loop: tuple[int, int]) -> int:
+        """Return the instructions of one turn of a loop, those inside turning once."""
+        return self._shortest(*loop) + 1
+
+    def around(self, loop: tuple[int, int] | None) -> int:
+        """Return the instructions before a loop and behind it."""
+        ends = [i for i, (_, text) in enumerate(self.instructions) if re.search(r"\bEXIT\b", text)]
+        if loop is None:
             return min(self._shortest(0, end) for end in ends) + 1
-        head, last = self.loop
-        after = min(self._shortest(last, end) for end in ends)
-        return self._shortest(0, head) + turns * self.loop_length() + after
+        return self._shortest(0, loop[0]) + min(self._shortest(loop[1], end) for end in ends)
 
     def _shortest(self, start: int, end: int) -> int:
         """Return the fewest instructions executed from one to another, the latter not counted."""

@@ -25,6 +25,7 @@ from cbam.ops.triton.common import (
     stored,
     through_gate,
     tile_offsets,
+    widened,
 )
 
 
@@ -72,25 +73,33 @@ def gate_grads(u, weight, bias, mean, invstd, grad, out, masked, s, t, scale, dt
             p = start + i * BP + tl.arange(0, BP)
             inside = None if WHOLE else (c < C)[:, None] & (p < P)[None, :]
             at = tile_offsets(c, p, C, P, LAST)
-            g = tl.load(grad + at, mask=inside, other=other_than(inside), eviction_policy="evict_last").to(ACC)
+            g = tl.load(grad + at, mask=inside, other=other_than(inside), eviction_policy="evict_last")
             if out is not None:
-                o = tl.load(out + at, mask=inside, other=other_than(inside), eviction_policy="evict_first").to(ACC)
-                g = tl.where(o <= 0, 0.0, g)
-                tl.store(masked + at, g.to(T), mask=inside)
+                o = tl.load(out + at, mask=inside, other=other_than(inside), eviction_policy="evict_first")
+                g = tl.where(o <= 0, tl.zeros_like(g), g)
+                tl.store(masked + at, g, mask=inside)
+            g = widened(g, ACC)
             value = tl.load(u + at, mask=inside, other=other_than(inside), eviction_policy="evict_last")
-            wide = value.to(ACC)
+            wide = widened(value, ACC)
+            if dt is not None or mean is None:
+                x = g * widened(normalised(value, alpha, beta, mean), ACC)
+                both = x
             if dt is not None:
-                x = g * normalised(value, alpha, beta, mean).to(ACC)
                 if s is not None:
                     x = x * factor
                 if mean is not None and not WHOLE:
                     x = tl.where(inside, x, 0.0)
                 added = added + (totals[i] + tl.sum(tl.reshape(x, (GROUPS, GROUP, BP)), 1),)
             if SUMS > 0:
+                at_position = tl.full((1, BP), 1.0, ACC)
                 if t is not None:
-                    g = g * stored(tl.load(t + p, mask=p < P, other=0.0), T)[None, :]
-                of_u = tl.fma(g, wide, of_u)
-                if SUMS == 3:
+                    at_position = stored(tl.load(t + p, mask=p < P, other=0.0), T)[None, :]
+                at_position = tl.broadcast_to(at_position, (BC, BP))
+                if mean is None:
+                    of_u = tl.fma(both, at_position, of_u)
+                else:
+                    g = g * at_position
+                    of_u = tl.fma(g, wide, of_u)
                     of_one += g
                     us += wide
         if dt is not None:
@@ -138,7 +147,8 @@ def weighted(u, dmaps, argmax, sums, arrived, gate_sums, tiles, s, scale, weight
     weights = tl.zeros((BC, BP), ACC)
     for p0 in range(start, full, BP):
         known = None if WHOLE else (c < C)[:, None]
-        value = tl.load(u + (offsets + p0 * step), mask=known, eviction_policy="evict_first").to(ACC)
+        value = tl.load(u + (offsets + p0 * step), mask=known, eviction_policy="evict_first")
+        value = widened(value, ACC)
         share = through_maps(maps, argmax, n, c, p0 + lane, None, P, BC, AVERAGE, MAXIMUM, ACC)
         total = tl.fma(share, value, total)
         if SUMS == 2:
@@ -220,7 +230,7 @@ def input_grad(u, weight, invstd, grad, s, t, dmaps, channel_argmax, dpooled, po
             inside = (p < P)[None, :] if WHOLE else (p < P)[None, :] & (c < C)[:, None]
             wanted = None if LAST and WHOLE else inside
             at = tile_offsets(c, read, C, P, LAST)
-            d = tl.load(grad + at, mask=wanted, eviction_policy="evict_first").to(ACC)
+            d = widened(tl.load(grad + at, mask=wanted, eviction_policy="evict_first"), ACC)
             if t is not None:
                 value = stored(tl.load(t + n * P + p, mask=p < P), T)
                 back = through_maps(dmaps + n * PLANES * P, channel_argmax, n, c, p, p < P, P, BC, AVERAGE, MAXIMUM,
@@ -234,7 +244,7 @@ def input_grad(u, weight, invstd, grad, s, t, dmaps, channel_argmax, dpooled, po
             if invstd is not None:
                 wide = tl.broadcast_to(alpha[:, None], (BC, BP))
                 if k1 is not None:
-                    value = tl.load(u + at, mask=wanted, eviction_policy="evict_first").to(ACC)
+                    value = widened(tl.load(u + at, mask=wanted, eviction_policy="evict_first"), ACC)
                     linear = tl.fma(value, tl.broadcast_to(slope[:, None], (BC, BP)),
                                     tl.broadcast_to(shift[:, None], (BC, BP)))  # fmt: skip
                     d = tl.fma(d, wide, linear)

@@ -57,8 +57,20 @@ def affine(weight, bias, mean, invstd, c, inside, ACC: tl.constexpr):
 def normalised(u, alpha, beta, mean):
     """The map's values from what is in memory, a tile (BC, BP) in its type; without a norm they are the same."""
     if mean is not None:
-        u = cast(tl.fma(u.to(alpha.dtype), alpha[:, None], beta[:, None]), u.dtype)
+        u = cast(tl.fma(widened(u, alpha.dtype), alpha[:, None], beta[:, None]), u.dtype)
     return u
+
+
+@triton.jit
+def widened(value, ACC: tl.constexpr):
+    """A value of a map as sums have it; exact."""
+    if tl.bfloat16 == value.dtype and tl.float32 == ACC and packs():
+        # Two from a register, an instruction each.
+        return tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=f,=f,r", [value], dtype=tl.float32, is_pure=True,
+            pack=2,
+        )  # fmt: skip
+    return value.to(ACC)
 
 
 @triton.jit

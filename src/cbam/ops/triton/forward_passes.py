@@ -26,6 +26,7 @@ from cbam.ops.triton.common import (
     stored,
     tile_offsets,
     times,
+    widened,
 )
 
 
@@ -56,7 +57,7 @@ def pool(u, weight, bias, mean, invstd, sums, maxima, firsts, C, P, splits, per_
     for p0 in range(start, full, BP):
         known = None if WHOLE else (c < C)[:, None]
         x = tl.load(u + (offsets + p0 * step), mask=known, eviction_policy="evict_last")
-        x = normalised(x, alpha, beta, mean).to(ACC)
+        x = widened(normalised(x, alpha, beta, mean), ACC)
         if AVERAGE or PLACES:
             total += x
         if PLACES:
@@ -68,7 +69,7 @@ def pool(u, weight, bias, mean, invstd, sums, maxima, firsts, C, P, splits, per_
     if full < end:
         inside = (c < C)[:, None] & (full + lane < end)[None, :]
         x = tl.load(u + (offsets + full * step), mask=inside, other=0.0)
-        x = normalised(x, alpha, beta, mean).to(ACC)
+        x = widened(normalised(x, alpha, beta, mean), ACC)
         if AVERAGE or PLACES:
             total += tl.where(inside, x, 0.0)
         x = tl.where(inside, x, float("-inf"))
@@ -111,7 +112,7 @@ def gated(u, weight, bias, mean, invstd, s, c, channels, offsets, inside, ACC: t
     if s is not None:
         factor = tl.load(s + c, mask=channels, other=other_than(channels))
         x = times(x, cast(factor, u.dtype.element_ty)[:, None])
-    return x.to(ACC)
+    return widened(x, ACC)
 
 
 @triton.jit

@@ -97,8 +97,8 @@ def _gate_grads(call: Call, grad: Tensor, out: Any, masked: Any) -> tuple[Any, b
         )  # fmt: skip
         return dt, logits, sums, tiles
 
-    elements = 2048 if number == 3 else 4096
-    usual = across(n, c, p, q.channels_last, grad.element_size(), grad.device, elements, shortest=16)
+    elements, longest = (1024, 64) if number == 3 else (2048, 256)  # three sums take as many registers
+    usual = across(n, c, p, q.channels_last, grad.element_size(), grad.device, elements, longest, shortest=16)
     return tuned(gate_grads, usual, "gate_grads", q, grad.dtype, number, out is None)
 
 
@@ -123,7 +123,7 @@ class Spatial(NamedTuple):
     arrived: Tensor
 
 
-RUN = 4
+RUN = 1 if INTERPRETED else 4
 """Positions of a thread of `convolution_grads`."""
 
 

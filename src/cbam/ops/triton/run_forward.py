@@ -17,7 +17,7 @@ from cbam.ops.triton.problem import Problem, new_vectors, problem_of
 FEW = 4
 """Up to so many samples, each program of the MLP has one of them."""
 # Samples of a program of the MLP, and what it sums at a time; shares of the pooling at a time.
-MANY_HIDDEN = {"BN": 16, "BH": 8, "BC": 64, "BS": 4}
+MANY_HIDDEN = {"BN": 16, "BH": 8, "BC": 64, "BS": 2}
 ONE_HIDDEN = {"BN": 1, "BH": 1, "BC": 256, "BS": 16}
 MANY_GATES = {"BN": 16, "BC": 32, "BH": 16}
 ONE_GATE = {"BN": 1, "BC": 16, "BH": 128}
