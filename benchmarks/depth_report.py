@@ -13,6 +13,7 @@ from depth_cells import QUARTERED, VARIANTS
 
 from cbam.files import write_atomically
 from cbam.runs.formatting import counted
+from cbam.runs.markdown import wrap
 
 Rows = list[dict[str, Any]]
 READING = "## Reading it"
@@ -47,7 +48,7 @@ def write_report(about: dict[str, Any], cells: Rows, target: Path, source: Path)
         *trainings(kinds["train"], about),
         *after_training(kinds["train"]),
     ]
-    write_atomically(target, "\n".join(parts).rstrip() + "\n")
+    write_atomically(target, wrap("\n".join(parts).rstrip()) + "\n")
 
 
 def introduction(about: dict[str, Any], cells: Rows) -> list[str]:
@@ -64,7 +65,7 @@ def introduction(about: dict[str, Any], cells: Rows) -> list[str]:
             f"{about['machine']}, torch {about['torch']}, Python {about['python']}; images: {about['data']}. "
             "The paper stops at 101 layers. "
             "`paper_resnetN` are its ImageNet ResNets, resnet20, 56 and 110 the basic-block ResNets for 32 x 32 "
-            "images, resnet164 and 1001 those with pre-activation bottlenecks. CBAM is the paper's dialect at the end "
+            "images, resnet164 and 1001 those with pre-activation bottlenecks. CBAM is the preset `paper` at the end "
             "of every residual branch, r = 16, k = 7; *branches / 4* is the plain network with every branch's output "
             "multiplied by 1/4 there, the control for what two fresh sigmoids do on average; *identity init* starts "
             "with gates of exactly 1, *paper init* "

@@ -34,6 +34,7 @@ from cbam.compare.statistics import Summary, findings, summarise
 from cbam.compare.variants import label
 from cbam.data import ImageData
 from cbam.files import write_atomically
+from cbam.runs.markdown import wrap
 
 FOLDER = Path("runs/fine-tuning")
 MAIN = FOLDER / "compare"
@@ -157,25 +158,19 @@ def page() -> str:
     run = read_run(MAIN)
     results, variants = all_results(run)
     summary = summarise(results, variants)
-    return (
-        "\n\n".join(
-            [
-                "# Fine-tuning EfficientNet-Lite0: plain, with CBAM at identity, with fresh gates, widened",
-                "```\n"
-                + (__doc__ or "").split("\n\n")[1].replace("    ", "", 1).replace("\n    ", "\n")
-                + "\n```",
-                recipe_text(run),
-                "## After training\n\n" + accuracy_table(summary, run),
-                "\n".join(f"- {finding}" for finding in findings(summary)),
-                *others(),
-                "## Epoch by epoch\n\n" + curve_table(run),
-                "## The moment of insertion\n\n" + insertion_table(),
-                LIMITS,
-                machine_text(run),
-            ]
-        )
-        + "\n"
-    )
+    parts = [
+        "# Fine-tuning EfficientNet-Lite0: plain, with CBAM at identity, with fresh gates, widened",
+        "```\n" + (__doc__ or "").split("\n\n")[1].replace("    ", "", 1).replace("\n    ", "\n") + "\n```",
+        recipe_text(run),
+        "## After training\n\n" + accuracy_table(summary, run),
+        "\n".join(f"- {finding}" for finding in findings(summary)),
+        *others(),
+        "## Epoch by epoch\n\n" + curve_table(run),
+        "## The moment of insertion\n\n" + insertion_table(),
+        LIMITS,
+        machine_text(run),
+    ]
+    return wrap("\n\n".join(parts)) + "\n"
 
 
 def recipe_text(run: Run) -> str:
@@ -189,8 +184,8 @@ def recipe_text(run: Run) -> str:
         f"pixels; {settings['epochs']} epochs, batch {settings['batch_size']}, SGD with Nesterov momentum, peak rate "
         f"{settings['lr']}, cosine, weight decay {settings['weight_decay']}; seeds 0 to {settings['seeds'] - 1}. Every "
         "variant of a seed starts from the same weights, the new classifier's too, and sees the same images in the "
-        "same order. CBAM stands at the end of the residual branches (the 9 blocks of 16 that have a shortcut); the "
-        "control is the plain network with wider blocks, until it has as many parameters. Accuracy is that after the "
+        "same order. CBAM is at the end of the residual branches (9 of the 16 blocks have a shortcut); the control "
+        "is the plain network, widened to as many parameters. Accuracy is that after the "
         f"last epoch.{unfinished}"
     )
 
@@ -288,8 +283,8 @@ def insertion_table() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + (
         "\n\nLeft: validation accuracy of the class whose mean training feature is nearest, on the features of the "
-        "pretrained network before any training. Next: the plain network as it was trained above (same seed), then "
-        "attention attached, no step taken: what a user sees who adds attention to a network that works. Right: norm "
+        "pretrained network before any training. Next: the plain network trained above (same seed), with attention "
+        "attached and no step taken: what users see when they add attention to a working network. Right: norm "
         "of the first gradient of fine-tuning (32 training images), mean over the seeds."
     )
 

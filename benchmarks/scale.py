@@ -9,6 +9,7 @@ Nothing here is measured: throughput and prices are yours to put in. `cbam train
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -143,7 +144,8 @@ def main() -> None:
     for name, field in Plan.__dataclass_fields__.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=field.default, metavar="X")
     plan = Plan(**vars(parser.parse_args()))
-    print("assumed: " + ", ".join(f"{name} {value:,.12g}" for name, value in vars(plan).items()))
+    assumed = ", ".join(f"{name} {value:,.12g}" for name, value in vars(plan).items())
+    print(textwrap.fill(f"assumed: {assumed}", 118))
     print("\n| what | formula | value |\n|---|---|---|")
     for row in figures(plan):
         print(f"| {' | '.join(row)} |")

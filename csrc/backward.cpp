@@ -404,8 +404,6 @@ std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weig
   STD_TORCH_CHECK(saved.numel() == kept.size && argmax.numel() == indices.size && saved.scalar_type() == type &&
                       argmax.scalar_type() == ScalarType::Int && saved.is_contiguous() && argmax.is_contiguous(),
                   "cbam: saved and argmax are not those of this map's forward");
-  STD_TORCH_CHECK(config.relu == output.has_value(),
-                  "cbam: backward takes the output if that ends in a ReLU, and only then");
   check_like(grad, x, "the gradient");
   if (output) check_like(*output, x, "the output");
   auto gradient_of = [&](const Weight& weight, bool wanted) {

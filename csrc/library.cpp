@@ -42,10 +42,10 @@ ElevenTensors backward(const Tensor& grad, const Tensor& x, const Weight& w0, co
                        const Weight& spatial_scale, const Weight& pre_weight, const Weight& pre_bias,
                        const Weight& pre_mean, const Weight& pre_invstd, const Weight& out, const Tensor& saved,
                        const Tensor& argmax, int64_t pooling, int64_t descriptor, int64_t activation, bool norm_training,
-                       double norm_eps, bool relu, bool pre_training) {
+                       double norm_eps, bool pre_training) {
   const Weights weights{w0, b0, w1, b1, channel_scale, kernel, norm_weight, norm_bias, norm_mean, norm_var,
                         spatial_scale, pre_weight, pre_bias, pre_mean, pre_invstd};
-  const Config config{pooling, descriptor, activation, norm_training, norm_eps, relu};
+  const Config config{pooling, descriptor, activation, norm_training, norm_eps, out.has_value()};
   const auto g = backward_of_type(grad, x, weights, out, saved, argmax, config, pre_training);
   return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10]};
 }
@@ -66,7 +66,7 @@ STABLE_TORCH_LIBRARY(cbam, library) {
       "Tensor? kernel, Tensor? norm_weight, Tensor? norm_bias, Tensor? norm_mean, Tensor? norm_var, "
       "Tensor? spatial_scale, Tensor? pre_weight, Tensor? pre_bias, Tensor? pre_mean, Tensor? pre_invstd, "
       "Tensor? out, Tensor saved, Tensor argmax, int pooling, int descriptor, int activation, bool norm_training, "
-      "float norm_eps, bool relu, bool pre_training) -> (Tensor dx, Tensor dw0, Tensor db0, Tensor dw1, Tensor db1, Tensor dkernel, "
+      "float norm_eps, bool pre_training) -> (Tensor dx, Tensor dw0, Tensor db0, Tensor dw1, Tensor db1, Tensor dkernel, "
       "Tensor dnorm_weight, Tensor dnorm_bias, Tensor dpre_weight, Tensor dpre_bias, Tensor dresidual)");
   library.def("isa() -> int");
 }

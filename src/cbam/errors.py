@@ -1,4 +1,4 @@
-"""Errors that say what was given, what was expected, the nearest valid name and what to type."""
+"""Errors: they say what was given, what was expected, the nearest valid name and what to type."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class CBAMError(ValueError):
-    """Base class of every error that this library raises on purpose; a `ValueError`, so old handlers still catch it."""
+    """Base class of the errors that this library raises; a `ValueError`, so `except ValueError` catches it."""
 
 
 def nearest(given: str, valid: Iterable[str], count: int = 3) -> list[str]:
@@ -23,7 +23,7 @@ def nearest(given: str, valid: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown_name(kind: str, given: object, valid: Iterable[str]) -> CBAMError:
-    """Build the error for a name that is not one of `valid`: it lists them and points at the nearest one.
+    """Return the error for a name that is not in `valid`; its message lists them and suggests the nearest.
 
     >>> print(unknown_name("preset", "offical", ["paper", "official", "timm"]))
     unknown preset 'offical'. Did you mean 'official'? Valid: 'paper', 'official', 'timm'.
@@ -35,10 +35,10 @@ def unknown_name(kind: str, given: object, valid: Iterable[str]) -> CBAMError:
 
 
 class MissingExtra(CBAMError, ImportError):
-    """A feature needs packages that are not installed; the message holds the line to type."""
+    """A feature needs a package that is not installed; the message says what to type."""
 
     def __init__(self, feature: str, extra: str, package: str):
         super().__init__(
             f"{feature} needs the package {package!r}, which is not installed."
-            f" In the checkout type: pip install '.[{extra}]'"
+            f" In the checkout, run: pip install '.[{extra}]'"
         )

@@ -1,4 +1,4 @@
-"""Whole files or none: the one way in which this project writes results."""
+"""Atomic writes: how this project writes all its results."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> Path:
-    """Write `content` so that a reader, or a kill at any time, sees the old file or the new, never a part.
+    """Write `content` so that after a kill at any time the file is the old one or the new one, never a part.
 
-    The bytes go to a temporary file in the same folder (across file systems a rename would be a copy), are
-    forced to the disk, and replace the target in one step; then the folder itself is forced to the disk.
+    The bytes go to a temporary file in the same folder (a rename across file systems would be a copy), are synced to
+    disk, and replace the target in one step; then the folder is synced too.
 
     Args:
-        path: Where the file shall be; missing parent folders are made.
+        path: The file to write; missing parent folders are created.
         content: The whole content; text is written as UTF-8.
 
     Returns:
         `path` as a `Path`.
 
     Raises:
-        OSError: The folder cannot be written, or the disk is full; the old file is untouched.
+        OSError: The folder is not writable, or the disk is full; the old file is unchanged.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -46,10 +46,10 @@ def write_atomically(path: str | Path, content: bytes | str) -> Path:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Delete the temporary files and folders that killed writers left anywhere below `folder`.
+    """Delete the temporary files and folders that killed processes left anywhere below `folder`.
 
     Args:
-        folder: A folder in which nobody is writing now.
+        folder: A folder that nothing is writing to.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -62,12 +62,12 @@ def remove_leftovers(folder: str | Path) -> None:
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
         else:
-            leftover.unlink(missing_ok=True)  # it may have gone with its folder
+            leftover.unlink(missing_ok=True)  # its folder may have been removed before
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a folder's names to the disk: a renamed file is safe only then."""
-    # Windows opens no folders, some network file systems refuse to sync them; the file itself is safe.
+    """Sync a folder to disk, so that a renamed file in it survives a power failure."""
+    # Windows cannot open folders, and some network file systems cannot sync them; the file itself is safe.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

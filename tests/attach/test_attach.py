@@ -335,7 +335,7 @@ class TestErrors:
 
     def test_no_map_anywhere(self):
         model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), nn.ReLU(), nn.Linear(8, 2))
-        with pytest.raises(CBAMError, match=r"sites='auto' finds no place in Sequential. Name the sites"):
+        with pytest.raises(CBAMError, match=r"sites='auto' finds no site in Sequential. Name the sites"):
             cbam.attach(model, input_size=(3, 32, 32))
 
     def test_a_module_that_does_not_run(self):

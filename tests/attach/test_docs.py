@@ -10,7 +10,7 @@ import torch
 from torchvision.models import get_model
 
 import cbam
-from cbam.attach.select import KINDS
+from cbam.attach.sites.table import KINDS
 from cbam.errors import CBAMError
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from cbam.data.shards.index import _COLUMNS
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "scale.py"
 DOCUMENT = (ROOT / "docs" / "scale.md").read_text()
-COMMANDS = re.findall(r"^python benchmarks/scale\.py (.*)$", DOCUMENT, re.MULTILINE)
+COMMANDS = re.findall(r"^python benchmarks/scale\.py (.*)$", DOCUMENT.replace("\\\n", ""), re.MULTILINE)
 
 
 @pytest.mark.parametrize("arguments", COMMANDS)

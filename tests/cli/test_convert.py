@@ -63,7 +63,7 @@ def test_from_dialect_to_dialect(theirs, capsys):
     [
         (["--to", "luuuyi"], "luuuyi's has none"),
         (["--model", "resnet32"], "does not fit CifarResNet: "),
-        (["--model", "resnet20", "--to", "timm"], "leave out --to"),
+        (["--model", "resnet20", "--to", "timm"], "Leave out --to"),
         (["--to", "tim"], "Did you mean 'timm'?"),
         (["--num-classes", "5"], "--num-classes has no effect without --model"),
     ],

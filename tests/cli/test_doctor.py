@@ -64,7 +64,7 @@ def test_forced(capsys):
 
 
 def test_where_the_norm_is_separate(capsys, monkeypatch):
-    monkeypatch.setattr(cpp, "available", lambda: True)
+    monkeypatch.setattr(cpp, "unavailable_reason", lambda: None)
     monkeypatch.setattr(doctor.after_norm, "exact", lambda dtype, channels_last, training: not channels_last)
     with set_backend("auto"):
         text = doctor._norm_before()

@@ -10,34 +10,34 @@ import types
 
 import pytest
 
-from cbam.cli.main import VERBS, main
+from cbam.cli.main import COMMANDS, main
 from cbam.errors import CBAMError
 
 
-def run_as(monkeypatch, verb_main):
-    """Let `cbam cost` run `verb_main`."""
+def run_as(monkeypatch, command_main):
+    """Let `cbam cost` run `command_main`."""
     module = types.ModuleType("cbam.cli.cost")
-    module.main = verb_main
+    module.main = command_main
     monkeypatch.setitem(sys.modules, "cbam.cli.cost", module)
     return main(["cost"])
 
 
 def raises(error):
-    def verb(arguments):
+    def command(arguments):
         raise error
 
-    return verb
+    return command
 
 
-def test_help_names_every_verb(capsys):
+def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(verb in text for verb in VERBS)
+    assert all(command in text for command in COMMANDS)
 
 
-def test_no_verb_shows_the_help_and_fails(capsys):
+def test_no_command_shows_the_help_and_fails(capsys):
     assert main([]) == 2
-    assert "usage: cbam VERB" in capsys.readouterr().out
+    assert "usage: cbam COMMAND" in capsys.readouterr().out
 
 
 def test_version(capsys):
@@ -47,9 +47,9 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"cbam {__version__}\n"
 
 
-def test_a_wrong_verb_gets_the_nearest(capsys):
+def test_a_wrong_command_gets_the_nearest(capsys):
     assert main(["compere"]) == 2
-    assert capsys.readouterr().err.startswith("cbam: there is no verb 'compere'. Did you mean 'compare'?")
+    assert capsys.readouterr().err.startswith("cbam: unknown command 'compere'. Did you mean 'compare'?")
 
 
 class Failed(CBAMError):
@@ -86,11 +86,11 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch):
 def test_sigterm_stops_like_ctrl_c_and_the_handler_is_given_back(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
 
-    def verb(arguments):
+    def command(arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return 0
 
-    assert run_as(monkeypatch, verb) == 143
+    assert run_as(monkeypatch, command) == 143
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -103,4 +103,4 @@ def test_help_is_cheap_and_python_m_works():
         "assert not heavy, heavy"
     )
     shown = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert shown.stdout.startswith("usage: cbam VERB")
+    assert shown.stdout.startswith("usage: cbam COMMAND")

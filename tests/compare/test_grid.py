@@ -99,7 +99,7 @@ def test_named_sites_arrive(data):
     }
     assert keys == {"features.7"} | {f"features.{i}" for i in range(10, 20)}
     with pytest.raises(
-        CBAMError, match=r"sites='residual' finds no place in VGG.*'stage' \(5\), 'conv' \(8\)"
+        CBAMError, match=r"sites='residual' finds no site in VGG.*'stage' \(5\), 'conv' \(8\)"
     ):
         build("cbam", small, **{**settings, "sites": ("residual",)})
     keys = build("cbam", small, model="vgg11", image_size=32).state_dict()

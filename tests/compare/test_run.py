@@ -83,7 +83,7 @@ def test_a_place_without_attention_is_found_out_before_training(tmp_path, text):
         "image_size": 32,
         "sites": ("residual",),
     }
-    with pytest.raises(CBAMError, match="'residual' finds no place in VGG"):
+    with pytest.raises(CBAMError, match="'residual' finds no site in VGG"):
         ready(text, config(tmp_path / "run", **settings))
     assert not (tmp_path / "run").exists()
 

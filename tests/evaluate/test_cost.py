@@ -391,7 +391,7 @@ def test_double_precision_moves_twice_the_bytes():
         ({"input_size": (224, 224)}, r"given \(224, 224\)"),
         ({"input_size": (3, 0, 4)}, r"given \(3, 0, 4\)"),
         ({"input_size": (3, 8, 8), "batch_size": 0}, "batch_size .* given 0"),
-        ({"input_size": (5, 8, 8)}, "Conv2d on zeros of shape 1x5x8x8 failed: .*Is input_size"),
+        ({"input_size": (5, 8, 8)}, "Conv2d on zeros of shape 1x5x8x8 failed: .*inputs of input_size"),
     ],
 )
 def test_bad_arguments_are_explained(arguments, message):

@@ -235,11 +235,11 @@ class TestRefusals:
             class_activation_maps(network, "stages", images, LABELS)
 
     def test_a_layer_that_is_no_feature_map(self, network, images):
-        with pytest.raises(CBAMError, match=r"'head' must give a feature map .* it gives \(4, 5\)"):
+        with pytest.raises(CBAMError, match=r"'head' must return a feature map .* it returns \(4, 5\)"):
             class_activation_maps(network, "head", images, LABELS)
 
     def test_a_layer_that_takes_no_part(self, network, images):
-        with pytest.raises(CBAMError, match="'unused' took no part in the forward pass"):
+        with pytest.raises(CBAMError, match="'unused' did not run in the forward pass"):
             class_activation_maps(network, "unused", images, LABELS)
 
     def test_a_layer_that_the_score_does_not_depend_on(self, images):
@@ -261,7 +261,7 @@ class TestRefusals:
 
     def test_a_model_that_gives_a_dictionary(self, network, images):
         network.forward = lambda x: {"scores": network.features(x)}
-        with pytest.raises(CBAMError, match=r"scores \(4, classes\); it gives dict"):
+        with pytest.raises(CBAMError, match=r"scores \(4, classes\); it returns dict"):
             class_activation_maps(network, "stage", images, LABELS)
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

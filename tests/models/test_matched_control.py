@@ -168,7 +168,7 @@ def test_type_frozenness_and_mode_follow_the_host():
 def test_networks_without_such_blocks_are_refused_unchanged(name):
     model = build_model(name, 10)
     before = _parameters(model)
-    why = "16 blocks look like it, but have grouped" if "resnext" in name else "no block has conv1, bn1"
+    why = "16 blocks look like one, but have grouped" if "resnext" in name else "no block has conv1, bn1"
     with pytest.raises(CBAMError, match=f"{why}.*no 'control' in --attention"):
         match_parameters(model, int(before * 1.1))
     assert _parameters(model) == before
@@ -187,7 +187,7 @@ class _PreActivation(nn.Module):
 
 
 def test_blocks_that_only_have_the_names_are_found_out():
-    with pytest.raises(CBAMError, match="1 blocks look like it"):
+    with pytest.raises(CBAMError, match="1 blocks look like one"):
         match_parameters(_PreActivation(), 100_000)
 
 
@@ -203,13 +203,15 @@ class _PerChannel(_PreActivation):
 
 
 def test_blocks_with_parts_for_each_channel_are_found_out():
-    with pytest.raises(CBAMError, match="1 blocks look like it"):
+    with pytest.raises(CBAMError, match="1 blocks look like one"):
         match_parameters(_PerChannel(), 100_000)
 
 
 @pytest.mark.parametrize("target", [269_722, 1000, -5])
 def test_targets_that_are_not_larger(target):
-    with pytest.raises(CBAMError, match=r"can only add: the target of .* is not above the 269,722"):
+    with pytest.raises(
+        CBAMError, match=r"can only add parameters: the target of .* is not above the 269,722"
+    ):
         match_parameters(build_model("resnet20", 10), target)
 
 

@@ -104,8 +104,8 @@ class Oracle:
 
         if self.arrangement == "parallel":
             return x * gate(self.channel(x) + self.spatial(x, training))
-        for half in {"channel-spatial": "cs", "spatial-channel": "sc", "channel": "c", "spatial": "s"}[
+        for letter in {"channel-spatial": "cs", "spatial-channel": "sc", "channel": "c", "spatial": "s"}[
             self.arrangement
         ]:
-            x = x * gate(self.channel(x) if half == "c" else self.spatial(x, training))
+            x = x * gate(self.channel(x) if letter == "c" else self.spatial(x, training))
         return x

@@ -1,4 +1,4 @@
-"""Attention that runs together with the batch norm in front of it: as if apart, bit for bit where gates are open."""
+"""Attention in one call with the batch norm in front of it: the result of two calls, bit for bit at the identity."""
 
 import copy
 import pickle
@@ -58,7 +58,7 @@ def site(name="paper", training=True, **norm):
     return module.train(training)
 
 
-def apart(module, u):
+def separately(module, u):
     return module.cbam(module.host(u))
 
 
@@ -69,7 +69,7 @@ def a_map(dtype=torch.float32, layout=torch.contiguous_format, shape=(3, 16, 9, 
 def compared(module, u):
     """Output, gradients and buffers of both ways."""
     grad, found = torch.randn(u.shape).to(u.dtype), []
-    for run in (lambda m, x: m(x), apart):
+    for run in (lambda m, x: m(x), separately):
         twin, leaf = copy.deepcopy(module), u.clone(memory_format=torch.preserve_format).requires_grad_()
         y = run(twin, leaf)
         y.backward(grad)
@@ -81,7 +81,7 @@ def compared(module, u):
 
 @every_mode
 @every_layout
-class TestSameAsApart:
+class TestSameAsSeparately:
     @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
     @every_block
     def test_values_gradients_and_running_statistics(self, name, training, layout, dtype, together):
@@ -124,7 +124,7 @@ class TestSameAsApart:
         for _ in range(3):
             u = a_map(layout=layout)
             twin = copy.deepcopy(module)
-            assert torch.equal(module(u), apart(twin, u))
+            assert torch.equal(module(u), separately(twin, u))
             for got, expected in zip(module.buffers(), twin.buffers(), strict=True):
                 assert torch.equal(got, expected)
         assert len(together) == 3
@@ -133,7 +133,7 @@ class TestSameAsApart:
         module = site("paper", training)
         module.host.track_running_stats = False
         u, twin = a_map(layout=layout), copy.deepcopy(module)
-        assert torch.equal(module(u), apart(twin, u))
+        assert torch.equal(module(u), separately(twin, u))
         for got, expected in zip(module.buffers(), twin.buffers(), strict=True):
             assert torch.equal(got, expected)
         assert together
@@ -161,7 +161,7 @@ class TestSecondDerivative:
         """By way of plain torch, also through the batch's statistics."""
         module, start = site("official", training), a_map(shape=(3, 16, 4, 4))
         found = []
-        for run in (lambda x: module(x), lambda x: apart(module, x)):
+        for run in (lambda x: module(x), lambda x: separately(module, x)):
             u = start.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(run(u).square().sum(), u, create_graph=True)
             found.append(torch.autograd.grad(gradient.square().sum(), [u, *module.parameters()]))
@@ -254,11 +254,11 @@ class TestApartWhereItMust:
     def test_maps_with_gaps(self, cut):
         module = site(training=False)
         u = cut(a_map(shape=(4, 16, 8, 8)))
-        torch.testing.assert_close(module(u), apart(module, u))
+        torch.testing.assert_close(module(u), separately(module, u))
 
     def test_double_precision(self, together):
         module, u = site().double(), a_map(torch.float64)
-        torch.testing.assert_close(module(u), apart(module, u))
+        torch.testing.assert_close(module(u), separately(module, u))
         assert not together
 
 
@@ -275,7 +275,7 @@ class TestInANetwork:
         assert len(together) == 4
 
     @pytest.mark.slow
-    def test_compiled_it_runs_apart_and_agrees(self, together):
+    def test_compiled_the_two_are_separate_and_agree(self, together):
         torch._dynamo.reset()
         module, u = site("official"), a_map()
         twin = copy.deepcopy(module)

@@ -1,4 +1,4 @@
-"""Hooks, wrappers and replaced parts inside an attention module: what somebody put there runs, on every backend."""
+"""Hooks, wrappers and replaced parts inside an attention module: they run on every backend."""
 
 import copy
 
@@ -117,8 +117,10 @@ def test_a_half_that_is_switched_off():
 @pytest.mark.parametrize(("name", "value"), [("gate", 0.5), ("logits", 0.0)])
 @pytest.mark.parametrize("kind", [ChannelAttention, SpatialAttention])
 def test_a_subclass_with_a_gate_of_its_own(kind, name, value):
-    half = type("Half", (kind,), {name: lambda self, x: torch.full_like(getattr(kind, name)(self, x), value)})
-    torch.testing.assert_close((half(16) if kind is ChannelAttention else half())(X), X / 2)
+    halved = type(
+        "Halved", (kind,), {name: lambda self, x: torch.full_like(getattr(kind, name)(self, x), value)}
+    )
+    torch.testing.assert_close((halved(16) if kind is ChannelAttention else halved())(X), X / 2)
 
 
 @pytest.mark.parametrize(

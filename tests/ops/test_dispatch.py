@@ -218,9 +218,9 @@ class TestWhereItCannotSeePlainMemory:
 
     def test_a_gate_scale_that_learns(self, calls):
         block = CBAM(16, gate_scale=2.0)
-        half = block.channel_attention
-        scale = nn.Parameter(half.gate_scale.clone())
-        half._buffers["gate_scale"] = scale
+        gate = block.channel_attention
+        scale = nn.Parameter(gate.gate_scale.clone())
+        gate._buffers["gate_scale"] = scale
         block(X).sum().backward()
         assert scale.grad is not None
 

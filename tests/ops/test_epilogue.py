@@ -129,18 +129,18 @@ class TestBitsOfTheSteps:
 
     def test_every_lane_passes_nan(self):
         """Out of the sum forward, and the gradient where the output is NaN; nothing at a sum of zero."""
-        for place in range(37):
+        for index in range(37):
             x = torch.ones(1, 37, 1, 1)
             residual = torch.full_like(x, -2.0)
-            residual[0, place], residual[0, (place + 1) % 37] = NAN, -1.0
+            residual[0, index], residual[0, (index + 1) % 37] = NAN, -1.0
             block = CBAM(37, 4)
             block.set_identity()
             with_residual = WithResidual(block, residual)
             y = with_residual(x)
-            assert y.isnan().nonzero()[:, 1].tolist() == [place]
+            assert y.isnan().nonzero()[:, 1].tolist() == [index]
             assert y.nan_to_num(0).eq(0).all()
             y.backward(torch.ones_like(x))
-            assert with_residual.residual.grad.flatten().nonzero().flatten().tolist() == [place]
+            assert with_residual.residual.grad.flatten().nonzero().flatten().tolist() == [index]
 
 
 class TestAgainstFloat64:

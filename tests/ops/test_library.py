@@ -1,4 +1,4 @@
-"""The compiled library: there where it must be, loaded at the first use, and missed aloud, once."""
+"""The compiled library: built where it must be, loaded at the first use, and one warning without it."""
 
 import os
 import subprocess
@@ -91,7 +91,7 @@ def test_forced_without_a_library(tmp_path):
 
 
 @needs_operator
-def test_a_library_that_somebody_loaded_before():
+def test_a_library_that_was_loaded_before():
     """torch crashes where an operator is defined twice."""
     code = "import torch; torch.ops.load_library({!r}); import cbam; cbam.set_backend('cpp'); print('done')"
     copy = "import shutil, tempfile; d = tempfile.mkdtemp(); f = shutil.copy({!r}, d + '/copy.abi3.so');"

@@ -125,12 +125,12 @@ class TestSpecialValues:
         """In every lane of a vector and in the rest behind the last full one."""
         block = CBAM(1, 1, arrangement="channel", channel_pooling="max")
         spatial = CBAM(37, 1, 1, arrangement="spatial", spatial_descriptor="max")
-        for place in range(37):
+        for index in range(37):
             x = torch.full((1, 1, 1, 37), 5.0).contiguous(memory_format=layout)
-            x[..., place] = NAN
+            x[..., index] = NAN
             with set_backend("cpp"):
-                assert block(x).isnan().all(), place
-                assert spatial(x.transpose(1, 3).contiguous(memory_format=layout)).isnan().all(), place
+                assert block(x).isnan().all(), index
+                assert spatial(x.transpose(1, 3).contiguous(memory_format=layout)).isnan().all(), index
 
     @every_layout
     def test_denormal_numbers_are_kept(self, layout):

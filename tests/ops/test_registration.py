@@ -82,9 +82,6 @@ class TestOpcheck:
             grad, call.x, call.weights, call.before, out, saved, argmax, call.config, pre_training=False
         )
         torch.library.opcheck(torch.ops.cbam.backward.default, flat(backward))
-        wrong = backward._replace(out=None if epilogue else y)
-        with pytest.raises(RuntimeError, match="backward takes the output if that ends in a ReLU"):
-            torch.ops.cbam.backward.default(*flat(wrong))
 
 
 def nodes(graph):

@@ -86,7 +86,8 @@ def test_arguments_are_found_by_their_names(call, arguments):
     assert parsed.x == "x"
     assert parsed.weights == Weights._make(Weights._fields)
     assert parsed.before == NormBefore("pre_weight", "pre_bias", "pre_mean", "pre_invstd")
-    assert parsed.config == OperatorConfig._make(OperatorConfig._fields)
+    numbers = [name for name in OperatorConfig._fields if name in names]
+    assert parsed.config == OperatorConfig(*numbers)
 
 
 def test_the_tensors_come_first_and_the_residual_last_of_them():
@@ -99,7 +100,8 @@ def test_backward_takes_the_kept_tensors_in_the_order_of_forward():
     """`gradients` hands them on as they are, with the output in the place of the residual."""
     kept = [argument.name for argument in signature.FORWARD[: signature.RESIDUAL]]
     names = [argument.name for argument in signature.BACKWARD]
-    numbers = list(OperatorConfig._fields)
+    numbers = list(OperatorConfig._fields[: signature.KEPT_NUMBERS])
+    assert OperatorConfig._fields[signature.KEPT_NUMBERS :] == ("relu",)  # `out` tells of it
     assert names == ["grad", *kept, "out", "saved", "argmax", *numbers, "pre_training"]
 
 

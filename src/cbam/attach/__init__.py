@@ -2,8 +2,8 @@
 
 from cbam.attach.attach import Attachment, attach, detach, disabled, plan
 from cbam.attach.fold import fold_gate_scale
+from cbam.attach.fusion.with_epilogue import WithEpilogue
 from cbam.attach.plan import Plan, Site
-from cbam.attach.with_epilogue import WithEpilogue
 from cbam.attach.wrapper import WithAttention
 
 __all__ = [

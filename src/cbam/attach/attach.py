@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from cbam.attach.plan import Plan, make_plan
-from cbam.attach.probe import InputSize
-from cbam.attach.select import Selectors, Sites
-from cbam.attach.settings import Settings
-from cbam.attach.with_epilogue import WithEpilogue, with_epilogue, without_epilogue
+from cbam.attach.fusion.with_epilogue import WithEpilogue, without_epilogue
+from cbam.attach.graph.probe import InputSize
+from cbam.attach.insert import Insertion, exchange, insert
+from cbam.attach.plan import Plan, Site, make_plan
+from cbam.attach.settings import Setting, Settings
+from cbam.attach.sites.select import Selectors, Sites
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
 from cbam.nn.base import AttentionModule
@@ -103,19 +103,8 @@ def attach(
     """
     settings = Settings(attention, init, options)
     made, at, blocks = make_plan(model, settings, sites, exclude, input_size, example_input, fuse_epilogue)
-    modules = dict(model.named_modules())
-    wrapped: dict[nn.Module, WithAttention] = {}
-    for site in made.sites:
-        host = modules[site.name]
-        like = _like(host, model)
-        block = at[site.name].build(site.channels, device=like.device, dtype=like.dtype)
-        if at[site.name].init == "identity":
-            block.set_identity()
-        block.train(host.training)
-        wrapped[host] = WithAttention(host, block, site.position)
-    _replace(model, wrapped)
-    for owner in blocks:
-        with_epilogue(owner)
+    insertions = {site.name: _insertion(site, at[site.name]) for site in made.sites}
+    insert(model, insertions, blocks)
     return Attachment(**{name: getattr(made, name) for name in made.__dataclass_fields__})
 
 
@@ -141,7 +130,7 @@ def detach(model: nn.Module) -> int:
         raise CBAMError(
             f"{type(model).__name__} carries no attached attention. Attach it first: cbam.attach(model)."
         )
-    _replace(model, attached)
+    exchange(model, attached)
     for module in model.modules():
         if isinstance(module, WithEpilogue):
             without_epilogue(module)
@@ -174,17 +163,11 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
             block.enabled = enabled
 
 
-def _like(host: nn.Module, model: nn.Module) -> torch.Tensor:
-    for module in (host, model):
-        for parameter in module.parameters():
-            if parameter.is_floating_point():
-                return parameter
-    return torch.empty(0)
+def _insertion(site: Site, setting: Setting) -> Insertion:
+    def build(**factory: Any) -> AttentionModule:
+        block = setting.build(site.channels, **factory)
+        if setting.init == "identity":
+            block.set_identity()
+        return block
 
-
-def _replace(model: nn.Module, new: dict[nn.Module, Any]) -> None:
-    """Put new[m] wherever the model holds m: a module may be registered under several names."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in new:
-                parent._modules[name] = new[child]
+    return Insertion(site.position, build)

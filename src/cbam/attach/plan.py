@@ -10,17 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from cbam.attach.heads import find_heads
-from cbam.attach.places import Place, find_blocks, find_convolutions, find_stages
-from cbam.attach.probe import Call, InputSize, Probe, default_inputs, run_probe
-from cbam.attach.residual import find_additions, find_branch_ends
-from cbam.attach.select import KINDS, Selector, Selectors, Sites, as_list, select
+from cbam.attach.fusion.with_epilogue import find_blocks
+from cbam.attach.graph.probe import Call, InputSize, Probe, default_inputs, run_probe
+from cbam.attach.insert import check_unattached
 from cbam.attach.settings import Setting, Settings, by_selector
-from cbam.attach.with_epilogue import find_blocks as find_block_ends
-from cbam.attach.wrapper import WithAttention
+from cbam.attach.sites.select import Selector, Selectors, Sites, as_list, select
+from cbam.attach.sites.table import FINDERS, KINDS, find
 from cbam.errors import CBAMError
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
@@ -165,7 +161,7 @@ def make_plan(
     rows = [_site(name, modules[name], one, probe) for name, one in chosen.items()]
     blocks = {}
     if fuse_epilogue:
-        blocks = find_block_ends(model, [row.name for row in rows if row.position == "output"])
+        blocks = find_blocks(model, [row.name for row in rows if row.position == "output"])
         rows = [replace(r, epilogue=str(blocks[r.name][1])) if r.name in blocks else r for r in rows]
     notes += _frozen_norms(model, chosen)
     (attention, init), _ = Counter((row.attention, row.init) for row in rows).most_common(1)[0]
@@ -182,12 +178,7 @@ def _check_host(model: nn.Module) -> None:
         raise CBAMError(f"the model is wrapped in {outer}. Attach to the bare model first, then wrap it.")
     if isinstance(model, torch.jit.ScriptModule):
         raise CBAMError("a TorchScript module cannot be changed. Attach to the Python model, then script it.")
-    attached = [name for name, module in model.named_modules() if isinstance(module, WithAttention)]
-    if attached:
-        raise CBAMError(
-            f"the model carries attention already, at {len(attached)} sites, the first {attached[0]!r}."
-            " Type cbam.detach(model) first; to use several places at once, give one call a list of sites."
-        )
+    check_unattached(model)
 
 
 def _choose(
@@ -204,17 +195,17 @@ def _choose(
         if not (isinstance(selector, str) and selector in KINDS):
             chosen.update(dict.fromkeys(select([selector], modules), setting))
             continue
-        places, more = _places(selector, modules, probe)
-        if not places:
-            raise _nothing_found(selector, model, modules, probe, more)
+        locations, more = find(selector, probe)
+        if not locations:
+            raise _nothing_found(selector, model, probe, more)
         notes += [note for note in more if note not in notes]
         if selector in modules:
             notes.append(
                 f"sites={selector!r} is a kind of site; the module of that name is sites='re:{selector}'"
             )
-        for place in places:
-            positions.setdefault(place.name, place.position)
-            chosen[place.name] = setting
+        for location in locations:
+            positions.setdefault(location.name, location.position)
+            chosen[location.name] = setting
     ran = {name: rank for rank, name in enumerate(call.name for call in probe.calls)}
     ordered = sorted(chosen.items(), key=lambda item: ran.get(item[0], 0))
     return {name: Chosen(positions.get(name, "output"), setting) for name, setting in ordered}, notes
@@ -234,39 +225,13 @@ def _has_norm(setting: Setting) -> bool:
     return any(isinstance(module, nn.BatchNorm2d) for module in setting.build(16, device="meta").modules())
 
 
-def _places(kind: str, modules: dict[str, nn.Module], probe: Probe) -> tuple[list[Place], list[str]]:
-    """Return the sites of a kind and notes on what was left out."""
-    if kind in ("auto", "residual"):
-        ends, notes = find_branch_ends(probe)
-        if kind == "residual" or ends:
-            return ends, notes
-        why = "no residual branch ends in a module" if notes else "no convolutional residual branches"
-        for found, where in (
-            (find_stages(probe), "to the end of every stage"),
-            (find_convolutions(probe), "behind every convolution"),
-        ):
-            if found:
-                return found, [f"{why}: attention goes {where}", *notes]
-        return [], notes
-    if kind == "stage":
-        return find_stages(probe), []
-    if kind == "conv":
-        return find_convolutions(probe), []
-    if kind == "head":
-        return find_heads(probe)
-    containers = [name for name, module in modules.items() if isinstance(module, _CONTAINERS)]
-    return find_blocks(probe, find_additions(probe), containers), []
-
-
-def _nothing_found(
-    kind: str, model: nn.Module, modules: dict[str, nn.Module], probe: Probe, notes: list[str]
-) -> CBAMError:
-    found = {other: len(_places(other, modules, probe)[0]) for other in KINDS[1:] if other != kind}
+def _nothing_found(kind: str, model: nn.Module, probe: Probe, notes: list[str]) -> CBAMError:
+    found = {other: len(finder(probe).locations) for other, finder in FINDERS.items() if other != kind}
     others = ", ".join(f"{other!r} ({count})" for other, count in found.items() if count)
     instead = f" Kinds that it has: {others}." if others else ""
     why = "".join(f" Left out: {note}." for note in notes)
     return CBAMError(
-        f"sites={kind!r} finds no place in {type(model).__name__}.{why}{instead}"
+        f"sites={kind!r} finds no site in {type(model).__name__}.{why}{instead}"
         " Name the sites: a path, a glob such as 'features.*', a type such as torch.nn.MaxPool2d, a predicate."
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
-from cbam.attach.select import Selector, Selectors, as_list
+from cbam.attach.sites.select import Selector, Selectors, as_list
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn import CBAM, SqueezeExcitation
 from cbam.nn.base import AttentionModule

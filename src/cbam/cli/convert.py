@@ -1,4 +1,4 @@
-"""`cbam convert`: a checkpoint of one dialect of CBAM as a checkpoint of another."""
+"""`cbam convert`: convert a checkpoint from one CBAM format to another."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cbam.checkpoints.loading import load_weights
 from cbam.errors import CBAMError
 from cbam.models import build_model, made_for
 
-DESCRIPTION = f"""Convert a checkpoint from one dialect of CBAM to another.
+DESCRIPTION = f"""Convert a checkpoint from one CBAM format to another.
 
-Dialects: {", ".join(DIALECTS)}. Pickles are read without executing anything; nothing is written unless all of it fits.
+Formats: {", ".join(DIALECTS)}. Pickles are never executed; nothing is written unless everything fits.
 
 Examples: cbam convert authors.pth cbam.safetensors
           cbam convert authors.pth timm.safetensors --to timm
@@ -27,30 +27,30 @@ Examples: cbam convert authors.pth cbam.safetensors
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Convert a checkpoint from one dialect of CBAM to another."""
+    """Convert a checkpoint from one CBAM format to another."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
-    """The checkpoint: .safetensors, or a file of torch.save."""
+    """The checkpoint: .safetensors, or a file written by torch.save."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
-    """The file to write: .safetensors, .pth or .pt."""
+    """The output file: .safetensors, .pth or .pt."""
     to: str = "cbam"
-    """The dialect to write."""
+    """The format to write."""
     from_: Annotated[str, tyro.conf.arg(name="from")] = "auto"
-    """The dialect of the checkpoint; auto: recognise it."""
+    """The format of the checkpoint; auto: detect it."""
     entry: str | None = None
-    """Which state dict of the file, such as state_dict_ema."""
+    """Which state dict in the file to use, such as state_dict_ema."""
     outer_residual: bool = False
-    """The network adds the block's input itself, as xmu's block does inside."""
+    """The network itself adds the block's input, which xmu's block does inside."""
     descriptor_order: str | None = None
-    """avg-max or max-avg, for files in this library's names that do not say it."""
+    """avg-max or max-avg, for files with this library's names that do not record it."""
     model: str | None = None
-    """Name the tensors as in this backbone with attached attention: resnet50, paper_resnet50, any of timm."""
+    """Write the keys of this backbone with attached attention: resnet50, paper_resnet50, any of timm."""
     num_classes: int | None = None
     """Width of the classifier of --model; by default 10 for the CIFAR ResNets, else 1000."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the `arguments` after it; return the exit code."""
+    """Run the command with its `arguments`; return the exit code."""
     return run(tyro.cli(ConvertConfig, prog="cbam convert", description=DESCRIPTION, args=list(arguments)))
 
 
@@ -80,7 +80,7 @@ def run(config: ConvertConfig) -> int:
 def _for_model(config: ConvertConfig, name: str) -> int:
     if config.to != "cbam" or config.out.suffix != ".safetensors":
         raise CBAMError(
-            "--model writes this library's names: leave out --to, and let OUT end in .safetensors."
+            "--model writes this library's names. Leave out --to, and give an OUT that ends in .safetensors."
         )
     classes = config.num_classes or made_for(name)[0]
     model = build_model(name, classes)
@@ -95,7 +95,7 @@ def _for_model(config: ConvertConfig, name: str) -> int:
     )
     write(config.out, model.state_dict(), {"cbam.dialect": "cbam", ORDER: form["descriptor_order"]})
     print(report)
-    print(f"attention that takes these weights: cbam.attach(model, {_written(form)})")
+    print(f"matching attention: cbam.attach(model, {_written(form)})")
     print(f"written to {config.out}")
     return 0
 

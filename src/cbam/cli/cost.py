@@ -1,4 +1,4 @@
-"""`cbam cost`: what one forward pass of a model costs, plain and with attention beside it; the paper's tables."""
+"""`cbam cost`: the cost of a model's forward pass, plain and with attention; the paper's cost tables."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class CostConfig(PlanConfig):
     model: str = ""
     """A backbone: resnet20, paper_resnet50, or a name that torchvision or timm knows."""
     attention: str = "none"
-    """cbam, se, channel or spatial: shown beside the plain model; none: the plain model alone."""
+    """cbam, se, channel or spatial: compared with the plain model; none: the plain model only."""
     batch_size: int = 1
     """Images in the forward pass."""
     depth: int = 1
     """Levels of modules in the table."""
     table: int | None = None
-    """Instead of a model: the cost columns of this table of the paper, 1 to 5, beside our counts."""
+    """Instead of a model: the cost columns of this table of the paper (1 to 5), beside our counts."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the `arguments` after it; return the exit code."""
+    """Run the command with its `arguments`; return the exit code."""
     return run(tyro.cli(CostConfig, prog="cbam cost", description=DESCRIPTION, args=list(arguments)))
 
 
 def run(config: CostConfig) -> int:
-    """Print the table of the model, and what the attention adds, and return the exit code."""
+    """Print the model's table, and what the attention adds; return the exit code."""
     _check(config)
     if config.table is not None:
         print(render_table(config.table))
@@ -65,18 +65,20 @@ _OF_ATTENTION = ("sites", "exclude", "preset", "reduction_ratio", "kernel_size")
 
 def _check(config: CostConfig) -> None:
     if config.table is None and not config.model:
-        raise CBAMError("cost needs --model NAME, such as --model resnet50, or --table N of the paper.")
+        raise CBAMError(
+            "cost needs --model NAME, such as --model resnet50, or --table N for a table of the paper."
+        )
     others = [f.name for f in fields(config) if f.name != "table" and getattr(config, f.name) != f.default]
     if config.table is not None and others:
         given = ", ".join("--" + name.replace("_", "-") for name in others)
         raise CBAMError(
-            f"--table {config.table} says which networks to count and how: leave {given} out, or --table."
+            f"--table {config.table} already sets the networks and their options. Leave out {given}, or --table."
         )
     idle = [name for name in others if name in _OF_ATTENTION] if config.attention == "none" else []
     if idle:
         given = ", ".join("--" + name.replace("_", "-") for name in idle)
         raise CBAMError(
-            f"{given} change{'s' * (len(idle) == 1)} attention, and --attention is none: leave out {given}, or type "
+            f"{given} ha{'ve' if len(idle) > 1 else 's'} no effect with --attention none. Leave out {given}, or add "
             "--attention cbam."
         )
 

@@ -140,9 +140,10 @@ def _maps() -> Iterator[tuple[str, str, str, str]]:
 
 def _row(name: str, module: AttentionModule, note: str = "", reason: str = "") -> tuple[str, str, str, str]:
     (training, why), (inference, also) = route(module.train()), route(module.eval())
-    if dispatch.backend() != "eager" and not cpp.available():
-        reason = "no operator"
-    return name, training, inference, reason or why or also or note
+    found = reason or why or also or note
+    if found and found == cpp.unavailable_reason():
+        found = "no operator"  # the reason is further up in the report
+    return name, training, inference, found
 
 
 def _table(title: str, rows: Iterator[tuple[str, str, str, str]]) -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""`cbam VERB ...`: find the verb, run it, and turn what went wrong into a sentence and an exit code.
+"""`cbam COMMAND ...`: find the command, run it, and turn errors into a message and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 asked for something that does not exist, 130 stopped by Ctrl-C, 143 by a TERM signal.
+Exit codes: 0 done, 1 failed, 2 invalid arguments, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from types import FrameType
 
 from cbam.errors import CBAMError, MissingExtra, nearest
 
-# Verb -> what it does. The file of that name holds main(arguments) and is imported only when it is needed.
-VERBS = {
+# Command -> what it does. The module of that name has main(arguments) and is imported only when needed.
+COMMANDS = {
     "compare": "train plain, SE, CBAM and a control on your images; report whether attention helps",
     "ablate": "repeat the paper's ablations on your images, with seeds and spread",
-    "train": "train one network with attention, on a laptop or many GPUs; stopped, it goes on",
-    "evaluate": "top-1 and top-5 of a trained network, every image counted once",
+    "train": "train one network with attention, on a laptop or many GPUs; resumable",
+    "evaluate": "top-1 and top-5 accuracy of a trained network",
     "plan": "show where attention would go in a model; change nothing",
     "cost": "count parameters, multiply-adds and memory of a model",
-    "bench": "time the attention beside its rivals and beside a copy of the map",
-    "convert": "turn a checkpoint of one CBAM into that of another: authors, timm, pytorchcv, ...",
+    "bench": "time attention against baselines and against a copy of the map",
+    "convert": "convert a checkpoint between CBAM implementations: authors, timm, pytorchcv, ...",
     "shards": "write a folder of images as tar shards, for clusters and object stores",
-    "doctor": "tell what this machine has, and for what the fused operator runs",
+    "doctor": "show what this machine has and when the fused operator runs",
 }
 TERMINATED = 128 + signal.SIGTERM
 
 
 class Terminated(KeyboardInterrupt):
-    """A TERM signal, as a batch system sends before it kills: stop like after Ctrl-C."""
+    """SIGTERM, which schedulers send before they kill: stop as after Ctrl-C."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: What follows `cbam`; by default what was typed.
+        arguments: The arguments after `cbam`; by default those of the process.
 
     Returns:
         The exit code.
@@ -57,18 +57,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"cbam {__version__}")
         return 0
-    verb, *rest = arguments
-    if verb not in VERBS:
-        close = nearest(verb, VERBS, count=1)
+    command, *rest = arguments
+    if command not in COMMANDS:
+        close = nearest(command, COMMANDS, count=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        return _fail(f"there is no verb {verb!r}.{hint} Verbs: {', '.join(VERBS)}", 2)
+        return _fail(f"unknown command {command!r}.{hint} Commands: {', '.join(COMMANDS)}", 2)
     try:
         with _stop_on_sigterm():
-            return importlib.import_module(f"cbam.cli.{verb}").main(rest)
+            return importlib.import_module(f"cbam.cli.{command}").main(rest)
     except KeyboardInterrupt as stop:
         return _fail(str(stop) or "stopped", TERMINATED if isinstance(stop, Terminated) else 130)
     except BrokenPipeError:
-        # The reader of our output went away, as in `cbam ... | head`; Python would complain at exit.
+        # The reader of our output is gone, as in `cbam ... | head`; Python would print an error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except CBAMError as error:
@@ -77,18 +77,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("cbam", ""):
             raise
-        return _fail(str(MissingExtra(f"cbam {verb}", "compare", package)), 2)
+        return _fail(str(MissingExtra(f"cbam {command}", "compare", package)), 2)
     except OSError as error:
         return _fail(str(error), 1)
 
 
 def usage() -> str:
     """Return the text of `cbam --help`."""
-    verbs = "\n".join(f"  {verb:<10}{what}" for verb, what in VERBS.items())
+    names = "\n".join(f"  {command:<10}{what}" for command, what in COMMANDS.items())
     return (
-        "usage: cbam VERB [options]\n\nCBAM attention for any CNN: attach it, count what it costs, "
-        f"measure whether it helps.\n\n{verbs}\n\n"
-        "cbam VERB --help shows the options of a verb; cbam --version the version."
+        "usage: cbam COMMAND [options]\n\nCBAM attention for any CNN: attach it, count what it costs, "
+        f"measure whether it helps.\n\n{names}\n\n"
+        "cbam COMMAND --help shows the options of a command; cbam --version shows the version."
     )
 
 
@@ -97,7 +97,8 @@ def _stop_on_sigterm() -> Iterator[None]:
     def terminate(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    if threading.current_thread() is not threading.main_thread():  # Python lets only the main thread do this
+    # Only the main thread may set signal handlers.
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, terminate)

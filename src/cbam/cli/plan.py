@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 
 from cbam.attach import plan
-from cbam.attach.select import split_sites
+from cbam.attach.sites.select import split_sites
 from cbam.models import build_model, made_for
 
 DESCRIPTION = """Show where attention would go in a model and what it would add. Changes nothing.
@@ -26,17 +26,17 @@ class PlanConfig:
     attention: str = "cbam"
     """cbam, se, channel or spatial."""
     sites: tuple[str, ...] = ("auto",)
-    """auto, residual, block, stage, conv, head; module paths or patterns. auto: residual, the end of every residual
-    branch, or stage, the last map at each resolution, where there is none, or conv, behind every convolution, where
-    there are no stages. Several with spaces or commas."""
+    """auto, residual, block, stage, conv, head; module paths or patterns; several with spaces or commas. auto: residual
+    (the end of every residual branch); in networks without residual branches, stage (the last map at each
+    resolution); in networks without stages, conv (after every convolution)."""
     exclude: tuple[str, ...] = ()
     """Sites to leave out."""
     preset: str = "paper"
-    """CBAM's dialect: paper, official or timm."""
+    """CBAM's preset: paper, official or timm."""
     reduction_ratio: int = 16
-    """Channels over hidden channels in the channel gate."""
+    """The channel gate's MLP has 1/r as many hidden units as there are channels."""
     kernel_size: int | None = None
-    """Kernel of the spatial gate; 7 unless given. SE has none."""
+    """Kernel of the spatial gate; by default 7. SE has none."""
     num_classes: int | None = None
     """Width of the classifier; by default 10 for the CIFAR ResNets, else 1000."""
     input_size: tuple[int, int, int] | None = None
@@ -44,21 +44,21 @@ class PlanConfig:
 
     @property
     def classes(self) -> int:
-        """The given number of classes or the one that the model was made for."""
+        """`num_classes`, or the model's default."""
         if self.num_classes is not None:
             return self.num_classes
         return made_for(self.model)[0]
 
     @property
     def image_size(self) -> tuple[int, int, int]:
-        """The given input size or the one that the model was made for."""
+        """`input_size`, or the model's default."""
         if self.input_size is not None:
             return self.input_size
         return made_for(self.model)[1]
 
     @property
     def attach_arguments(self) -> dict[str, Any]:
-        """What `cbam.plan` and `cbam.attach` take beside the model."""
+        """Arguments of `cbam.plan` and `cbam.attach`."""
         return {
             "attention": self.attention,
             "sites": split_sites(self.sites),
@@ -71,7 +71,7 @@ class PlanConfig:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the `arguments` after it; return the exit code."""
+    """Run the command with its `arguments`; return the exit code."""
     return run(tyro.cli(PlanConfig, prog="cbam plan", description=DESCRIPTION, args=list(arguments)))
 
 

@@ -12,6 +12,7 @@ from cbam.compare.reading import Run, read_run
 from cbam.compare.statistics import PairedDifference, Summary, paired_difference, points, summarise
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
+from cbam.runs.markdown import wrap
 
 
 def page(folder: Path) -> str:
@@ -35,7 +36,7 @@ def page(folder: Path) -> str:
         _how_to_read(summary),
         machine_text(run),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return wrap("\n\n".join(part for part in parts if part)) + "\n"
 
 
 def write_page(folder: Path) -> Path:
@@ -136,7 +137,7 @@ def _recipe(run: Run) -> str:
         f"{images} of {run.data.get('name')} ({size}), {settings.get('epochs')} epochs, batch "
         f"{settings.get('batch_size')}, {settings.get('optimizer')} with peak rate {settings.get('lr')}, seeds 0 to "
         f"{settings.get('seeds', 1) - 1}; accuracy after the last epoch. Every network of a seed starts from the same "
-        "backbone and sees the same images in the same order. Attention is the authors' dialect (preset `official`)."
+        "backbone and sees the same images in the same order. Attention is the authors' (preset `official`)."
     )
     if run.missing:
         text += f" **Unfinished:** {len(run.results)} of {len(run.planned)} trainings are done."
@@ -149,15 +150,15 @@ def _how_to_read(summary: Summary) -> str:
     if sds:
         middle = math.sqrt(sum(sd * sd for sd in sds) / len(sds))
         spread = (
-            f" Here two trainings of one network differ, from seed alone, by {100 * middle:.2f} points "
-            "(standard deviation, over all networks together)."
+            f" Here two trainings of one network that differ only in the seed are {100 * middle:.2f} points apart "
+            "(standard deviation over all networks)."
         )
     return (
         "## How to read this\n\n"
         "± is the standard deviation over the seeds, [ ] the 95 % interval of the paired difference (t test over "
         "seeds). The paper's column is ImageNet-1K with ResNet-50, one run each, no spread given; its differences are "
-        f"turned to accuracy, so that + is better in both.{spread} Other data and a far smaller network: agreement or "
-        "not says little about ImageNet, and the absolute figures cannot be compared."
+        f"those of accuracy, so that + is better in both.{spread} The data are different and the network is far "
+        "smaller: agreement or disagreement says little about ImageNet, and the absolute figures cannot be compared."
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cbam.attach.select import split_sites
+from cbam.attach.sites.select import split_sites
 from cbam.compare.variants import matched_by_control, parse_variants
 from cbam.errors import CBAMError
 from cbam.runs.options import absolute_data, check_ranges, folder_name

@@ -56,7 +56,7 @@ def build_cell(cell: Cell, config: CompareConfig, data: ImageData) -> nn.Module:
     """
     # Lazily: timm and torchvision take seconds to import, and a typing error should not.
     from cbam.attach import attach
-    from cbam.attach.select import split_sites
+    from cbam.attach.sites.select import split_sites
     from cbam.models import build_model, match_parameters
 
     channels = data.input_size[0]

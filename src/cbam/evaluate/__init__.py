@@ -1,4 +1,4 @@
-"""What a model costs and how well it does; imports nothing heavier than torch."""
+"""What a model costs and how accurate it is; imports nothing heavier than torch."""
 
 from cbam.evaluate.cost import Cost, ModuleCost, cost
 from cbam.evaluate.latency import Latency, interleaved_latency

@@ -18,16 +18,16 @@ from cbam.preserve_state import preserve_state, probe_input
 
 @dataclass
 class ModuleCost:
-    """The cost of everything that ran inside one module, its children included."""
+    """The cost of everything that ran inside one module, including its children."""
 
     name: str
     """The module's name in `named_modules()`; empty for the whole model."""
     type: str
     """Its class."""
     parameters: int
-    """Parameters in it and its children."""
+    """Parameters of the module and its children."""
     calls: int = 0
-    """How often it ran."""
+    """Number of times it ran."""
     macs: int = 0
     """Multiply-adds of convolutions and matrix products."""
     flops: int = 0
@@ -35,17 +35,17 @@ class ModuleCost:
     bytes_moved: int = 0
     """Bytes read and written."""
     bytes_saved: int = 0
-    """Bytes that this module was the first to save for backward."""
+    """Bytes saved for backward first by this module."""
     output: tuple[int, ...] | None = None
-    """Shape of its output, if that is one tensor."""
+    """Shape of its output, if it is a single tensor."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one forward pass of a model costs; `print` it for a table."""
+    """What one forward pass of a model costs; prints as a table."""
 
     parameters: int
-    """Number of parameters, shared ones once."""
+    """Number of parameters; shared ones count once."""
     macs: int
     """Multiply-adds of convolutions and matrix products: the paper's GFLOPs."""
     flops: int
@@ -55,11 +55,11 @@ class Cost:
     bytes_saved: int
     """Bytes kept for the backward pass."""
     modules: tuple[ModuleCost, ...]
-    """Every module that ran, in the order of the first call; the model itself is the first."""
+    """Every module that ran, in order of its first call; the model itself comes first."""
     input: tuple[int, ...]
     """Shape of the input, (N, C, H, W)."""
     uncounted: dict[str, int] = field(default_factory=dict)
-    """Operations without a FLOP formula and how often each ran; their bytes are counted."""
+    """Operations without a FLOP formula, and how often each ran; their bytes are counted."""
 
     def table(self, depth: int = 1) -> str:
         """Return the table down to `depth` levels below the model."""
@@ -90,25 +90,25 @@ def cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), *, 
 
     - MACs: one multiply-add of a convolution or matrix product (linear layers, attention) counts 1. This is
       what the CBAM paper calls FLOPs: 3.858 G for its ResNet-50.
-    - FLOPs: 2 x MACs (a bias is where the sum starts and adds nothing), plus 1 per output element of every
+    - FLOPs: 2 x MACs (the bias is the sum's initial value and costs nothing), plus 1 per output element of every
       element-wise operation, 1 per input element of every reduction and adaptive pooling, the window's size per
-      output element of other poolings, 2 per element of a batch norm with running statistics, 5 per
-      element of a batch norm with batch statistics, layer or group norm or softmax. Copies, padding,
-      indexing: 0. What has no formula is listed in `uncounted`.
-    - Bytes moved: all distinct inputs that an aten operation reads plus all outputs that it writes, summed;
-      views are free. An upper limit of the memory traffic, as caches and fusion may save some of it. The fused
-      attention operator counts three readings of its map (two where it has one gate) and one writing, and one
-      reading of a shortcut that it adds.
-    - Bytes saved: what autograd keeps for backward, seen by saved-tensor hooks; each storage once, parameters
-      and buffers left out, frozen layers as they are. In a module's row: what that module was first to save.
+      output element of other poolings, 2 per element of a batch norm with running statistics, and 5 per element of
+      a batch norm with batch statistics, a layer or group norm or a softmax. Copies, padding and indexing: 0.
+      Operations without a formula are listed in `uncounted`.
+    - Bytes moved: all distinct inputs that an aten operation reads plus all outputs that it writes, summed; views
+      are free. An upper bound of the memory traffic, as caches and fusion may save some of it. The fused attention
+      operator counts as reading its map three times (twice with a single gate), writing it once, and reading the
+      shortcut, if it adds one, once.
+    - Bytes saved: what autograd keeps for backward, seen by saved-tensor hooks; each storage once, without
+      parameters and buffers; frozen layers stay frozen. A module's row has what that module saved first.
 
-    What runs is counted: with the fused operator or without it (`cbam.set_backend`). Where the operator takes in
-    the batch norm in front of it, that norm has no row of its own and stands in the attention's; so do the
-    addition and the ReLU behind it.
+    The code that runs is counted, with the fused operator or without it (`cbam.set_backend`). If the operator
+    includes the batch norm before it, that norm has no row of its own: its cost is in the attention's row, and so is
+    that of the addition and the ReLU after it.
 
-    The model runs once, in eval mode (batch norm reads its running statistics, dropout does nothing), on zeros
-    of the parameters' type and device that need no gradient, like images: what a module from the middle of a
-    network saves there stands in its row of that network. The model is left as it was, after an exception too.
+    The model runs once, in eval mode (batch norm uses its running statistics, dropout does nothing), on zeros of the
+    parameters' dtype and device that, like images, require no gradient. A module from the middle of a network may
+    therefore save less alone than in its row of that network. The model is restored, after an exception too.
 
     Args:
         model: any module that maps one tensor (N, C, H, W) to anything.
@@ -116,10 +116,10 @@ def cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), *, 
         batch_size: N.
 
     Returns:
-        Cost: the totals, and a row for each module.
+        Cost: the totals, and a row per module.
 
     Raises:
-        CBAMError: if the sizes make no sense or the forward pass fails.
+        CBAMError: if the sizes are invalid or the forward pass fails.
 
     >>> from torch import nn
     >>> found = cost(nn.Conv2d(3, 8, kernel_size=3, padding=1, bias=False), (3, 16, 16))
@@ -131,7 +131,7 @@ def cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), *, 
     size = _check(model, input_size, batch_size)
     recorder = _Recorder(model)
     with ExitStack() as stack:
-        # Whatever mode the caller is in: this switches gradients on as well.
+        # Whatever mode the caller is in; this also enables gradients.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(preserve_state(model))
         stack.callback(recorder.remove_hooks)
@@ -144,7 +144,7 @@ def cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), *, 
         except Exception as error:
             raise CBAMError(
                 f"the forward pass of {type(model).__name__} on zeros of shape {_shape(size)} failed: {error}. "
-                "Is input_size=(C, H, W) what this model takes?"
+                "Does the model take inputs of input_size=(C, H, W)?"
             ) from error
     total = recorder.rows[model]
     return Cost(
@@ -171,7 +171,7 @@ class _Recorder(TorchDispatchMode):
         self.hooks: list[Any] = []
         owned = [*model.parameters(), *model.buffers()]
         self.owned = {tensor.untyped_storage()._cdata for tensor in owned}
-        # Held, so that no address is given out twice while we count.
+        # Kept alive, so that no address is reused while we count.
         self.saved: dict[int, torch.UntypedStorage] = {}
 
     def add_hooks(self) -> None:
@@ -195,7 +195,7 @@ class _Recorder(TorchDispatchMode):
         if isinstance(output, Tensor):
             self.rows[module].output = tuple(output.shape)
 
-    # The attention modules need not run in plain torch for the sake of such hooks.
+    # Attention modules with only such hooks still run in the fused operator.
     enter.observes_only = leave.observes_only = True  # type: ignore[attr-defined]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Counts of right and wrong answers."""
+"""Counts of correct and wrong predictions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cbam.errors import CBAMError
 
 
 def confusion_matrix(predictions: Tensor, labels: Tensor, n: int) -> Tensor:
-    """Count how often each class was taken for each class.
+    """Count how often each true class was predicted as each class.
 
     Args:
         predictions: predicted classes, integers (N,) in 0..n-1.

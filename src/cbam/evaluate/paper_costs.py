@@ -1,4 +1,4 @@
-"""The cost columns of the paper's tables beside what our networks cost."""
+"""The cost columns of the paper's tables beside the costs of our networks."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class CountedRow:
     Args:
         printed: the paper's row.
         parameters: of our network.
-        macs: multiply-adds of its convolutions and linear layers for one image of 224 x 224, those of the attention
-            included: what the paper calls FLOPs.
+        macs: multiply-adds of its convolutions and linear layers, including the attention's, for one image of
+            224 x 224: what the paper calls FLOPs.
     """
 
     printed: PaperRow
@@ -35,12 +35,12 @@ class CountedRow:
 
     @property
     def params(self) -> str:
-        """Our parameters in millions, with as many digits as are printed."""
+        """Our parameters in millions, with as many digits as in the paper."""
         return _round(self.parameters, 6, self.printed.params or "0.00")
 
     @property
     def gflops(self) -> str:
-        """Our multiply-adds in billions, with as many digits as are printed."""
+        """Our multiply-adds in billions, with as many digits as in the paper."""
         return _round(self.macs, 9, self.printed.gflops or "0.000")
 
     @property
@@ -55,7 +55,7 @@ class CountedRow:
 
 
 def count_row(row: PaperRow) -> CountedRow:
-    """Build the network of a printed row without memory and count it.
+    """Build the network of a row on the meta device and count its cost.
 
     >>> from cbam.evaluate.paper_tables import TABLES
     >>> found = count_row(TABLES[4].rows[2])
@@ -75,7 +75,7 @@ def render_table(number: int, counted: Sequence[CountedRow] | None = None) -> st
 
     Args:
         number: 1 to 5.
-        counted: its rows if they are counted already.
+        counted: its rows, if they have been counted already.
 
     Raises:
         CBAMError: for another number.
@@ -95,7 +95,7 @@ _HEADINGS = (
     ("", "paper", "ours", "exactly", "paper", "ours", "exactly", "top-1", "top-5"),
 )
 _CONVENTION = (
-    "GFLOPs are multiply-adds of convolutions and linear layers for one image of 224 x 224, the attention's included; "
+    "GFLOPs are multiply-adds of convolutions and linear layers for one image of 224 x 224, including the attention's; "
     "norms, pooling and gating are not counted. Ours are rounded half up to the printed digits. The errors are the "
     "paper's; it gives no seeds and no spread."
 )
@@ -135,13 +135,13 @@ def _line(row: tuple[str, ...], widths: list[int]) -> str:
 def _verdict(counted: Sequence[CountedRow]) -> str:
     figures = sum(cell is not None for row in counted for cell in (row.printed.params, row.printed.gflops))
     if not figures:
-        return "The paper prints no costs here; ours stand alone."
+        return "The paper gives no costs here; the table shows only ours."
     different = sum(row.params_differ + row.gflops_differ for row in counted)
     if not different:
-        return f"All {figures} printed figures come out of our networks, digit for digit."
+        return f"Our networks reproduce all {figures} printed figures, digit for digit."
     return (
-        f"{figures - different} of {figures} printed figures come out of our networks, digit for digit; "
-        f"! marks the {different} that {'does' if different == 1 else 'do'} not."
+        f"Our networks reproduce {figures - different} of {figures} printed figures, digit for digit; "
+        f"! marks the {different} that differ{'s' * (different == 1)}."
     )
 
 
@@ -150,6 +150,6 @@ def _wrapped(text: str, bullet: str = "") -> list[str]:
 
 
 def _round(count: int, power: int, like: str) -> str:
-    """Return count / 10^power with the digits behind the point that `like` has."""
+    """Return count / 10^power with as many decimals as `like` has."""
     step = Decimal(1).scaleb(-len(like.partition(".")[2]))
     return str(Decimal(count).scaleb(-power).quantize(step, ROUND_HALF_UP))

@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 5 as data: what is printed there, and which network of ours each row is.
+"""The paper's Tables 1 to 5 as data: what is printed there, and which of our networks each row is.
 
 Source: Woo et al., "CBAM: Convolutional Block Attention Module", arXiv 1807.06521 v2. Errors are in percent, single
 crop 224 x 224 of ImageNet-1K's validation images. The paper names no seeds and prints no spread for any of them.
@@ -24,7 +24,7 @@ class PaperRow:
         gflops: billions of multiply-adds, with the printed digits; None where the table has no such column.
         top1, top5: errors in percent.
         switches: more arguments for `cbam.attach`, such as `kernel_size=3`.
-        sites: places for `cbam.attach`.
+        sites: `sites` for `cbam.attach`.
 
     >>> row = TABLES[4].rows[8]
     >>> row.label, row.params, row.gflops, row.top1
@@ -43,13 +43,13 @@ class PaperRow:
 
     @property
     def attach_arguments(self) -> dict[str, Any]:
-        """What `cbam.attach` takes after the model: the authors' dialect, whose biases the printed counts need."""
+        """Arguments for `cbam.attach`: the authors' preset, whose biases are part of the printed counts."""
         return {"attention": self.attention, "sites": self.sites, "preset": "official", **self.switches}
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One table of the paper: its number, what it shows, its rows, and where it contradicts the paper or our counts."""
+    """One table of the paper; `notes` say where it contradicts the text or our counts."""
 
     number: int
     title: str
@@ -71,9 +71,9 @@ def paper_table(number: int) -> PaperTable:
     if number in (6, 7):
         data = "MS COCO" if number == 6 else "VOC 2007"
         raise CBAMError(
-            f"table {number} is about detection ({data}); it is not here yet. Tables to choose from: 1, 2, 3, 4, 5."
+            f"table {number} is about detection ({data}), which is not supported yet. Choose one of 1, 2, 3, 4, 5."
         )
-    raise CBAMError(f"the paper has Tables 1 to 7, given {number}. Tables to choose from: 1, 2, 3, 4, 5.")
+    raise CBAMError(f"the paper has Tables 1 to 7, given {number}. Choose one of 1, 2, 3, 4, 5.")
 
 
 _R50 = "paper_resnet50"
@@ -101,7 +101,7 @@ _TABLE_1 = PaperTable(
     ),
     (
         (
-            "The same networks stand in Tables 2 and 4 with other costs: SE with 28.09 M and 3.860 G, both pools with "
+            "The same networks appear in Tables 2 and 4 with other costs: SE with 28.09 M and 3.860 G, both pools with "
             "28.09 M. A gate with r = 16 in every block adds 2,530,992 parameters, so 28.09 M is the right figure and "
             "the cost columns of Table 1 are those of some other network."
         ),
@@ -110,7 +110,7 @@ _TABLE_1 = PaperTable(
 
 _TABLE_2 = PaperTable(
     2,
-    "spatial attention: descriptor and kernel, behind the channel gate (ResNet-50)",
+    "spatial attention: descriptor and kernel, after the channel gate (ResNet-50)",
     (
         PaperRow("channel (SE)", _R50, "se", "28.09", "3.860", 23.14, 6.70),
         PaperRow("channel", _R50, "channel", "28.09", "3.860", 22.80, 6.52),
@@ -190,8 +190,8 @@ _TABLE_4 = PaperTable(
     ),
     (
         "ResNeXt50: SE has the smaller top-1 error (21.91 against CBAM's 21.92).",
-        ('The overhead that the text calls "negligible" is that of the multiply-adds: +0.16 % on ResNet-50. Its '
-        "parameters grow by 9.9 %, those of ResNet-101 by 10.7 %; no time is printed anywhere."),
+        ('What the text calls "negligible" overhead is the multiply-adds: +0.16 % on ResNet-50. Its '
+        "parameters grow by 9.9 %, those of ResNet-101 by 10.7 %; no timing is given anywhere."),
     ),
 )  # fmt: skip
 
@@ -207,8 +207,8 @@ _TABLE_5 = PaperTable(
         ), sites="conv"),
     ),
     (
-        ("The counts fit only with the module behind every convolution with its norm and ReLU, 27 in all (the first, "
-        "13 depthwise, 13 pointwise); behind the pointwise ones alone it would be 4.72 M. The text does not say so."),
+        ("The counts fit only with the module after every convolution with its norm and ReLU, 27 in all (the first, "
+        "13 depthwise, 13 pointwise); after the pointwise ones alone it would be 4.72 M. The text does not say so."),
         ("alpha=0.7 + SE: hidden widths of C/16 rounded down, as in the authors' code and here, give 2,704,661, which "
         "rounds to 2.70; rounded to the nearest, 2,709,854. At alpha = 1.0 and in every ResNet C/16 is whole."),
         "Parameters grow by 19.9 % with SE or CBAM at alpha = 1.0.",

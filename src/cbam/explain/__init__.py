@@ -1,4 +1,4 @@
-"""Where a network looks: class activation maps and their pictures."""
+"""Where a network looks: class activation maps, and pictures of them."""
 
 from cbam.explain.gradcam import ClassActivationMaps, class_activation_maps
 from cbam.explain.pictures import gradcam_pictures

@@ -22,10 +22,10 @@ class ClassActivationMaps:
     """Grad-CAM of a batch of N images.
 
     Attributes:
-        heat: (N, h, w) float32 on the CPU, each map divided by its own maximum: 1 is the place that argues most for
-            the class, 0 argues not at all. A flat map is all zero.
-        flat: whether a map has no place that stands out beyond rounding (zero everywhere, or one value everywhere).
-        probabilities: softmax of the scores at the asked class.
+        heat: (N, h, w) float32 on the CPU, each map divided by its own maximum: 1 is the location with the most
+            evidence for the class, 0 means none. A flat map is all zero.
+        flat: whether a map is constant up to rounding (zero everywhere, or one value everywhere).
+        probabilities: softmax of the scores at the given labels.
         predicted: the class with the highest score.
     """
 
@@ -38,22 +38,21 @@ class ClassActivationMaps:
 def class_activation_maps(
     model: nn.Module, layer: str, images: Tensor, labels: Sequence[int]
 ) -> ClassActivationMaps:
-    """Compute Grad-CAM (Selvaraju et al. 2017): relu(sum over k of w_k A_k), w_k = mean over places of dscore/dA_k.
+    """Compute Grad-CAM (Selvaraju et al. 2017): relu(sum over k of w_k A_k), w_k = mean over locations of dscore/dA_k.
 
-    Works on networks with in-place operations and with frozen parameters, also inside `torch.no_grad()`. Training
-    flags, `requires_grad`, `.grad` and hooks are the same afterwards, even if the network raises. It departs from
-    torchcam's normalised maps in one point: the minimum is not subtracted, so a map that is nearly the same everywhere
-    is not stretched into a pattern.
+    Works on networks with in-place operations and frozen parameters, and inside `torch.no_grad()`. Training flags,
+    `requires_grad`, `.grad` and hooks are restored, even if the network raises. One difference from torchcam's
+    normalised maps: the minimum is not subtracted, so a nearly constant map is not stretched into a pattern.
 
     Args:
         model: a classifier: (N, C, H, W) -> scores (N, K).
-        layer: the name of the module whose output is read; it must be a feature map (N, C, h, w).
-        images: (N, C, H, W), normalised as for training; moved to the model's device and type.
-        labels: N class numbers.
+        layer: name of the module whose output is used; it must be a feature map (N, C, h, w).
+        images: (N, C, H, W), normalised as for training; moved to the model's device and dtype.
+        labels: N class indices.
 
     Raises:
-        CBAMError: no such layer, its output is no feature map, it does not take part in the score, wrong shapes, or
-            activations, scores or gradients are not finite (the message names which).
+        CBAMError: the layer does not exist, its output is not a feature map, or the score does not depend on it; wrong
+            shapes; activations, scores or gradients that are not finite (the message says which).
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * 36, 3))
     >>> maps = class_activation_maps(net, "1", torch.rand(2, 1, 8, 8), [0, 2])
@@ -83,12 +82,12 @@ def class_activation_maps(
             ) from error
         _check_finite(f"the gradient at layer {layer!r}", extractor.hook_g[0])
         heat, flat = _scaled(raw, extractor.hook_a[0], extractor.hook_g[0])
-        chances = scores.detach().float().softmax(dim=1).cpu()
+        probabilities = scores.detach().float().softmax(dim=1).cpu()
     return ClassActivationMaps(
         heat=heat.cpu(),
         flat=tuple(flat.tolist()),
-        probabilities=tuple(chances[range(len(chances)), list(labels)].tolist()),
-        predicted=tuple(chances.argmax(dim=1).tolist()),
+        probabilities=tuple(probabilities[range(len(probabilities)), list(labels)].tolist()),
+        predicted=tuple(probabilities.argmax(dim=1).tolist()),
     )
 
 
@@ -104,7 +103,7 @@ def _checked_layer(model: nn.Module, layer: str, images: Tensor, labels: Sequenc
 
 
 def _scaled(raw: Tensor, activation: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide each map by its maximum, and say which maps show nothing but rounding."""
+    """Divide each map by its maximum; return the maps, and which of them hold only rounding errors."""
     weights = gradient.float().flatten(2).mean(-1)[:, :, None, None]
     terms = (weights.abs() * activation.float().abs()).sum(1).amax((1, 2))
     raw = raw.float()
@@ -116,7 +115,7 @@ def _scaled(raw: Tensor, activation: Tensor, gradient: Tensor) -> tuple[Tensor, 
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode by its flag: `train` and `eval` may be overridden by the user."""
+    """Put every module in eval mode by setting its flag: users may have overridden `train` and `eval`."""
     flags = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in flags:
@@ -129,7 +128,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _gradients_kept(model: nn.Module) -> Iterator[None]:
-    """Put the parameters' gradients back afterwards: torchcam 0.4 (Python 3.10) zeroes and fills them."""
+    """Restore the parameters' gradients afterwards: torchcam 0.4 (Python 3.10) zeroes and fills them."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         for parameter, _ in gradients:
@@ -141,23 +140,23 @@ def _gradients_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _differentiable(images: Tensor, model: nn.Module) -> Tensor:
-    """Return images with a gradient, so that a frozen network has a graph too."""
+    """Return images that require a gradient, so that a frozen network has a graph too."""
     parameter = next(model.parameters(), None)
     copy = images.detach().clone()
     if parameter is not None:
         copy = copy.to(device=parameter.device, dtype=parameter.dtype)
-    # The clone is no leaf: a network whose first operation works in place would refuse one.
+    # Not a leaf: autograd would reject an in-place first operation on one.
     return copy.requires_grad_(True).clone()
 
 
 def _checked_copy(layer: str) -> Callable[[nn.Module, Any, Any], Tensor]:
-    """Hand a copy of the layer's output on: torchcam 0.4 keeps the tensor itself, which a later step may overwrite."""
+    """Make a hook that returns a copy of the output: torchcam 0.4 keeps the tensor, which may be overwritten later."""
 
     def check(_module: nn.Module, _inputs: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 4:
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise CBAMError(
-                f"layer {layer!r} must give a feature map (N, C, h, w) for Grad-CAM; it gives {found}"
+                f"layer {layer!r} must return a feature map (N, C, h, w) for Grad-CAM; it returns {found}"
             )
         return output.clone()
 
@@ -167,14 +166,14 @@ def _checked_copy(layer: str) -> Callable[[nn.Module, Any, Any], Tensor]:
 def _recorded(activations: Sequence[Tensor | None], layer: str) -> Tensor:
     activation = activations[0]
     if activation is None:
-        raise CBAMError(f"layer {layer!r} took no part in the forward pass: choose another layer")
+        raise CBAMError(f"layer {layer!r} did not run in the forward pass: choose another layer")
     return activation
 
 
 def _check_scores(scores: Any, labels: Sequence[int]) -> None:
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(labels):
         found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise CBAMError(f"expected the model to give scores ({len(labels)}, classes); it gives {found}")
+        raise CBAMError(f"expected the model to return scores ({len(labels)}, classes); it returns {found}")
     wrong = [label for label in labels if not 0 <= label < scores.shape[1]]
     if wrong:
         raise CBAMError(f"label {wrong[0]} is not one of the model's {scores.shape[1]} classes")

@@ -1,4 +1,4 @@
-"""A map of values between 0 and 1, drawn over the picture that it speaks about."""
+"""Draw a map of values between 0 and 1 over an image."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from PIL import Image
 
 from cbam.errors import CBAMError
 
-# Brightness rises evenly with the value: no false edges as in jet or turbo, and readable without colour vision.
+# Perceptually uniform: no false edges as in jet or turbo, and readable for the colour-blind.
 COLOUR_MAP = "inferno"
 _STRONGEST = 0.8
 _SHOWN_SIDE = 168
 
 
 def colours(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return RGBA for values in 0..1: inferno, as opaque as the value is high, so that cold places stay uncovered.
+    """Return RGBA for values in 0..1: inferno, more opaque for higher values, so that low values show the image.
 
     Args:
-        values: any shape; outside 0..1 it is clipped.
+        values: any shape; clipped to 0..1.
 
     Returns:
-        The same shape with a last axis of 4, each between 0 and 1.
+        The same shape with a last axis of 4; every value is between 0 and 1.
 
     >>> colours(np.array([0.0, 1.0]))[:, 3].tolist()
     [0.0, 0.8]
@@ -51,18 +51,18 @@ def colour_stops(count: int = 9) -> list[tuple[float, str]]:
 def overlay(picture: Image.Image, heat: NDArray[np.floating]) -> Image.Image:
     """Draw a coarse map over a picture.
 
-    The map is enlarged smoothly (bilinear). A small picture is enlarged first, by a whole factor and without
-    smoothing, so that its pixels stay the pixels that the network saw.
+    The map is enlarged bilinearly. A small picture is enlarged first, by an integer factor without interpolation,
+    so that its pixels stay those that the network saw.
 
     Args:
-        picture: any mode that Pillow turns into RGB; size (W, H) in pixels.
-        heat: shape (h, w), finite, meant to lie in 0..1.
+        picture: any mode that Pillow converts to RGB; size (W, H) in pixels.
+        heat: shape (h, w), finite; clipped to 0..1.
 
     Returns:
-        An RGB picture of `picture`'s size times a whole number.
+        An RGB picture, an integer multiple of `picture`'s size.
 
     Raises:
-        CBAMError: the map has the wrong rank, is empty, or holds NaN or infinity.
+        CBAMError: the map has the wrong rank, is empty, or contains NaN or infinity.
 
     >>> overlay(Image.new("L", (28, 28)), np.eye(7)).size
     (168, 168)
@@ -72,7 +72,7 @@ def overlay(picture: Image.Image, heat: NDArray[np.floating]) -> Image.Image:
         raise CBAMError(f"a map must have the shape (height, width); got {heat.shape}")
     if not np.isfinite(heat).all():
         raise CBAMError(
-            f"the map holds {int((~np.isfinite(heat)).sum())} values that are not finite; no picture drawn"
+            f"the map contains {int((~np.isfinite(heat)).sum())} values that are not finite (NaN or infinity)"
         )
     base = enlarged(picture.convert("RGB"))
     smooth = Image.fromarray(np.clip(heat, 0.0, 1.0)).resize(base.size, Image.Resampling.BILINEAR)
@@ -83,7 +83,7 @@ def overlay(picture: Image.Image, heat: NDArray[np.floating]) -> Image.Image:
 
 
 def enlarged(picture: Image.Image) -> Image.Image:
-    """Enlarge a picture below 84 pixels by a whole factor to about 168 pixels, every pixel a sharp square.
+    """Enlarge a picture smaller than 84 pixels by an integer factor to about 168, keeping pixels sharp squares.
 
     >>> enlarged(Image.new("L", (8, 8))).size, enlarged(Image.new("L", (224, 224))).size
     ((168, 168), (224, 224))

@@ -1,4 +1,4 @@
-"""The same images seen by several networks: Grad-CAM overlays and a manifest in one folder."""
+"""Grad-CAM of the same images for several networks: overlays and a manifest in one folder."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from cbam.explain.overlay import overlay
 
 
 class PictureData(Protocol):
-    """What is needed of a data set: labels, tensors addressed by (epoch, index), and pictures."""
+    """What `gradcam_pictures` needs of a dataset: labels, tensors by (epoch, index), and pictures."""
 
     labels: list[int]
 
-    def __getitem__(self, address: tuple[int, int], /) -> tuple[Tensor, int]:
+    def __getitem__(self, item: tuple[int, int], /) -> tuple[Tensor, int]:
         """Return the normalised tensor (C, H, W) and the label."""
 
     def picture(self, index: int, /) -> Image.Image:
-        """Return the image as the network sees it, not normalised."""
+        """Return the image as the network sees it, before normalisation."""
 
 
 def gradcam_pictures(
@@ -43,21 +43,21 @@ def gradcam_pictures(
 ) -> None:
     """Draw Grad-CAM for the true class over the same images for every model; write PNG files and `pictures.json`.
 
-    The images are chosen by rule, not by hand: the first image of each of the first `count` classes, in file order.
-    The folder appears as a whole, in place of an older one. A model whose values are not finite gets no overlays but
-    a note in the manifest, because one broken network must not cost the others their pictures.
+    The images are chosen by a rule: the first image of each of the first `count` classes, in file order. The folder
+    is replaced as a whole. A model with non-finite values gets no overlays but a note in the manifest, so one broken
+    network does not cost the others their pictures.
 
     Args:
-        models: variant -> trained classifier; left as it was found.
-        layer: the module whose output Grad-CAM reads, in every model.
+        models: variant -> trained classifier; unchanged afterwards.
+        layer: name of the module whose output Grad-CAM uses, in every model.
         dataset: validation images.
         classes: class names, in the order of the labels.
         out_dir: the folder to write.
         count: how many classes to show.
-        seed: the seed with which these models were trained, told to the reader.
+        seed: the seed that these models were trained with; goes into the manifest.
 
     Raises:
-        CBAMError: there is no image to draw, or no model to ask, or a model has no such layer.
+        CBAMError: there is no image or no model, or a model has no such layer.
     """
     chosen = first_of_each_class(dataset.labels, min(count, len(classes)))
     if not chosen or not models:
@@ -68,7 +68,7 @@ def gradcam_pictures(
             raise unknown_name("layer", layer, names)
     images = torch.stack([dataset[(0, index)][0] for index in chosen])
     labels = [int(dataset.labels[index]) for index in chosen]
-    maps, notes = _ask(models, layer, images, labels)
+    maps, notes = _maps(models, layer, images, labels)
     manifest: dict[str, Any] = {
         "rule": f"the first validation image of each of the first {len(chosen)} classes, in file order",
         "layer": layer,
@@ -88,10 +88,10 @@ def gradcam_pictures(
 
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """Give an empty folder that takes the place of `folder` once it is filled without an exception."""
+    """Yield an empty folder that replaces `folder` unless the block raises."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{getpid()}.new")
-    for leftover in folder.parent.glob(f".{folder.name}.*.new"):  # of a killed run
+    for leftover in folder.parent.glob(f".{folder.name}.*.new"):  # from a killed run
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         fresh.mkdir()
@@ -114,7 +114,7 @@ def first_of_each_class(labels: Sequence[int], count: int) -> list[int]:
     return [first[label] for label in range(count) if label in first]
 
 
-def _ask(
+def _maps(
     models: Mapping[str, nn.Module], layer: str, images: Tensor, labels: Sequence[int]
 ) -> tuple[dict[str, ClassActivationMaps], dict[str, str]]:
     maps, notes = {}, {}

@@ -1,4 +1,4 @@
-"""The control of a comparison: the same plain network with as many parameters as the one with attention."""
+"""The control of a comparison: the plain network, widened to the parameter count of the one with attention."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from cbam.preserve_state import preserve_state, probe_input
 def match_parameters(model: nn.Module, target_parameters: int, *, tolerance: float = 0.01) -> nn.Module:
     """Add channels inside the residual blocks until the model has about `target_parameters` parameters.
 
-    A block's inner channels (between conv1 and conv2, and between conv2 and conv3 of a bottleneck) grow, in
-    proportion to their number as far as single channels allow; its inputs and outputs, and so the whole rest of
-    the network, stay as they are. The new channels are drawn with the spread of the old ones (torch's global
-    random numbers), and whatever reads them starts at zero: the output at the start is that of the plain
-    network up to float rounding. Works for blocks with conv1, bn1, conv2, bn2 (and conv3, bn3) without groups,
-    such as our own ResNets and those of torchvision and timm; whether a block qualifies is found by widening a
-    copy of it and comparing the outputs.
+    A block's inner channels (between conv1 and conv2, and between conv2 and conv3 of a bottleneck) grow in
+    proportion to their number, as far as single channels allow. Its inputs and outputs, and so the rest of the
+    network, stay as they are. The new channels' weights have the standard deviation of the old ones (drawn from
+    torch's global generator), and the weights that read them start at zero: at first the output is that of the plain
+    network, up to float rounding. Works for blocks with conv1, bn1, conv2, bn2 (and conv3, bn3) without groups, such
+    as our ResNets and those of torchvision and timm, and for timm's inverted residuals. A copy of each block is
+    widened first, and its outputs compared, to see whether the block qualifies.
 
-    Parameters are replaced: make the optimizer afterwards.
+    Parameters are replaced: create the optimizer afterwards.
 
     Args:
-        model: changed in place, if at all.
-        target_parameters: parameters to arrive at, more than the model has.
+        model: changed in place.
+        target_parameters: number of parameters to reach, more than the model has.
         tolerance: largest accepted |reached - target| / target.
 
     Returns:
         The same model.
 
     Raises:
-        CBAMError: if there is no such block, or no reachable width is close enough; the model is then unchanged.
+        CBAMError: if there is no such block, or no width is close enough; the model is then unchanged.
 
     >>> from cbam.models import build_model
     >>> net = build_model("resnet20", 10)
@@ -49,7 +49,7 @@ def match_parameters(model: nn.Module, target_parameters: int, *, tolerance: flo
     current = sum(parameter.numel() for parameter in model.parameters())
     if target_parameters <= current:
         raise CBAMError(
-            f"match_parameters can only add: the target of {target_parameters:,} parameters is not above the "
+            f"match_parameters can only add parameters: the target of {target_parameters:,} is not above the "
             f"{current:,} that the model has."
         )
     joints = _find_joints(model)
@@ -58,7 +58,7 @@ def match_parameters(model: nn.Module, target_parameters: int, *, tolerance: flo
     if abs(reached - target_parameters) > tolerance * target_parameters:
         raise CBAMError(
             f"cannot widen {type(model).__name__} to {target_parameters:,} parameters within {tolerance:.2%}: the "
-            f"closest that whole channels reach is {reached:,}. Give a larger tolerance."
+            f"closest with whole channels is {reached:,}. Give a larger tolerance."
         )
     with torch.no_grad():
         for joint, channels in zip(joints, extra, strict=True):
@@ -69,9 +69,9 @@ def match_parameters(model: nn.Module, target_parameters: int, *, tolerance: flo
 
 @dataclass(frozen=True)
 class _Joint:
-    """Channels that leave one convolution, pass a batch norm and enter the next convolution.
+    """The channels between two convolutions, with the batch norm between them.
 
-    In an inverted residual they pass a depthwise convolution and its norm on the way.
+    In an inverted residual there is also a depthwise convolution and its norm.
     """
 
     before: nn.Conv2d
@@ -85,7 +85,7 @@ class _Joint:
         return self.before.out_channels
 
     def channel_cost(self, extra_in: int, extra_out: int) -> int:
-        """Parameters of one more channel, when its neighbours have grown by `extra_in` and `extra_out`."""
+        """Parameters of one more channel, if its neighbours have grown by `extra_in` and `extra_out`."""
         rows = (self.before.in_channels + extra_in) * _area(self.before) + (self.before.bias is not None)
         if self.depthwise is not None:
             rows += _area(self.depthwise) + (self.depthwise.bias is not None)
@@ -139,13 +139,12 @@ def _find_joints(model: nn.Module) -> list[_Joint]:
             if _survives_widening(block):
                 joints += _joints(block)
     if not joints:
-        found = f"{looked_like} blocks look like it, but have" if looked_like else "no block has"
+        found = f"{looked_like} blocks look like one, but have" if looked_like else "no block has"
         which = "grouped convolutions or other parts between" if looked_like else "conv1, bn1, conv2, bn2"
         raise CBAMError(
-            "match_parameters knows residual blocks with plain convolutions conv1, conv2[, conv3] and batch norms "
-            f"bn1, bn2[, bn3], and timm's inverted residuals; in this {type(model).__name__} {found} "
-            f"{which}. Leave the "
-            "parameter-matched control out (no 'control' in --attention), or compare on a ResNet."
+            "match_parameters supports residual blocks with plain convolutions conv1, conv2[, conv3] and batch norms "
+            f"bn1, bn2[, bn3], and timm's inverted residuals; in this {type(model).__name__} {found} {which}. "
+            "Leave out the parameter-matched control (no 'control' in --attention), or compare on a ResNet."
         )
     return joints
 
@@ -166,7 +165,7 @@ def _joints(block: nn.Module) -> Iterator[_Joint]:
 
 
 def _survives_widening(block: nn.Module) -> bool:
-    """Tell whether one more channel in every joint leaves what the block computes as it is."""
+    """Whether one more channel in every joint leaves the block's output unchanged."""
     twin = copy.deepcopy(block)
     joints = list(_joints(twin))
     if any(type(conv) is not nn.Conv2d or conv.groups != 1 for j in joints for conv in (j.before, j.after)):
@@ -180,7 +179,7 @@ def _survives_widening(block: nn.Module) -> bool:
                 joint.grow(1)
             widened = twin(x.clone())
         except Exception:
-            # Whatever goes wrong inside somebody's block, it is not one that can be widened this way.
+            # Somebody else's block may raise anything; it just cannot be widened this way.
             return False
     if not isinstance(expected, Tensor):
         return False
@@ -188,7 +187,7 @@ def _survives_widening(block: nn.Module) -> bool:
 
 
 def _distribute(joints: list[_Joint], budget: int) -> list[int]:
-    """Choose how many channels each joint gets: at least one in all, near the budget, in proportion to widths."""
+    """Choose how many channels each joint gains: in proportion to its width, near the budget, at least one in total."""
     extra = [0] * len(joints)
     neighbours = _neighbours(joints)
     queue = [(0.5 / joint.width, index) for index, joint in enumerate(joints)]
@@ -209,7 +208,7 @@ def _distribute(joints: list[_Joint], budget: int) -> list[int]:
 
 
 def _neighbours(joints: list[_Joint]) -> list[tuple[int | None, int | None]]:
-    """For each joint the indices of those that end and begin at its convolutions: a bottleneck's other joint."""
+    """For each joint, the indices of the joints that end and begin at its convolutions (in a bottleneck, the other)."""
     ends = {joint.after: index for index, joint in enumerate(joints)}
     begins = {joint.before: index for index, joint in enumerate(joints)}
     return [(ends.get(joint.before), begins.get(joint.after)) for joint in joints]
@@ -225,7 +224,7 @@ def _price(
 
 
 def _added(joints: list[_Joint], extra: list[int]) -> int:
-    # One joint after the other, so that what two grown neighbours share is counted once.
+    # One joint after another, so that weights shared by two grown neighbours are counted once.
     neighbours = _neighbours(joints)
     so_far = [0] * len(joints)
     total = 0

@@ -12,7 +12,7 @@ from cbam.nn.channel import ChannelAttention
 from cbam.nn.presets import Preset, resolve_preset
 from cbam.nn.spatial import SpatialAttention
 from cbam.ops import reference
-from cbam.ops.signature import NO_CHANNEL_GATE, OperatorConfig, Weights
+from cbam.ops.signature import NO_CHANNEL_GATE, POOLINGS, OperatorConfig, Weights
 
 
 class CBAM(AttentionModule):
@@ -143,8 +143,8 @@ class CBAM(AttentionModule):
         channel, spatial = self._pair()
         if spatial is None:
             return channel.operator_config()
-        settings = spatial.operator_config()
-        return settings if channel is None else settings._replace(pooling=channel.operator_config().pooling)
+        config = spatial.operator_config()
+        return config if channel is None else config._replace(pooling=POOLINGS[channel.channel_pooling])
 
     def _pair(self) -> tuple[Any, Any]:
         modules = self._modules  # faster than attributes

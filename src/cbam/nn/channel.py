@@ -1,4 +1,4 @@
-"""The channel gate ("what"), and squeeze-and-excitation, which is its half with average pooling only."""
+"""The channel gate ("what"), and squeeze-and-excitation, the same with average pooling only."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ class SpatialAttention(Gate):
         descriptor = DESCRIPTORS[self.spatial_descriptor, self.descriptor_order]
         norm: Any = self._modules.get("norm")
         if norm is None:
-            return OperatorConfig(descriptor=descriptor, activation=ACTIVATIONS[self.activation])
+            return OperatorConfig(0, descriptor, ACTIVATIONS[self.activation])
         return OperatorConfig(0, descriptor, ACTIVATIONS[self.activation], norms.uses_batch(norm), norm.eps)
 
     def after_operator(self, x: Tensor, stats: Tensor) -> None:

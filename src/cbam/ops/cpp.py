@@ -12,19 +12,11 @@ title = "the C++ operator"
 device = "the CPU"
 device_types: tuple[str, ...] = ("cpu",)
 
-# The compiled library has registered its kernels.
+# The compiled library has registered its kernels; the first question whether it is there loads it.
 forward, backward = registered.forward, registered.backward
+unavailable_reason = library.load
 
 _SETS = {0: "plain", 1: "avx2", 2: "avx512"}
-
-
-def unavailable_reason() -> str | None:
-    """Return why the operator is not there; loads its library at the first call.
-
-    >>> unavailable_reason() is None or "reinstall" in unavailable_reason()
-    True
-    """
-    return library.load()
 
 
 def unsupported_reason(x: Tensor) -> str | None:

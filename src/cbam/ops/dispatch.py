@@ -119,7 +119,8 @@ def can_fuse(x: Tensor, weights: Weights | str) -> bool:
 
 def operator_for(x: Tensor) -> Backend:
     """Return the operator that computes maps like x in eager mode, where `can_fuse` said that one does."""
-    return _TABLE[_chosen or _from_environment(), x.device.type]
+    kind = "cpu" if x.is_cpu else x.device.type  # in this order: the second one takes longer
+    return _TABLE[_chosen or _from_environment(), kind]
 
 
 def operator_on(device_type: str) -> Backend | None:
@@ -149,7 +150,11 @@ def unfused_reason(x: Tensor, weights: Weights) -> str | None:
     operator = _TABLE.get((name, kind))
     if operator is None:
         return _wrong_device(name, kind, str(device))
-    return _unavailable_reason(operator) or operator.unsupported_reason(x)
+    reason = operator.unavailable_reason()
+    if reason is None:
+        return operator.unsupported_reason(x)
+    _warn_once(reason)
+    return reason
 
 
 def _unfused_reason_in_compiler(x: Tensor, weights: Weights) -> str | None:
@@ -171,7 +176,10 @@ def _unregistered_reason(name: str, kind: str, device: str) -> str | None:
         return _wrong_device(name, kind, device)
     if registered is not None and registered is not operator and registered.unavailable_reason() is None:
         return f"compiled code on {registered.device} runs {registered.title}"
-    return _unavailable_reason(operator)
+    reason = operator.unavailable_reason()
+    if reason is not None:
+        _warn_once(reason)
+    return reason
 
 
 # The compiler keeps the answer: it cannot trace the loading of a library.
@@ -183,13 +191,6 @@ def _wrong_device(name: str, kind: str, device: str) -> str:
         return f"there is no operator for {kind} devices"
     here = "the CPU" if kind == "cpu" else device
     return f"the map is on {here}; {_NAMED[name].title} runs on {_NAMED[name].device}"
-
-
-def _unavailable_reason(operator: Backend) -> str | None:
-    reason = operator.unavailable_reason()
-    if reason is not None:
-        _warn_once(reason)
-    return reason
 
 
 @cache

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from cbam.ops import plain
-from cbam.ops.signature import DIFFERENTIABLE, RESIDUAL, TENSORS, ForwardArguments, OperatorConfig
+from cbam.ops.signature import (
+    DIFFERENTIABLE,
+    KEPT_NUMBERS,
+    RESIDUAL,
+    TENSORS,
+    ForwardArguments,
+    OperatorConfig,
+)
 
 
 def to_keep(tensors: Sequence[Any], config: OperatorConfig, y: Tensor) -> tuple[Tensor | None, ...]:
@@ -46,7 +53,7 @@ def gradients(
         return _through_plain_operations(grad, tensors, config, needed, batch_eps)
     x = tensors[0]
     dense = grad.to(x.dtype).contiguous(memory_format=memory_format(x))
-    computed = backward(dense, *kept, *config, batch_eps is not None)
+    computed = backward(dense, *kept, *config[:KEPT_NUMBERS], batch_eps is not None)
     found: list[Tensor | None] = [None] * TENSORS
     for i, gradient in zip(DIFFERENTIABLE, computed, strict=True):
         if needed[i]:

@@ -26,6 +26,7 @@ DESCRIPTORS = {
 ACTIVATIONS = {"sigmoid": 0, "hardsigmoid": 1}
 
 _DIFFERENTIABLE = "differentiable"
+_FORWARD_ONLY = "forward only"  # backward does not get it
 _Constant = Tensor | None
 _Learned = Annotated[Tensor | None, _DIFFERENTIABLE]
 
@@ -72,7 +73,7 @@ class OperatorConfig(NamedTuple):
     activation: int = 0
     norm_training: bool = False
     norm_eps: float = 1e-5
-    relu: bool = False
+    relu: Annotated[bool, _FORWARD_ONLY] = False
 
 
 class ForwardArguments(NamedTuple):
@@ -105,8 +106,8 @@ class BackwardArguments(NamedTuple):
 
     Args:
         grad: gradient of y, a map like x.
-        x, weights, before, config: as in the forward call.
-        out: y where it ends in a ReLU.
+        x, weights, before, config: as in the forward call; instead of config.relu, `out` tells of a ReLU.
+        out: y where it ends in a ReLU, None otherwise.
         saved, argmax: what the forward call returned.
         pre_training: whether the norm in front took the statistics of this batch.
     """
@@ -137,7 +138,11 @@ class Argument(NamedTuple):
 
 def flat(arguments: ForwardArguments | BackwardArguments) -> tuple[Any, ...]:
     """Return the positional arguments of a call, the inverse of `parse`."""
-    return tuple(chain.from_iterable(part if isinstance(part, tuple) else (part,) for part in arguments))
+    call: Any = type(arguments)
+    parts: Iterable[tuple[Any, Any]] = zip(arguments, _layout(call), strict=True)
+    return tuple(
+        chain.from_iterable((part,) if kind is None else part[:count] for part, (_, count, kind) in parts)
+    )
 
 
 _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", bool: "bool", float: "float"}
@@ -151,28 +156,29 @@ def _parts(call: type[_Call]) -> Iterator[tuple[str, Any, str]]:
         yield name, kind, mark
 
 
-def _arguments(call: type[_Call], prefix: str = "") -> Iterator[Argument]:
+def _arguments(call: type[_Call], prefix: str = "", backward: bool = False) -> Iterator[Argument]:
     for name, kind, mark in _parts(call):
-        if kind in _TYPES:
+        if kind not in _TYPES:
+            yield from _arguments(kind, mark, backward)
+        elif not (backward and mark == _FORWARD_ONLY):
             yield Argument(prefix + name, _TYPES[kind], mark == _DIFFERENTIABLE)
-        else:
-            yield from _arguments(kind, mark)
 
 
 @cache
-def _layout(call: type[_Call]) -> list[tuple[int, Any]]:
-    """Return position and type of each part of a call; the type is None where the part is a single argument."""
-    layout, position = list[tuple[int, Any]](), 0
+def _layout(call: type[_Call]) -> list[tuple[int, int, Any]]:
+    """Return position, number of arguments and type of each part of a call; None for the type of a single argument."""
+    layout, position = list[tuple[int, int, Any]](), 0
     for _, kind, _ in _parts(call):
-        layout.append((position, None if kind in _TYPES else kind))
-        position += 1 if kind in _TYPES else len(kind._fields)
+        single = kind in _TYPES
+        count = 1 if single else sum(1 for _ in _arguments(kind, backward=call is BackwardArguments))
+        layout.append((position, count, None if single else kind))
+        position += count
     return layout
 
 
 def _grouped(call: type[_Call], arguments: Sequence[Any]) -> list[Any]:
     return [
-        arguments[i] if kind is None else kind._make(arguments[i : i + len(kind._fields)])
-        for i, kind in _layout(call)
+        arguments[i] if kind is None else kind(*arguments[i : i + count]) for i, count, kind in _layout(call)
     ]
 
 
@@ -183,11 +189,13 @@ def _schema(name: str, arguments: Iterable[Argument], results: Iterable[str]) ->
 
 _constants = itemgetter(*(i for i, weight in enumerate(_arguments(Weights)) if not weight.differentiable))
 FORWARD = tuple(_arguments(ForwardArguments))
-BACKWARD = tuple(_arguments(BackwardArguments))
+BACKWARD = tuple(_arguments(BackwardArguments, backward=True))
 # Positions among the arguments of `cbam::forward`: the tensors come first, the residual last of them.
 TENSORS = sum(argument.type.startswith("Tensor") for argument in FORWARD)
 DIFFERENTIABLE = tuple(i for i, argument in enumerate(FORWARD) if argument.differentiable)
 RESIDUAL = TENSORS - 1
+# How many of the numbers, from the first on, backward gets.
+KEPT_NUMBERS = sum(1 for _ in _arguments(OperatorConfig, backward=True))
 # Backward returns one gradient for each differentiable argument.
 SCHEMAS = {
     "forward": _schema("forward", FORWARD, ("y", "saved", "argmax", "stats")),

@@ -179,6 +179,8 @@ def read_config(folder: str | Path) -> Config:
 
 
 def _parse(said: dict[str, Any]) -> Config:
+    if "fuse_tail" in said:  # its name in folders of the first commits of 0.1
+        said["fuse_epilogue"] = said.pop("fuse_tail")
     backbone = said.pop("backbone")
     attention = [
         Attention(**{**group, "sites": tuple(SavedSite(**site) for site in group["sites"])})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
-from cbam.attach.with_epilogue import find_blocks, with_epilogue
-from cbam.attach.wrapper import WithAttention
+from cbam.attach.fusion.with_epilogue import find_blocks
+from cbam.attach.insert import Insertion, check_unattached, insert
 from cbam.errors import CBAMError, nearest
 from cbam.nn import CBAM, SqueezeExcitation
 from cbam.nn.base import AttentionModule
@@ -27,50 +27,28 @@ def restore(model: nn.Module, groups: Iterable[Attention], fuse_epilogue: bool =
     Raises:
         CBAMError: the model carries attention, or lacks a site; it is then unchanged.
     """
+    check_unattached(model)
     modules = dict(model.named_modules())
-    carrying = [name for name, module in modules.items() if isinstance(module, WithAttention)]
-    if carrying:
-        raise CBAMError(
-            f"the model carries attention already, at {carrying[0]!r}. Type cbam.detach(model) first."
-        )
-    wrapped: dict[nn.Module, WithAttention] = {}
-    behind = []
+    insertions: dict[str, Insertion] = {}
     for group in groups:
         for site in group.sites:
             if not site.path or site.path not in modules:
                 close = nearest(site.path, modules)
                 hint = f" Closest: {', '.join(map(repr, close))}." if close else ""
                 raise CBAMError(f"the network has no module {site.path!r}, where attention was.{hint}")
-            host = modules[site.path]
-            block = _block(group, site, like=_like(host, model)).train(host.training)
-            wrapped[host] = WithAttention(host, block, site.position)
-            behind += [site.path] if site.position == "output" else []
+            insertions[site.path] = Insertion(site.position, partial(_block, group, site))
     on_meta = any(parameter.is_meta for parameter in model.parameters())
+    behind = [path for path, insertion in insertions.items() if insertion.position == "output"]
     blocks = find_blocks(model, behind) if fuse_epilogue and not on_meta else {}
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in wrapped:
-                parent._modules[name] = wrapped[child]
-    for owner, _ in blocks.values():
-        with_epilogue(owner)
+    insert(model, insertions, [block for block, _ in blocks.values()])
 
 
-def _block(group: Attention, site: SavedSite, like: torch.Tensor) -> AttentionModule:
+def _block(group: Attention, site: SavedSite, **factory: Any) -> AttentionModule:
     cls: Any = CBAM if group.kind == "cbam" else SqueezeExcitation
     try:
-        block = cls(
-            site.channels, site.reduction_ratio, **group.options, device=like.device, dtype=like.dtype
-        )
+        block = cls(site.channels, site.reduction_ratio, **group.options, **factory)
     except TypeError as error:
         raise CBAMError(f"config: options that {cls.__name__} does not have: {error}") from error
     if group.kind == "cbam":
         block.preset = group.preset
     return block
-
-
-def _like(host: nn.Module, model: nn.Module) -> torch.Tensor:
-    for module in (host, model):
-        for parameter in module.parameters():
-            if parameter.is_floating_point():
-                return parameter
-    return torch.empty(0)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cbam.attach.with_epilogue import WithEpilogue
+from cbam.attach.fusion.with_epilogue import WithEpilogue
 from cbam.checkpoints import tensors_file
 from cbam.checkpoints.committing import unwrapped
 from cbam.checkpoints.matching import MIXED, ORDER

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from cbam.attach import attach
-from cbam.attach.select import split_sites
+from cbam.attach.sites.select import split_sites
 from cbam.data import ImageData
 from cbam.errors import CBAMError
 from cbam.models import build_model

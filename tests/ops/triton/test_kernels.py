@@ -114,8 +114,8 @@ class InTwoSteps(WithResidual):
         return self.in_two_steps(x)
 
 
-class TestBlockEnd:
-    """The norm in front and the sum and ReLU behind."""
+class TestEpilogue:
+    """The norm in front, the addition and the ReLU."""
 
     @pytest.mark.parametrize("front", [None, False, True], ids=["no norm", "norm", "norm in training"])
     @pytest.mark.parametrize(
@@ -177,23 +177,23 @@ class TestSpecialValues:
 
     @every_layout
     def test_a_maximum_s_gradient_goes_to_its_first_index(self, layout):
-        for places in ([3, 9, 20], [17, 18], [0, 36]):
+        for indices in ([3, 9, 20], [17, 18], [0, 36]):
             x = torch.zeros(1, 1, 1, 37).contiguous(memory_format=layout)
-            x[..., places] = 5.0
+            x[..., indices] = 5.0
             for value in (5.0, NAN, -INF):
                 values = torch.where(x == 5, value, -INF)
                 channel, leaf = on_gpu(CBAM(1, 1, arrangement="channel", channel_pooling="max"), values)
                 leaf.requires_grad_()
                 out = channel(leaf)
                 saved = out.grad_fn.saved_tensors[-1]
-                assert saved.tolist() == [0 if value == -INF else places[0]]
+                assert saved.tolist() == [0 if value == -INF else indices[0]]
                 spatial, leaf = on_gpu(
                     CBAM(37, 1, 1, arrangement="spatial", spatial_descriptor="max"),
                     values.transpose(1, 3).contiguous(memory_format=layout),
                 )
                 out = spatial(leaf.requires_grad_())
                 saved = out.grad_fn.saved_tensors[-1]
-                assert saved.tolist() == [0 if value == -INF else places[0]]
+                assert saved.tolist() == [0 if value == -INF else indices[0]]
 
     def test_large_logits_do_not_overflow(self):
         block = CBAM(8, 1)
@@ -209,19 +209,19 @@ class TestBits:
     @needs_operator
     @every_layout
     @pytest.mark.parametrize("dtype", cases.DTYPES[:3], ids=str)
-    def test_maxima_stand_where_the_cpu_operator_finds_them(self, dtype, layout):
+    def test_argmax_indices_are_those_of_the_cpu_operator(self, dtype, layout):
         """Among products as the map's type rounds them: some are equal that were not before."""
         torch.manual_seed(0)
         x = torch.rand(1, 33, 20, 20).to(dtype).contiguous(memory_format=layout)
-        places = []
+        indices = []
         for backend, device in (("cpp", "cpu"), ("triton", GPU)):
             block = cases.block_of("paper", 33, dtype).to(device)
             with torch.no_grad():  # gates that are not all 0 or 1
                 block.channel_attention.mlp[2].weight.mul_(0.05)
             with set_backend(backend):
                 y = block(x.to(device).requires_grad_())
-            places.append(y.grad_fn.saved_tensors[-1].cpu())
-        assert torch.equal(*places)
+            indices.append(y.grad_fn.saved_tensors[-1].cpu())
+        assert torch.equal(*indices)
 
     @every_dtype
     @every_layout

@@ -57,7 +57,8 @@ class TestWithoutTheLibrary:
         done = python(WITHOUT_CPP, CBAM_CPP_LIBRARY=str(tmp_path / "none.so"))
         assert done.stdout.strip().endswith("done"), done.stderr[-3000:]
 
-    def test_a_library_that_appears_later_is_not_loaded(self, tmp_path):
+    def test_a_library_that_appears_later_is_not_loaded(self, tmp_path, monkeypatch):
+        monkeypatch.delenv("CBAM_CPP_LIBRARY", raising=False)
         code = (
             "import os; from cbam.ops import cpp, library, triton;"
             " triton.unavailable_reason(); library.load.cache_clear(); os.environ.pop('CBAM_CPP_LIBRARY');"

@@ -1,0 +1,185 @@
+"""Run a model once and record what happened: which module made which tensor, and how tensors led to each other.
+
+The model runs as it is, so any control flow is allowed, and nothing of it is changed: evaluation mode for the
+run, then every training flag back as it was, no gradient, the random state untouched, all hooks removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from cbam.errors import CBAMError
+from cbam.preserve_state import preserve_state
+
+InputSize: TypeAlias = "tuple[int, int, int] | int | None"
+
+_WEIGHTED_OPERATIONS = ("convolution", "addmm", "mm", "bmm", "baddbmm", "linear")
+
+
+@dataclass
+class Node:
+    """One tensor that was made from the input: by which operation, from which other nodes."""
+
+    operation: str  # the overload packet's name, such as "add" or "convolution"
+    parents: tuple[int, ...]
+    shape: tuple[int, ...]
+    consumers: set[int] = field(default_factory=set)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the operation is a convolution or a matrix product."""
+        return self.operation in _WEIGHTED_OPERATIONS
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: the nodes of its first tensor argument and of its output (None where there is none)."""
+
+    name: str
+    source: int | None
+    output: int | None
+    shape: tuple[int, ...] | None  # of the output, if that is one floating-point tensor
+    takes_map: bool = False  # whether its first argument is a feature map, not a list of them
+
+
+@dataclass
+class Probe:
+    """What a probe forward saw, in order of creation, and the model's modules by name."""
+
+    nodes: list[Node]
+    calls: list[Call]
+    modules: dict[str, nn.Module]
+
+
+class _Recorder(TorchDispatchMode):
+    """Record each operation on a tensor that depends on the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: list[Node] = []
+        self._node_of: dict[int, int] = {}
+        self._alive: list[Tensor] = []  # an id is only unique while its tensor lives
+
+    def node_of(self, tensor: Any) -> int | None:
+        return self._node_of.get(id(tensor))
+
+    def add(self, tensor: Tensor, operation: str, parents: Sequence[int]) -> None:
+        index = len(self.nodes)
+        self.nodes.append(Node(operation, tuple(dict.fromkeys(parents)), tuple(tensor.shape)))
+        for parent in parents:
+            self.nodes[parent].consumers.add(index)
+        self._node_of[id(tensor)] = index
+        self._alive.append(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inputs = [t for t in tree_flatten((args, kwargs or {}))[0] if isinstance(t, Tensor)]
+        output = func(*args, **(kwargs or {}))
+        parents = [node for node in map(self.node_of, inputs) if node is not None]
+        if parents:
+            name = func.overloadpacket.__name__.removesuffix("_")
+            for tensor in tree_flatten(output)[0]:
+                if isinstance(tensor, Tensor):
+                    self.add(tensor, name, parents)
+        return output
+
+
+def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
+    """Run `model(*inputs)` once in evaluation mode and return what was seen.
+
+    Args:
+        model: any module.
+        inputs: the positional arguments; every tensor in them counts as the input.
+
+    Raises:
+        CBAMError: the forward failed; the message names the input's shape and what to pass instead.
+
+    >>> probe = run_probe(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), (torch.rand(1, 3, 8, 8),))
+    >>> [node.operation for node in probe.nodes], [call.name for call in probe.calls]
+    (['input', 'convolution', 'relu'], ['0', '1', ''])
+    """
+    recorder = _Recorder()
+    calls: list[Call] = []
+    for tensor in tree_flatten(inputs)[0]:
+        if isinstance(tensor, Tensor):
+            recorder.add(tensor, "input", ())
+
+    def seen(name: str) -> Any:
+        # The argument's node is read on entry: an in-place module moves its argument on to a new node.
+        entered: list[tuple[int | None, bool]] = []
+
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+            takes_map = bool(args) and isinstance(args[0], Tensor) and args[0].dim() == 4
+            entered.append((recorder.node_of(tensors[0]) if tensors else None, takes_map))
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            usable = isinstance(output, Tensor) and output.dtype.is_floating_point
+            shape = tuple(output.shape) if usable else None
+            source, takes_map = entered.pop()
+            calls.append(Call(name, source, recorder.node_of(output), shape, takes_map))
+
+        return before, after
+
+    with preserve_state(model), _hooks(model, seen), torch.no_grad(), recorder:
+        try:
+            model(*inputs)
+        except Exception as error:
+            shapes = [tuple(t.shape) for t in tree_flatten(inputs)[0] if isinstance(t, Tensor)]
+            raise CBAMError(
+                f"the probe forward of {type(model).__name__} with an input of shape {shapes} failed:"
+                f" {type(error).__name__}: {error}. Pass the size that the model takes, input_size=(C, H, W),"
+                " or its arguments, example_input=(...)."
+            ) from error
+    return Probe(recorder.nodes, calls, dict(model.named_modules()))
+
+
+def default_inputs(model: nn.Module, input_size: InputSize) -> tuple[Tensor]:
+    """Return one random image on the model's device: of `input_size`, or of the size the model names.
+
+    `input_size` is (C, H, W), or the side of a square with the model's own channels. Without it it is timm's
+    `default_cfg["input_size"]` where there is one, otherwise 224 x 224 with the channels that the first convolution
+    takes.
+
+    >>> default_inputs(nn.Conv2d(1, 8, 3), None)[0].shape
+    torch.Size([1, 1, 224, 224])
+    """
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    size: Any = input_size
+    if size is None or _is_whole(size):
+        config = getattr(model, "default_cfg", None) or {}
+        first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+        said = config.get("input_size") or (3 if first is None else first.in_channels, 224, 224)
+        channels = said[0] if first is None else first.in_channels
+        size = (channels, *said[1:]) if size is None else (channels, size, size)
+    if not isinstance(size, (tuple, list)) or len(size) != 3 or not all(_is_whole(n) and n > 0 for n in size):
+        raise CBAMError(f"input_size expects (channels, height, width), or one side, got {input_size!r}.")
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, *size, generator=generator)
+    return (image.to(parameter.device, parameter.dtype),)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)  # NumPy's too
+
+
+@contextmanager
+def _hooks(model: nn.Module, seen: Any) -> Iterator[None]:
+    handles = []
+    try:
+        for name, module in model.named_modules():
+            before, after = seen(name)
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,48 @@
+"""Behind every convolution with its norm and activation, as in the paper's MobileNet: `sites="conv"`."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cbam.attach.graph.paths import are_logits, is_map, makers
+from cbam.attach.graph.probe import Node, Probe
+from cbam.attach.sites.location import Found, Location, innermost
+
+
+def find_convolutions(probe: Probe) -> Found:
+    """Return the locations behind every convolution on a map, its norm and its activation.
+
+    A module that runs several times, as a block's only ReLU does, cannot be one; the module before it is.
+
+    Args:
+        probe: of a forward with one image.
+    """
+    runs = Counter(call.name for call in probe.calls)
+    found: dict[Location, None] = {}
+    for index, node in enumerate(probe.nodes):
+        location, end = None, index
+        while end >= 0 and node.operation == "convolution" and is_map(node):
+            here = innermost(makers(probe, end))
+            if here is not None and runs[here.name] == 1:
+                location = here
+            end = _only_follower(probe, end)
+        if location is not None and not are_logits(probe, index):
+            found[location] = None
+    return Found(list(found), [])
+
+
+def _only_follower(probe: Probe, index: int) -> int:
+    """Return the norm or activation that alone reads a tensor and returns one of its shape; -1 for none."""
+    node = probe.nodes[index]
+    maps = [c for c in node.consumers if probe.nodes[c].shape == node.shape]
+    if len(maps) != 1 or len(node.consumers) > len(maps) + _statistics(probe, node):
+        return -1
+    follower = probe.nodes[maps[0]]
+    return maps[0] if len(follower.parents) == 1 and not follower.weighted else -1
+
+
+def _statistics(probe: Probe, node: Node) -> int:
+    """Return how many of a node's followers are a batch norm's other results."""
+    return sum(
+        "norm" in probe.nodes[c].operation and probe.nodes[c].shape != node.shape for c in node.consumers
+    )
