@@ -15,9 +15,9 @@ import triton.language as tl
 from cbam.ops.triton.mode import INTERPRETED
 
 @triton.constexpr_function
-def packs():
-    """Whether the target is an NVIDIA GPU that computes with pairs of bfloat16."""
-    return not INTERPRETED and tl.target_info.cuda_capability_geq(8, 0)
+def packs(elements):
+    """Whether so many bfloat16 numbers are pairs, and the target an NVIDIA GPU that computes with those."""
+    return not INTERPRETED and elements % 2 == 0 and tl.target_info.cuda_capability_geq(8, 0)
 
 
 # Triton's interpreter cuts the low bits off where a GPU rounds to bfloat16.
@@ -64,7 +64,7 @@ def normalised(u, alpha, beta, mean):
 @triton.jit
 def widened(value, ACC: tl.constexpr):
     """A value of a map as sums have it; exact."""
-    if tl.bfloat16 == value.dtype and tl.float32 == ACC and packs():
+    if tl.bfloat16 == value.dtype and tl.float32 == ACC and packs(value.numel):
         # Two from a register, an instruction each.
         return tl.inline_asm_elementwise(
             "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=f,=f,r", [value], dtype=tl.float32, is_pure=True,
@@ -76,7 +76,7 @@ def widened(value, ACC: tl.constexpr):
 @triton.jit
 def cast(value, T: tl.constexpr):
     """A value in type T, rounded to nearest even."""
-    if tl.bfloat16 == T and value.dtype == tl.float32 and packs():
+    if tl.bfloat16 == T and value.dtype == tl.float32 and packs(value.numel):
         # Two at once; one by one is eight times slower.
         return tl.inline_asm_elementwise(
             "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [value], dtype=tl.bfloat16, is_pure=True, pack=2
@@ -113,7 +113,7 @@ def plus(a, b):
 @triton.jit
 def relu(x):
     """x, zero where it is negative; NaN stays."""
-    if tl.bfloat16 == x.dtype and packs():
+    if tl.bfloat16 == x.dtype and packs(x.numel):
         zero = tl.zeros_like(x)
         return tl.inline_asm_elementwise(
             "max.NaN.bf16x2 $0, $1, $2;", "=r,r,r", [x, zero], dtype=tl.bfloat16, is_pure=True, pack=2

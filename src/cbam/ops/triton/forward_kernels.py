@@ -83,8 +83,10 @@ def hidden(sums, maxima, firsts, w0, b0, pooled, argmax, out, samples, C, P, wid
 def layer(x, w):
     """x (BN, I) times the transpose of w (O, I), as (BN, O, 1); for one sample the products alone, (1, O, I)."""
     if x.shape[0] == 1:
-        return x[:, None, :] * w[None, :, :]
-    return product(x, tl.trans(w))[:, :, None]
+        found = x[:, None, :] * w[None, :, :]
+    else:
+        found = product(x, tl.trans(w))[:, :, None]
+    return found
 
 
 @triton.jit
