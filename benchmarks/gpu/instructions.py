@@ -1,16 +1,18 @@
 """Count what the kernels' machine code (sm_90) does per element; no GPU is needed.
 
-Usage: python benchmarks/gpu/instructions.py [--output FILE]
+Usage: python benchmarks/gpu/instructions.py [--output FILE] [--quick]
 
-One thread's instructions along the usual path, times threads, over the elements of the map that a program works on:
-of the main loop alone, and of the whole program. bfloat16, channels_last, ResNet-50's four stages at batch 128 and 1.
+"main loop" and "program": the instructions of a thread, times the threads, over the elements of the map that a program
+works on; of the main loop alone, and of the whole program with its set-up, reductions and convolution. They are
+counted along the shortest way through the program that runs the main loop, so parts for odd shapes and for NaN do not
+count. For `convolution_grads`, "program" is the warp instructions of all its programs for 32 positions. bfloat16,
+channels_last, the paper's module at ResNet-50's four stages, as launched on 132 multiprocessors.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +24,7 @@ if __name__ == "__main__":
     sys.path[1:1] = [str(HERE.parents[1] / "src")]
 
 import torch  # noqa: E402
+import triton  # noqa: E402
 
 from cbam.ops.triton import backward, blocks, forward  # noqa: E402
 from gpu.sass import Code, code  # noqa: E402
@@ -162,10 +165,8 @@ def counts(**options: Any) -> tuple[int, int]:
 
 def report(rows_of: dict[str, list[Row]], numbers: tuple[int, int]) -> str:
     """Return the tables as Markdown."""
-    lines = [
-        f"Launches of one block (norm in front, residual and ReLU behind, training): {numbers[0]} forward, "
-        f"{numbers[1]} backward.",
-    ]
+    block = "one block (norm in front, residual and ReLU behind, training)"
+    lines = [f"Launches of {block}: {numbers[0]} forward, {numbers[1]} backward."]
     for title, rows in rows_of.items():
         lines += [
             "", f"## {title}", "",
@@ -196,7 +197,8 @@ def main(arguments: Sequence[str]) -> None:
         )
     text = report(tables, counts())
     if options.output:
-        options.output.write_text((__doc__ or "").split("\n\n", 2)[2] + "\n" + text)
+        head = f"# Instructions of the kernels, Triton {triton.__version__}, sm_90\n\n"
+        options.output.write_text(head + (__doc__ or "").split("\n\n", 2)[2] + "\n" + text)
     else:
         sys.stdout.write(text)
 

@@ -25,9 +25,7 @@ class Driver:
     """
 
     def __init__(self, backend: str, architecture: str, warp: str = "32"):
-        self.target = GPUTarget(
-            backend, int(architecture) if backend == "cuda" else architecture, int(warp)
-        )
+        self.target = GPUTarget(backend, int(architecture) if backend == "cuda" else architecture, int(warp))
         self.utils = self
 
     def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[int, ...]:

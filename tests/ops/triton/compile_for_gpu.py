@@ -1,7 +1,7 @@
 """Compile kernels, as the launch path asks for them, for a GPU that is not there.
 
 `python FILE cuda 90 32` compiles them for several maps, `python FILE cuda 90 32 1x8x1x1 ...` for maps of these shapes.
-Prints one line of JSON per kernel with its threads, shared memory, and the vector loads and local memory of its assembly.
+Prints one line of JSON per kernel: its warps, its shared memory, and vector loads and local memory of its assembly.
 """
 
 import json
@@ -52,7 +52,9 @@ def describe(kernel):
             re.findall(r"ld\.global[\w.:]*\.v[24]|global_load_dwordx4|buffer_load_dwordx4", assembly)
         ),
         "local": len(re.findall(r"(ld|st)\.local|scratch_(load|store)", assembly)),
-        "atomic_sums": len(re.findall(r"\b(atom|red)\.[\w.:]*\.b?f\d+|(global|buffer)_atomic\w*_f\d+", assembly)),
+        "atomic_sums": len(
+            re.findall(r"\b(atom|red)\.[\w.:]*\.b?f\d+|(global|buffer)_atomic\w*_f\d+", assembly)
+        ),
         "bytes": len(kernel.kernel),
     }
 

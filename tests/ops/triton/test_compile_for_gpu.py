@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -54,11 +53,6 @@ class TestOnes:
     def test_a_single_element(self, target, tmp_path):
         assert len(compiled(target, tmp_path, "1x1x1x1")) >= len(PASSES | SMALL)
 
-    @pytest.mark.parametrize("shapes", [("1x24x5x40", "3x1x5x40"), ("3x24x1x40", "3x24x5x1")], ids=["N and C", "H and W"])
-    def test_one_of_each(self, shapes, tmp_path):
-        compiled("cuda 90 32", tmp_path, *shapes)
-
-    @pytest.mark.exhaustive
-    @every_target
-    def test_all_of_them(self, target, tmp_path):
-        compiled(target, tmp_path, *("x".join(sizes) for sizes in product("13", ("1", "24"), "15", ("1", "40"))))
+    def test_each_of_them(self, tmp_path):
+        """The fault is of the language, so one target will do."""
+        compiled("cuda 90 32", tmp_path, "1x24x5x40", "3x1x5x40", "3x24x1x40", "3x24x5x1")

@@ -25,7 +25,9 @@ def logit_grads(dt, t, scale, maps, kernel, z, z_stats, norm_weight, norm_mean, 
     d = through_gate(total, tl.load(t + n * P + p, mask=inside, other=0.0), scale, HARD)
     if norm_sums is not None:
         if z is not None:
-            normal = (tl.load(z + n * P + p, mask=inside, other=0.0) - tl.load(z_stats)) * tl.load(z_stats + 1)
+            normal = (tl.load(z + n * P + p, mask=inside, other=0.0) - tl.load(z_stats)) * tl.load(
+                z_stats + 1
+            )
         else:
             invstd = 1.0 / tl.sqrt(tl.load(norm_var) + eps)
             normal = convolved(maps + n * PLANES * P, kernel, p, inside, height, width, K, PLANES)
@@ -67,100 +69,6 @@ def through_statistics(
     d = tl.load(dz + i, mask=inside, other=0.0)
     d = invstd * (d - share * tl.sum(plain, 0) - normal * (share * tl.sum(sloped, 0)))
     tl.store(dz + i, d, mask=inside)
-
-
-@triton.jit
-def convolution_grads(dz, maps, kernel, dmaps, partial, arrived, C, P, height, width, parts, per_part, blocks,
-                      AVERAGE: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, RUN: tl.constexpr,
-                      BQ: tl.constexpr):  # fmt: skip
-    """Gradients of the maps (N, planes, P), the mean's divided by C; partial sums of the kernel's, one row per part.
-
-    A thread has RUN positions of a row at a time, and reads the RUN + K - 1 around them once. The programs of the second
-    axis each sum one row of the kernel's gradient; the last one computes the maps' gradients, and sets `arrived`
-    (N, blocks) to zero for `weighted`.
-    """
-    ACC: tl.constexpr = dz.dtype.element_ty
-    n = (tl.program_id(0) // parts).to(tl.int64)
-    part = tl.program_id(0) % parts
-    columns = (width + RUN - 1) // RUN
-    runs = height * columns
-    start = part * per_part
-    dz += n * P
-    maps += n * PLANES * P
-    dmaps += n * PLANES * P
-    row = tl.program_id(1)
-    if row == K:
-        if arrived is not None:
-            if part == 0:
-                for i0 in range(0, blocks, 128):
-                    i = i0 + tl.arange(0, 128)
-                    tl.store(arrived + n * blocks + i, tl.zeros((128,), tl.int32), mask=i < blocks)
-        for q0 in range(start, tl.minimum(start + per_part, runs), BQ):
-            q = q0 + tl.arange(0, BQ)
-            h = q // columns
-            w = q % columns * RUN
-            back = ()
-            for _ in tl.static_range(PLANES * RUN):
-                back = back + (tl.zeros((BQ,), ACC),)
-            for dh in range(K):
-                near = neighbours(dz, h + K // 2 - dh, w, q < runs, height, width, K, RUN)
-                back = spread(back, near, kernel + dh * K, K, PLANES, RUN, ACC)
-            for plane in tl.static_range(PLANES):
-                for i in tl.static_range(RUN):
-                    value = back[plane * RUN + i]
-                    if plane == AVERAGE:
-                        value = value / C
-                    tl.store(dmaps + plane * P + h * width + w + i, value, mask=(q < runs) & (w + i < width))
-    else:
-        sums = ()
-        for _ in tl.static_range(PLANES * K):
-            sums = sums + (tl.zeros((BQ,), ACC),)
-        for q0 in range(start, tl.minimum(start + per_part, runs), BQ):
-            q = q0 + tl.arange(0, BQ)
-            h = q // columns
-            w = q % columns * RUN
-            grads = neighbours(dz, h, w, q < runs, height, width, 1, RUN)
-            added = ()
-            for plane in tl.static_range(PLANES):
-                near = neighbours(maps + plane * P, h + row - K // 2, w, q < runs, height, width, K, RUN)
-                for dw in tl.static_range(K):
-                    total = sums[plane * K + dw]
-                    for i in tl.static_range(RUN):
-                        total = tl.fma(grads[i], near[i + dw], total)
-                    added = added + (total,)
-            sums = added
-        to = partial + tl.program_id(0).to(tl.int64) * (PLANES * K * K) + row * K
-        for plane in tl.static_range(PLANES):
-            for dw in tl.static_range(K):
-                tl.store(to + plane * K * K + dw, tl.sum(sums[plane * K + dw], 0))
-
-
-@triton.jit
-def neighbours(plane, h, w, wanted, height, width, K: tl.constexpr, RUN: tl.constexpr):
-    """RUN + K - 1 values of a row, from K // 2 left of w on; zero beyond the border."""
-    at = plane + h * width + w
-    row = wanted & (h >= 0) & (h < height)
-    values = ()
-    for i in tl.static_range(RUN + K - 1):
-        inside = row & (w >= K // 2 - i) & (w < width + K // 2 - i)
-        values = values + (tl.load(at + (i - K // 2), mask=inside, other=0.0),)
-    return values
-
-
-@triton.jit
-def spread(back, near, kernel, K: tl.constexpr, PLANES: tl.constexpr, RUN: tl.constexpr, ACC: tl.constexpr):
-    """Add what a row of the logits' gradient gives to RUN positions of each map."""
-    added = ()
-    for plane in tl.static_range(PLANES):
-        row = ()
-        for dw in tl.static_range(K):
-            row = row + (tl.load(kernel + plane * K * K + (K - 1 - dw)).to(ACC),)
-        for i in tl.static_range(RUN):
-            total = back[plane * RUN + i]
-            for dw in tl.static_range(K):
-                total = tl.fma(near[i + dw], tl.zeros_like(total) + row[dw], total)
-            added = added + (total,)
-    return added
 
 
 @triton.jit
@@ -224,7 +132,9 @@ def hidden_grads(da, w1, hidden, dhidden, samples, C, width, ROWS: tl.constexpr,
         a = tl.load(
             da + n[:, None] * C + c[None, :], mask=(n < samples)[:, None] & (c < C)[None, :], other=0.0
         )
-        w = tl.load(w1 + c[None, :] * width + h[:, None], mask=(c < C)[None, :] & (h < width)[:, None], other=0.0)
+        w = tl.load(
+            w1 + c[None, :] * width + h[:, None], mask=(c < C)[None, :] & (h < width)[:, None], other=0.0
+        )
         sums += layer(a, w.to(ACC))
     total = tl.sum(sums, 2)
     inside = (n < samples)[:, None] & (h < width)[None, :]
@@ -255,7 +165,9 @@ def pooled_grads(dhidden, w0, dpooled, s, found, u, argmax, input_sums, samples,
     if ROWS > 0:
         for h0 in range(0, width, BH):
             h = h0 + tl.arange(0, BH)
-            w = tl.load(w0 + h[None, :] * C + c[:, None], mask=(h < width)[None, :] & (c < C)[:, None], other=0.0)
+            w = tl.load(
+                w0 + h[None, :] * C + c[:, None], mask=(h < width)[None, :] & (c < C)[:, None], other=0.0
+            )
             w = w.to(ACC)
             own = (n < samples)[:, None] & (h < width)[None, :]
             at = n[:, None] * ROWS * width + h[None, :]

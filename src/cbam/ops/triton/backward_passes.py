@@ -41,7 +41,7 @@ def gate_grads(u, weight, bias, mean, invstd, grad, out, masked, s, t, scale, dt
     WHOLE: there is nothing beyond the border of the map in any tile.
     """
     T: tl.constexpr = u.dtype.element_ty
-    ACC: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
+    ACC: tl.constexpr = tl.float64 if tl.float64 == T else tl.float32
     GROUPS: tl.constexpr = BC // GROUP
     part = tl.program_id(0)
     n = samples - 1 - (part // tiles).to(tl.int64)
@@ -127,9 +127,8 @@ def weighted(u, dmaps, argmax, sums, arrived, gate_sums, tiles, s, scale, weight
     """Partial sums per channel of u weighted by the maps' gradients, and with SUMS = 2 of the weights themselves.
 
     `sums` is (N, splits, SUMS, C). Of the programs with the same sample and channels, the one that comes last adds
-    their sums and those of `gate_grads` in order, as `channel_sums` does; `arrived` (zeros) counts them.
+    their sums and those of `gate_grads` in order, as `channel_sums` does; `arrived` counts them, from zero to zero.
     """
-    T: tl.constexpr = u.dtype.element_ty
     ACC: tl.constexpr = sums.dtype.element_ty
     PLANES: tl.constexpr = (AVERAGE >= 0) + (MAXIMUM >= 0)
     part = tl.program_id(0)
@@ -166,10 +165,11 @@ def weighted(u, dmaps, argmax, sums, arrived, gate_sums, tiles, s, scale, weight
     if SUMS == 2:
         tl.store(to + C, tl.sum(weights, 1), mask=c < C)
     tl.debug_barrier()
-    before = tl.atomic_add(arrived + n * tl.num_programs(1) + tl.program_id(1), 1, sem="acq_rel")
-    if before == splits - 1:
+    counter = arrived + n * tl.num_programs(1) + tl.program_id(1)
+    if tl.atomic_add(counter, 1, sem="acq_rel") == splits - 1:
         channel_sums_of(gate_sums, tiles, sums, splits, s, scale, weight, bias, mean, invstd, da, found, n, c, C,
                         3 if SUMS == 2 else 1, SUMS, HARD, BC)  # fmt: skip
+        tl.store(counter, 0)
 
 
 @triton.jit
@@ -196,7 +196,7 @@ def input_grad(u, weight, invstd, grad, s, t, dmaps, channel_argmax, dpooled, po
     A program has BG positions and a share of the channels.
     """
     T: tl.constexpr = u.dtype.element_ty
-    ACC: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
+    ACC: tl.constexpr = tl.float64 if tl.float64 == T else tl.float32
     PLANES: tl.constexpr = (AVERAGE >= 0) + (MAXIMUM >= 0)
     ROWS: tl.constexpr = (MEAN >= 0) + (PEAK >= 0)
     part = tl.program_id(0)

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from cbam.ops.triton.mode import INTERPRETED
 
+
 @triton.constexpr_function
 def packs(elements):
     """Whether so many bfloat16 numbers are pairs, and the target an NVIDIA GPU that computes with those."""

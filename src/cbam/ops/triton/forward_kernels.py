@@ -61,7 +61,9 @@ def hidden(sums, maxima, firsts, w0, b0, pooled, argmax, out, samples, C, P, wid
                 tl.store(pooled + to + AVERAGE * C, best, mask=inside)
                 if firsts is not None:
                     tl.store(argmax + n.to(tl.int64)[:, None] * C + c[None, :], place, mask=inside)
-        w = tl.load(w0 + h[:, None] * C + c[None, :], mask=(h < width)[:, None] & (c < C)[None, :], other=0.0).to(ACC)
+        w = tl.load(
+            w0 + h[:, None] * C + c[None, :], mask=(h < width)[:, None] & (c < C)[None, :], other=0.0
+        ).to(ACC)
         if AVERAGE:
             of_average += layer(tl.where(inside, average, 0.0), w)
         if MAXIMUM:
@@ -82,7 +84,8 @@ def hidden(sums, maxima, firsts, w0, b0, pooled, argmax, out, samples, C, P, wid
 @triton.jit
 def layer(x, w):
     """x (BN, I) times the transpose of w (O, I), as (BN, O, 1); for one sample the products alone, (1, O, I)."""
-    if x.shape[0] == 1:
+    # Two branches, of which only one is compiled: their shapes differ.
+    if x.shape[0] == 1:  # noqa: SIM108
         found = x[:, None, :] * w[None, :, :]
     else:
         found = product(x, tl.trans(w))[:, :, None]
@@ -105,7 +108,9 @@ def channel_gate(hidden, w1, b1, scale, s, samples, C, width, ROWS: tl.constexpr
         total = tl.load(row, mask=inside, other=0.0)
         if ROWS == 2:
             total += tl.load(row + width, mask=inside, other=0.0)
-        w = tl.load(w1 + c[:, None] * width + h[None, :], mask=(c < C)[:, None] & (h < width)[None, :], other=0.0)
+        w = tl.load(
+            w1 + c[:, None] * width + h[None, :], mask=(c < C)[:, None] & (h < width)[None, :], other=0.0
+        )
         z += layer(total, w.to(ACC))
     logit = tl.sum(z, 2)
     if b1 is not None:

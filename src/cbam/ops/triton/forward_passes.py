@@ -15,9 +15,8 @@ from cbam.ops.triton.common import (
     affine,
     cast,
     divided,
-    first_largest,
-    largest,
     larger,
+    largest,
     normalised,
     other_than,
     plus,
@@ -184,12 +183,14 @@ def squeeze(u, weight, bias, mean, invstd, s, maps, argmax, samples, C, P, tiles
         if GROUP > 1:
             near = first[None, :] + tl.arange(0, GROUP)[:, None]
             at_positions = (near < C) & (p < P)[None, :]
-            member = gated_at(u, weight, bias, mean, invstd, s, near, read[None, :], at_positions, C, P, LAST, ACC)
+            member = gated_at(
+                u, weight, bias, mean, invstd, s, near, read[None, :], at_positions, C, P, LAST, ACC
+            )
             first = tl.min(tl.where((near < C) & (member == best[None, :]), near, 2147483647), 0)
         if tl.max(((added != added) & (p < P)).to(tl.int32), 0) > 0:
             best = tl.full((BP,), float("-inf"), ACC)
             first = tl.zeros((BP,), tl.int32)
-            for c in range(0, C):
+            for c in range(C):
                 x = gated_at(u, weight, bias, mean, invstd, s, c, read, p < P, C, P, LAST, ACC)
                 take = larger(x, best)
                 best = tl.where(take, x, best)
@@ -224,7 +225,7 @@ def apply(u, weight, bias, mean, invstd, s, maps, kernel, z, z_stats, norm_weigh
     First the gate of BG positions, one a thread, then their values of a share of the channels in tiles (BC, BP).
     """
     T: tl.constexpr = u.dtype.element_ty
-    ACC: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
+    ACC: tl.constexpr = tl.float64 if tl.float64 == T else tl.float32
     part = tl.program_id(0)
     n = (part // tiles).to(tl.int64)
     start = part % tiles * BG

@@ -11,7 +11,8 @@ from cbam.ops.signature import DIFFERENTIABLE, BackwardArguments, NormBefore, We
 from cbam.ops.triton import backward_kernels as kernels
 from cbam.ops.triton import backward_passes as passes
 from cbam.ops.triton.blocks import Tile, across, multiprocessors, parts, tile
-from cbam.ops.triton.launch import AUTOTUNE, launch, launch_pass, tuned
+from cbam.ops.triton.convolution_kernels import convolution_grads
+from cbam.ops.triton.launch import launch, launch_pass, tuned
 from cbam.ops.triton.mode import INTERPRETED
 from cbam.ops.triton.problem import Problem, problem_of
 from cbam.ops.triton.run_forward import FEW
@@ -65,7 +66,9 @@ def _run(
     spatial = _spatial_gate(call, dt, logits) if q.k else None
     dpooled = k1 = k0 = da = dhidden = input_sums = None
     if q.hidden or call.has_norm:
-        da, per_sample = _weighted(call, spatial, sums, tiles) if spatial else _channel_sums(call, sums, tiles)
+        da, per_sample = (
+            _weighted(call, spatial, sums, tiles) if spatial else _channel_sums(call, sums, tiles)
+        )
         dhidden = _hidden_grads(call, da) if q.hidden else None
         dpooled, input_sums = _pooled_grads(call, dhidden, per_sample)
         if call.has_norm and pre_training:
@@ -76,7 +79,7 @@ def _run(
 
 
 def _gate_grads(call: Call, grad: Tensor, out: Any, masked: Any) -> tuple[Any, bool, Any, int]:
-    """Return partial sums of dt, whether they are the logits' gradients, the channels', and the latter's number."""
+    """Return dt in parts, whether it is already the logits' gradient, the channels' sums, and their number."""
     q, n, c, p = call.problem, call.problem.samples, call.problem.channels, call.problem.positions
     number = 3 if call.has_norm else 1 if q.hidden else 0
 
@@ -103,7 +106,7 @@ def _gate_grads(call: Call, grad: Tensor, out: Any, masked: Any) -> tuple[Any, b
 
 
 def _steps(n: int, p: int, positions: int, channels_last: bool, number: int, grad: Tensor) -> int:
-    """Return how many tiles a program of `gate_grads` has, so that there are still several programs a multiprocessor."""
+    """Return how many tiles a program of `gate_grads` has: several, if there are enough programs."""
     if INTERPRETED or not channels_last:
         return 2 if INTERPRETED else 1
     steps = 4
@@ -113,13 +116,13 @@ def _steps(n: int, p: int, positions: int, channels_last: bool, number: int, gra
 
 
 class Spatial(NamedTuple):
-    """Gradients of the maps, the kernel's partial sums and their number, the norm's and theirs, and zeros to count."""
+    """Gradients of the maps, rows of partial sums of the kernel and of the norm, and counters at zero."""
 
     dmaps: Tensor
     partial: Tensor
-    count: int
+    rows: int
     norm_sums: Any
-    tiles: int
+    norm_rows: int
     arrived: Tensor
 
 
@@ -151,7 +154,7 @@ def _spatial_gate(call: Call, dt: Tensor, logits: bool) -> Spatial:
     blocks = -(-q.channels // 4)  # at most so many blocks of channels has `weighted`
     arrived = dz.new_empty(n * blocks, dtype=torch.int32)
     launch(
-        kernels.convolution_grads, (n * count, q.k + 1), dz, call.maps, w.kernel, dmaps, partial, arrived,
+        convolution_grads, (n * count, q.k + 1), dz, call.maps, w.kernel, dmaps, partial, arrived,
         q.channels, p, q.height, q.width, count, per_part, blocks,
         AVERAGE=q.average_plane, K=q.k, PLANES=q.planes, RUN=RUN, BQ=32, warps=1,
     )  # fmt: skip
@@ -167,12 +170,11 @@ def _weighted(call: Call, spatial: Spatial, gate_sums: Tensor, tiles: int) -> tu
     def weighted(size: Tile) -> None:
         blocks = -(-c // size.channels)
         splits, per_split = parts(p, size.positions, n * blocks, gate_sums.device)
-        arrived = torch.zeros_like(spatial.arrived) if AUTOTUNE else spatial.arrived
         sums = gate_sums.new_empty(n * splits * number * c)
         launch_pass(
-            passes.weighted, (n * splits, blocks), size, call.u, spatial.dmaps, call.channel_argmax, sums, arrived,
-            gate_sums, tiles, call.s, call.weights.channel_scale, *call.before, da, per_sample, c, p, splits,
-            per_split, SUMS=number, HARD=q.hard, AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane,
+            passes.weighted, (n * splits, blocks), size, call.u, spatial.dmaps, call.channel_argmax, sums,
+            spatial.arrived, gate_sums, tiles, call.s, call.weights.channel_scale, *call.before, da, per_sample,
+            c, p, splits, per_split, SUMS=number, HARD=q.hard, AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane,
             LAST=q.channels_last, WHOLE=c % size.channels == 0,
         )  # fmt: skip
 
@@ -228,7 +230,14 @@ def _pooled_grads(call: Call, dhidden: Any, per_sample: Any) -> tuple[Any, Any]:
 
 
 def _parameter_grads(
-    call: Call, da: Any, dhidden: Any, spatial: Spatial | None, input_sums: Any, found: list[Any], k1: Any, k0: Any
+    call: Call,
+    da: Any,
+    dhidden: Any,
+    spatial: Spatial | None,
+    input_sums: Any,
+    found: list[Any],
+    k1: Any,
+    k0: Any,
 ) -> None:
     q, before = call.problem, call.before
     dw0, db0, dw1, db1, dkernel, dnorm_weight, dnorm_bias, dweight, dbias = found

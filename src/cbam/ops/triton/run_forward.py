@@ -80,7 +80,9 @@ def _squeeze(x: Tensor, before: NormBefore, q: Problem, s: Any, maps: Any, argma
 
     def squeeze(size: Tile) -> None:
         tiles = -(-p // size.positions)
-        group = min(16 // x.element_size(), size.channels) if q.channels_last else 1  # channels of a thread's read
+        group = (
+            min(16 // x.element_size(), size.channels) if q.channels_last else 1
+        )  # channels of a thread's read
         launch_pass(
             passes.squeeze, (n * tiles,), size, x, *before, s, maps, argmax, n, c, p, tiles,
             AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane, LAST=q.channels_last, GROUP=group,
