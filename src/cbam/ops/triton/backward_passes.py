@@ -20,8 +20,8 @@ from cbam.ops.triton.backward_kernels import channel_sums_of
 from cbam.ops.triton.common import (
     affine,
     cast,
+    loaded,
     normalised,
-    other_than,
     stored,
     through_gate,
     tile_offsets,
@@ -64,7 +64,7 @@ def gate_grads(u, weight, bias, mean, invstd, grad, out, masked, s, t, scale, dt
         known = None if WHOLE else c < C
         alpha, beta = affine(weight, bias, mean, invstd, c, known, ACC)
         if s is not None:
-            factor = stored(tl.load(s + c, mask=known, other=other_than(known)), T)[:, None]
+            factor = stored(loaded(s + c, known, ""), T)[:, None]
         of_u = tl.zeros((BC, BP), ACC)
         of_one = tl.zeros((BC, BP), ACC)
         us = tl.zeros((BC, BP), ACC)
@@ -73,13 +73,13 @@ def gate_grads(u, weight, bias, mean, invstd, grad, out, masked, s, t, scale, dt
             p = start + i * BP + tl.arange(0, BP)
             inside = None if WHOLE else (c < C)[:, None] & (p < P)[None, :]
             at = tile_offsets(c, p, C, P, LAST)
-            g = tl.load(grad + at, mask=inside, other=other_than(inside), eviction_policy="evict_last")
+            g = loaded(grad + at, inside, "evict_last")
             if out is not None:
-                o = tl.load(out + at, mask=inside, other=other_than(inside), eviction_policy="evict_first")
+                o = loaded(out + at, inside, "evict_first")
                 g = tl.where(o <= 0, tl.zeros_like(g), g)
                 tl.store(masked + at, g, mask=inside)
             g = widened(g, ACC)
-            value = tl.load(u + at, mask=inside, other=other_than(inside), eviction_policy="evict_last")
+            value = loaded(u + at, inside, "evict_last")
             wide = widened(value, ACC)
             if dt is not None or mean is None:
                 x = g * widened(normalised(value, alpha, beta, mean), ACC)
@@ -178,12 +178,14 @@ def through_maps(maps, argmax, n, c, p, inside, P, BC: tl.constexpr, AVERAGE: tl
     """What comes back to each value of a tile from the spatial descriptor's maps: dmean_p + [c = argmax_p] dmax_p."""
     mean = tl.zeros(p.shape, ACC)
     if AVERAGE >= 0:
-        mean = tl.load(maps + AVERAGE * P + p, mask=inside, other=other_than(inside))
-    if MAXIMUM < 0:
-        return tl.zeros((BC, p.shape[0]), ACC) + mean[None, :]
-    peak = mean + tl.load(maps + MAXIMUM * P + p, mask=inside, other=other_than(inside))
-    which = tl.load(argmax + n * P + p, mask=inside, other=None if inside is None else -1)
-    return tl.where(c[:, None] == which[None, :], peak[None, :], mean[None, :])
+        mean = loaded(maps + AVERAGE * P + p, inside, "")
+    if MAXIMUM >= 0:
+        peak = mean + loaded(maps + MAXIMUM * P + p, inside, "")
+        which = loaded(argmax + n * P + p, inside, "")  # masked positions give zero to channel 0
+        share = tl.where(c[:, None] == which[None, :], peak[None, :], mean[None, :])
+    else:
+        share = tl.broadcast_to(mean[None, :], (BC, p.shape[0]))
+    return share
 
 
 @triton.jit

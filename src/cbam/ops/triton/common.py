@@ -34,9 +34,13 @@ def tile_offsets(c, p, C, P, LAST: tl.constexpr):
 
 
 @triton.jit
-def other_than(mask):
-    """What a load gives where it reads nothing: zero, and without a mask there is no such place."""
-    return None if mask is None else 0.0
+def loaded(at, mask, POLICY: tl.constexpr):
+    """What is in memory, zero where the mask says no; without a mask everywhere."""
+    if mask is None:
+        value = tl.load(at, eviction_policy=POLICY)
+    else:
+        value = tl.load(at, mask=mask, other=0.0, eviction_policy=POLICY)
+    return value
 
 
 @triton.jit

@@ -17,8 +17,8 @@ from cbam.ops.triton.common import (
     divided,
     larger,
     largest,
+    loaded,
     normalised,
-    other_than,
     plus,
     relu,
     spatial_gate,
@@ -105,11 +105,11 @@ def pool(u, weight, bias, mean, invstd, sums, maxima, firsts, C, P, splits, per_
 @triton.jit
 def gated(u, weight, bias, mean, invstd, s, c, channels, offsets, inside, ACC: tl.constexpr):
     """The tile s x, rounded to the map's type, at channels c (BC,); the masks may be None."""
-    x = tl.load(u + offsets, mask=inside, other=other_than(inside), eviction_policy="evict_last")
+    x = loaded(u + offsets, inside, "evict_last")
     alpha, beta = affine(weight, bias, mean, invstd, c, channels, ACC)
     x = normalised(x, alpha, beta, mean)
     if s is not None:
-        factor = tl.load(s + c, mask=channels, other=other_than(channels))
+        factor = loaded(s + c, channels, "")
         x = times(x, cast(factor, u.dtype.element_ty)[:, None])
     return widened(x, ACC)
 
