@@ -1,45 +1,21 @@
-"""Compile all kernels, as the launch path asks for them, for a GPU that is not there: `python FILE cuda 90 32`.
+"""Compile kernels, as the launch path asks for them, for a GPU that is not there.
 
-A stand-in for Triton's driver names the target and starts nothing; everything before it is what happens on a GPU:
-the choice of blocks, the specialisation by types and divisibility, the compiler down to machine code. Prints one
-line of JSON per kernel with its threads, shared memory, and the vector loads and local memory of its assembly.
+`python FILE cuda 90 32` compiles them for several maps, `python FILE cuda 90 32 1x8x1x1 ...` for maps of these shapes.
+Prints one line of JSON per kernel: its warps, its shared memory, and vector loads and local memory of its assembly.
 """
 
 import json
 import re
 import sys
+from pathlib import Path
 
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.compiler import CompiledKernel
-from triton.runtime import driver
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
+from gpu.stand_in import Driver, recorded
 
 from cbam.ops.signature import BackwardArguments, ForwardArguments, NormBefore, OperatorConfig, Weights, flat
 from cbam.ops.triton import backward, forward
-
-
-class Driver:
-    def __init__(self, kind, architecture, warp):
-        self.target = GPUTarget(kind, int(architecture) if kind == "cuda" else architecture, int(warp))
-        self.utils = self
-
-    def load_binary(self, name, kernel, shared, device):
-        return 1, 2, 0, 0, 1024
-
-    def get_device_properties(self, device):
-        return {"max_shared_mem": 232448 if self.target.backend == "cuda" else 65536}
-
-    def get_current_target(self):
-        return self.target
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device):
-        return 0
-
-    def launcher_cls(self, source, metadata):
-        return lambda *arguments: None
 
 
 def run(shape, dtype, channels_last, norm, epilogue, descriptor=3, spatial_norm=None):
@@ -82,20 +58,30 @@ def describe(kernel):
             re.findall(r"ld\.global[\w.:]*\.v[24]|global_load_dwordx4|buffer_load_dwordx4", assembly)
         ),
         "local": len(re.findall(r"(ld|st)\.local|scratch_(load|store)", assembly)),
-        "atomics": len(re.findall(r"\batom\.|\bred\.|global_atomic|buffer_atomic", assembly)),
+        "atomic_sums": len(
+            re.findall(r"\b(atom|red)\.[\w.:]*\.b?f\d+|(global|buffer)_atomic\w*_f\d+", assembly)
+        ),
         "bytes": len(kernel.kernel),
     }
 
 
-if __name__ == "__main__":
-    driver.set_active(Driver(*sys.argv[1:]))
-    compiled = {}
-    load = CompiledKernel._init_handles
-    CompiledKernel._init_handles = lambda self: (compiled.setdefault(id(self), self), load(self))[1]
+def several_maps():
+    """Both memory formats, all dtypes, with and without norms and epilogue."""
     run((8, 256, 56, 56), torch.bfloat16, True, True, True, spatial_norm="batch")
     run((8, 256, 56, 56), torch.bfloat16, False, True, True, spatial_norm="running")
+    run((1, 64, 9, 9), torch.bfloat16, True, False, False)
     run((4, 2048, 7, 7), torch.float16, False, False, False, descriptor=4)
     run((4, 512, 28, 28), torch.float32, True, False, False)
     run((2, 24, 9, 9), torch.float64, True, True, True, spatial_norm="batch")
-    for kernel in compiled.values():
+
+
+if __name__ == "__main__":
+    with recorded(Driver(*sys.argv[1:4])) as launches:
+        if len(sys.argv) == 4:
+            several_maps()
+        for shape in sys.argv[4:]:
+            for spatial_norm, layout in (("batch", True), (None, False)):
+                sizes = [int(size) for size in shape.split("x")]
+                run(sizes, torch.bfloat16, layout, True, True, spatial_norm=spatial_norm)
+    for kernel in {id(launch.compiled): launch.compiled for launch in launches}.values():
         sys.stdout.write(json.dumps(describe(kernel)) + "\n")

@@ -30,6 +30,22 @@ def operator():
         yield
 
 
+@pytest.fixture(autouse=True)
+def dirty_memory(monkeypatch):
+    """New memory is full of NaN and of large indices, so that what is read before it is written shows."""
+
+    def dirty(new):
+        def allocate(*arguments, **options):
+            tensor = new(*arguments, **options)
+            return tensor.fill_(float("nan") if tensor.is_floating_point() else 2**30)
+
+        return allocate
+
+    if GPU.type == "cpu":
+        monkeypatch.setattr(torch.Tensor, "new_empty", dirty(torch.Tensor.new_empty))
+        monkeypatch.setattr(torch, "empty_like", dirty(torch.empty_like))
+
+
 def on_gpu(block, *tensors):
     return (block.to(GPU), *(t.to(GPU) for t in tensors))
 
@@ -107,6 +123,31 @@ class TestAgainstFloat64:
                     squares[key, backend] = squares.get((key, backend), 0.0) + square
         for key in exact:
             assert squares[key, "triton"] <= 2**2 * squares[key, "eager"] + 1e-20, key
+
+
+class TestConvolutionGrads:
+    @pytest.mark.parametrize(("height", "width", "k", "planes"), [(3, 9, 3, 2), (7, 1, 7, 1), (1, 4, 5, 2)])
+    def test_runs_of_four_positions(self, height, width, k, planes):
+        """As on a GPU; interpreted calls have one position at a time."""
+        from cbam.ops.triton.convolution_kernels import convolution_grads
+
+        p, new = height * width, {"dtype": torch.float64, "device": GPU}
+        maps = torch.randn(2, planes, height, width, **new, requires_grad=True)
+        kernel = torch.randn(1, planes, k, k, **new, requires_grad=True)
+        dz = torch.randn(2, 1, height, width, **new)
+        z = torch.nn.functional.conv2d(maps, kernel, padding=k // 2)
+        expected, of_kernel = torch.autograd.grad(z, [maps, kernel], dz)
+        dmaps, partial = torch.empty_like(maps), dz.new_empty(2 * 2, planes * k * k)
+        arrived = torch.full((2, 3), 7, dtype=torch.int32, device=GPU)
+        per_part = 4 * -(-height * -(-width // 4) // 8)
+        convolution_grads[(2 * 2, k + 1)](
+            dz, maps.detach(), kernel.detach(), dmaps, partial, arrived, 10, p, height, width, 2, per_part, 3,
+            AVERAGE=0, K=k, PLANES=planes, RUN=4, BQ=4, num_warps=1,
+        )  # fmt: skip
+        expected[:, 0] /= 10
+        torch.testing.assert_close(dmaps, expected)
+        torch.testing.assert_close(partial.sum(0).view_as(of_kernel[0]), of_kernel[0])
+        assert not arrived.any()
 
 
 class InTwoSteps(WithResidual):

@@ -3,74 +3,68 @@
 import triton
 import triton.language as tl
 
-from cbam.ops.triton.common import (
-    affine,
-    convolved,
-    shifted,
-    stored,
-    through_gate,
-)
-from cbam.ops.triton.forward_kernels import product
+from cbam.ops.triton.common import affine, convolved, product, stored, through_gate
+from cbam.ops.triton.forward_kernels import layer
 
 
 @triton.jit
 def logit_grads(dt, t, scale, maps, kernel, z, z_stats, norm_weight, norm_mean, norm_var, dz, norm_sums,
-                P, height, width, parts, eps, K: tl.constexpr, PLANES: tl.constexpr, HARD: tl.constexpr,
-                TAPS: tl.constexpr, BP: tl.constexpr):  # fmt: skip
-    """The gradient of the convolution's output, apart from the norm's batch statistics, (N, P); one program per sample.
+                P, height, width, parts, tiles, eps, K: tl.constexpr, PLANES: tl.constexpr, HARD: tl.constexpr,
+                BP: tl.constexpr):  # fmt: skip
+    """The gradient of the convolution's output, apart from the norm's batch statistics, (N, P); one program a tile.
 
-    `norm_sums` (N, 2): sums of the gradient of the norm's output, alone and times the normalised logit.
+    `norm_sums` (N tiles, 2): sums of the gradient of the norm's output, alone and times the normalised logit.
     """
     ACC: tl.constexpr = dt.dtype.element_ty
-    n = tl.program_id(0).to(tl.int64)
-    plain = tl.zeros((BP,), ACC)
-    sloped = tl.zeros((BP,), ACC)
-    for p0 in range(0, P, BP):
-        p = p0 + tl.arange(0, BP)
-        inside = p < P
-        total = tl.zeros((BP,), ACC)
-        for i in range(parts):
-            total += tl.load(dt + (n * parts + i) * P + p, mask=inside, other=0.0)
-        d = through_gate(total, tl.load(t + n * P + p, mask=inside, other=0.0), scale, HARD)
-        if norm_sums is not None:
-            if z is not None:
-                normal = (tl.load(z + n * P + p, mask=inside, other=0.0) - tl.load(z_stats)) * tl.load(
-                    z_stats + 1
-                )
-            else:
-                invstd = 1.0 / tl.sqrt(tl.load(norm_var) + eps)
-                normal = convolved(maps + n * PLANES * P, kernel, p, inside, height, width, K, PLANES, TAPS)
-                normal = (normal - tl.load(norm_mean)) * invstd
-            plain += tl.where(inside, d, 0.0)
-            sloped += tl.where(inside, d * normal, 0.0)
-            if z is None:
-                d = d * invstd
-            if norm_weight is not None:
-                d = d * tl.load(norm_weight)
-        tl.store(dz + n * P + p, d, mask=inside)
+    n = (tl.program_id(0) // tiles).to(tl.int64)
+    p = tl.program_id(0) % tiles * BP + tl.arange(0, BP)
+    inside = p < P
+    total = tl.zeros((BP,), ACC)
+    for i in range(parts):
+        total += tl.load(dt + (n * parts + i) * P + p, mask=inside, other=0.0)
+    d = through_gate(total, tl.load(t + n * P + p, mask=inside, other=0.0), scale, HARD)
     if norm_sums is not None:
-        tl.store(norm_sums + n * 2, tl.sum(plain, 0))
-        tl.store(norm_sums + n * 2 + 1, tl.sum(sloped, 0))
+        if z is not None:
+            normal = (tl.load(z + n * P + p, mask=inside, other=0.0) - tl.load(z_stats)) * tl.load(
+                z_stats + 1
+            )
+        else:
+            invstd = 1.0 / tl.sqrt(tl.load(norm_var) + eps)
+            normal = convolved(maps + n * PLANES * P, kernel, p, inside, height, width, K, PLANES)
+            normal = (normal - tl.load(norm_mean)) * invstd
+        to = norm_sums + tl.program_id(0).to(tl.int64) * 2
+        tl.store(to, tl.sum(tl.where(inside, d, 0.0), 0))
+        tl.store(to + 1, tl.sum(tl.where(inside, d * normal, 0.0), 0))
+        if z is None:
+            d = d * invstd
+        if norm_weight is not None:
+            d = d * tl.load(norm_weight)
+    tl.store(dz + n * P + p, d, mask=inside)
 
 
 @triton.jit
 def through_statistics(
-    dz, z, z_stats, norm_weight, norm_sums, samples, P, BLOCK: tl.constexpr, BP: tl.constexpr
+    dz, z, z_stats, norm_weight, norm_sums, count, samples, P, BLOCK: tl.constexpr, BP: tl.constexpr
 ):
-    """dz becomes invstd (dz - mean(dz) - normal mean(dz normal)), the means over all samples."""
+    """dz becomes invstd (dz - mean(dz) - normal mean(dz normal)), the means over all samples.
+
+    `norm_sums` (count, 2) are the partial sums of `logit_grads`.
+    """
     ACC: tl.constexpr = dz.dtype.element_ty
     plain = tl.zeros((BLOCK,), ACC)
     sloped = tl.zeros((BLOCK,), ACC)
-    for n0 in range(0, samples, BLOCK):
-        n = n0 + tl.arange(0, BLOCK)
-        plain += tl.load(norm_sums + n * 2, mask=n < samples, other=0.0)
-        sloped += tl.load(norm_sums + n * 2 + 1, mask=n < samples, other=0.0)
-    share = tl.full([1], 1.0, ACC) / (samples.to(ACC) * P)
+    for i0 in range(0, count, BLOCK):
+        i = i0 + tl.arange(0, BLOCK)
+        plain += tl.load(norm_sums + i * 2, mask=i < count, other=0.0)
+        sloped += tl.load(norm_sums + i * 2 + 1, mask=i < count, other=0.0)
+    size = tl.full([1], 0, tl.int64) + samples
+    size = size * P
+    share = tl.full([1], 1.0, ACC) / size.to(ACC)
     if norm_weight is not None:
         share = share * tl.load(norm_weight)
     invstd = tl.load(z_stats + 1)
     i = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)
-    inside = i < samples.to(tl.int64) * P
+    inside = i < size
     normal = (tl.load(z + i, mask=inside, other=0.0) - tl.load(z_stats)) * invstd
     d = tl.load(dz + i, mask=inside, other=0.0)
     d = invstd * (d - share * tl.sum(plain, 0) - normal * (share * tl.sum(sloped, 0)))
@@ -78,61 +72,32 @@ def through_statistics(
 
 
 @triton.jit
-def convolution_grads(dz, maps, kernel, dmaps, partial, C, P, height, width, parts, per_part, AVERAGE: tl.constexpr,
-                      K: tl.constexpr, PLANES: tl.constexpr, TAPS: tl.constexpr, BP: tl.constexpr):  # fmt: skip
-    """Gradients of the maps (N, planes, P), the mean's divided by C; partial sums of the kernel's, one row per part."""
-    ACC: tl.constexpr = dz.dtype.element_ty
-    n = (tl.program_id(0) // parts).to(tl.int64)
-    start = tl.program_id(0) % parts * per_part
-    tap = tl.arange(0, TAPS)
-    dh = tap // K - K // 2
-    dw = tap % K - K // 2
-    dz += n * P
-    for plane in tl.static_range(PLANES):
-        own = maps + (n * PLANES + plane) * P
-        weight = tl.load(kernel + plane * K * K + tap, mask=tap < K * K, other=0.0)
-        found = tl.zeros((TAPS,), ACC)
-        for p0 in range(start, tl.minimum(start + per_part, P), BP):
-            p = p0 + tl.arange(0, BP)
-            inside = (tap < K * K)[:, None] & (p < P)[None, :]
-            h = p // width
-            w = p % width
-            d = tl.load(dz + p, mask=p < P, other=0.0)
-            found += tl.sum(d[None, :] * shifted(own, h, w, dh, dw, inside, height, width), 1)
-            back = tl.sum(weight[:, None] * shifted(dz, h, w, -dh, -dw, inside, height, width), 0)
-            if plane == AVERAGE:
-                back = back / C
-            tl.store(dmaps + (n * PLANES + plane) * P + p, back, mask=p < P)
-        to = partial + (tl.program_id(0).to(tl.int64) * PLANES + plane) * K * K + tap
-        tl.store(to, found, mask=tap < K * K)
-
-
-@triton.jit
 def channel_sums(first, tiles, second, splits, s, scale, weight, bias, mean, invstd, da, found, C,
                  SUMS: tl.constexpr, SECOND: tl.constexpr, HARD: tl.constexpr, BC: tl.constexpr):  # fmt: skip
     """Add the partial sums: da = ds gate'(a) (N, C); with a norm in front also sums over g' u, g' and u (N, 3, C)."""
-    ACC: tl.constexpr = first.dtype.element_ty
     n = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    of_u = tl.zeros((BC,), ACC)
-    of_one = tl.zeros((BC,), ACC)
-    us = tl.zeros((BC,), ACC)
-    for i in range(tiles):
-        row = first + ((n * tiles + i) * SUMS) * C + c
-        of_u += tl.load(row, mask=c < C, other=0.0)
-        if SUMS == 3:
-            of_one += tl.load(row + C, mask=c < C, other=0.0)
-            us += tl.load(row + 2 * C, mask=c < C, other=0.0)
+    channel_sums_of(first, tiles, second, splits, s, scale, weight, bias, mean, invstd, da, found, n, c, C,
+                    SUMS, SECOND, HARD, BC)  # fmt: skip
+
+
+@triton.jit
+def channel_sums_of(first, tiles, second, splits, s, scale, weight, bias, mean, invstd, da, found, n, c, C,
+                    SUMS: tl.constexpr, SECOND: tl.constexpr, HARD: tl.constexpr, BC: tl.constexpr):  # fmt: skip
+    """The same for one sample's channels c (BC,)."""
+    ACC: tl.constexpr = first.dtype.element_ty
+    of_u = summed(first, n * tiles, tiles, SUMS, 0, c, C, ACC)
+    if SUMS == 3:
+        of_one = summed(first, n * tiles, tiles, SUMS, 1, c, C, ACC)
+        us = summed(first, n * tiles, tiles, SUMS, 2, c, C, ACC)
     if SECOND > 0:
-        for i in range(splits):
-            row = second + ((n * splits + i) * SECOND) * C + c
-            of_u += tl.load(row, mask=c < C, other=0.0)
-            if SECOND == 2:
-                of_one += tl.load(row + C, mask=c < C, other=0.0)
+        of_u += summed(second, n * splits, splits, SECOND, 0, c, C, ACC)
+        if SECOND == 2:
+            of_one += summed(second, n * splits, splits, SECOND, 1, c, C, ACC)
     if da is not None:
         ds = of_u
         if mean is not None:
-            alpha, beta = affine(weight, bias, mean, invstd, c, c < C)
+            alpha, beta = affine(weight, bias, mean, invstd, c, c < C, ACC)
             ds = alpha * of_u + beta * of_one
         value = tl.load(s + n * C + c, mask=c < C, other=0.0)
         tl.store(da + n * C + c, through_gate(ds, value, scale, HARD), mask=c < C)
@@ -143,22 +108,35 @@ def channel_sums(first, tiles, second, splits, s, scale, weight, bias, mean, inv
 
 
 @triton.jit
+def summed(partial, row, count, SUMS: tl.constexpr, number: tl.constexpr, c, C, ACC: tl.constexpr):
+    """The sum over `count` rows of channels c (BC,) of partial sums (..., SUMS, C), eight rows at a time."""
+    total = tl.zeros((8, c.shape[0]), ACC)
+    for i0 in range(0, count, 8):
+        i = i0 + tl.arange(0, 8)
+        at = ((row + i[:, None]) * SUMS + number) * C + c[None, :]
+        total += tl.load(partial + at, mask=(i < count)[:, None] & (c < C)[None, :], other=0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
 def hidden_grads(da, w1, hidden, dhidden, samples, C, width, ROWS: tl.constexpr,
                  BN: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr):  # fmt: skip
     """The gradient of the hidden layer before its ReLU, (N, rows, h)."""
     ACC: tl.constexpr = da.dtype.element_ty
     n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     h = tl.program_id(1) * BH + tl.arange(0, BH)
-    total = tl.zeros((BN, BH), ACC)
+    LANES: tl.constexpr = BC if BN == 1 else 1
+    sums = tl.zeros((BN, BH, LANES), ACC)
     for c0 in range(0, C, BC):
         c = c0 + tl.arange(0, BC)
         a = tl.load(
             da + n[:, None] * C + c[None, :], mask=(n < samples)[:, None] & (c < C)[None, :], other=0.0
         )
         w = tl.load(
-            w1 + c[:, None] * width + h[None, :], mask=(c < C)[:, None] & (h < width)[None, :], other=0.0
+            w1 + c[None, :] * width + h[:, None], mask=(c < C)[None, :] & (h < width)[:, None], other=0.0
         )
-        total += product(a, w)
+        sums += layer(a, w.to(ACC))
+    total = tl.sum(sums, 2)
     inside = (n < samples)[:, None] & (h < width)[None, :]
     for row in tl.static_range(ROWS):
         at = (n[:, None] * ROWS + row) * width + h[None, :]
@@ -181,21 +159,24 @@ def pooled_grads(dhidden, w0, dpooled, s, found, u, argmax, input_sums, samples,
     n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (n < samples)[:, None] & (c < C)[None, :]
-    average = tl.zeros((BN, BC), ACC)
-    peak = tl.zeros((BN, BC), ACC)
+    LANES: tl.constexpr = BH if BN == 1 else 1
+    of_average = tl.zeros((BN, BC, LANES), ACC)
+    of_peak = tl.zeros((BN, BC, LANES), ACC)
     if ROWS > 0:
         for h0 in range(0, width, BH):
             h = h0 + tl.arange(0, BH)
             w = tl.load(
-                w0 + h[:, None] * C + c[None, :], mask=(h < width)[:, None] & (c < C)[None, :], other=0.0
+                w0 + h[None, :] * C + c[:, None], mask=(h < width)[None, :] & (c < C)[:, None], other=0.0
             )
+            w = w.to(ACC)
             own = (n < samples)[:, None] & (h < width)[None, :]
             at = n[:, None] * ROWS * width + h[None, :]
             if AVERAGE:
-                average += product(tl.load(dhidden + at, mask=own, other=0.0), w)
+                of_average += layer(tl.load(dhidden + at, mask=own, other=0.0), w)
             if MAXIMUM:
-                peak += product(tl.load(dhidden + at + AVERAGE * width, mask=own, other=0.0), w)
-    average = average / P
+                of_peak += layer(tl.load(dhidden + at + AVERAGE * width, mask=own, other=0.0), w)
+    average = tl.sum(of_average, 2) / P
+    peak = tl.sum(of_peak, 2)
     if AVERAGE:
         tl.store(dpooled + n[:, None] * ROWS * C + c[None, :], average, mask=inside)
     if MAXIMUM:
@@ -220,12 +201,34 @@ def pooled_grads(dhidden, w0, dpooled, s, found, u, argmax, input_sums, samples,
 
 
 @triton.jit
-def weight_grads(da, dhidden, pooled, hidden, dw0, db0, dw1, db1, samples, C, width, ROWS: tl.constexpr,
+def parameter_grads(da, dhidden, pooled, hidden, dw0, db0, dw1, db1, partial, dkernel, norm_sums, dnorm_weight,
+                    dnorm_bias, input_sums, weight, mean, invstd, dweight, dbias, k1, k0,
+                    samples, C, P, width, channel_blocks, of_mlp, of_kernel, count, tiles, size,
+                    ROWS: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr,
+                    BLOCK: tl.constexpr):  # fmt: skip
+    """Gradients of all parameters: `of_mlp` programs for the MLP, `of_kernel` for the convolution, then the norm's."""
+    i = tl.program_id(0)
+    if dw0 is not None:
+        if i < of_mlp:
+            weight_grads(i % channel_blocks, i // channel_blocks, da, dhidden, pooled, hidden, dw0, db0, dw1, db1,
+                         samples, C, width, ROWS, BN, BC, BH)  # fmt: skip
+    if dkernel is not None:
+        if (i >= of_mlp) & (i < of_mlp + of_kernel):
+            kernel_grads(i - of_mlp, partial, dkernel, norm_sums, dnorm_weight, dnorm_bias, count, tiles, size, 64,
+                         BLOCK)  # fmt: skip
+    if input_sums is not None:
+        if i >= of_mlp + of_kernel:
+            norm_grads(i - of_mlp - of_kernel, input_sums, weight, mean, invstd, dweight, dbias, k1, k0,
+                       samples, C, P, BN, BC)  # fmt: skip
+
+
+@triton.jit
+def weight_grads(block, unit, da, dhidden, pooled, hidden, dw0, db0, dw1, db1, samples, C, width, ROWS: tl.constexpr,
                  BN: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr):  # fmt: skip
     """Gradients of the MLP's weights and biases, summed over the samples in order."""
     ACC: tl.constexpr = da.dtype.element_ty
-    c = tl.program_id(0) * BC + tl.arange(0, BC)
-    h = tl.program_id(1) * BH + tl.arange(0, BH)
+    c = block * BC + tl.arange(0, BC)
+    h = unit * BH + tl.arange(0, BH)
     first = tl.zeros((BH, BC), ACC)
     last = tl.zeros((BC, BH), ACC)
     first_bias = tl.zeros((BH,), ACC)
@@ -252,19 +255,19 @@ def weight_grads(da, dhidden, pooled, hidden, dw0, db0, dw1, db1, samples, C, wi
     tl.store(dw0 + h[:, None] * C + c[None, :], first, mask=inside)
     tl.store(dw1 + c[:, None] * width + h[None, :], last, mask=(c < C)[:, None] & (h < width)[None, :])
     if db0 is not None:
-        if tl.program_id(0) == 0:
+        if block == 0:
             tl.store(db0 + h, first_bias, mask=h < width)
     if db1 is not None:
-        if tl.program_id(1) == 0:
+        if unit == 0:
             tl.store(db1 + c, ROWS * last_bias, mask=c < C)
 
 
 @triton.jit
-def kernel_grads(partial, dkernel, norm_sums, dnorm_weight, dnorm_bias, count, samples, size,
+def kernel_grads(block, partial, dkernel, norm_sums, dnorm_weight, dnorm_bias, count, tiles, size,
                  ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Add the partial sums of the kernel's gradient; the first program also those of the norm's weight and bias."""
     ACC: tl.constexpr = partial.dtype.element_ty
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = block * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((ROWS, BLOCK), ACC)
     for start in range(0, count, ROWS):
         row = (start + tl.arange(0, ROWS)).to(tl.int64)
@@ -272,13 +275,13 @@ def kernel_grads(partial, dkernel, norm_sums, dnorm_weight, dnorm_bias, count, s
                          other=0.0)  # fmt: skip
     tl.store(dkernel + i, tl.sum(total, 0), mask=i < size)
     if norm_sums is not None:
-        if tl.program_id(0) == 0:
+        if block == 0:
             plain = tl.zeros((ROWS,), ACC)
             sloped = tl.zeros((ROWS,), ACC)
-            for start in range(0, samples, ROWS):
-                n = start + tl.arange(0, ROWS)
-                plain += tl.load(norm_sums + n * 2, mask=n < samples, other=0.0)
-                sloped += tl.load(norm_sums + n * 2 + 1, mask=n < samples, other=0.0)
+            for start in range(0, tiles, ROWS):
+                row = (start + tl.arange(0, ROWS)).to(tl.int64)
+                plain += tl.load(norm_sums + row * 2, mask=row < tiles, other=0.0)
+                sloped += tl.load(norm_sums + row * 2 + 1, mask=row < tiles, other=0.0)
             if dnorm_weight is not None:
                 tl.store(dnorm_weight, tl.sum(sloped, 0))
             if dnorm_bias is not None:
@@ -286,11 +289,11 @@ def kernel_grads(partial, dkernel, norm_sums, dnorm_weight, dnorm_bias, count, s
 
 
 @triton.jit
-def norm_grads(input_sums, weight, mean, invstd, dweight, dbias, k1, k0, samples, C, P, ROWS: tl.constexpr,
+def norm_grads(block, input_sums, weight, mean, invstd, dweight, dbias, k1, k0, samples, C, P, ROWS: tl.constexpr,
                BC: tl.constexpr):  # fmt: skip
     """Gradients of the norm in front; where its statistics come from the batch, k1 and k0 of dx += k1 u + k0."""
     ACC: tl.constexpr = input_sums.dtype.element_ty
-    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    c = block * BC + tl.arange(0, BC)
     ones = tl.zeros((ROWS, BC), ACC)
     us = tl.zeros((ROWS, BC), ACC)
     for start in range(0, samples, ROWS):
@@ -311,6 +314,6 @@ def norm_grads(input_sums, weight, mean, invstd, dweight, dbias, k1, k0, samples
         alpha = spread
         if weight is not None:
             alpha = alpha * tl.load(weight + c, mask=c < C, other=0.0)
-        count = samples.to(ACC) * P
+        count = (tl.full([1], 0, tl.int64) + samples).to(ACC) * P
         tl.store(k1 + c, -alpha * spread * slope / count, mask=c < C)
         tl.store(k0 + c, alpha * (centre * spread * slope - one) / count, mask=c < C)

@@ -1,7 +1,7 @@
 """How the map is divided into programs and tiles: heuristics by shape, memory format and number of multiprocessors.
 
-A tile has at most 4096 elements, so 16 or 32 a thread; its longer side is the contiguous axis. Programs read long
-pieces, but every multiprocessor needs a few programs, so a small batch is divided more finely.
+A thread has 16 or 32 elements of a tile, and its longer side is the contiguous axis. Programs read long pieces, but
+every multiprocessor needs a few programs, so a small batch is divided more finely.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from cbam.ops.triton.mode import INTERPRETED
 
-PROGRAMS_PER_MULTIPROCESSOR = 1 if INTERPRETED else 8
+PROGRAMS_PER_MULTIPROCESSOR = 1 if INTERPRETED else 6
 
 
 class Tile(NamedTuple):
@@ -22,6 +22,10 @@ class Tile(NamedTuple):
     channels: int
     positions: int
     warps: int
+
+
+SMALL = Tile(32, 16, 1)
+"""The interpreter's."""
 
 
 @cache
@@ -36,11 +40,39 @@ def tile(
 ) -> Tile:
     """Return a tile of about `elements`, at least `shortest` long on the axis that is not contiguous."""
     if INTERPRETED:  # small, so that a test's maps have several
-        return Tile(32, 16, 1)
+        return SMALL
     contiguous, other = (channels, positions) if channels_last else (positions, channels)
     long = min(_power_of_two(contiguous), 256, elements // shortest)
     short = max(1, min(_power_of_two(other), elements // long))
     return Tile(long, short, warps) if channels_last else Tile(short, long, warps)
+
+
+@lru_cache(4096)
+def across(
+    samples: int, channels: int, positions: int, channels_last: bool, itemsize: int, device: torch.device,
+    elements: int = 4096, longest: int = 256, shortest: int = 64,
+) -> Tile:  # fmt: skip
+    """Return a tile for a program that has all channels of its positions, fewer positions for a small batch.
+
+    Args:
+        samples, channels, positions, channels_last: of the map.
+        itemsize: bytes of one of its elements.
+        device: of the map.
+        elements: of a tile, at most.
+        longest: channels of a tile, at most.
+        shortest: positions of a tile, at most, in channels_last.
+    """
+    if INTERPRETED:
+        return SMALL
+    if not channels_last:
+        return tile(min(elements, 2048), 8, channels, positions, False, 4)
+    block = min(_power_of_two(channels), longest)
+    count = max(1, min(shortest, elements // block, _power_of_two(positions)))
+    while count > 1 and samples * -(-positions // count) < 3 * multiprocessors(device):
+        count //= 2
+    # A thread reads 16 bytes at once, and its warps should not idle.
+    threads = max(32, min(128, block * count * itemsize // 16))
+    return Tile(block, count, threads // 32)
 
 
 @lru_cache(4096)

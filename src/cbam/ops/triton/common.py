@@ -2,17 +2,24 @@
 
 A sample is a matrix of C channels and P positions; one kernel serves both memory formats, and LAST says which of the
 two axes is contiguous. Tiles are (BC, BP), channels first. Sums and gates are in the type of the vectors that are
-kept for backward (ACC); products that the map's type rounds are rounded to it before the next operation.
+kept for backward (ACC); products that the map's type rounds are computed in that type.
 
-Fused multiply-adds are off for all kernels (`launch.py`), since they round a product and a sum once where plain PyTorch
-rounds twice; the norm in front uses explicit ones.
+The compiler forms no fused multiply-adds by itself (`launch.py`), since they would round a product and a sum together
+where plain PyTorch rounds twice; where that does not matter, the kernels ask for them (`tl.fma`).
 """
 
-# No `from __future__ import annotations`: the interpreter looks for tl.constexpr among the annotations.
+# Annotations of kernels stay objects: the interpreter looks for tl.constexpr among them.
 import triton
 import triton.language as tl
 
 from cbam.ops.triton.mode import INTERPRETED
+
+
+@triton.constexpr_function
+def packs(elements):
+    """Whether so many bfloat16 numbers are pairs, and the target an NVIDIA GPU that computes with those."""
+    return not INTERPRETED and elements % 2 == 0 and tl.target_info.cuda_capability_geq(8, 0)
+
 
 # Triton's interpreter cuts the low bits off where a GPU rounds to bfloat16.
 TRUNCATES = tl.constexpr(INTERPRETED)
@@ -27,29 +34,58 @@ def tile_offsets(c, p, C, P, LAST: tl.constexpr):
 
 
 @triton.jit
-def affine(weight, bias, mean, invstd, c, inside):
-    """The norm in front at channels c as alpha and beta, (BC,): x = alpha u + beta."""
-    alpha = tl.load(invstd + c, mask=inside, other=0.0)
-    if weight is not None:
-        alpha = alpha * tl.load(weight + c, mask=inside, other=0.0)
-    beta = -tl.load(mean + c, mask=inside, other=0.0) * alpha
-    if bias is not None:
-        beta = tl.load(bias + c, mask=inside, other=0.0) + beta
+def loaded(at, mask, POLICY: tl.constexpr):
+    """What is in memory, zero where the mask says no; without a mask everywhere."""
+    if mask is None:
+        value = tl.load(at, eviction_policy=POLICY)
+    else:
+        value = tl.load(at, mask=mask, other=0.0, eviction_policy=POLICY)
+    return value
+
+
+@triton.jit
+def affine(weight, bias, mean, invstd, c, inside, ACC: tl.constexpr):
+    """The norm in front at channels c as alpha and beta, of c's shape: x = alpha u + beta; 1 and 0 without a norm."""
+    alpha = tl.full(c.shape, 1.0, ACC)
+    beta = tl.zeros(c.shape, ACC)
+    if mean is not None:
+        alpha = tl.load(invstd + c, mask=inside)
+        if weight is not None:
+            alpha = alpha * tl.load(weight + c, mask=inside)
+        beta = -tl.load(mean + c, mask=inside) * alpha
+        if bias is not None:
+            beta = tl.load(bias + c, mask=inside) + beta
     return alpha, beta
 
 
 @triton.jit
-def after_norm(u, weight, bias, mean, invstd, c, inside, T: tl.constexpr):
-    """The map's values, (BC, BP) in ACC, from those in memory, which are the norm's input where there is one."""
+def normalised(u, alpha, beta, mean):
+    """The map's values from what is in memory, a tile (BC, BP) in its type; without a norm they are the same."""
     if mean is not None:
-        alpha, beta = affine(weight, bias, mean, invstd, c, inside)
-        return stored(tl.fma(u, alpha[:, None], beta[:, None]), T)
+        u = cast(tl.fma(widened(u, alpha.dtype), alpha[:, None], beta[:, None]), u.dtype)
     return u
+
+
+@triton.jit
+def widened(value, ACC: tl.constexpr):
+    """A value of a map as sums have it; exact."""
+    if tl.bfloat16 == value.dtype and tl.float32 == ACC and packs(value.numel):
+        # Two from a register, an instruction each.
+        return tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=f,=f,r", [value], dtype=tl.float32, is_pure=True,
+            pack=2,
+        )  # fmt: skip
+    return value.to(ACC)
 
 
 @triton.jit
 def cast(value, T: tl.constexpr):
     """A value in type T, rounded to nearest even."""
+    if tl.bfloat16 == T and value.dtype == tl.float32 and packs(value.numel):
+        # Two at once; one by one is eight times slower.
+        return tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [value], dtype=tl.bfloat16, is_pure=True, pack=2
+        )
     if TRUNCATES and tl.bfloat16 == T and value.dtype == tl.float32:
         bits = value.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
@@ -59,8 +95,50 @@ def cast(value, T: tl.constexpr):
 
 @triton.jit
 def stored(value, T: tl.constexpr):
-    """A value rounded to type T."""
+    """A value as a map of type T would hold it."""
     return cast(value, T).to(value.dtype)
+
+
+@triton.jit
+def times(a, b):
+    """The product of two tiles of the map's type, rounded to it: two products an instruction in 16 bits."""
+    if TRUNCATES and tl.bfloat16 == a.dtype:
+        return cast(a.to(tl.float32) * b.to(tl.float32), a.dtype)
+    return a * b
+
+
+@triton.jit
+def plus(a, b):
+    """The sum of two tiles of the map's type, rounded to it."""
+    if TRUNCATES and tl.bfloat16 == a.dtype:
+        return cast(a.to(tl.float32) + b.to(tl.float32), a.dtype)
+    return a + b
+
+
+@triton.jit
+def relu(x):
+    """x, zero where it is negative; NaN stays."""
+    if tl.bfloat16 == x.dtype and packs(x.numel):
+        zero = tl.zeros_like(x)
+        return tl.inline_asm_elementwise(
+            "max.NaN.bf16x2 $0, $1, $2;", "=r,r,r", [x, zero], dtype=tl.bfloat16, is_pure=True, pack=2
+        )
+    return tl.where(x < 0, tl.zeros_like(x), x)
+
+
+@triton.jit
+def nan_or_larger(a, b):
+    """The larger one of two; NaN is the largest."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def largest(value, AXIS: tl.constexpr):
+    """Maximum along an axis; NaN is the largest."""
+    if TRUNCATES:  # the interpreter takes minutes for a reduction that it does not know
+        any_nan = tl.max((value != value).to(tl.int32), AXIS) > 0
+        return tl.where(any_nan, float("nan"), tl.max(tl.where(value != value, float("-inf"), value), AXIS))
+    return tl.reduce(value, AXIS, nan_or_larger)
 
 
 @triton.jit
@@ -69,23 +147,35 @@ def first_largest(value, index, AXIS: tl.constexpr):
     nan = value != value
     best = tl.max(tl.where(nan, float("-inf"), value), AXIS)
     any_nan = tl.max(nan.to(tl.int32), AXIS) > 0
-    matches = tl.where(tl.expand_dims(any_nan, AXIS), nan, value == tl.expand_dims(best, AXIS))
-    first = tl.min(tl.where(matches, index, 2147483647), AXIS)
+    hit = tl.where(tl.expand_dims(any_nan, AXIS), nan, value == tl.expand_dims(best, AXIS))
+    first = tl.min(tl.where(hit, index, 2147483647), AXIS)
     return tl.where(any_nan, float("nan"), best), first
 
 
 @triton.jit
 def larger(value, best):
-    """Whether a later value replaces the maximum: it is larger, or the first NaN."""
+    """Whether a later value takes a maximum's place: it is larger, or the first NaN."""
     return (best == best) & ((value > best) | (value != value))
 
 
 @triton.jit
 def divided(a, b):
-    """The correctly rounded quotient: on a GPU `/` only approximates it, and a gate of one has to be exactly one."""
+    """The rounded quotient: a plain `/` is only nearly that on a GPU, and a gate of one has to be one."""
     if a.dtype == tl.float32:
         return tl.math.div_rn(a, b.to(tl.float32))
     return a / b
+
+
+@triton.constexpr_function
+def precision(dtype):
+    """How exact tensor cores multiply float32: three products of halves of the digits each, nearly float32."""
+    return "tf32x3" if not INTERPRETED and dtype == tl.float32 and tl.target_info.is_cuda() else "ieee"
+
+
+@triton.jit
+def product(a, b):
+    """The matrix product in full precision."""
+    return tl.dot(a, b, input_precision=precision(a.dtype), out_dtype=a.dtype)
 
 
 @triton.jit
@@ -94,7 +184,7 @@ def gate(z, scale, HARD: tl.constexpr):
     if HARD:
         value = divided(tl.minimum(tl.maximum(z + 3.0, 0.0), 6.0), tl.full([1], 6.0, z.dtype))
     else:
-        small = tl.exp(-tl.abs(z))  # never overflows
+        small = tl.exp(-tl.abs(z))  # of a number that is not positive, so that it cannot overflow
         value = divided(tl.where(z >= 0, tl.full([1], 1.0, z.dtype), small), 1.0 + small)
     value = tl.where(z != z, z, value)
     if scale is not None:
@@ -104,7 +194,7 @@ def gate(z, scale, HARD: tl.constexpr):
 
 @triton.jit
 def through_gate(grad, value, scale, HARD: tl.constexpr):
-    """grad times the derivative of `gate`, computed from the gate's value."""
+    """grad times the derivative of `gate`, told from the gate's value."""
     factor = tl.full([1], 1.0, grad.dtype)
     if scale is not None:
         factor = factor * tl.load(scale)
@@ -118,27 +208,34 @@ def through_gate(grad, value, scale, HARD: tl.constexpr):
 
 
 @triton.jit
-def convolved(
-    maps, kernel, p, inside, height, width, K: tl.constexpr, PLANES: tl.constexpr, TAPS: tl.constexpr
-):
-    """The k x k convolution of a sample's maps (PLANES, P) at positions p, (BP,)."""
+def convolved(maps, kernel, p, inside, height, width, K: tl.constexpr, PLANES: tl.constexpr):
+    """The k x k convolution of a sample's maps (PLANES, P) at positions p, (BP,): each thread has its own position."""
     h = p // width
     w = p % width
     z = tl.zeros(p.shape, maps.dtype.element_ty)
-    for plane in tl.static_range(PLANES):
-        for first in range(0, K * K, TAPS):
-            tap = first + tl.arange(0, TAPS)
-            weight = tl.load(kernel + plane * K * K + tap, mask=tap < K * K, other=0.0)
-            value = shifted(maps + plane * height * width, h, w, tap // K - K // 2, tap % K - K // 2,
-                            (tap < K * K)[:, None] & inside[None, :], height, width)  # fmt: skip
-            z += tl.sum(weight[:, None] * value, 0)
+    for dh in tl.static_range(-(K // 2), K // 2 + 1):
+        row = inside & (h + dh >= 0) & (h + dh < height)
+        for dw in tl.static_range(-(K // 2), K // 2 + 1):
+            here = row & (w < width - dw) if dw > 0 else row & (w >= -dw)
+            for plane in tl.static_range(PLANES):
+                value = tl.load(maps + plane * height * width + (p + (dh * width + dw)), mask=here, other=0.0)
+                weight = tl.load(kernel + (plane * K * K + (dh + K // 2) * K + dw + K // 2)).to(z.dtype)
+                z = tl.fma(tl.zeros(p.shape, z.dtype) + weight, value, z)
     return z
 
 
 @triton.jit
-def shifted(plane, h, w, dh, dw, wanted, height, width):
-    """A plane's values at (h + dh, w + dw), (TAPS, BP), zero beyond its border."""
-    hh = h[None, :] + dh[:, None]
-    ww = w[None, :] + dw[:, None]
-    wanted = wanted & (hh >= 0) & (hh < height) & (ww >= 0) & (ww < width)
-    return tl.load(plane + hh * width + ww, mask=wanted, other=0.0)
+def spatial_gate(maps, kernel, z, z_stats, norm_weight, norm_bias, norm_mean, norm_var, scale, n, p, P, height, width,
+                 eps, K: tl.constexpr, PLANES: tl.constexpr, HARD: tl.constexpr):  # fmt: skip
+    """The spatial gate of sample n at positions p, (BP,), from the logits z that are there or from the maps."""
+    if z is not None:
+        logit = (tl.load(z + n * P + p, mask=p < P, other=0.0) - tl.load(z_stats)) * tl.load(z_stats + 1)
+    else:
+        logit = convolved(maps + n * PLANES * P, kernel, p, p < P, height, width, K, PLANES)
+        if norm_mean is not None:
+            logit = (logit - tl.load(norm_mean)) * (1.0 / tl.sqrt(tl.load(norm_var) + eps))
+    if norm_weight is not None:
+        logit = logit * tl.load(norm_weight)
+    if norm_bias is not None:
+        logit = logit + tl.load(norm_bias)
+    return gate(logit, scale, HARD)

@@ -9,13 +9,18 @@ from torch import Tensor
 
 from cbam.ops.signature import ForwardArguments, NormBefore, Weights
 from cbam.ops.triton import forward_kernels as kernels
-from cbam.ops.triton.blocks import Tile, parts, tile
+from cbam.ops.triton import forward_passes as passes
+from cbam.ops.triton.blocks import Tile, across, parts, tile
 from cbam.ops.triton.launch import launch, launch_pass, tuned
 from cbam.ops.triton.problem import Problem, new_vectors, problem_of
 
-# Samples, channels and hidden units of a tile of the MLP, and taps of the convolution at a time.
-DENSE = {"BN": 16, "BH": 16, "BC": 64}
-TAPS = 16
+FEW = 4
+"""Up to so many samples, each program of the MLP has one of them."""
+# Samples of a program of the MLP, and what it sums at a time; shares of the pooling at a time.
+MANY_HIDDEN = {"BN": 16, "BH": 8, "BC": 64, "BS": 2}
+ONE_HIDDEN = {"BN": 1, "BH": 1, "BC": 256, "BS": 16}
+MANY_GATES = {"BN": 16, "BC": 32, "BH": 16}
+ONE_GATE = {"BN": 1, "BC": 16, "BH": 128}
 
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -50,21 +55,23 @@ def _channel_gate(
         partial = s.new_empty(2, n * splits * c)
         firsts = None if argmax is None else argmax.new_empty(n * splits * c)
         launch_pass(
-            kernels.pool, (n * splits, blocks), size, x, *before, *partial, firsts, c, p, splits, per_split,
-            AVERAGE=average, MAXIMUM=maximum, LAST=q.channels_last,
+            passes.pool, (n * splits, blocks), size, x, *before, *partial, firsts, c, p, splits, per_split,
+            AVERAGE=average, MAXIMUM=maximum, LAST=q.channels_last, WHOLE=c % size.channels == 0,
         )  # fmt: skip
         return partial, firsts, splits
 
-    usual = tile(2048, 16, c, p, q.channels_last, 4)
+    usual = tile(2048, 32 if q.channels_last else 16, c, p, q.channels_last, 4)
     partial, firsts, splits = tuned(pool, usual, "pool", q, x.dtype, before.mean is None, argmax is None)
-    groups = -(-n // DENSE["BN"])
+    few = n <= FEW
+    sizes = ONE_HIDDEN if few else MANY_HIDDEN
     launch(
-        kernels.hidden, (groups, -(-q.hidden // DENSE["BH"])), partial[0], partial[1], firsts, weights.w0, weights.b0,
-        pooled, argmax, hidden, n, c, p, q.hidden, splits, AVERAGE=average, MAXIMUM=maximum, **DENSE,
+        kernels.hidden, (-(-n // sizes["BN"]), -(-q.hidden // sizes["BH"])), *partial, firsts, weights.w0, weights.b0,
+        pooled, argmax, hidden, n, c, p, q.hidden, splits, AVERAGE=average, MAXIMUM=maximum, **sizes,
     )  # fmt: skip
+    sizes = ONE_GATE if few else MANY_GATES
     launch(
-        kernels.channel_gate, (groups, -(-c // DENSE["BC"])), hidden, weights.w1, weights.b1, weights.channel_scale,
-        s, n, c, q.hidden, ROWS=q.rows, HARD=q.hard, **DENSE,
+        kernels.channel_gate, (-(-n // sizes["BN"]), -(-c // sizes["BC"])), hidden, weights.w1, weights.b1,
+        weights.channel_scale, s, n, c, q.hidden, ROWS=q.rows, HARD=q.hard, **sizes,
     )  # fmt: skip
 
 
@@ -73,12 +80,15 @@ def _squeeze(x: Tensor, before: NormBefore, q: Problem, s: Any, maps: Any, argma
 
     def squeeze(size: Tile) -> None:
         tiles = -(-p // size.positions)
+        group = (
+            min(16 // x.element_size(), size.channels) if q.channels_last else 1
+        )  # channels of a thread's read
         launch_pass(
-            kernels.squeeze, (n * tiles,), size, x, *before, s, maps, argmax, n, c, p, tiles,
-            AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane, LAST=q.channels_last,
+            passes.squeeze, (n * tiles,), size, x, *before, s, maps, argmax, n, c, p, tiles,
+            AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane, LAST=q.channels_last, GROUP=group,
         )  # fmt: skip
 
-    usual = tile(2048, 8, c, p, q.channels_last, 4)
+    usual = across(n, c, p, q.channels_last, x.element_size(), x.device, longest=64)
     tuned(squeeze, usual, "squeeze", q, x.dtype, before.mean is None, argmax is None)
 
 
@@ -88,7 +98,7 @@ def _statistics(weights: Weights, q: Problem, maps: Any, z: Any, z_stats: Any, s
     partial = stats.new_empty(q.samples * tiles * 3)
     launch(
         kernels.logits, (q.samples * tiles,), maps, weights.kernel, z, partial, q.positions, q.height, q.width, tiles,
-        K=q.k, PLANES=q.planes, TAPS=TAPS, BP=size,
+        K=q.k, PLANES=q.planes, BP=size,
     )  # fmt: skip
     launch(kernels.statistics, (1,), partial, z_stats, stats, q.samples * tiles, q.eps, BLOCK=1024)
 
@@ -100,14 +110,17 @@ def _apply(
     n, c, p, w = q.samples, q.channels, q.positions, weights
 
     def apply(size: Tile) -> None:
-        tiles = -(-p // size.positions)
+        # One position a thread for the convolution; the tiles are parts of those positions.
+        gates = size.positions if not q.channels_last else max(size.positions, 32 * size.warps)
+        tiles = -(-p // gates)
         count, per_program = parts(c, size.channels, n * tiles, x.device)
         launch_pass(
-            kernels.apply, (n * tiles, count), size, x, *before, s, maps, w.kernel, z, z_stats,
+            passes.apply, (n * tiles, count), size, x, *before, s, maps, w.kernel, z, z_stats,
             w.norm_weight, w.norm_bias, w.norm_mean, w.norm_var, w.spatial_scale, t, residual, y,
             c, p, q.height, q.width, tiles, per_program, q.eps,
-            K=q.k, PLANES=q.planes, HARD=q.hard, RELU=relu, LAST=q.channels_last, TAPS=TAPS,
+            K=q.k, PLANES=q.planes, HARD=q.hard, RELU=relu, LAST=q.channels_last,
+            WHOLE=c % size.channels == 0, BG=gates,
         )  # fmt: skip
 
-    usual = tile(4096, 64, c, p, q.channels_last, 4)
+    usual = tile(2048, 16, c, p, q.channels_last, 2 if q.channels_last else 4)
     tuned(apply, usual, "apply", q, x.dtype, before.mean is None, residual is None)
