@@ -39,7 +39,7 @@ def attend(
     if isinstance(weights, str) or not dispatch.can_fuse(u, weights):
         return None
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting() or (norm.training and norm.momentum is None):
+        if dispatch.is_exporting() or (norm.training and norm.momentum is None):
             return None  # exporters get plain operations; a number of batches in Python breaks the graph
         before = _traced_statistics(norm, u)
     elif exact(u.dtype, not u.is_contiguous(), uses_batch(norm), u.device.type):

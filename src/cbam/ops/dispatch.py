@@ -91,6 +91,14 @@ def _from_environment() -> str:
 _from_environment._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def is_exporting() -> bool:
+    """Return whether torch.export is at work; torch 2.11's compiler takes `torch.compiler.is_exporting()` for true."""
+    return torch.compiler.is_exporting()
+
+
+is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def can_fuse(x: Tensor, weights: Weights | str) -> bool:
     """Return whether the operator computes this call.
 

@@ -81,7 +81,7 @@ def _as_one_node(x: Tensor, tensors: Sequence[Any], config: OperatorConfig) -> t
     # An exported program keeps nothing: exporters that do not know the operator can then decompose it.
     keep = (
         torch.is_grad_enabled()
-        and not torch.compiler.is_exporting()
+        and not dispatch.is_exporting()
         and (x.requires_grad or any(w is not None and w.requires_grad for w in tensors))
     )
     y, _, _, stats = torch.ops.cbam.forward.default(x, *tensors, *config, keep)

@@ -69,6 +69,7 @@ def _in_one_format(node: Any, *arguments: Any, **keywords: Any) -> tuple[tuple[A
     call = {
         argument.name: value for argument, value in zip(node.target._schema.arguments, arguments, strict=True)
     }
+    call["x"] = ExternKernel.realize_input(call["x"])
     size = call["x"].get_size()
     strides = FlexibleLayout.stride_ordered(size, NHWC_STRIDE_ORDER)
     if list(call["x"].get_stride()) != list(strides):

@@ -50,7 +50,8 @@ class WithEpilogue(nn.Module):
 
     def _forward_in_compiler(self, x: Any) -> Any:
         plain: Any = super().forward
-        parts = None if torch.compiler.is_exporting() else _traceable_parts(self)
+        id(self)  # the compiler's code then is for this block alone, as its parts are
+        parts = None if dispatch.is_exporting() else self._traceable_parts()
         if parts is None or dispatch.backend() == "eager":
             return plain(x)
         front, back, relu, site = parts
@@ -58,6 +59,20 @@ class WithEpilogue(nn.Module):
         end = BlockEnd(shortcut, relu, lambda attended: getattr(_traceable, back)(self, attended, shortcut))
         attended: Any = self.get_submodule(site)
         return attended.forward(u, block_end=end)
+
+    def _traceable_parts(self) -> tuple[str, str, bool, str] | None:
+        """Return the parts as constants: names of the functions, whether there is a ReLU, the path of the site."""
+        cls: Any = type(self)
+        parts = _parts_of(self, cls.__bases__[1].forward)
+        if parts is None or parts.are_watched():
+            return None
+        for function in (parts.front, parts.back):
+            setattr(_traceable, function.__name__, function)
+        site = next(name for name, module in self.named_modules() if module is parts.site)
+        return parts.front.__name__, parts.back.__name__, parts.relu, site
+
+    # The compiler calls it once for a block and keeps the answer.
+    _traceable_parts._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def extra_repr(self) -> str:
         """Say that the class is a subclass of the one printed."""
@@ -125,22 +140,6 @@ def _parts_of(block: nn.Module, forward: Callable[..., Any]) -> _Parts | None:
 
 # Functions by name. An object and no dict, of which a compiler would not see what is added while it traces.
 _traceable = SimpleNamespace()
-
-
-def _traceable_parts(block: nn.Module) -> tuple[str, str, bool, str] | None:
-    """Return a block's parts as constants for a compiler: front, back, whether there is a ReLU, path of the site."""
-    cls: Any = type(block)
-    parts = _parts_of(block, cls.__bases__[1].forward)
-    if parts is None or parts.are_watched():
-        return None
-    for function in (parts.front, parts.back):
-        setattr(_traceable, function.__name__, function)
-    site = next(name for name, module in block.named_modules() if module is parts.site)
-    return parts.front.__name__, parts.back.__name__, parts.relu, site
-
-
-# The compiler calls it once for a block and keeps the answer.
-_traceable_parts._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _look(block: nn.Module, forward: Callable[..., Any]) -> _Found:
