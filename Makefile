@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 DEMO ?= runs/demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-fast lint types format clean help data bench sanitize
+.PHONY: demo test test-fast test-all check lint types format clean help data bench sanitize
 
 help:
 	@echo "make demo    train ResNet-20 on Fashion-MNIST: plain, SE, CBAM and a control of equal size; about 3 minutes"
-	@echo "make test    the whole test suite, linter and type checker"
+	@echo "make test    linter, type checker and tests; about 10 minutes on two cores"
+	@echo "make test-fast  the quick tests only; about 3 minutes"
+	@echo "make test-all  linter, type checker and every test, as continuous integration runs them"
 	@echo "make format  format the code"
 	@echo "make bench   what CBAM costs on this machine beside other ways to write it; about 5 minutes"
 	@echo "make sanitize  the operator's tests against a C++ build that checks memory and undefined behaviour"
@@ -32,8 +34,10 @@ $(VENV)/.operator: setup.py $(wildcard csrc/*) | $(BIN)/cbam
 	@[ -e src/cbam/_cpp.abi3.so ] || echo "The operator could not be built here; cbam doctor says what is missing. Going on without."
 	@touch $@
 
+# ultralytics, which is under the AGPL, is for its tests only: the package neither imports nor requires it.
 $(VENV)/.dev: $(BIN)/cbam
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet ultralytics
 	@touch $@
 
 # Debian and Ubuntu carry Fashion-MNIST as a package; elsewhere torchvision downloads it into the user's cache.
@@ -45,14 +49,22 @@ data:
 demo: $(VENV)/.operator data
 	$(BIN)/cbam compare --config recipes/demo.yaml --output $(DEMO)
 
-test: $(VENV)/.dev $(VENV)/.operator
+# Which test belongs to which level is in tests/levels.py.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test: check
+	$(PYTEST) -m "not exhaustive"
+
+test-fast: $(VENV)/.dev $(VENV)/.operator
+	$(PYTEST) -m "not slow and not exhaustive"
+
+test-all: check
+	$(PYTEST)
+
+check: $(VENV)/.dev $(VENV)/.operator
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist worksteal
-
-test-fast: $(VENV)/.dev $(VENV)/.operator
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -5,14 +5,13 @@
     python benchmarks/depth.py --tiny --output runs/tiny.jsonl      # does it all work here?
 
 Every cell is one line of the file, written when it is done; the same command goes on with those that are missing. A
-file belongs to one set of settings and one version of torch: another needs another --output. Needs
+file belongs to one set of options and one version of torch: another needs another --output. Needs
 pip install '.[compare]'.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -23,8 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from depth_cells import QUARTERED, VARIANTS, Settings, cost_cell, images_of, start_cell, train_cell
+from depth_cells import QUARTERED, VARIANTS, Training, cost_cell, images_of, start_cell, train_cell
 from depth_report import write_report
+
+from cbam.runs.progress import Progress
+from cbam.runs.rows import Rows
 
 SMALL = ("resnet20", "resnet56", "resnet110", "resnet164", "resnet1001")
 LARGE = ("paper_resnet50", "paper_resnet101", "paper_resnet152", "paper_resnet200")
@@ -39,6 +41,11 @@ class Cell:
     variant: str
     seed: int = 0
 
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.kind} {self.model}, {self.variant}, seed {self.seed}"
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -46,12 +53,12 @@ class Grid:
 
     cost: tuple[str, ...] = (*SMALL, *LARGE)
     start: tuple[str, ...] = (*SMALL, "paper_resnet152", "paper_resnet200")
-    train: tuple[tuple[str, Settings], ...] = (
-        ("resnet20", Settings()),
-        ("resnet110", Settings()),
-        ("resnet1001", Settings(steps=60, batch_size=16)),
-        ("paper_resnet152", Settings(steps=60, batch_size=8, image_size=64)),
-        ("paper_resnet200", Settings(steps=60, batch_size=8, image_size=64)),
+    train: tuple[tuple[str, Training], ...] = (
+        ("resnet20", Training()),
+        ("resnet110", Training()),
+        ("resnet1001", Training(steps=60, batch_size=16)),
+        ("paper_resnet152", Training(steps=60, batch_size=8, image_size=64)),
+        ("paper_resnet200", Training(steps=60, batch_size=8, image_size=64)),
     )
     start_seeds: int = 2
     train_seeds: tuple[int, ...] = (3, 3, 2, 1, 1)
@@ -73,7 +80,7 @@ class Grid:
 TINY = Grid(
     cost=("resnet20",),
     start=("resnet20",),
-    train=(("resnet20", Settings(steps=3, batch_size=4, limit_train=40, limit_val=20)),),
+    train=(("resnet20", Training(steps=3, batch_size=4, limit_train=40, limit_val=20)),),
     start_seeds=1,
     train_seeds=(1,),
 )
@@ -81,9 +88,7 @@ TINY = Grid(
 
 def main() -> int:
     """Run what is missing, or write the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/depth.jsonl"))
     parser.add_argument("--data", default="fashion-mnist", help="images to start and train on")
     parser.add_argument("--threads", type=int, default=2)
@@ -94,7 +99,7 @@ def main() -> int:
     options = parser.parse_args()
     grid = TINY if options.tiny else Grid()
     if options.report:
-        rows = read(options.output)
+        rows = Rows(options.output).read()
         write_report(about_of(rows), [row for row in rows if "kind" in row], options.report, options.output)
         return 0
     torch.set_num_threads(options.threads)
@@ -104,30 +109,29 @@ def main() -> int:
 
 def run(grid: Grid, output: Path, data: str, threads: int) -> None:
     """Measure the cells that the file lacks and append a line for each."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    rows = read(output)
-    about = environment(grid, data, threads)
+    file = Rows(output)
+    rows, about = file.read(), environment(grid, data, threads)
     before = about_of(rows)
     different = [key for key in about if key != "training" and before.get(key, about[key]) != about[key]]
     trained = before.get("training", {})
-    different += [
-        f"training of {model}" for model in trained if trained[model] != about["training"].get(model)
-    ]
+    different += [f"training of {one}" for one in trained if trained[one] != about["training"].get(one)]
     if different:
         sys.exit(f"{output} holds a run with other {', '.join(different)}. Give another --output.")
-    done = {cell_of(row) for row in rows if "kind" in row}
-    waiting = [cell for cell in grid.cells() if cell not in done]
-    say(f"{len(done)} done, {len(waiting)} to go")
-    with output.open("a", encoding="utf-8") as file:
-        file.write("\n")  # behind a line that was cut off
-        if before != about:  # the first time, and when the grid has grown since
-            append(file, about)
-        for cell in waiting:
+    file.mend()
+    if before != about:  # the first time, and when the grid has grown since
+        file.append(about)
+    cells, done = list(grid.cells()), {cell_of(row) for row in rows if "kind" in row}
+    with Progress() as progress:
+        progress.start("cell", len(cells), len(done & set(cells)))
+        for cell in cells:
+            if cell in done:
+                continue
+            progress.begin(cell.name, cells.index(cell) + 1)
             start = time.perf_counter()
             found = measure(cell, grid, data)
             seconds = round(time.perf_counter() - start, 1)
-            append(file, {**asdict(cell), **found, "seconds": seconds})
-            say(f"{cell.kind} {cell.model}, {cell.variant}, seed {cell.seed}: {seconds} s")
+            file.append({**asdict(cell), **found, "seconds": seconds})
+            progress.end(f"{seconds} s")
 
 
 def measure(cell: Cell, grid: Grid, data: str) -> dict[str, Any]:
@@ -136,8 +140,7 @@ def measure(cell: Cell, grid: Grid, data: str) -> dict[str, Any]:
         return cost_cell(cell.model, cell.variant)
     if cell.kind == "start":
         return start_cell(cell.model, cell.variant, cell.seed, data)
-    settings = dict(grid.train)[cell.model]
-    return train_cell(cell.model, cell.variant, cell.seed, replace(settings, data=data))
+    return train_cell(cell.model, cell.variant, cell.seed, replace(dict(grid.train)[cell.model], data=data))
 
 
 def environment(grid: Grid, data: str, threads: int) -> dict[str, Any]:
@@ -149,20 +152,8 @@ def environment(grid: Grid, data: str, threads: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "training": {model: asdict(settings) for model, settings in grid.train},
+        "training": {model: asdict(training) for model, training in grid.train},
     }
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file; a line that was cut off by a kill is left out."""
-    rows = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return rows
 
 
 def about_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -173,19 +164,6 @@ def about_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def cell_of(row: dict[str, Any]) -> Cell:
     """Return the cell that a row is about."""
     return Cell(row["kind"], row["model"], row["variant"], row["seed"])
-
-
-def append(file: Any, row: dict[str, Any]) -> None:
-    """Write a row and make sure that it is on the disk."""
-    file.write(json.dumps(row) + "\n")
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def say(text: str) -> None:
-    """Show a line at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import cbam
 from cbam.data import load_data
+from cbam.explain.gate_statistics import GateReader
 from cbam.models import build_model, made_for
 
 QUARTERED = "plain, branches / 4"
@@ -24,13 +25,11 @@ VARIANTS = {
     "cbam, identity init": ("cbam", "identity"),
     "cbam, paper init": ("cbam", "paper"),
 }
-SATURATED = 0.05  # a sigmoid below this or above one minus this
-DEAD = 0.01  # a gate that differs by less between all images of a batch
 START_IMAGES = 16
 
 
 @dataclass(frozen=True)
-class Settings:
+class Training:
     """How a network is trained: SGD with Nesterov momentum 0.9, a warm-up over a tenth of the steps, then a cosine."""
 
     data: str = "fashion-mnist"
@@ -71,23 +70,23 @@ def start_cell(model: str, variant: str, seed: int, data: str) -> dict[str, Any]
     }
 
 
-def train_cell(model: str, variant: str, seed: int, settings: Settings) -> dict[str, Any]:
+def train_cell(model: str, variant: str, seed: int, training: Training) -> dict[str, Any]:
     """Train for a few steps; return the loss of every step, the accuracy, and what the gates do before and after."""
-    data = images_of(settings.data, settings.image_size, settings.limit_train, settings.limit_val)
+    data = images_of(training.data, training.image_size, training.limit_train, training.limit_val)
     network = build(model, variant, seed, len(data.classes), data.input_size).train()
-    optimizer = torch.optim.SGD(
-        network.parameters(), settings.lr, 0.9, weight_decay=settings.weight_decay, nesterov=True
-    )
-    warm = max(1, settings.steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / settings.steps)),
-    )
+    rates = {"lr": training.lr, "momentum": 0.9, "weight_decay": training.weight_decay}
+    optimizer = torch.optim.SGD(network.parameters(), **rates, nesterov=True)
+    warm = max(1, training.steps // 10)
+
+    def rate(step: int) -> float:
+        return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / training.steps))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     losses: list[float] = []
-    watched = {0: "first", settings.steps // 2: "middle", settings.steps - 1: "last"}
+    watched = {0: "first", training.steps // 2: "middle", training.steps - 1: "last"}
     gates: dict[str, Any] = {}
-    for step in range(settings.steps):
-        images, labels = batch_of(data.train, seed, step, settings.batch_size)
+    for step in range(training.steps):
+        images, labels = batch_of(data.train, seed, step, training.batch_size)
         reader = GateReader(network) if step in watched else None
         loss = F.cross_entropy(network(images), labels)
         if reader is not None:
@@ -115,7 +114,7 @@ def build(model: str, variant: str, seed: int, classes: int, size: tuple[int, in
 
 
 def quarter_branches(network: nn.Module, size: tuple[int, int, int]) -> None:
-    """Multiply every residual branch by 1/4 where CBAM would stand: what two fresh sigmoids do on average."""
+    """Multiply every residual branch by 1/4 where CBAM would be: what two fresh sigmoids do on average."""
     for site in cbam.plan(network, input_size=size).sites:
         network.get_submodule(site.name).register_forward_hook(lambda module, inputs, output: output * 0.25)
 
@@ -129,22 +128,22 @@ def images_of(data: str, size: int, limit_train: int, limit_val: int) -> Any:
 def batch_of(dataset: Any, seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
     """Return the images (N, C, H, W) and labels (N) of one step, the same for every network and variant."""
     per_epoch = max(1, len(dataset) // size)
-    epoch, place = divmod(step, per_epoch)
-    chosen = dataset.order(seed, epoch, True)[place * size : (place + 1) * size]
+    epoch, number = divmod(step, per_epoch)
+    chosen = dataset.order(seed, epoch, True)[number * size : (number + 1) * size]
     items = [dataset.with_seed(seed)[epoch, int(index)] for index in chosen]
     return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
 
 
 @torch.no_grad()
 def accuracy(network: nn.Module, dataset: Any, batch_size: int = 50) -> float:
-    """Return the share of the images whose class is told right."""
+    """Return the share of the images that are classified correctly."""
     network.eval()
-    right = 0
+    correct = 0
     for begin in range(0, len(dataset), batch_size):
         items = [dataset[0, index] for index in range(begin, min(begin + batch_size, len(dataset)))]
         logits = network(torch.stack([image for image, _ in items]))
-        right += int((logits.argmax(1) == torch.tensor([label for _, label in items])).sum())
-    return right / len(dataset)
+        correct += int((logits.argmax(1) == torch.tensor([label for _, label in items])).sum())
+    return correct / len(dataset)
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
@@ -155,55 +154,8 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 
 def relative_gradient(block: nn.Module) -> float:
     """Return the norm of the gradient over the norm of the weights, of all convolutions that are not gates'."""
-    gates = {
-        p
-        for m in block.modules()
-        if isinstance(m, (cbam.CBAM, cbam.SqueezeExcitation))
-        for p in m.parameters()
-    }
+    attention = [m for m in block.modules() if isinstance(m, (cbam.CBAM, cbam.SqueezeExcitation))]
+    gates = {parameter for module in attention for parameter in module.parameters()}
     weights = [p for p in block.parameters() if p.ndim == 4 and p not in gates]
     gradient = math.sqrt(sum(float(p.grad.square().sum()) for p in weights if p.grad is not None))
     return gradient / math.sqrt(sum(float(p.detach().square().sum()) for p in weights))
-
-
-class GateReader:
-    """Looks at all gates of CBAM in one forward pass; changes nothing, as there are no norms in them."""
-
-    def __init__(self, network: nn.Module):
-        self.found: list[dict[str, float]] = []
-        blocks = [module for module in network.modules() if isinstance(module, cbam.CBAM)]
-        self.hooks = [block.register_forward_pre_hook(self.look) for block in blocks]
-
-    @torch.no_grad()
-    def look(self, block: Any, inputs: tuple[Tensor, ...]) -> None:
-        """Note what the two gates of a block do to its input."""
-        x = inputs[0]
-        halves = {
-            "channel": block.channel_attention.logits(x),
-            "spatial": block.spatial_attention.logits(x * block.channel_attention.gate(x)),
-        }
-        self.found.append(
-            {
-                f"{name} {key}": value
-                for name, logits in halves.items()
-                for key, value in describe(logits.sigmoid()).items()
-            }
-        )
-
-    def take(self) -> list[dict[str, float]]:
-        """Return a row for each block and stop looking."""
-        for hook in self.hooks:
-            hook.remove()
-        return self.found
-
-
-def describe(sigmoid: Tensor) -> dict[str, float]:
-    """Return mean, saturated share and dead share of gates (N, ...) before their scale."""
-    spread = sigmoid.amax(0) - sigmoid.amin(0)
-    saturated = (sigmoid < SATURATED) | (sigmoid > 1 - SATURATED)
-    return {
-        "mean": float(sigmoid.mean()),
-        "saturated": float(saturated.float().mean()),
-        "dead": float((spread < DEAD).float().mean()),
-        "spread": float(spread.mean()),
-    }

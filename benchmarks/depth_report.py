@@ -12,8 +12,9 @@ from typing import Any
 from depth_cells import QUARTERED, VARIANTS
 
 from cbam.files import write_atomically
-from cbam.runs.formatting import counted
+from cbam.formatting import counted
 from cbam.runs.markdown import wrap
+from cbam.runs.tables import markdown
 
 Rows = list[dict[str, Any]]
 READING = "## Reading it"
@@ -23,8 +24,7 @@ COLOURS = {
     "cbam, identity init": "#0072b2",
     "cbam, paper init": "#d55e00",
 }
-
-WIDTHS = {"plain": 4}  # with identity init the gradients are the same: both lines are to be seen
+DEPTH = "depth (0: first block, 1: last)"
 
 
 def write_report(about: dict[str, Any], cells: Rows, target: Path, source: Path) -> None:
@@ -100,16 +100,9 @@ def costs(rows: Rows) -> list[str]:
             each = (row["bytes_saved"] - plain["bytes_saved"]) / blocks
             cells.append("" if row is plain else f"{each / 1e3:,.1f}")
             table.append(cells)
-    head = [
-        "network",
-        "blocks",
-        "image",
-        "variant",
-        "M parameters",
-        "G multiply-adds",
-        "MB saved",
-        "kB more a block",
-    ]
+    head = columns(
+        "network | blocks | image | variant | M parameters | G multiply-adds | MB saved | kB more a block"
+    )
     return [
         "## What it costs",
         "",
@@ -124,15 +117,18 @@ def starts(rows: Rows) -> list[str]:
     """Return the table of first gradients and gates."""
     table = []
     for (model, variant), group in grouped(rows).items():
-        ends = [[gradient_at(row, place) for row in group] for place in (0.0, 0.5, 1.0)]
+        count = len(group[0]["gradients"]) - 1
+        ends = [[row["gradients"][round(at * count)] for row in group] for at in (0.0, 0.5, 1.0)]
         ratio = [row["gradients"][0] / row["gradients"][-1] for row in group]
         gates = [mean_gate(row["gates"], key) for row in group for key in ("channel", "spatial")]
         shown = [f"{mean(values):.2e}" for values in ends]
         cells = [model, variant, *shown, f"{mean(ratio):.3g}"]
         cells += gate_cells([row["gates"] for row in group]) if any(gates) else ["", ""]
         table.append(cells)
-    head = ["network", "variant", "first block", "middle", "last", "first / last",
-            "saturated, channel / spatial (%)", "dead, channel / spatial (%)"]  # fmt: skip
+    head = columns(
+        "network | variant | first block | middle | last | first / last | "
+        "saturated, channel / spatial (%) | dead, channel / spatial (%)"
+    )
     return [
         "## Gradients and gates before training",
         "",
@@ -167,15 +163,9 @@ def trainings(rows: Rows, about: dict[str, Any]) -> list[str]:
         f"{s['lr']}"
         for model, s in about["training"].items()
     ]
-    head = [
-        "network",
-        "variant",
-        "seeds",
-        "diverged",
-        "loss, last 10 steps",
-        "accuracy (%)",
-        "minus plain (points)",
-    ]
+    head = columns(
+        "network | variant | seeds | diverged | loss, last 10 steps | accuracy (%) | minus plain (points)"
+    )
     return [
         "## Do they train?",
         "",
@@ -197,13 +187,13 @@ def after_training(rows: Rows) -> list[str]:
         for when in ("first", "middle", "last"):
             found = [row["gates"][when] for row in group if row["gates"].get(when)]
             if found:
-                centre = [
-                    f"{mean(mean_gate(gates, f'{k} mean') for gates in found):.2f}"
-                    for k in ("channel", "spatial")
-                ]
+                gate_means = [[mean_gate(g, f"{k} mean") for g in found] for k in ("channel", "spatial")]
+                centre = [f"{mean(values):.2f}" for values in gate_means]
                 table.append([model, variant, when, " / ".join(centre), *gate_cells(found)])
-    head = ["network", "variant", "step", "mean, channel / spatial", "saturated, channel / spatial (%)",
-            "dead, channel / spatial (%)"]  # fmt: skip
+    head = columns(
+        "network | variant | step | mean, channel / spatial | saturated, channel / spatial (%) | "
+        "dead, channel / spatial (%)"
+    )
     return [
         "## Gates while training",
         "",
@@ -218,54 +208,31 @@ def after_training(rows: Rows) -> list[str]:
 
 def plot_gradients(rows: Rows, path: Path) -> None:
     """Draw the relative gradient of every block."""
-
-    def draw(axes: Any, group: Rows, variant: str) -> None:
-        for row in group:
-            depth = [index / max(1, len(row["gradients"]) - 1) for index in range(len(row["gradients"]))]
-            axes.semilogy(
-                depth,
-                row["gradients"],
-                color=COLOURS[variant],
-                alpha=0.7,
-                lw=WIDTHS.get(variant, 1),
-                label=label(row, variant),
-            )
-        axes.set_xlabel("depth (0: first block, 1: last)")
-
-    draw_all(rows, path, draw, "|gradient| / |weights|")
+    draw_all(rows, path, lambda row: row["gradients"], "|gradient| / |weights|", DEPTH, log=True)
 
 
 def plot_gates(rows: Rows, path: Path) -> None:
     """Draw the share of dead channel gates of every block after training."""
-
-    def draw(axes: Any, group: Rows, variant: str) -> None:
-        for row in group:
-            gates = row["gates"].get("last") or []
-            depth = [index / max(1, len(gates) - 1) for index in range(len(gates))]
-            values = [100 * gate["channel dead"] for gate in gates]
-            axes.plot(depth, values, color=COLOURS[variant], alpha=0.7, lw=1, label=label(row, variant))
-        axes.set_xlabel("depth (0: first block, 1: last)")
-
+    rows = [row for row in rows if row["gates"].get("first")]
+    dead = "dead channel gates, last step (%)"
     draw_all(
-        [row for row in rows if row["gates"].get("first")], path, draw, "dead channel gates, last step (%)"
+        rows, path, lambda row: [100 * g["channel dead"] for g in row["gates"].get("last") or []], dead, DEPTH
     )
 
 
 def plot_training(rows: Rows, path: Path) -> None:
     """Draw the loss of every step, averaged over ten."""
 
-    def draw(axes: Any, group: Rows, variant: str) -> None:
-        for row in group:
-            losses = row["losses"]
-            smooth = [mean(losses[max(0, i - 9) : i + 1]) for i in range(len(losses))]
-            axes.plot(smooth, color=COLOURS[variant], alpha=0.7, lw=1, label=label(row, variant))
-        axes.set_xlabel("step")
+    def smooth(row: dict[str, Any]) -> list[float]:
+        return [mean(row["losses"][max(0, i - 9) : i + 1]) for i in range(len(row["losses"]))]
 
-    draw_all(rows, path, draw, "training loss, mean of 10 steps")
+    draw_all(rows, path, smooth, "training loss, mean of 10 steps", "step")
 
 
-def draw_all(rows: Rows, path: Path, draw: Callable[[Any, Rows, str], None], what: str) -> None:
-    """Draw one panel for each network."""
+def draw_all(
+    rows: Rows, path: Path, values: Callable[[Any], list[float]], what: str, along: str, log: bool = False
+) -> None:
+    """Draw one panel for each network: a line for each variant and seed, along the depth or the steps."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -280,8 +247,15 @@ def draw_all(rows: Rows, path: Path, draw: Callable[[Any, Rows, str], None], wha
     figure, panels = plt.subplots(lines, columns, figsize=(3.6 * columns, 2.8 * lines), squeeze=False)
     for axes, model in zip(panels.flat, models, strict=False):
         for (name, variant), group in groups.items():
-            if name == model:
-                draw(axes, group, variant)
+            for row in group if name == model else []:
+                y = values(row)
+                x = [i / max(1, len(y) - 1) if along == DEPTH else i for i in range(len(y))]
+                # With identity init the gradients are those of plain: both lines are to be seen.
+                wide = 4 if log and variant == "plain" else 1
+                label = variant if row["seed"] == 0 else "_" + variant  # once, not once for each seed
+                axes.plot(x, y, color=COLOURS[variant], alpha=0.7, lw=wide, label=label)
+        axes.set_yscale("log" if log else "linear")
+        axes.set_xlabel(along)
         axes.set_title(model, fontsize=10)
         axes.grid(alpha=0.3)
     for axes in panels.flat[len(models) :]:
@@ -294,11 +268,6 @@ def draw_all(rows: Rows, path: Path, draw: Callable[[Any, Rows, str], None], wha
     plt.close(figure)
 
 
-def label(row: dict[str, Any], variant: str) -> str:
-    """Name a curve once, not once for each seed."""
-    return variant if row["seed"] == 0 else "_" + variant
-
-
 def grouped(rows: Rows) -> dict[tuple[str, str], Rows]:
     """Return the rows of each (network, variant), the networks in their order, the variants in that of VARIANTS."""
     groups: dict[tuple[str, str], Rows] = defaultdict(list)
@@ -308,24 +277,24 @@ def grouped(rows: Rows) -> dict[tuple[str, str], Rows]:
     return groups
 
 
-def gradient_at(row: dict[str, Any], place: float) -> float:
-    """Return the gradient of the block at a relative depth."""
-    return row["gradients"][round(place * (len(row["gradients"]) - 1))]
-
-
 def mean_gate(gates: Rows, key: str) -> float:
     """Return the mean over blocks of all entries whose name begins with `key`; 0 for no gates."""
     values = [value for gate in gates for name, value in gate.items() if name.startswith(key)]
     return mean(values) if values else 0.0
 
 
-def gate_cells(found: list[Rows], keys: tuple[str, ...] = ("saturated", "dead")) -> list[str]:
-    """Return means and, in percent, saturated and dead shares, channel / spatial."""
+def gate_cells(found: list[Rows]) -> list[str]:
+    """Return saturated and dead shares in percent, channel / spatial."""
     cells = []
-    for key in keys:
+    for key in ("saturated", "dead"):
         both = [mean(mean_gate(gates, f"{kind} {key}") for gates in found) for kind in ("channel", "spatial")]
-        cells.append(" / ".join(f"{v:.2f}" if key == "mean" else f"{100 * v:.1f}" for v in both))
+        cells.append(" / ".join(f"{100 * value:.1f}" for value in both))
     return cells
+
+
+def columns(text: str) -> list[str]:
+    """Return the headings of a table."""
+    return text.split(" | ")
 
 
 def share(value: float, base: float) -> str:
@@ -340,8 +309,3 @@ def spread(values: Iterable[float], digits: int, sign: str = "") -> str:
         return ""
     deviation = f" ± {stdev(found):.{digits}f}" if len(found) > 1 else ""
     return f"{mean(found):{sign}.{digits}f}{deviation}"
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Return a table."""
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]

@@ -1,6 +1,6 @@
 """The fine-tuning study: what happens at the moment of insertion, and the page of all its runs.
 
-    python recipes/fine_tuning_data.py
+    python -m cbam.data.fine_tuning
     cbam compare --config recipes/fine-tuning.yaml
     cbam compare --config recipes/fine-tuning-gates.yaml
     cbam compare --config recipes/fine-tuning-warmup.yaml
@@ -35,6 +35,7 @@ from cbam.compare.variants import label
 from cbam.data import ImageData
 from cbam.files import write_atomically
 from cbam.runs.markdown import wrap
+from cbam.runs.tables import markdown
 
 FOLDER = Path("runs/fine-tuning")
 MAIN = FOLDER / "compare"
@@ -107,10 +108,10 @@ def measure(cell: Cell, config: CompareConfig, data: ImageData) -> dict[str, flo
     model = build_cell(cell, config, data)
     train, _, train_labels = features(model, data.train, data)
     val, answers, labels = features(model, data.val, data)
-    right = nearest_mean(train, train_labels, val) == labels
+    correct = nearest_mean(train, train_labels, val) == labels
     found = {
         "step_0": (answers == labels).float().mean().item(),
-        "features": right.float().mean().item(),
+        "features": correct.float().mean().item(),
     }
     # strict=False: the plain network's file has no gates; they stay as they were built.
     missing, extra = model.load_state_dict(load_file(trained_plain(cell.seed)), strict=False)
@@ -193,27 +194,22 @@ def recipe_text(run: Run) -> str:
 def accuracy_table(summary: Summary, run: Run) -> str:
     """Return accuracy, paired differences and costs of all variants."""
     heads = ["network", "seeds", "validation accuracy (%)", "minus plain (points)", "minus control"]
-    heads += ["parameters", "latency, batch 32"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     for row in summary.variants:
-        mean = (
-            "" if row.mean is None else f"{100 * row.mean:.2f}" + (f" ± {100 * row.sd:.2f}" if row.sd else "")
-        )
-        cost = run.costs.get(row.variant, {})
-        latency = f"{cost['latency']['32']['median_ms']:.1f} ms" if cost else ""
+        sd = f" ± {100 * row.sd:.2f}" if row.sd else ""
         cells = [
             label(row.variant),
             str(len(row.seeds)),
-            mean,
-            gap_text(row.to_baseline),
-            gap_text(row.to_control),
-            f"{cost['parameters']:,}" if cost else "",
-            latency,
+            "" if row.mean is None else f"{100 * row.mean:.2f}{sd}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + (
-        "\n\n± is the standard deviation over the seeds, [ ] the 95 % interval of the paired difference (t test)."
+        cells += [gap_text(row.to_baseline), gap_text(row.to_control)]
+        if cost := run.costs.get(row.variant, {}):
+            cells += [f"{cost['parameters']:,}", f"{cost['latency']['32']['median_ms']:.1f} ms"]
+        rows.append(cells)
+    note = (
+        "± is the standard deviation over the seeds, [ ] the 95 % interval of the paired difference (t test)."
     )
+    return table([*heads, "parameters", "latency, batch 32"], rows, note)
 
 
 def others() -> Iterator[str]:
@@ -221,29 +217,22 @@ def others() -> Iterator[str]:
     for folder, what in OTHERS.items():
         if not (folder / "config.yaml").exists():
             continue
-        run = read_run(folder)
-        summary = summarise(run.results, run.variants)
+        run, rows = read_run(folder), []
         epochs = (1, 2, int(run.config["epochs"]))
-        lines = [
-            f"| network | seeds | {' | '.join(f'epoch {epoch}' for epoch in epochs)} | minus plain, at the end |"
-        ]
-        lines.append("|---" * (len(epochs) + 3) + "|")
-        for row in summary.variants:
+        for row in summarise(run.results, run.variants).variants:
             curve = [history for history in run.history.values() if history[0]["variant"] == row.variant]
             cells = [_spread([h[e - 1]["val_accuracy"] for h in curve if len(h) >= e]) for e in epochs]
-            lines.append(
-                f"| {label(row.variant)} | {len(row.seeds)} | {' | '.join(cells)} | {gap_text(row.to_baseline)} |"
-            )
-        yield f"## {what}\n\n" + "\n".join(lines)
+            rows.append([label(row.variant), str(len(row.seeds)), *cells, gap_text(row.to_baseline)])
+        heads = ["network", "seeds", *(f"epoch {epoch}" for epoch in epochs), "minus plain, at the end"]
+        yield f"## {what}\n\n" + table(heads, rows)
 
 
 def curve_table(run: Run) -> str:
     """Return the mean validation accuracy at step 0 and after every epoch."""
     known = json.loads(INSERTION.read_text(encoding="utf-8")) if INSERTION.exists() else {}
-    epochs = range(1, int(run.config["epochs"]) + 1)
+    epochs = range(int(run.config["epochs"]) + 1)
     curves: dict[str, dict[int, list[float]]] = {}
-    shown = {MAIN: "", **GATES}
-    for folder, suffix in shown.items():
+    for folder, suffix in {MAIN: "", **GATES}.items():
         if not (folder / "config.yaml").exists():
             continue
         for rows in read_run(folder).history.values():
@@ -253,40 +242,44 @@ def curve_table(run: Run) -> str:
     for one in known.values():
         if "step_0" in one:
             curves.setdefault(label(one["variant"]), {}).setdefault(0, []).append(one["step_0"])
-    lines = [
-        f"| network | step 0 | {' | '.join(f'epoch {epoch}' for epoch in epochs)} |",
-        f"|---|---|{'---|' * len(epochs)}",
-    ]
-    for name, curve in curves.items():
-        cells = [_spread(curve.get(epoch, [])) for epoch in (0, *epochs)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + (
-        "\n\nValidation accuracy in percent, mean ± standard deviation over the seeds. At step 0 the classifier is "
-        "new, so every network guesses."
+    note = (
+        "Validation accuracy in percent, mean ± standard deviation over the seeds. At step 0 the classifier is new, so "
+        "every network guesses."
     )
+    heads = ["network", *(f"epoch {epoch}" if epoch else "step 0" for epoch in epochs)]
+    cells = [[name, *(_spread(curve.get(epoch, [])) for epoch in epochs)] for name, curve in curves.items()]
+    return table(heads, cells, note)
 
 
 def insertion_table() -> str:
-    """Return what networks know before any training, and keep when attention comes in after it."""
+    """Return what networks know before any training, and keep when attention is inserted after it."""
     if not INSERTION.exists():
         return "Not measured yet: `python benchmarks/fine_tuning.py insertion`."
-    known = json.loads(INSERTION.read_text(encoding="utf-8")).values()
+    known, rows = json.loads(INSERTION.read_text(encoding="utf-8")).values(), []
     heads = ["network", "ImageNet features at step 0", "put into the trained plain network"]
     heads += [f"gradient, {kind}" for kind in ("spatial gates", "channel gates", "rest of the network")]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for variant in INSERTED:
-        rows = [one for one in known if one["variant"] == variant]
-        cells = [label(variant), *(_spread([r[k] for r in rows if k in r]) for k in ("features", "inserted"))]
+        found = [one for one in known if one["variant"] == variant]
+        cells = [
+            label(variant),
+            *(_spread([r[k] for r in found if k in r]) for k in ("features", "inserted")),
+        ]
         for kind in ("spatial", "channel", "network"):
-            norms = [one["gradients"][kind] for one in rows if kind in one.get("gradients", {})]
+            norms = [one["gradients"][kind] for one in found if kind in one.get("gradients", {})]
             cells.append(f"{statistics.fmean(norms):.1f}" if norms else "")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + (
-        "\n\nLeft: validation accuracy of the class whose mean training feature is nearest, on the features of the "
+        rows.append(cells)
+    note = (
+        "Left: validation accuracy of the class whose mean training feature is nearest, on the features of the "
         "pretrained network before any training. Next: the plain network trained above (same seed), with attention "
         "attached and no step taken: what users see when they add attention to a working network. Right: norm "
         "of the first gradient of fine-tuning (32 training images), mean over the seeds."
     )
+    return table(heads, rows, note)
+
+
+def table(heads: list[str], rows: list[list[str]], note: str = "") -> str:
+    """Return a table, and a sentence below it."""
+    return "\n".join(markdown(heads, rows) + (["", note] if note else []))
 
 
 def _spread(values: list[float]) -> str:
@@ -306,9 +299,7 @@ images are the same throughout. Latencies were taken on a busy machine."""
 
 def main() -> None:
     """Run the step that is named."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("step", choices=("insertion", "page"))
     if options.parse_args().step == "page":
         sys.stdout.write(page())

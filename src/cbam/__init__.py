@@ -5,11 +5,10 @@ from cbam.attach import Attachment, Plan, attach, detach, disabled, fold_gate_sc
 from cbam.checkpoints import WeightsReport, load_weights
 from cbam.errors import CBAMError
 from cbam.evaluate import Cost, cost
-from cbam.nn import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation
+from cbam.nn import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation, register_attention
 from cbam.ops.dispatch import set_backend
 from cbam.pretrained import from_pretrained, push_to_hub, save_pretrained
-
-__version__ = "0.1.0"
+from cbam.version import __version__
 
 __all__ = [
     "CBAM",
@@ -21,6 +20,7 @@ __all__ = [
     "SpatialAttention",
     "SqueezeExcitation",
     "WeightsReport",
+    "__version__",
     "attach",
     "cost",
     "detach",
@@ -31,6 +31,7 @@ __all__ = [
     "load_weights",
     "plan",
     "push_to_hub",
+    "register_attention",
     "save_pretrained",
     "set_backend",
 ]

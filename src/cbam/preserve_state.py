@@ -24,13 +24,11 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
     True
     """
     flags = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, None if buffer is None or buffer.is_meta else buffer.detach().clone())
-        for module, _ in flags
-        for name, buffer in module._buffers.items()
-    ]
     tensors = itertools.chain(model.parameters(), model.buffers())
-    with torch.random.fork_rng(devices=list({tensor.device for tensor in tensors if tensor.is_cuda})):
+    with (
+        torch.random.fork_rng(devices=list({tensor.device for tensor in tensors if tensor.is_cuda})),
+        preserve_buffers(model),
+    ):
         try:
             # Not model.eval(): that calls user-overridden train() methods, which may do more than set flags.
             for module, _ in flags:
@@ -39,10 +37,30 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
         finally:
             for module, flag in flags:
                 module.training = flag
-            for module, name, buffer, before in buffers:
-                module._buffers[name] = buffer
-                if buffer is not None and before is not None:
-                    _put_back(buffer, before)
+
+
+@contextmanager
+def preserve_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore the buffers after the block, after an exception too; the model stays in its mode.
+
+    >>> net = nn.BatchNorm2d(3)
+    >>> with preserve_buffers(net):
+    ...     _ = net(torch.ones(2, 3, 4, 4))
+    >>> int(net.num_batches_tracked)
+    0
+    """
+    buffers = [
+        (module, name, buffer, None if buffer is None or buffer.is_meta else buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, before in buffers:
+            module._buffers[name] = buffer
+            if buffer is not None and before is not None:
+                _put_back(buffer, before)
 
 
 def _put_back(buffer: Tensor, before: Tensor) -> None:

@@ -316,7 +316,7 @@ class TestErrors:
             ({"preset": "papr"}, "unknown preset 'papr'. Did you mean 'paper'"),
             ({"reduction_ratio": 0}, "reduction_ratio must be at least 1"),
             ({"kernel_size": 4}, "kernel_size must be odd"),
-            ({"kernal_size": 3}, "unknown switch 'kernal_size'"),
+            ({"kernal_size": 3}, "unknown option of cbam 'kernal_size'. Did you mean 'kernel_size'"),
             ({"input_size": (3, 0, 4)}, r"input_size expects \(channels, height, width\)"),
         ],
     )

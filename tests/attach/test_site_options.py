@@ -72,7 +72,10 @@ def test_a_kind_gives_the_position_whichever_key_holds():
 
 def test_the_table_shows_what_differs():
     text = str(cbam.plan(resnet(), sites=SITES, preset="timm", input_size=64))
-    assert "cbam (preset timm, r=16, k=7) in ResNet: 9 sites, init identity, 4 of them with settings" in text
+    assert (
+        "cbam (preset timm, r=16, k=7) in ResNet: 9 sites, init identity, 4 of them with options of their own"
+        in text
+    )
     assert re.search(r"layer4\.1\.bn2 .* se \(r=8\), init identity\n", text)
     assert re.search(r"layer2\.0\.bn2 +BatchNorm2d +after +128 +8x8 +2,148\n", text)
 
@@ -104,13 +107,16 @@ def test_keys_may_be_types_modules_and_predicates():
         ({"layer3": 8}, r"sites\['layer3'\] expects a dict of options, .* got 8"),
         (
             {"layer3": {"attenion": "se"}},
-            r"sites\['layer3'\]: unknown option 'attenion'. Did you mean 'attention'",
+            r"sites\['layer3'\]: unknown option of cbam 'attenion'. Did you mean 'attention'",
         ),
         (
             {"layer3": {}, "layer4": {"reduction_ration": 8}},
             r"sites\['layer4'\].*Did you mean 'reduction_ratio'",
         ),
-        ({"layer3": {"attention": "se", "kernel_size": 3}}, r"sites\['layer3'\]: se has no spatial gate"),
+        (
+            {"layer3": {"attention": "se", "kernel_size": 3}},
+            r"sites\['layer3'\]: se has no option 'kernel_size'",
+        ),
         ({"layer3": {"init": "papr"}}, r"unknown init 'papr'. Did you mean 'paper'"),
         ({"layer3": {}, "layer5": {}}, r"'layer5' matches none of 67 modules"),
         ({nn.Linear: {"kernel_size": 2}}, r"sites\[Linear\]: kernel_size must be odd"),
@@ -152,8 +158,12 @@ class TestUsability:
             ),
             ({"sites": []}, "sites is empty"),
             ({"exclude": {"layer1": {}}}, "sites expects 'auto'"),
-            ({"attention": "se", "kernel_size": 7}, "se has no spatial gate, so no kernel_size"),
-            ({"attention": "se", "arrangement": "parallel"}, "unknown option of se 'arrangement'"),
+            (
+                {"attention": "se", "kernel_size": 7},
+                "se has no option 'kernel_size'; cbam, .* have. .* attention='cbam'",
+            ),
+            ({"attention": "se", "arrangement": "parallel"}, "se has no option 'arrangement'; cbam has"),
+            ({"attention": "se", "gaet": "sigmoid"}, "unknown option of se 'gaet'. Did you mean 'gate'"),
             ({"attention": "se", "preset": "papr"}, "unknown preset 'papr'"),
         ],
     )

@@ -1,11 +1,11 @@
-"""Results of a run that never took place, with times that are easy to reckon with."""
+"""Results of a run that never took place, with times that are easy to calculate with."""
 
 from __future__ import annotations
 
 import pytest
 
-from cbam.bench.cells import BOTH, INFERENCE, TRAINING, Result, grid
-from cbam.bench.settings import BenchConfig
+from cbam.bench.cases import BOTH, INFERENCE, TRAINING, Result, cases
+from cbam.bench.config import BenchConfig
 
 MODULE_MS = {
     "copy": 2.0, "copy into": 1.0, "cbam operator": 4.0, "cbam eager": 20.0, "textbook": 48.0, "careful": 30.0,
@@ -14,33 +14,33 @@ MODULE_MS = {
 NETWORK_MS = {"plain": 100.0, "cbam operator": 105.0, "textbook": 140.0, "se": 110.0}
 
 
-def made_up(cell):
+def made_up(case):
     """A result whose rounds are 1, 2 and 3 times as slow as each other, as on a machine that gets busier."""
-    if cell.part == "modules":
+    if case.part == "modules":
         times = {
-            k: v * (3 if cell.mode == BOTH else 1) if "copy" not in k else v for k, v in MODULE_MS.items()
+            k: v * (3 if case.mode == BOTH else 1) if "copy" not in k else v for k, v in MODULE_MS.items()
         }
-    elif cell.part == "network":
+    elif case.part == "network":
         times = NETWORK_MS
     else:
-        n, c, h, w = cell.shape
+        n, c, h, w = case.shape
         size = n * c * h * w / 1e5
         times = {"copy": size, "cbam operator": 3 * size}
-        if cell.study == "threads":
+        if case.study == "threads":
             times |= {"copy, 1 thread": 1.5 * size, "cbam operator, 1 thread": 3 * 1.75 * size}
     result = Result(
-        cell, {k: [v, 2 * v, 3 * v] for k, v in times.items()}, input_bytes=1000, finished="2026-01-01"
+        case, {k: [v, 2 * v, 3 * v] for k, v in times.items()}, input_bytes=1000, finished="2026-01-01"
     )
-    if cell.mode == BOTH and cell.part == "modules":
+    if case.mode == BOTH and case.part == "modules":
         result.saved_bytes = {name: 1020 for name in times if not name.startswith("copy")}
         result.peak_bytes = {name: 2500 for name in times if not name.startswith("copy")}
-    if cell.mode == TRAINING:
+    if case.mode == TRAINING:
         result.saved_bytes = {"plain": 1000, "cbam operator": 1015, "textbook": 1500, "se": 1300}
         result.peak_bytes = {"plain": 2000, "cbam operator": 2010, "textbook": 3000, "se": 2600}
-    assert cell.mode != INFERENCE or not result.saved_bytes
+    assert case.mode != INFERENCE or not result.saved_bytes
     return result
 
 
 @pytest.fixture
 def results():
-    return [made_up(cell) for cell in grid(BenchConfig(threads=2))]
+    return [made_up(case) for case in cases(BenchConfig(threads=2))]

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from cbam.bench.cells import BOTH, TRAINING
-from cbam.bench.folder import COLUMNS, BenchFolder, csv_rows
-from cbam.bench.summary import load
+from cbam.bench.cases import BOTH, TRAINING
+from cbam.bench.config import BenchConfig
+from cbam.bench.folder import COLUMNS, BenchFolder, csv_rows, load
 from cbam.errors import CBAMError
 
 IDENTITY = {"rounds": 3, "torch": "2.15"}
@@ -23,33 +23,35 @@ ENVIRONMENT = {
 
 def begun(path, identity=IDENTITY, restart=False):
     folder = BenchFolder(path)
-    folder.check(identity, restart)
+    folder.check_settings(identity, BenchConfig, restart)
     with folder.locked():
-        folder.start(identity, ENVIRONMENT, restart)
+        if restart:
+            folder.drop()
+        folder.open(identity, ENVIRONMENT)
     return folder
 
 
 def test_what_was_added_is_there_for_the_next_call(tmp_path, results):
     folder = begun(tmp_path / "run")
     for result in results[:3]:
-        folder.add(result)
+        folder.metrics.append(result.to_json())
     again = begun(tmp_path / "run")
     assert list(again.results().values()) == results[:3]
 
 
 def test_another_run_is_refused_with_what_differs(tmp_path, results):
-    begun(tmp_path).add(results[0])
+    begun(tmp_path).metrics.append(results[0].to_json())
     with pytest.raises(CBAMError, match=r"rounds: 3 there, 5 now.*--restart"):
-        BenchFolder(tmp_path).check({**IDENTITY, "rounds": 5})
+        BenchFolder(tmp_path).check_settings({**IDENTITY, "rounds": 5}, BenchConfig, False)
     with pytest.raises(CBAMError, match=r"torch: 2.15 there, 2.16 now"):
-        BenchFolder(tmp_path).check({**IDENTITY, "torch": "2.16"})
+        BenchFolder(tmp_path).check_settings({**IDENTITY, "torch": "2.16"}, BenchConfig, False)
     assert len(BenchFolder(tmp_path).results()) == 1
 
 
 def test_restart_drops_the_old_run_and_nothing_else(tmp_path, results):
     folder = begun(tmp_path)
-    folder.add(results[0])
-    folder.write_outputs(results, IDENTITY, ENVIRONMENT)
+    folder.metrics.append(results[0].to_json())
+    folder.write_outputs(results, IDENTITY)
     (tmp_path / "notes.txt").write_text("mine")
     again = begun(tmp_path, {**IDENTITY, "rounds": 5}, restart=True)
     assert again.results() == {}
@@ -61,31 +63,31 @@ def test_restart_drops_the_old_run_and_nothing_else(tmp_path, results):
 def test_the_folders_of_others_are_left_alone(tmp_path, restart):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(CBAMError, match="is not empty and holds no run"):
-        BenchFolder(tmp_path).check(IDENTITY, restart)
+        BenchFolder(tmp_path).check_settings(IDENTITY, BenchConfig, restart)
     with pytest.raises(CBAMError, match="is a file"):
-        BenchFolder(tmp_path / "thesis.tex").check(IDENTITY, restart)
+        BenchFolder(tmp_path / "thesis.tex").check_settings(IDENTITY, BenchConfig, restart)
 
 
 def test_a_torn_last_line_is_dropped(tmp_path, results):
     folder = begun(tmp_path)
-    folder.add(results[0])
-    with folder.metrics.open("a") as stream:
+    folder.metrics.append(results[0].to_json())
+    with folder.metrics.path.open("a") as stream:
         stream.write(json.dumps(results[1].to_json())[:-40])
     again = begun(tmp_path)
-    again.add(results[2])
+    again.metrics.append(results[2].to_json())
     assert list(again.results().values()) == [results[0], results[2]]
 
 
 def test_a_later_session_is_kept_beside_the_first(tmp_path):
     begun(tmp_path)
     folder = BenchFolder(tmp_path)
-    environment = folder.start(IDENTITY, {**ENVIRONMENT, "started": "later"}, restart=False)
-    assert environment == {**ENVIRONMENT, "continued": [{"started": "later"}]}
+    folder.open(IDENTITY, {**ENVIRONMENT, "started": "later"})
+    assert folder.read_json("env.json") == {**ENVIRONMENT, "continued": [{"started": "later"}]}
 
 
 def test_the_json_holds_everything(tmp_path, results):
     folder = begun(tmp_path)
-    folder.write_outputs(results, IDENTITY, ENVIRONMENT)
+    folder.write_outputs(results, IDENTITY)
     assert load(tmp_path) == results
     content = json.loads((tmp_path / "bench.json").read_text())
     assert content["settings"] == IDENTITY
@@ -101,7 +103,7 @@ def test_a_folder_without_a_run_says_what_to_type(tmp_path):
 
 
 def test_the_csv_is_the_long_table(tmp_path, results):
-    begun(tmp_path).write_outputs(results, IDENTITY, ENVIRONMENT)
+    begun(tmp_path).write_outputs(results, IDENTITY)
     with (tmp_path / "bench.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert tuple(rows[0]) == COLUMNS
@@ -130,3 +132,10 @@ def test_bytes_are_in_the_csv_relative_to_the_map_or_to_the_plain_network(result
     network = next(row for row in rows if row["mode"] == TRAINING and row["provider"] == "textbook")
     assert (network["p50"], network["reference"], network["ratio_p50"]) == (1500, "plain", 1.5)
     assert {row["metric"] for row in rows} == {"saved", "peak"}
+
+
+def test_a_folder_of_before_version_0_1_is_known_by_its_settings(tmp_path):
+    (tmp_path / "settings.json").write_text(json.dumps({"identity": IDENTITY, "environment": ENVIRONMENT}))
+    assert BenchFolder(tmp_path).settings() == IDENTITY
+    with pytest.raises(CBAMError, match="rounds: 3 there, 4 now"):
+        BenchFolder(tmp_path).check_settings({**IDENTITY, "rounds": 4}, BenchConfig, False)

@@ -6,15 +6,18 @@ import pytest
 import torch
 
 import cbam
-from cbam.bench.cells import INFERENCE, TRAINING, Cell
-from cbam.bench.modules import RivalsDiffer
+from cbam.bench.cases import INFERENCE, TRAINING, Case
+from cbam.bench.config import BenchConfig
+from cbam.bench.device import device_of
+from cbam.bench.modules import BaselinesDiffer
 from cbam.bench.network import Networks, measure
-from cbam.bench.rivals import Textbook
-from cbam.bench.settings import BenchConfig
+from cbam.evaluate.references import Textbook
+
+CPU = device_of("cpu")
 
 
-def cell(mode, layout="contiguous", size=32):
-    return Cell("network", "", mode, (2, 3, size, size), "float32", layout, 1)
+def case(mode, layout="contiguous", size=32):
+    return Case("network", "", mode, (2, 3, size, size), "float32", layout, 1)
 
 
 def config(model="resnet20"):
@@ -23,7 +26,7 @@ def config(model="resnet20"):
 
 @pytest.mark.parametrize("mode", [INFERENCE, TRAINING])
 def test_all_networks_are_timed(mode):
-    result = measure(cell(mode), config())
+    result = measure(case(mode), config(), CPU)
     ours = [name for name in result.samples_ms if name.startswith("cbam")]
     assert len(ours) == 1
     assert set(result.samples_ms) == {"plain", "textbook", "se", *ours}
@@ -34,7 +37,7 @@ def test_all_networks_are_timed(mode):
 
 
 def test_the_textbook_sits_at_the_same_sites_with_the_same_weights():
-    networks = Networks(cell(INFERENCE), "resnet20")
+    networks = Networks(case(INFERENCE), "resnet20", CPU)
     assert sum(isinstance(m, Textbook) for m in networks.networks["textbook"].modules()) == 9
     networks.check()
     assert networks.networks["plain"].training is False
@@ -42,12 +45,12 @@ def test_the_textbook_sits_at_the_same_sites_with_the_same_weights():
 
 def test_a_textbook_network_that_computes_something_else_is_not_timed(monkeypatch):
     monkeypatch.setattr(Textbook, "forward", lambda self, x: 0.5 * x)
-    with pytest.raises(RivalsDiffer, match="textbook's CBAM differ at network inference"):
-        measure(cell(INFERENCE), config())
+    with pytest.raises(BaselinesDiffer, match="textbook's differ at network inference"):
+        measure(case(INFERENCE), config(), CPU)
 
 
 def test_batch_norms_of_untrained_networks_normalise():
-    networks = Networks(cell(INFERENCE, size=128), "resnet18")
+    networks = Networks(case(INFERENCE, size=128), "resnet18", CPU)
     for name, net in networks.networks.items():
         norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         spreads = []
@@ -60,17 +63,37 @@ def test_batch_norms_of_untrained_networks_normalise():
 
 
 def test_a_training_step_trains():
-    networks = Networks(cell(TRAINING), "resnet20")
+    networks = Networks(case(TRAINING), "resnet20", CPU)
     net = networks.networks["plain"]
-    step, before = networks.calls()["plain"], networks.loss(net).item()
+    step, before = networks.calls()["plain"], networks.forward(net).item()
     for _ in range(100):
         step()
-    assert networks.loss(net).item() < before
+    assert networks.forward(net).item() < before
     assert all(p.grad is None for p in net.parameters())
 
 
 def test_the_layout_reaches_the_weights():
-    networks = Networks(cell(INFERENCE, "channels_last"), "resnet20")
+    networks = Networks(case(INFERENCE, "channels_last"), "resnet20", CPU)
     assert networks.x.is_contiguous(memory_format=torch.channels_last)
     weight = next(p for p in networks.networks["textbook"].parameters() if p.dim() == 4 and p.shape[2] == 3)
     assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("study", "names"), [
+    ("", ["plain", "cbam operator", "cbam operator, epilogue apart", "textbook", "careful", "se"]),
+    ("compiled", ["plain", "cbam operator", "careful"]),
+    ("everything compiled", ["plain", "cbam operator", "textbook", "careful", "se"]),
+])  # fmt: skip
+def test_the_networks_of_a_gpu(study, names):
+    dry = device_of("dry-run")
+    if dry.operator_missing():
+        pytest.skip("no operator")
+    one = Case("network", study, TRAINING, (2, 3, 32, 32), "bfloat16", "channels_last", 0)
+    networks = Networks(one, "resnet20", dry)
+    assert list(networks.networks) == names
+    networks.check()
+    assert next(networks.networks["plain"].parameters()).dtype == torch.float32, "AMP casts them"
+    with torch.no_grad():
+        assert networks.forward(networks.networks["plain"]).dtype == torch.float32
+    only = Networks(one, "resnet20", dry, only="careful")
+    assert list(only.prepare()) == ["careful"]

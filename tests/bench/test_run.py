@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,13 +13,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from cbam.bench import modules, run
-from cbam.bench.ahead import compile_ahead
-from cbam.bench.cells import BOTH, FORWARD, Cell, Result
-from cbam.bench.progress import Progress
-from cbam.bench.run import execute
-from cbam.bench.settings import BenchConfig
+from cbam.bench import measure, modules
+from cbam.bench.cases import BOTH, FORWARD, Case, Result
+from cbam.bench.config import BenchConfig
+from cbam.bench.run import prepare
 from cbam.errors import CBAMError
+from cbam.runs.pool import run_tasks, worker_pool
+from cbam.runs.progress import Progress
 
 
 def config(path, **options):
@@ -35,13 +34,18 @@ def progress():
     return Progress(Console(file=io.StringIO(), width=200))
 
 
+def execute(config, command, progress):
+    return prepare(config, command, progress).execute()
+
+
 def test_a_run_writes_its_files(tmp_path):
     shown = progress()
     outcome = execute(config(tmp_path / "run"), ["cbam", "bench"], shown)
-    assert [result.cell.mode for result in outcome.results] == [FORWARD, FORWARD, BOTH, BOTH]
+    assert [result.case.mode for result in outcome.results] == [FORWARD, FORWARD, BOTH, BOTH]
     files = {item.name for item in (tmp_path / "run").iterdir()} - {".lock"}
     assert files == {
-        "bench.json", "bench.csv", "bench.png", "bench.svg", "measurements.jsonl", "settings.json",
+        "bench.json", "bench.csv", "bench.md", "bench.png", "bench.svg", "measurements.jsonl", "config.yaml",
+        "env.json",
     }  # fmt: skip
     content = json.loads((tmp_path / "run" / "bench.json").read_text())
     assert content["environment"]["command"] == ["cbam", "bench"]
@@ -58,22 +62,22 @@ def test_the_second_call_measures_nothing_again_and_another_part_joins(tmp_path,
     shown = progress()
     assert execute(config(tmp_path), [], shown).results == first.results
     assert "4 measurements, 4 of them done before\nnote: nothing is left" in shown.console.file.getvalue()
-    monkeypatch.setitem(run._MEASURE, "network", lambda cell, config: Result(cell, {"plain": [1.0]}))
+    monkeypatch.setitem(measure.MEASURE, "network", lambda case, *_: Result(case, {"plain": [1.0]}))
     both = execute(config(tmp_path, parts=("network",)), [], progress())
     assert both.results[:4] == first.results
-    assert {result.cell.part for result in both.results} == {"modules", "network"}
+    assert {result.case.part for result in both.results} == {"modules", "network"}
 
 
 def test_what_was_measured_before_an_error_is_kept_and_written(tmp_path, monkeypatch):
     real, calls = modules.measure, []
 
-    def breaks(cell, config):
-        calls.append(cell)
+    def breaks(case, config, device):
+        calls.append(case)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(cell, config)
+        return real(case, config, device)
 
-    monkeypatch.setitem(run._MEASURE, "modules", breaks)
+    monkeypatch.setitem(measure.MEASURE, "modules", breaks)
     with pytest.raises(KeyboardInterrupt):
         execute(config(tmp_path), [], progress())
     assert len(json.loads((tmp_path / "bench.json").read_text())["results"]) == 2
@@ -83,7 +87,7 @@ def test_what_was_measured_before_an_error_is_kept_and_written(tmp_path, monkeyp
 
 def test_other_settings_are_refused_before_any_work(tmp_path, monkeypatch):
     execute(config(tmp_path), [], progress())
-    monkeypatch.setitem(run._MEASURE, "modules", None)
+    monkeypatch.setitem(measure.MEASURE, "modules", None)
     with pytest.raises(CBAMError, match="rounds: 2 there, 4 now"):
         execute(config(tmp_path, rounds=4), [], progress())
     with pytest.raises(CBAMError, match="unknown model 'resnet5'"):
@@ -97,7 +101,7 @@ def test_threads_are_given_back(tmp_path):
     assert torch.get_num_threads() == before
 
 
-def cells(folder):
+def cases(folder):
     file = folder / "measurements.jsonl"
     return file.read_text().splitlines() if file.exists() else []
 
@@ -108,34 +112,41 @@ def test_after_kill_9_the_same_command_goes_on(tmp_path):
     command += ["--output", str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(cells(tmp_path / "run")) < 2 and process.poll() is None and time.monotonic() < deadline:
+    while len(cases(tmp_path / "run")) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    kept = cells(tmp_path / "run")
+    kept = cases(tmp_path / "run")
     assert 2 <= len(kept) < 8
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     whole = [line for line in kept if line.endswith("}")]
     assert f"8 measurements, {len(whole)} of them done before" in done.stderr
-    assert cells(tmp_path / "run")[: len(whole)] == whole, "measured once, kept as it was"
-    assert len(cells(tmp_path / "run")) == 8
+    assert cases(tmp_path / "run")[: len(whole)] == whole, "measured once, kept as it was"
+    assert len(cases(tmp_path / "run")) == 8
     assert "forward+backward, channels_last" in done.stdout
 
 
 @pytest.mark.slow
-def test_compiling_ahead_fills_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    cell = Cell("modules", "", FORWARD, (1, 4, 3, 3), "float32", "contiguous", 1)
-    done = []
-    compile_ahead([cell], 2, done.append)
-    if not done:
+def test_compiling_beforehand_fills_the_cache(tmp_path):
+    case = Case("modules", "", FORWARD, (1, 4, 3, 3), "float32", "contiguous", 1)
+    answers = []
+    environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    with worker_pool(1, environment, tmp_path / "log") as pool:
+        tasks = list(measure.compiling(case, config(tmp_path, compile=True)))
+        run_tasks(tasks, pool, lambda task, answer: answers.append(answer.error))
+    assert answers == [""]
+    if not list((tmp_path / "cache").rglob("*.so")):
         pytest.skip("nothing compiles here")
-    assert done == [cell]
-    assert len(list((tmp_path / "cache").rglob("*.so"))) > 0
 
 
-def test_compiling_ahead_that_fails_stops_nothing(monkeypatch):
-    monkeypatch.setattr(sys, "executable", os.devnull if os.name == "nt" else "/bin/false")
-    done = []
-    compile_ahead([Cell("modules", "", FORWARD, (1, 4, 3, 3), "float32", "contiguous", 1)], 2, done.append)
-    assert done == []
+def test_a_budget_ends_the_run_and_names_what_is_left(tmp_path):
+    found = execute(config(tmp_path, budget=1e-6), [], progress())
+    assert found.results == []
+    assert len(found.left) == 4
+    assert set(found.left.values()) == {"no time left: needs 6 s, 0 s were there"}
+
+
+def test_networks_are_compiled_one_by_one():
+    case = Case("network", "compiled", "inference", (1, 3, 32, 32), "bfloat16", "channels_last", 0)
+    tasks = list(measure.compiling(case, BenchConfig(device="dry-run")))
+    assert [task.arguments[2] for task in tasks] == ["plain", "cbam operator", "careful"]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cbam.bench import scaling
-from cbam.bench.cells import BOTH, FORWARD, Cell
-from cbam.bench.scaling import measure, slope
-from cbam.bench.settings import BenchConfig
+from cbam.bench import modules
+from cbam.bench.cases import BOTH, FORWARD, Case
+from cbam.bench.config import BenchConfig
+from cbam.bench.device import device_of
+from cbam.bench.modules import measure_scaling
+from cbam.bench.summary import slope
 
 
 def test_one_and_several_threads_are_really_used(monkeypatch):
     used = {}
-    real = scaling.interleave
+    real = modules.interleave
 
     def look(candidates, **options):
         for name, candidate in candidates.items():
@@ -23,12 +25,12 @@ def test_one_and_several_threads_are_really_used(monkeypatch):
         torch.set_num_threads(1)  # as the last candidate may leave it
         return times
 
-    monkeypatch.setattr(scaling, "interleave", look)
+    monkeypatch.setattr(modules, "interleave", look)
     before = torch.get_num_threads()
     try:
-        cell = Cell("scaling", "threads", FORWARD, (1, 16, 8, 8), "float32", "contiguous", 2)
-        result = measure(cell, BenchConfig(threads=2, rounds=2))
-        assert torch.get_num_threads() == 2, "the run's number, for the next cell"
+        case = Case("scaling", "threads", FORWARD, (1, 16, 8, 8), "float32", "contiguous", 2)
+        result = measure_scaling(case, BenchConfig(threads=2, rounds=2), device_of("cpu"))
+        assert torch.get_num_threads() == 2, "the run's number, for the next case"
     finally:
         torch.set_num_threads(before)
     assert {name: n for name, n in used.items() if "cbam" not in name} == {"copy": 2, "copy, 1 thread": 1}
@@ -37,8 +39,8 @@ def test_one_and_several_threads_are_really_used(monkeypatch):
 
 
 def test_a_size_is_timed_beside_a_copy():
-    cell = Cell("scaling", "batch", BOTH, (3, 16, 8, 8), "float32", "channels_last", 1)
-    result = measure(cell, BenchConfig(threads=1, rounds=2))
+    case = Case("scaling", "batch", BOTH, (3, 16, 8, 8), "float32", "channels_last", 1)
+    result = measure_scaling(case, BenchConfig(threads=1, rounds=2), device_of("cpu"))
     assert len(result.samples_ms) == 2
     assert "copy" in result.samples_ms
 

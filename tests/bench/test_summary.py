@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +11,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from cbam.bench import figure
-from cbam.bench.cells import BOTH, FORWARD, Cell, Result
+from cbam.bench import figure, targets
+from cbam.bench.__main__ import main
+from cbam.bench.cases import BOTH, FORWARD, Case, Result
 from cbam.bench.figure import draw
-from cbam.bench.folder import BenchFolder
+from cbam.bench.folder import BenchFolder, load
+from cbam.bench.report import markdown, sections, trust
 from cbam.bench.summary import (
     best_compiled,
     best_compiled_over_ours,
@@ -25,20 +25,11 @@ from cbam.bench.summary import (
     providers,
     select,
     textbook_over_ours,
-    widest_spread,
+    widest_quartiles,
 )
-from cbam.bench.tables import show
+from cbam.runs.tables import show
 
-TARGETS = Path(__file__).parents[2] / "benchmarks" / "targets.py"
-
-
-@pytest.fixture
-def targets(monkeypatch):
-    spec = importlib.util.spec_from_file_location("targets", TARGETS)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "targets", module)
-    spec.loader.exec_module(module)
-    return module
+COMMITTED = Path(__file__).parents[2] / "docs" / "results" / "bench"
 
 
 def without(results, *names):
@@ -50,7 +41,9 @@ def without(results, *names):
 
 def text_of(results, width=80):
     stream = io.StringIO()
-    show(results, Console(file=stream, width=width, color_system=None))
+    console = Console(file=stream, width=width, color_system=None)
+    show(sections(results), console)
+    console.print(trust(results))
     return stream.getvalue()
 
 
@@ -78,9 +71,9 @@ def test_a_mean_over_some_of_the_shapes_is_not_given_out(results):
     assert "timm compiled" not in providers([*forward[:7], *without(forward[7:], "timm compiled")])
 
 
-def test_the_widest_spread():
-    cell = Cell("modules", "", FORWARD, (8, 16, 7, 7), "float32", "contiguous", 2)
-    found = widest_spread([Result(cell, {"copy": [1.0, 1.0, 1.0], "textbook": [1.0, 2.0, 3.0]})])
+def test_the_widest_quartiles():
+    case = Case("modules", "", FORWARD, (8, 16, 7, 7), "float32", "contiguous", 2)
+    found = widest_quartiles([Result(case, {"copy": [1.0, 1.0, 1.0], "textbook": [1.0, 2.0, 3.0]})])
     assert found is not None
     assert found[0] == pytest.approx(0.5)
     assert found[2] == "textbook"
@@ -105,7 +98,7 @@ def test_half_a_run_has_the_tables_of_that_half(results):
     text = text_of(select(results, "network"))
     assert "training" in text
     assert "ps per element" not in text
-    assert text_of([]) == ""
+    assert text_of([]).strip() == ""
     assert "compiled / ours" not in text_of(without(results, "compiled"))
 
 
@@ -137,7 +130,7 @@ def test_bars_stand_beside_their_names_also_where_somebody_is_missing(results):
         assert length == pytest.approx(mean_ratio(both, name)), name
 
 
-def test_promises_that_are_kept(targets, results, tmp_path, capsys):
+def test_promises_that_are_kept(results, tmp_path, capsys):
     found = {target.figure: target for target in targets.targets(results)}
     assert found["forward: textbook / ours"].verdict == "must met"
     assert found["forward: best compiled / ours"].verdict == "aim met"
@@ -146,12 +139,12 @@ def test_promises_that_are_kept(targets, results, tmp_path, capsys):
     assert found["training step / plain, channels_last"].verdict == "aim met"
     assert found["bytes saved / plain, contiguous"].measured == pytest.approx(1.015)
     assert found["1 thread / 2, forward, contiguous"].measured == pytest.approx(1.75)
-    BenchFolder(tmp_path).write_outputs(results, {}, {})
-    assert targets.main([str(tmp_path)]) == 0
+    BenchFolder(tmp_path).write_outputs(results, {})
+    assert main([str(tmp_path)]) == 0
     assert "MISSED" not in capsys.readouterr().out
 
 
-def test_promises_that_are_broken_or_not_measured(targets, results, tmp_path, capsys):
+def test_promises_that_are_broken_or_not_measured(results, tmp_path, capsys):
     slow = [
         replace(
             r,
@@ -167,15 +160,34 @@ def test_promises_that_are_broken_or_not_measured(targets, results, tmp_path, ca
     assert verdicts["inference / plain, contiguous"] == "MISSED by 94%"
     only = select(results, "network")
     assert {t.verdict for t in targets.targets(only) if "ours" in t.figure} == {"not measured"}
-    BenchFolder(tmp_path).write_outputs(only, {}, {})
-    assert targets.main([str(tmp_path)]) == 1
-    assert targets.main([str(tmp_path / "nothing")]) == 2
+    BenchFolder(tmp_path).write_outputs(only, {})
+    assert main([str(tmp_path)]) == 1
+    assert main([str(tmp_path / "nothing")]) == 2
     assert "holds no run" in capsys.readouterr().out
 
 
-def test_other_settings_than_the_promised_ones_are_named(targets, results):
+def test_other_settings_than_the_promised_ones_are_named(results):
     assert list(targets.deviations(results)) == []
-    other = [replace(r, cell=replace(r.cell, threads=1, shape=(2, *r.cell.shape[1:]))) for r in results]
+    other = [replace(r, case=replace(r.case, threads=1, shape=(2, *r.case.shape[1:]))) for r in results]
     told = "\n".join(targets.deviations(other))
     for words in ("threads 1 instead of 2", "module shapes", "images"):
         assert words in told
+
+
+def test_the_figures_of_the_document_come_from_the_committed_results(capsys):
+    assert main([str(COMMITTED)]) == 1
+    told, document = capsys.readouterr().out, (COMMITTED.parent / "bench.md").read_text()
+    for name, shown in (("forward: textbook / ours", "**6.3, missed**"), ("best compiled / ours", "3.4")):
+        assert name in told
+        assert shown in document
+    found = {target.figure: target.measured for target in targets.targets(load(COMMITTED))}
+    assert found["forward: textbook / ours"] == pytest.approx(6.3, abs=0.05)
+    assert found["forward+backward: best compiled / ours"] == pytest.approx(3.4, abs=0.05)
+    assert found["bytes saved / plain, contiguous"] == pytest.approx(1.005, abs=0.0005)
+
+
+def test_the_page_has_promises_tables_and_what_is_missing(results):
+    page = markdown(results, {"quick": True, "commit": "abc"}, {"python": "3.12"}, {"a case": "no time left"})
+    for words in ("numbers mean nothing", "## Promises", "| forward: textbook / ours | >= 10 |", "commit abc",
+                  "## forward, contiguous, N=8", "| a case | no time left |", "Widest quartiles"):  # fmt: skip
+        assert words in page, words

@@ -1,6 +1,6 @@
-"""The dialects, each written anew from its equations with its own key names; no code of the library in here.
+"""The formats, each written anew from its equations with its own key names; no code of the library in here.
 
-Sources: see `cbam.checkpoints.dialects`. Each class is the smallest module that has these names and this function.
+Sources: see `cbam.checkpoints.formats`. Each class is the smallest module that has these names and this function.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Files of one dialect as files of another: names of whole networks, what is said beside the tensors, refusals."""
+"""Files of one format as files of another: names of whole networks, what is said beside the tensors, refusals."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tests.checkpoints.networks import attached, image, with_peer
 
 @pytest.fixture
 def authors(tmp_path):
-    """A network of the authors' dialect, and its file as they wrote it."""
+    """A network of the authors' format, and its file as they wrote it."""
     theirs = with_peer(lambda c: {"cbam": peers.Official(c)})
     state = {f"module.{key}": value for key, value in theirs.state_dict().items()}
     torch.save(
@@ -75,7 +75,7 @@ def test_attached_attention_for_other_code(tmp_path):
         if hasattr(module, "gate_scale"):
             module.set_gate_scale(1.0)
     torch.save(model.state_dict(), tmp_path / "ours.pth")
-    with pytest.raises(CBAMError, match=r"does not say in which order .*descriptor_order='max-avg'"):
+    with pytest.raises(CBAMError, match=r"does not record in which order .*descriptor_order='max-avg'"):
         convert(tmp_path / "ours.pth", tmp_path / "authors.pth", "official")
     convert(tmp_path / "ours.pth", tmp_path / "authors.pth", "official", descriptor_order="max-avg")
     target = with_peer(lambda c: {"cbam": peers.Official(c)}, seed=5)
@@ -89,7 +89,7 @@ def test_doubled_gates_are_folded_first(tmp_path):
         convert(model.state_dict(), tmp_path / "out.pth", "luuuyi")
     fold_gate_scale(model)
     report = convert(model.state_dict(), tmp_path / "out.pth", "luuuyi")
-    assert any("taken to read [mean, max]" in note for note in report.notes)
+    assert any("assumed to read [mean, max]" in note for note in report.notes)
     target = with_peer(lambda c: {n: getattr(peers.Luuuyi(c), n) for n in ("ca", "sa")})
     target.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True), strict=True)
     close(target(image()), model(image()))
@@ -100,9 +100,9 @@ def test_refusals_write_nothing(authors, tmp_path):
     out = tmp_path / "out.pth"
     for arguments, message in [
         (("luuuyi",), "has biases|would need a bias"),
-        (("cbam",), r"are written as \.safetensors"),
+        (("cbam",), r"need \.safetensors"),
         (("tim",), "Did you mean 'timm'"),
-        (("timm", "luuuyi"), "no block of the dialect 'luuuyi'"),
+        (("timm", "luuuyi"), "no block of the format 'luuuyi'"),
     ]:
         with pytest.raises(CBAMError, match=message):
             convert(path, out, *arguments)

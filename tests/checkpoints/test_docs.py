@@ -1,4 +1,4 @@
-"""The page docs/checkpoints.md: its Python prints what it says, its commands run, its dialects are those there are."""
+"""The page docs/checkpoints.md: its Python prints what it says, its commands run, its formats are those there are."""
 
 import re
 import shlex
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cbam.checkpoints import DIALECTS
+from cbam.checkpoints import FORMATS
 from cbam.cli.main import main
 
 PAGE = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
@@ -30,5 +30,5 @@ def test_the_python_and_the_commands(tmp_path, monkeypatch):
         assert Path(arguments[2]).is_file()
 
 
-def test_the_table_names_every_dialect():
-    assert re.findall(r"^\| `(\w+)`", PAGE, re.M) == list(DIALECTS)
+def test_the_table_names_every_format():
+    assert re.findall(r"^\| `(\w+)`", PAGE, re.M) == list(FORMATS)

@@ -13,7 +13,7 @@ from tests.checkpoints.networks import attached, image, with_peer
 
 
 def parts(make, *names):
-    """The children of a peer's module, for dialects that put them into the block itself."""
+    """The children of a peer's module, for formats that put them into the block itself."""
 
     def build(channels):
         module = make(channels)
@@ -46,10 +46,10 @@ def untouched_by(model, action, match):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize("dialect", NETWORKS)
+@pytest.mark.parametrize("format", NETWORKS)
 @pytest.mark.parametrize("form", ["bare", "authors", "ema"])
-def test_a_peers_network_into_an_attached_one(dialect, form, tmp_path):
-    make, options = NETWORKS[dialect]
+def test_a_peers_network_into_an_attached_one(format, form, tmp_path):
+    make, options = NETWORKS[format]
     theirs, model = with_peer(make), attached(**options)
     state = theirs.state_dict()
     content = {
@@ -58,7 +58,7 @@ def test_a_peers_network_into_an_attached_one(dialect, form, tmp_path):
         "ema": {"state_dict_ema": state, "arch": "resnet"},
     }[form]
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=form != "authors")
-    report = load_weights(model, tmp_path / "w.pth", dialect)
+    report = load_weights(model, tmp_path / "w.pth", format)
     close(model(image()), theirs(image()))
     assert [row.target for row in report.blocks] == [f"layer{i}.0.bn2.cbam" for i in (1, 2, 3, 4)]
     assert report.complete
@@ -106,7 +106,7 @@ def test_a_plain_file_before_or_after_attaching(when):
     attach(model, input_size=networks.SIZE, preset="official")
     if when == "after":
         report = load_weights(model, source.state_dict())
-        assert report.dialect is None
+        assert report.format is None
         assert len(report.kept) == 4 * 9
         assert not report.missing
     assert torch.equal(model.eval()(image()), source(image()))
@@ -143,11 +143,11 @@ def test_half_a_file_is_an_error_unless_asked_for():
     state["fc.weight"] = torch.zeros(9, 512)
     untouched_by(
         model, lambda: load_weights(model, state),
-        r"1 missing \(layer3\.0\.conv1\.weight\); 1 without a place \(surplus\); 1 of another shape .*\(fc\.weight is "
+        r"1 missing \(layer3\.0\.conv1\.weight\); 1 unexpected \(surplus\); 1 of another shape .*\(fc\.weight is "
         r"\(9, 512\), needs \(5, 512\)\).*partial=True",
     )  # fmt: skip
     report = load_weights(model, state, partial=True)
-    assert report.left_over == ("surplus",)
+    assert report.unexpected == ("surplus",)
     assert set(report.missing) == {"layer3.0.conv1.weight", "fc.weight"}
     assert not report.complete
     assert "not loaded: fc.weight is (9, 512), needs (5, 512)" in str(report)
@@ -158,7 +158,7 @@ REFUSED_FORMS = [
     ("official", {}, r"biases in the channel gate only in the file.*cbam\.attach\(model, preset='official'\)"),
     ("official", {"preset": "official", "reduction_ratio": 8}, r"hidden width 4 in the file, 8 in the model"),
     ("official", {"preset": "official", "kernel_size": 3}, "kernel 7 in the file, 3 in the model"),
-    ("official", {"preset": "official", "gate": "hardsigmoid"}, "the module has gate='hardsigmoid', which no dialect"),
+    ("official", {"preset": "official", "gate": "hardsigmoid"}, "the module has gate='hardsigmoid', which no format"),
     ("official", {"preset": "official", "arrangement": "parallel"}, "the module has arrangement='parallel'"),
     ("official", {"preset": "official", "channel_pooling": "avg"}, "the module has channel_pooling='avg'"),
     ("official", {"attention": "se"}, "a CBAM block does not fit SqueezeExcitation"),
@@ -168,9 +168,9 @@ REFUSED_FORMS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("dialect", "options", "message"), REFUSED_FORMS, ids=lambda v: str(v)[:40])
-def test_another_form_is_refused_with_the_call_that_fits(dialect, options, message):
-    model, theirs = attached(**options), with_peer(NETWORKS[dialect][0])
+@pytest.mark.parametrize(("format", "options", "message"), REFUSED_FORMS, ids=lambda v: str(v)[:40])
+def test_another_form_is_refused_with_the_call_that_fits(format, options, message):
+    model, theirs = attached(**options), with_peer(NETWORKS[format][0])
     untouched_by(model, lambda: load_weights(model, theirs.state_dict()), message)
 
 
@@ -189,7 +189,7 @@ def test_the_textbooks_names_with_kernels_that_read_the_maximum_first():
     """This library's paper form with the planes swapped has the textbook's names: a guess would be silent."""
     theirs, model = with_peer(NETWORKS["textbook"][0]), attached(descriptor_order="max-avg")
     untouched_by(
-        model, lambda: load_weights(model, theirs.state_dict()), "names of the textbook .*dialect='textbook'"
+        model, lambda: load_weights(model, theirs.state_dict()), "names of the textbook .*format='textbook'"
     )
     load_weights(model, theirs.state_dict(), "textbook")
     close(model(image()), theirs(image()))
@@ -229,17 +229,17 @@ def test_what_is_not_cbam(state, why):
     untouched_by(model, lambda: load_weights(model, state), f"{why}")
 
 
-def test_two_dialects_in_one_file():
+def test_two_formats_in_one_file():
     state = {f"a.{k}": v for k, v in peers.Official(32).state_dict().items()}
     state |= {f"b.{k}": v for k, v in peers.Luuuyi(32).state_dict().items()}
-    with pytest.raises(CBAMError, match=r"2 dialects: official \(1\), luuuyi \(1\)\. Pass the one"):
+    with pytest.raises(CBAMError, match=r"2 formats: official \(1\), luuuyi \(1\)\. Pass the one"):
         load_weights(CBAM(32), state)
 
 
-def test_dialects_that_are_not_there():
-    with pytest.raises(CBAMError, match=r"no block of the dialect 'timm'\. It holds luuuyi"):
+def test_formats_that_are_not_there():
+    with pytest.raises(CBAMError, match=r"no block of the format 'timm'\. It holds luuuyi"):
         load_weights(CBAM(32), peers.Luuuyi(32).state_dict(), "timm")
-    with pytest.raises(CBAMError, match=r"unknown dialect 'tim'\. Did you mean 'timm'"):
+    with pytest.raises(CBAMError, match=r"unknown format 'tim'\. Did you mean 'timm'"):
         load_weights(CBAM(32), peers.Luuuyi(32).state_dict(), "tim")
 
 
@@ -257,7 +257,7 @@ def test_ambiguous_places_are_an_error_until_they_are_named():
     one = {f"block.cbam.{k}": v for k, v in peers.shaken(peers.Textbook(32)).state_dict().items()}
     untouched_by(
         model, lambda: load_weights(model, one),
-        r"block 'block\.cbam' .* could go to 2 sites: 'block\.first', 'block\.second'\. Say which: sites=",
+        r"block 'block\.cbam' .* could go to 2 sites: 'block\.first', 'block\.second'\. Pass the right one: sites=",
     )  # fmt: skip
     load_weights(model, one, sites={"block.cbam": "block.second"}, partial=True)
     assert torch.equal(
@@ -277,7 +277,7 @@ def test_ambiguous_places_are_an_error_until_they_are_named():
 
 def test_a_block_far_from_any_site():
     state = {f"neck.cbam.{k}": v for k, v in peers.Textbook(32).state_dict().items()}
-    with pytest.raises(CBAMError, match=r"block 'neck\.cbam' .* has no site near it"):
+    with pytest.raises(CBAMError, match=r"block 'neck\.cbam' .* matches no site"):
         load_weights(TwoInOne(), state)
 
 

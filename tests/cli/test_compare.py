@@ -49,6 +49,17 @@ def run(*options):
     return process.returncode, out, err
 
 
+@pytest.fixture
+def compare(server):
+    """Run a comparison whose parent has imported torch already."""
+
+    def compare(*options):
+        done = server.run("compare", *SMALL, *options)
+        return done.returncode, done.stdout, done.stderr
+
+    return compare
+
+
 def wait_for_epochs(run_folder, count, process):
     """Return once so many epochs are in metrics.jsonl."""
     deadline = time.monotonic() + 120
@@ -146,10 +157,10 @@ class TestStraight:
         assert err.count(" epoch ") == 9, "one line per epoch"
         assert all(len(line) <= 90 for line in out.splitlines() if "report" not in line)
 
-    def test_again_trains_nothing_and_answers_the_same(self, straight):
+    def test_again_trains_nothing_and_answers_the_same(self, straight, compare):
         folder, out, _ = straight
         before = (folder / "metrics.jsonl").read_bytes()
-        code, again, err = run("--attention", "none,cbam,control", "--seeds", 1, "--output", folder)
+        code, again, err = compare("--attention", "none,cbam,control", "--seeds", 1, "--output", folder)
         assert code == 0
         assert again == out
         assert "3 of them done before" in err
@@ -158,16 +169,18 @@ class TestStraight:
 
 
 @pytest.mark.slow
-def test_kill_9_and_go_on_gives_the_same_bits(straight, tmp_path):
+def test_kill_9_and_go_on_gives_the_same_bits(straight, server, compare, tmp_path):
     reference, _, _ = straight
     folder = tmp_path / "run"
-    process = start("--attention", "none,cbam,control", "--seeds", 1, "--output", folder)
+    process = server.start(
+        "compare", *SMALL, "--attention", "none,cbam,control", "--seeds", 1, "--output", folder
+    )
     wait_for_epochs(folder, 4, process)  # in the second cell
     process.kill()
     process.communicate()
     assert not (folder / "report.html").exists()
     (folder / "metrics.jsonl").open("a").write('{"cell": "cbam-se')  # as a kill in the middle of a write
-    code, _, err = run("--attention", "none,cbam,control", "--seeds", 1, "--output", folder)
+    code, _, err = compare("--attention", "none,cbam,control", "--seeds", 1, "--output", folder)
     assert code == 0, err
     assert "1 of them done before" in err
     for cell in ("none-seed0", "cbam-seed0", "control-seed0"):
@@ -178,9 +191,9 @@ def test_kill_9_and_go_on_gives_the_same_bits(straight, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_it_with_the_way_to_go_on(tmp_path):
+def test_ctrl_c_stops_it_with_the_way_to_go_on(server, tmp_path):
     folder = tmp_path / "my run"
-    process = start("--attention", "none,se", "--output", folder)
+    process = server.start("compare", *SMALL, "--attention", "none,se", "--output", folder)
     wait_for_epochs(folder, 1, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -193,12 +206,12 @@ def test_ctrl_c_stops_it_with_the_way_to_go_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_more_seeds_and_damaged_files(straight):
+def test_more_seeds_and_damaged_files(straight, compare):
     folder, _, _ = straight
     (folder / "cells" / "cbam-seed0" / "result.json").write_text('{"variant": "cb')
     (folder / "costs.json").write_text("")
     weights = load_file(folder / "cells" / "cbam-seed0" / "model.safetensors")
-    code, out, err = run("--attention", "none,cbam,control", "--seeds", 2, "--output", folder)
+    code, out, err = compare("--attention", "none,cbam,control", "--seeds", 2, "--output", folder)
     assert code == 0, err
     assert "result.json is damaged" in err
     assert "costs.json is damaged" in err
@@ -276,8 +289,8 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path, capsys):
     assert "--output" in err
 
 
-OPTIONS = """data image-size mean std limit-train limit-val val-fraction bad-images model attention sites seeds output
-config pretrained weights reduction-ratio ray slurm model-cpus model-gpus epochs batch-size optimizer lr schedule
+OPTIONS = """data image-size mean std limit-train limit-val val-fraction bad-images import model attention sites seeds
+output config pretrained weights reduction-ratio ray slurm model-cpus model-gpus epochs batch-size optimizer lr schedule
 step-epochs warmup-epochs weight-decay decay-norms gate-lr-scale gate-weight-decay label-smoothing mixup cutmix ema
 precision device accumulate sync-bn shard compile workers"""
 

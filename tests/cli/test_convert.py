@@ -39,7 +39,7 @@ def test_into_the_names_of_a_model(theirs, capsys):
         main(["convert", f"{folder}/authors.pth", f"{folder}/ours.safetensors", "--model", "resnet20"]) == 0
     )
     printed = capsys.readouterr().out
-    assert "dialect official" in printed
+    assert "format official" in printed
     assert "layer3.2.cbam" in printed
     assert "cbam.attach(model, preset='official', descriptor_order='max-avg')" in printed
     fresh = build_model("resnet20", 10)
@@ -48,7 +48,7 @@ def test_into_the_names_of_a_model(theirs, capsys):
     assert torch.equal(fresh.eval()(IMAGES), model(IMAGES))
 
 
-def test_from_dialect_to_dialect(theirs, capsys):
+def test_from_format_to_format(theirs, capsys):
     _, folder = theirs
     assert (
         main(["convert", f"{folder}/authors.pth", f"{folder}/t.pth", "--to", "timm", "--from", "official"])

@@ -24,16 +24,14 @@ TASK = [
 ]
 # The n-th time that something of a name is forced to the disk, the process is killed: in the middle of a save.
 KILLED_WHILE_SAVING = """
-import fnmatch, os, signal, sys
-sync, name, left = os.fsync, sys.argv.pop(1), [int(sys.argv.pop(1))]
+import fnmatch, os, signal
+sync, name, left = os.fsync, {name!r}, [{time}]
 def fsync(descriptor):
-    left[0] -= fnmatch.fnmatch(os.readlink(f"/proc/self/fd/{descriptor}"), name)
+    left[0] -= fnmatch.fnmatch(os.readlink(f"/proc/self/fd/{{descriptor}}"), name)
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
     sync(descriptor)
 os.fsync = fsync
-from cbam.cli.main import main
-sys.exit(main(sys.argv[1:]))
 """
 TIMES = ("seconds", "images_per_s", "data_wait_s")
 
@@ -47,12 +45,15 @@ def run(folder, *options, before=("-m", "cbam")):
     return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=500)
 
 
-def start(folder, *options):
+@pytest.fixture
+def train(server):
+    """Run a training whose parent has imported torch already."""
+    return lambda folder, *options, **how: server.run("train", *TASK, "--output", folder, *options, **how)
+
+
+def start(server, folder, *options):
     """Start a training and return it once it has saved something."""
-    arguments = [sys.executable, "-m", "cbam", "train", *TASK, "--output", str(folder), *options]
-    process = subprocess.Popen(
-        arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = server.start("train", *TASK, "--output", folder, *options)
     until = time.monotonic() + 300
     while not list((folder / "checkpoints").glob("step-*")):
         assert process.poll() is None, process.communicate()[1]
@@ -107,13 +108,13 @@ def test_finished_it_only_says_so(straight, capsys):
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_ends_with_the_same_bits(straight, tmp_path):
-    process = start(tmp_path / "run")
+def test_killed_anywhere_it_ends_with_the_same_bits(straight, server, train, tmp_path):
+    process = start(server, tmp_path / "run")
     process.kill()
     process.communicate()
-    done = run(tmp_path / "run", "--workers", "2")
+    done = train(tmp_path / "run", "--workers", "2")
     assert done.returncode == 0, done.stderr
-    assert "goes on after" in done.stderr
+    assert "resumes after" in done.stderr
     same(straight, tmp_path / "run")
 
 
@@ -134,18 +135,18 @@ def test_killed_anywhere_it_ends_with_the_same_bits(straight, tmp_path):
         ("*/.result.json.*", 1),
     ],
 )
-def test_killed_while_saving(straight, tmp_path, file, time):
-    killed = run(tmp_path / "run", before=("-c", KILLED_WHILE_SAVING, file, str(time)))
+def test_killed_while_saving(straight, train, tmp_path, file, time):
+    killed = train(tmp_path / "run", first=KILLED_WHILE_SAVING.format(name=file, time=time))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = run(tmp_path / "run")
+    done = train(tmp_path / "run")
     assert done.returncode == 0, done.stderr
     same(straight, tmp_path / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_told_to_stop_it_saves_and_says_so(straight, tmp_path, number):
-    process = start(tmp_path / "run", "--save-every", "1000", "--epochs", "3")
+def test_told_to_stop_it_saves_and_says_so(straight, server, train, tmp_path, number):
+    process = start(server, tmp_path / "run", "--save-every", "1000", "--epochs", "3")
     steps = len(list((tmp_path / "run" / "checkpoints").iterdir()))
     process.send_signal(number)
     _, said = process.communicate(timeout=300)
@@ -153,7 +154,7 @@ def test_told_to_stop_it_saves_and_says_so(straight, tmp_path, number):
     assert f"stopped by {signal.Signals(number).name}" in said
     assert "type the same again" in said
     assert steps
-    done = run(tmp_path / "run")
+    done = train(tmp_path / "run")
     assert done.returncode == 0, done.stderr
     same(straight, tmp_path / "run")
 
@@ -174,9 +175,9 @@ def close(ours, theirs):
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(straight, tmp_path):
+def test_two_processes_give_what_one_gives(train, tmp_path):
     """Each mixes images within its share, so without mixup; the state of two is taken up by one."""
-    done = run(tmp_path / "one", "--mixup", "0", "--epochs", "2")
+    done = train(tmp_path / "one", "--mixup", "0", "--epochs", "2")
     assert done.returncode == 0, done.stderr
     both = processes(tmp_path / "two", "--mixup", "0", "--epochs", "2", "--accumulate", "2")
     assert both.returncode == 0, both.stderr
@@ -190,16 +191,16 @@ def test_two_processes_give_what_one_gives(straight, tmp_path):
     (tmp_path / "two" / "result.json").unlink()
     newest = sorted((tmp_path / "two" / "checkpoints").iterdir())[-1]
     (newest / "training.pt").write_bytes(b"")
-    done = run(tmp_path / "two", "--mixup", "0", "--epochs", "2")
+    done = train(tmp_path / "two", "--mixup", "0", "--epochs", "2")
     assert done.returncode == 0, done.stderr
     assert "training.pt has 0 bytes" in done.stderr
     close(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow
-def test_a_network_divided_over_two_processes(tmp_path):
+def test_a_network_divided_over_two_processes(train, tmp_path):
     options = ("--mixup", "0", "--ema", "0", "--epochs", "1")
-    assert run(tmp_path / "one", *options).returncode == 0
+    assert train(tmp_path / "one", *options).returncode == 0
     divided = processes(tmp_path / "two", *options, "--shard")
     assert divided.returncode == 0, divided.stderr
     close(tmp_path / "one", tmp_path / "two")

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cbam.cli.compare import parse
-from cbam.compare.config import CompareConfig, differences, merged, resolved
+from cbam.compare.config import CompareConfig, merged
 from cbam.errors import CBAMError
 from cbam.train.config import TrainConfig
 
@@ -52,7 +52,7 @@ def test_a_model_with_a_slash_stays_one_folder():
 def test_resolved_holds_every_option_and_real_values(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pets").mkdir()
-    settings = resolved(CompareConfig(data="pets", weights=tmp_path / "w.pth", attention="none, cbam"))
+    settings = CompareConfig(data="pets", weights=tmp_path / "w.pth", attention="none, cbam").resolved()
     assert settings["data"] == str(tmp_path / "pets")
     assert settings["lr"] == 0.01, "fine-tuning"
     assert settings["attention"] == "none,cbam"
@@ -66,18 +66,29 @@ def test_the_saved_configuration_gives_the_same_run(tmp_path):
         data="digits", attention="none,cbam:official", train=TrainConfig(precision="no", ema=0.99)
     )
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(resolved(config)))
-    assert resolved(parse(["--config", str(file)])) == resolved(config)
+    file.write_text(yaml.safe_dump(config.resolved()))
+    assert parse(["--config", str(file)]).resolved() == config.resolved()
 
 
 def test_what_does_not_change_the_numbers_is_not_compared():
-    before = resolved(CompareConfig(data="digits"))
-    now = resolved(
-        CompareConfig(data="digits", seeds=5, output=Path("elsewhere"), train=TrainConfig(workers=4))
+    before = CompareConfig(data="digits").resolved()
+    now = CompareConfig(
+        data="digits",
+        seeds=5,
+        output=Path("elsewhere"),
+        train=TrainConfig(workers=4, device="cpu", compile=True),
+    ).resolved()
+    assert CompareConfig.differences(before, now) == []
+    other = CompareConfig(data="digits", train=TrainConfig(epochs=3)).resolved()
+    assert CompareConfig.differences(before, other) == ["epochs: 10 there, 3 now"]
+
+
+def test_networks_that_are_compared_share_the_images_of_a_batch_norm():
+    """A training may be divided into other parts half-way; see `accumulate` in train/config.py."""
+    before, now = (
+        CompareConfig(data="digits", train=TrainConfig(accumulate=parts)).resolved() for parts in (1, 2)
     )
-    assert differences(before, now) == []
-    other = resolved(CompareConfig(data="digits", train=TrainConfig(epochs=3)))
-    assert differences(before, other) == ["epochs: 10 there, 3 now"]
+    assert CompareConfig.differences(before, now) == ["accumulate: 1 there, 2 now"]
 
 
 def test_a_file_gives_defaults_and_the_command_line_wins(tmp_path):
@@ -118,30 +129,30 @@ def test_a_missing_file_is_explained(tmp_path):
 
 
 def test_an_option_that_an_older_run_does_not_name_had_todays_default():
-    before = resolved(CompareConfig(data="digits"))
+    before = CompareConfig(data="digits").resolved()
     del before["mean"], before["gate_lr_scale"]
-    assert differences(before, resolved(CompareConfig(data="digits"))) == []
+    assert CompareConfig.differences(before, CompareConfig(data="digits").resolved()) == []
     tuned = CompareConfig(data="digits", mean="0.5", train=TrainConfig(gate_lr_scale=10))
-    assert sorted(differences(before, resolved(tuned))) == [
+    assert sorted(CompareConfig.differences(before, tuned.resolved())) == [
         "gate_lr_scale: 1.0 there, 10 now",
         "mean: None there, 0.5 now",
     ]
 
 
 def test_a_run_may_get_more_variants_unless_the_control_would_be_another():
-    before = resolved(CompareConfig(data="digits", attention="none,se,control"))
-    now = resolved(CompareConfig(data="digits", attention="none,channel"))
-    assert differences(before, now) == []
+    before = CompareConfig(data="digits", attention="none,se,control").resolved()
+    now = CompareConfig(data="digits", attention="none,channel").resolved()
+    assert CompareConfig.differences(before, now) == []
     assert merged(before["attention"], ("none", "channel")) == ("none", "se", "control", "channel")
-    now = resolved(CompareConfig(data="digits", attention="none,cbam"))
-    assert differences(before, now) == ["control: as large as se there, as cbam now"]
+    now = CompareConfig(data="digits", attention="none,cbam").resolved()
+    assert CompareConfig.differences(before, now) == ["control: as large as se there, as cbam now"]
 
 
 def test_sites_with_spaces_and_with_commas_are_the_same():
     spaced, joined = (
         parse(["--data", "digits", *words]) for words in (["--sites", "a", "b"], ["--sites", "a,b"])
     )
-    assert resolved(spaced)["sites"] == resolved(joined)["sites"] == "a,b"
+    assert spaced.resolved()["sites"] == joined.resolved()["sites"] == "a,b"
 
 
 def test_a_comparison_is_not_sharded():
@@ -152,3 +163,8 @@ def test_a_comparison_is_not_sharded():
 @pytest.mark.parametrize("where", ["ray", "slurm"])
 def test_a_cluster_knows_processors_for_each_model(where):
     CompareConfig(data="digits", model_cpus=2, model_gpus=1, **{where: "cluster=local"})
+
+
+def test_one_place_only():
+    with pytest.raises(CBAMError, match="give one of them"):
+        CompareConfig(data="digits", ray="local", slurm="cluster=local")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cbam.compare.config import CompareConfig
 from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell
 from cbam.errors import CBAMError
@@ -53,22 +53,22 @@ def test_the_lock_removes_the_leftovers_of_killed_writers(folder):
 
 def test_another_configuration_is_refused_by_the_names_of_the_fields(folder):
     folder.path.mkdir()
-    assert folder.check_config({"epochs": 1, "seeds": 2}) == {}
-    folder.write_config({"epochs": 1, "lr": 0.1, "seeds": 2})
-    assert folder.check_config({"epochs": 1, "lr": 0.1, "seeds": 5})["seeds"] == 2
+    assert folder.check_settings({"epochs": 1, "seeds": 2}, CompareConfig) == {}
+    folder.open({"epochs": 1, "lr": 0.1, "seeds": 2}, {})
+    assert folder.check_settings({"epochs": 1, "lr": 0.1, "seeds": 5}, CompareConfig)["seeds"] == 2
     with pytest.raises(CBAMError, match=r"epochs: 1 there, 3 now; lr: 0.1 there, 0.2 now.*--output"):
-        folder.check_config({"epochs": 3, "lr": 0.2, "seeds": 2})
+        folder.check_settings({"epochs": 3, "lr": 0.2, "seeds": 2}, CompareConfig)
 
 
 def test_somebody_elses_folder_is_left_alone(folder, tmp_path):
     folder.path.mkdir()
     (folder.path / "thesis.tex").write_text("years of work")
     with pytest.raises(CBAMError, match="is not empty and holds no run"):
-        folder.check_config({})
+        folder.check_settings({}, CompareConfig)
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(CBAMError, match="is a file"):
-        CompareFolder(file).check_config({})
+        CompareFolder(file).check_settings({}, CompareConfig)
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "- 1", "\0"])
@@ -76,7 +76,7 @@ def test_a_damaged_configuration_is_explained(folder, text):
     folder.path.mkdir()
     (folder.path / "config.yaml").write_text(text)
     with pytest.raises(CBAMError, match=r"config.yaml is damaged"):
-        folder.check_config({"epochs": 1})
+        folder.check_settings({"epochs": 1}, CompareConfig)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"variant": "cb', b"\xff\xfe\x00", b"[1, 2]", b"{}", b'"text"'])
@@ -119,25 +119,3 @@ def test_a_result_with_damaged_weights_is_no_result(folder, caplog):
 def test_values_that_are_no_json_are_refused(folder):
     with pytest.raises(ValueError, match="JSON"):
         folder.write_json("costs.json", {"macs": float("nan")})
-
-
-@pytest.mark.parametrize("torn", ['{"cell": "cbam-se', '{"cell": "b"}\nnull', '\x00\x00\x00{"a"'])
-def test_torn_metrics_are_mended_and_go_on(folder, torn, caplog):
-    folder.path.mkdir()
-    folder.append_metrics({"cell": "a", "epoch": 1})
-    with folder.metrics.open("a") as stream:
-        stream.write(torn)
-    folder.mend_metrics()
-    folder.append_metrics({"cell": "a", "epoch": 2})
-    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    assert [row.get("epoch") for row in rows if row["cell"] == "a"] == [1, 2]
-    assert folder.rows() == rows
-    assert "dropped 1 damaged" in caplog.text
-
-
-def test_whole_metrics_are_not_rewritten(folder):
-    folder.path.mkdir()
-    folder.append_metrics({"epoch": 1})
-    before = folder.metrics.stat().st_ino
-    folder.mend_metrics()
-    assert folder.metrics.stat().st_ino == before

@@ -7,9 +7,10 @@ import torch
 
 from cbam.compare.config import CompareConfig
 from cbam.compare.grid import Cell, build_cell, cells, count_parameters
-from cbam.compare.variants import VARIANTS, matched_by_control
+from cbam.compare.variants import matched_by_control, variant_names
 from cbam.data import load_data
 from cbam.errors import CBAMError
+from cbam.models import build_model
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,9 @@ def data():
 
 def build(variant, data, seed=0, **settings):
     return build_cell(
-        Cell(variant, seed), CompareConfig(data="digits", attention=",".join(VARIANTS), **settings), data
+        Cell(variant, seed),
+        CompareConfig(data="digits", attention=",".join(variant_names()), **settings),
+        data,
     )
 
 
@@ -36,7 +39,7 @@ def test_seed_major_order():
 
 def test_every_variant_of_a_seed_starts_from_the_same_backbone(data):
     plain = build("none", data, seed=3).state_dict()
-    for variant in VARIANTS:
+    for variant in variant_names():
         if variant == "control":
             continue
         weights = build(variant, data, seed=3).state_dict()
@@ -104,3 +107,20 @@ def test_named_sites_arrive(data):
         build("cbam", small, **{**settings, "sites": ("residual",)})
     keys = build("cbam", small, model="vgg11", image_size=32).state_dict()
     assert sum(key.endswith(".cbam.spatial_attention.conv.weight") for key in keys) == 5
+
+
+def test_the_control_counts_the_network_that_it_matches_once(data, monkeypatch):
+    built = []
+    monkeypatch.setattr(
+        "cbam.models.build_model",
+        lambda *given, **options: built.append(given) or build_model(*given, **options),
+    )
+    config = CompareConfig(data="digits", attention="none,cbam,control")
+    parameters = {}
+    for variant in config.variants:
+        build_cell(Cell(variant, 0), config, data, parameters)
+    assert len(built) == 3, "one network a variant"
+    build_cell(Cell("control", 1), config, data, parameters)
+    assert len(built) == 4
+    alone = count_parameters(build_cell(Cell("control", 1), config, data))
+    assert parameters["control"] == alone, "as large as without the known number"

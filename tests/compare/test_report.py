@@ -271,9 +271,9 @@ class TestCircumstances:
         assert "SE: no pictures. the scores" in report(folder).words
 
     def test_unknown_variants_are_drawn_too(self, make_run):
-        page = report(make_run({"eca": (0.8, 0.81), "cbam:official": (0.82, 0.84)}, seeds=2))
+        page = report(make_run({"later_gate": (0.8, 0.81), "cbam:official": (0.82, 0.84)}, seeds=2))
         assert "CBAM (official): " in page.words
-        assert "over eca" in page.words
+        assert "over later_gate" in page.words
 
     def test_long_and_foreign_class_names(self, make_run):
         names = ("ein sehr langer Klassenname " * 8, "猫と犬", "", "tab\tand\nnewline")

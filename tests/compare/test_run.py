@@ -1,4 +1,4 @@
-"""What `prepare` and `execute` decide, in the process itself; whole runs are in tests/cli/test_compare.py."""
+"""What `prepare` and the job decide, in the process itself; whole runs are in tests/cli/test_compare.py."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from PIL import Image
 from rich.console import Console
 
 from cbam.cli.main import main
-from cbam.compare.config import CompareConfig, resolved
-from cbam.compare.progress import PlainProgress
-from cbam.compare.run import execute, prepare
+from cbam.compare.config import CompareConfig
+from cbam.compare.folder import CompareFolder
+from cbam.compare.grid import Cell
+from cbam.compare.run import absorb_metrics, prepare
 from cbam.errors import CBAMError
 from cbam.models import build_model
+from cbam.runs.progress import Progress
+from cbam.runs.rows import Rows
 from cbam.train.config import TrainConfig
 
 
@@ -33,12 +36,11 @@ def config(folder, **settings):
 
 
 def ready(text, settings):
-    progress = PlainProgress(Console(file=text, width=200))
-    return prepare(settings, ["cbam", "compare"], progress), progress
+    return prepare(settings, ["cbam", "compare"], Progress(Console(file=text, width=200)))
 
 
 def test_prepare_writes_nothing_and_counts_the_models(tmp_path, text):
-    job, _ = ready(text, config(tmp_path / "run", attention="none,cbam,control"))
+    job = ready(text, config(tmp_path / "run", attention="none,cbam,control"))
     assert not (tmp_path / "run").exists()
     assert job.parameters["none"] < job.parameters["cbam"]
     assert "100 images to train on, 30 to validate, 10 classes, 1x8x8 each" in text.getvalue()
@@ -47,11 +49,11 @@ def test_prepare_writes_nothing_and_counts_the_models(tmp_path, text):
 def test_a_run_keeps_its_seeds(tmp_path, text):
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump(resolved(config(folder, seeds=4))))
-    job, _ = ready(text, config(folder, seeds=2))
-    assert job.config.seeds == job.settings["seeds"] == 4
-    assert "goes on with all of them" in text.getvalue()
-    job, _ = ready(text, config(folder, seeds=6))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config(folder, seeds=4).resolved()))
+    job = ready(text, config(folder, seeds=2))
+    assert job.config.seeds == job.settings()["seeds"] == 4
+    assert "resumes with all of them" in text.getvalue()
+    job = ready(text, config(folder, seeds=6))
     assert job.config.seeds == 6
 
 
@@ -67,8 +69,8 @@ def test_other_images_under_the_same_name_are_refused(tmp_path, text):
     settings = CompareConfig(
         data=str(images), image_size=32, attention="none", seeds=1, output=folder, train=train
     )
-    execute(*ready(text, settings))
-    execute(*ready(text, settings))  # the same images: the run is known to be done
+    ready(text, settings).execute()
+    ready(text, settings).execute()  # the same images: the run is known to be done
     (images / "cat" / "0.png").rename(images / "cat" / "renamed.png")
     with pytest.raises(
         CBAMError, match=r"holds a run on other images \(labels_sha256: .*give another --output"
@@ -93,13 +95,13 @@ def test_a_network_without_a_feature_map_has_no_pictures_but_a_report(tmp_path, 
         raise CBAMError("no module puts out a map")
 
     monkeypatch.setattr("cbam.compare.measure.cam_layer", no_map)
-    outcome = execute(*ready(text, config(tmp_path / "run")))
+    outcome = ready(text, config(tmp_path / "run")).execute()
     assert outcome.report.exists()
     assert "no pictures: no module puts out a map" in text.getvalue()
 
 
 def test_the_moving_average_is_reported_and_kept(tmp_path, text):
-    execute(*ready(text, config(tmp_path / "run")))
+    ready(text, config(tmp_path / "run")).execute()
     cell = tmp_path / "run" / "cells" / "none-seed0"
     result = json.loads((cell / "result.json").read_text())
     assert 0 <= result["val_accuracy_ema"] <= 1
@@ -125,3 +127,23 @@ def test_weights_that_are_not_finite_end_with_code_1_and_the_module(tmp_path, ca
     assert "'layer3.1.conv1' (Conv2d); its own weight is not finite" in err
     assert "cell none-seed0" in err
     assert err.count("broken.pth: ") == 1, "what was loaded is told once"
+
+
+def row(cell, epoch):
+    return {"cell": cell, "epoch": epoch}
+
+
+def test_rows_of_finished_cells_join_the_run_s(tmp_path, monkeypatch):
+    folder = CompareFolder(tmp_path)
+    done, open_ = Cell("cbam", 0), Cell("cbam", 1)
+    for cell in (done, open_):
+        own = Rows(folder.cell(cell) / "metrics.jsonl")
+        own.append(row(cell.name, 1))
+        own.append(row(cell.name, 2))
+    folder.metrics.append(row("none-seed0", 1))
+    folder.metrics.append(row(done.name, 1))  # of an attempt before
+    monkeypatch.setattr(CompareFolder, "result", lambda self, cell: {} if cell == done else None)
+    absorb_metrics(folder, [done, open_])
+    assert folder.metrics.read() == [row("none-seed0", 1), row(done.name, 1), row(done.name, 2)]
+    assert not (folder.cell(done) / "metrics.jsonl").exists()
+    assert (folder.cell(open_) / "metrics.jsonl").exists()

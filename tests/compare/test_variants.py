@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cbam.attach import plan
-from cbam.compare.variants import PARTS, VARIANTS, label, parse_variant, parse_variants
+from cbam.compare.variants import WORDS, label, parse_variant, parse_variants, variant_names
 from cbam.errors import CBAMError
 from cbam.models import build_model
 
@@ -13,8 +13,8 @@ from cbam.models import build_model
 @pytest.mark.parametrize(
     ("name", "fine_tuning", "expected"),
     [
-        ("cbam", False, {"init": "paper", "preset": "paper"}),
-        ("cbam", True, {"init": "identity", "preset": "paper"}),
+        ("cbam", False, {"attention": "cbam", "init": "paper"}),
+        ("cbam", True, {"attention": "cbam", "init": "identity"}),
         ("cbam:fresh", True, {"init": "paper"}),
         ("cbam:identity", False, {"init": "identity"}),
         ("cbam:official:k3", False, {"preset": "official", "kernel_size": 3}),
@@ -31,7 +31,7 @@ def test_what_a_name_stands_for(name, fine_tuning, expected):
 
 def test_attach_takes_every_word():
     model = build_model("resnet20", 10)
-    for word, part in PARTS.items():
+    for word, part in WORDS.items():
         for base in part.of:
             arguments = parse_variant(f"{base}:{word}").attach_arguments(fine_tuning=False)
             assert plan(model, input_size=(3, 16, 16), **arguments).sites
@@ -42,7 +42,7 @@ def test_attach_takes_every_word():
     [
         ("none,cbma", "unknown attention 'cbma'. Did you mean 'cbam'"),
         ("none,cbam:offical", "'cbam:offical': 'offical'. Did you mean 'official'"),
-        ("none,se:k3", "'k3' goes with cbam, spatial, not with se"),
+        ("none,se:k3", "'k3' goes with cbam, spatial.*, not with se"),
         ("none,cbam:k3:k5", "sets the kernel_size twice"),
         ("none,cbam:official:timm", "sets the preset twice: official and timm"),
         ("none,cbam:k3:official,cbam:official:k3", "are the same network"),
@@ -56,8 +56,8 @@ def test_what_makes_no_sense_is_explained(text, expected):
 
 
 def test_the_listed_names_exist_and_are_told_apart():
-    assert parse_variants(VARIANTS) == VARIANTS
-    assert len({label(name) for name in VARIANTS}) == len(VARIANTS)
+    assert parse_variants(variant_names()) == variant_names()
+    assert len({label(name) for name in variant_names()}) == len(variant_names())
 
 
 def test_labels():

@@ -90,10 +90,10 @@ def test_a_class_without_a_good_image_is_empty_too(tmp_path):
     ("make", "message"),
     [
         (lambda root: None, "holds no class folders"),
-        (lambda root: photo_folder(root, 2, ("cat",)), "one class only, 'cat'. At least two"),
+        (lambda root: photo_folder(root, 2, ("cat",)), "only one class, 'cat'. At least two"),
         (
             lambda root: photo_folder(root / "unzipped", 2),
-            "one class only, 'unzipped'. Did you mean .*unzipped",
+            "only one class, 'unzipped'. Did you mean .*unzipped",
         ),
     ],
 )

@@ -106,7 +106,7 @@ def test_every_image_comes_once_an_epoch(digits):
 
 @pytest.mark.parametrize("address", [5, (1, 2, 3), "ab"])
 def test_a_plain_index_is_refused(digits, address):
-    with pytest.raises(CBAMError, match="addressed by \\(epoch, index\\)"):
+    with pytest.raises(CBAMError, match="indexed by \\(epoch, index\\)"):
         digits[address]
 
 

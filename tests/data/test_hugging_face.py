@@ -111,7 +111,7 @@ def test_a_name_that_cannot_be_had(tmp_path):
 
 
 def test_bad_images(tmp_path, saved):
-    with pytest.raises(CBAMError, match="none can be left out"):
+    with pytest.raises(CBAMError, match="none can be skipped"):
         load_data(f"hf:{saved}", bad_images="skip")
     rows = {"image": [{"bytes": b"nonsense", "path": None}] * 4, "label": [0, 1, 0, 1]}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})

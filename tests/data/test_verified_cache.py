@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from cbam.data import check_folder, checked, doctor
+from cbam.data import check_folder, doctor, verified_cache
 from tests.data.pictures_on_disk import photo_folder, truncate
 
 
@@ -58,7 +58,7 @@ def test_another_cap_judges_anew(folder, seen):
 @pytest.mark.parametrize("content", [b"", b"1234567", b"x" * 80])
 def test_a_spoilt_cache_costs_time_only(folder, seen, content):
     check_folder(folder)
-    file = checked.CheckedFiles(folder, doctor.DEFAULT_MAX_PIXELS).file
+    file = verified_cache.CheckedFiles(folder, doctor.DEFAULT_MAX_PIXELS).file
     file.write_bytes(content)
     assert check_folder(folder).bad == {}
     assert len(seen) == 16
@@ -66,7 +66,7 @@ def test_a_spoilt_cache_costs_time_only(folder, seen, content):
 
 def test_a_file_that_has_gone_is_never_a_good_one(folder, seen):
     check_folder(folder)
-    checked.CheckedFiles(folder, doctor.DEFAULT_MAX_PIXELS).file.write_bytes(bytes(80))
+    verified_cache.CheckedFiles(folder, doctor.DEFAULT_MAX_PIXELS).file.write_bytes(bytes(80))
     (folder / "cat" / "link.jpg").symlink_to(folder / "gone.jpg")
     assert [path.name for path in check_folder(folder).bad] == ["link.jpg"]
 

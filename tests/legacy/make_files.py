@@ -17,13 +17,13 @@ from pathlib import Path
 
 import tiny  # makes timm/legacy_tiny known
 import torch
+from cbam.compare.progress import PlainProgress
 from rich.console import Console
 from safetensors.torch import save_file
 
 import cbam
 from cbam import attach, fold_gate_scale, save_pretrained
 from cbam.cli.main import main
-from cbam.compare.progress import PlainProgress
 from cbam.compare.run import execute as compare
 from cbam.compare.run import prepare as prepare_comparison
 from cbam.models import build_model

@@ -154,7 +154,7 @@ def test_a_stopped_training_ends_as_it_would_have(tmp_path, capsys):
     folder = copied(tmp_path, "train-stopped")
     options = [*SMALL, *NET, "--ema", "0.9", "--save-every", "4", "--keep", "1", "--output", str(folder)]
     assert main(["train", *options]) == 0
-    assert "goes on after 1 epoch and 4 steps" in capsys.readouterr().err
+    assert "resumes after 1 epoch and 4 steps" in capsys.readouterr().err
     check_settings("train", folder)
     check_same(EXPECTED["train"], json.loads((folder / "result.json").read_text()))
     for name in ("final", "final_ema", "best"):

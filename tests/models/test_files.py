@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cbam.attach import attach
+from cbam.checkpoints.converting import convert
 from cbam.errors import CBAMError
-from cbam.models import build_model, load_file
-from cbam.models.files import adapt_channels, widen_input
+from cbam.models import build_model
+from cbam.models.files import adapt_channels, load_backbone, widen_input
 
 
 @pytest.fixture
@@ -49,19 +50,22 @@ def test_another_number_of_classes_keeps_the_fresh_classifier(source, tmp_path, 
     model = build_model("resnet20", 4)
     fresh = model.fc.weight.clone()
     with caplog.at_level(logging.INFO, logger="cbam"):
-        report = load_file(model, path)
-    assert report.renewed == ("fc.bias", "fc.weight")
-    assert report.loaded == len(source.state_dict()) - 2
+        report = load_backbone(model, path)
+    assert len(report.loaded) == len(source.state_dict()) - 2
+    assert report.notes == ("the classifier is newly initialised (fc.weight, fc.bias)",)
     assert torch.equal(model.fc.weight, fresh)
     assert torch.equal(model.conv1.weight, source.conv1.weight)
-    assert f"{report.loaded} tensors loaded; the classifier starts anew (fc.bias, fc.weight)" in caplog.text
+    assert (
+        f"{len(report.loaded)} tensors loaded\nnote: the classifier is newly initialised (fc.weight, fc.bias)"
+        in caplog.text
+    )
 
 
 def test_grey_images_see_what_rgb_saw(source, tmp_path):
     path = tmp_path / "w.pth"
     torch.save(source.state_dict(), path)
     model = build_model("resnet20", 10, in_channels=1)
-    assert load_file(model, path).adapted == "conv1"
+    assert load_backbone(model, path).notes == ("conv1 adapted to other input channels",)
     grey = IMAGES[:, :1]
     torch.testing.assert_close(
         model.eval()(grey),
@@ -84,8 +88,10 @@ def test_another_architecture_is_refused_and_nothing_changes(source, tmp_path):
     torch.save(source.state_dict(), path)
     model = build_model("resnet32", 10)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(CBAMError, match=r"do not fit .* 60 missing \(layer1\.3\.conv1\.weight, .*, \.\.\.\)"):
-        load_file(model, path)
+    with pytest.raises(
+        CBAMError, match=r"does not fit CifarResNet: 60 missing \(layer1\.3\.conv1\.weight, .*, \.\.\.\)"
+    ):
+        load_backbone(model, path)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
@@ -93,8 +99,28 @@ def test_weights_with_attention_are_not_taken_for_a_plain_network(source, tmp_pa
     attach(source)
     path = tmp_path / "w.pth"
     torch.save(source.state_dict(), path)
-    with pytest.raises(CBAMError, match=r"unexpected \(layer1\.0\.bn2\.cbam\..*attach the same attention"):
+    with pytest.raises(
+        CBAMError, match=r"9 blocks of CBAM \(cbam\), and the model has no attention\. Attach it first"
+    ):
         build_model("resnet20", 10, weights=path)
+
+
+def test_fresh_gates_are_not_put_into_trained_weights(source, tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save(source.state_dict(), path)
+    with pytest.raises(
+        CBAMError, match=r"fresh gates of 'resnet20_cbam' would spoil .*Build 'resnet20' with it"
+    ):
+        build_model("resnet20_cbam", 10, weights=path)
+
+
+def test_another_checkpoint_format_is_converted(tmp_path):
+    """The names of timm, whose kernels read [mean, max]; the network's read [max, mean]."""
+    torch.manual_seed(3)
+    trained = build_model("resnet20_cbam", 10).eval()
+    convert(trained.state_dict(), tmp_path / "timm.pth", to="timm", descriptor_order="max-avg")
+    model = build_model("resnet20_cbam", 10, weights=tmp_path / "timm.pth").eval()
+    assert torch.equal(model(IMAGES), trained(IMAGES))
 
 
 def test_other_shapes_are_named(source, tmp_path):
@@ -134,5 +160,5 @@ def test_weights_with_attention_load_after_attach(source, tmp_path):
     torch.save(source.state_dict(), path)
     model = build_model("resnet20", 10)
     attach(model)
-    load_file(model, path)
+    load_backbone(model, path)
     assert torch.equal(model.eval()(IMAGES), source(IMAGES))

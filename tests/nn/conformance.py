@@ -43,4 +43,18 @@ def build(name, channels, **more):
     return block
 
 
+def eca_gate(x, block):
+    """ECA's gate from its definition: the average of each channel, and of its neighbours, weighted."""
+    (weight,) = block.parameters()
+    k = weight.shape[-1]
+    mean = torch.nn.functional.pad(x.double().mean((-2, -1)), (k // 2, k // 2))
+    return torch.sigmoid((mean.unfold(-1, k, 1) * weight.double().flatten()).sum(-1))
+
+
+# The kinds that are not CBAM: (name, options, its gate for a batch x and a module, as (N, C)).
+KINDS = [
+    ("eca", {}, eca_gate),
+    ("eca", {"kernel_size": 5}, eca_gate),
+]
+
 TABLE_BY_NAME = {row[0]: row[1:] for row in TABLE}

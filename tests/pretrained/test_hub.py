@@ -82,24 +82,6 @@ def test_the_files_are_those_of_a_folder(hub):
     same(cbam.from_pretrained(there), model)  # a clone of the repository is a folder as any
 
 
-def test_it_goes_through_the_mixin(hub, monkeypatch):
-    """Both ways, so that what the hub's library does for its own classes it does for these."""
-    called = []
-    for name in ("push_to_hub", "from_pretrained"):
-        theirs = getattr(hub_library.PyTorchModelHubMixin, name)
-        function = getattr(theirs, "__func__", theirs)
-
-        def noted(*args, function=function, name=name, **options):
-            called.append(name)
-            return function(*args, **options)
-
-        wrapped = classmethod(noted) if name == "from_pretrained" else noted
-        monkeypatch.setattr(hub_library.PyTorchModelHubMixin, name, wrapped)
-    push(trained())
-    cbam.from_pretrained(REPO)
-    assert called == ["push_to_hub", "from_pretrained"]
-
-
 def test_the_attention_alone(hub):
     base = peers.shaken(build_model("resnet20", 10), 5)
     weights = {key: value.clone() for key, value in base.state_dict().items()}
@@ -259,11 +241,17 @@ CONFIGS = [
 def test_configs_of_strangers_meet_our_limits_first(content, message, hub, monkeypatch):
     hub.create(REPO)
     hub.commit(REPO, {"config.json": content})
-    parsed = []
-    monkeypatch.setattr(hub_library.PyTorchModelHubMixin, "from_pretrained", lambda *a, **k: parsed.append(a))
+    fetched = []
+    download = hub_library.hf_hub_download
+
+    def noted(name, file, **options):
+        fetched.append(file)
+        return download(name, file, **options)
+
+    monkeypatch.setattr(hub_library, "hf_hub_download", noted)
     with pytest.raises(CBAMError, match=message):
         cbam.from_pretrained(REPO)
-    assert parsed == []
+    assert fetched == ["config.json"]
 
 
 def test_a_hub_that_cannot_be_reached(hub, monkeypatch):

@@ -193,9 +193,13 @@ CONFIGS = [
     ({"attention": group(site={"channels": 17})}, r"does not fit its config\.json: .* needs \(1, 17, 1, 1\)"),
     ({"attention": group(site={"position": "beside"})}, "position expects output or input"),
     ({"attention": group(options={"kernel_size": 10**6})}, "kernel_size expects 1 to 999"),
-    ({"attention": group(options={"device": "cuda"})}, "options that CBAM does not have|unknown switch"),
+    ({"attention": group(options={"device": "cuda"})}, "unknown option of cbam 'device'"),
+    ({"attention": group(options={"gate_scale": 3})}, "unknown option of cbam 'gate_scale'"),
     ({"attention": group(options={"gate": "relu"})}, "unknown gate 'relu'"),
-    ({"attention": group(kind="exec")}, "kind expects cbam or se"),
+    ({"attention": group(kind="exec")}, "unknown attention 'exec'.* import the module that registers it"),
+    ({"attention": group(kind="eca", options={"device": "cuda"})}, "unknown option of eca 'device'"),
+    ({"attention": group(kind="timm:exec")}, "unknown attention of timm's 'exec'"),
+    ({"attention": group(kind=["cbam"])}, "attention.kind expects a name"),
     ({"attention": 7}, "does not say what it must"),
     ({"sha256": "0" * 64}, "is not the file that config.json was written for"),
     ({"mean": "half"}, "mean expects a list or null"),
@@ -284,7 +288,7 @@ def test_a_users_own_attention_is_no_attachment(tmp_path):
     same(from_pretrained(tmp_path, other), model)
     odd = trained()
     odd.layer1[0].bn2.cbam = cbam.ChannelAttention(16)
-    with pytest.raises(CBAMError, match=r"ChannelAttention, which config\.json cannot"):
+    with pytest.raises(CBAMError, match=r"ChannelAttention is not a registered attention"):
         save_pretrained(odd, tmp_path)
 
 

@@ -3,8 +3,8 @@ import torch
 
 from cbam.compare.config import CompareConfig
 from cbam.errors import CBAMError
-from cbam.train.images import ImageOptions
-from cbam.train.settings import TrainRun
+from cbam.train.config import TrainRunConfig
+from cbam.train.images import ImageConfig
 from tests.data.pictures_on_disk import photo_folder
 
 
@@ -13,7 +13,7 @@ def pictures(tmp_path_factory):
     return photo_folder(tmp_path_factory.mktemp("pictures"), 4)
 
 
-FORMS = [ImageOptions, TrainRun, CompareConfig]
+FORMS = [ImageConfig, TrainRunConfig, CompareConfig]
 OUTSIDE = [
     ({"mean": "half"}, "--mean takes numbers with commas"),
     ({"std": "0.5,x"}, "--std takes numbers with commas"),
@@ -44,12 +44,12 @@ def test_one_number_normalises_all_channels_and_three_one_each(form, pictures):
 
 
 def test_gray_images_take_one_number_and_refuse_three():
-    data = ImageOptions(data="digits", mean="0.5", std="0.5").load()
+    data = ImageConfig(data="digits", mean="0.5", std="0.5").load()
     assert (data.mean, data.std) == ((0.5,), (0.5,))
     with pytest.raises(CBAMError, match="mean needs 1 value"):
-        ImageOptions(data="digits", mean="0.5,0.5,0.5").load()
+        ImageConfig(data="digits", mean="0.5,0.5,0.5").load()
 
 
 def test_limits_and_split_reach_the_images(pictures):
-    data = ImageOptions(data=str(pictures), image_size=8, val_fraction=0.5, limit_train=3, limit_val=3).load()
+    data = ImageConfig(data=str(pictures), image_size=8, val_fraction=0.5, limit_train=3, limit_val=3).load()
     assert (len(data.train), len(data.val)) == (3, 3)

@@ -16,7 +16,7 @@ from cbam.data import load_data
 from cbam.models import build_model
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.config import TrainConfig
-from cbam.train.loop import Watchers, train_model
+from cbam.train.loop import Callbacks, train_model
 from cbam.train.nonfinite import NonFiniteLoss
 from cbam.train.seeding import forked_rng
 from cbam.train.stopping import Preempted, Stop
@@ -64,7 +64,7 @@ def train(
         checkpoints=Checkpoints(folder),
         save_every=save_every,
         stop=stop,
-        watchers=Watchers(step=on_step, epoch=(rows if rows is not None else []).append),
+        callbacks=Callbacks(step=on_step, epoch=(rows if rows is not None else []).append),
     )
 
 

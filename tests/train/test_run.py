@@ -5,8 +5,8 @@ import pytest
 from cbam.data import load_data
 from cbam.errors import CBAMError
 from cbam.nn import CBAM
+from cbam.train.config import TrainConfig, TrainRunConfig
 from cbam.train.run import build
-from cbam.train.settings import TrainRun, differences, resolved
 
 
 @pytest.fixture(scope="module")
@@ -16,14 +16,15 @@ def data():
 
 def test_the_first_weights_depend_on_the_seed_alone(data):
     first, again, other = (
-        build(TrainRun(data="digits", model="resnet20", seed=seed), data).state_dict() for seed in (0, 0, 1)
+        build(TrainRunConfig(data="digits", model="resnet20", seed=seed), data).state_dict()
+        for seed in (0, 0, 1)
     )
     assert all(value.equal(again[name]) for name, value in first.items())
     assert not all(value.equal(other[name]) for name, value in first.items())
 
 
 def test_options_reach_the_attention(data):
-    run = TrainRun(data="digits", model="resnet20", preset="paper", kernel_size=3, reduction_ratio=4)
+    run = TrainRunConfig(data="digits", model="resnet20", preset="paper", kernel_size=3, reduction_ratio=4)
     blocks = [module for module in build(run, data).modules() if isinstance(module, CBAM)]
     assert len(blocks) == 9
     assert {block.preset for block in blocks} == {"paper"}
@@ -33,18 +34,26 @@ def test_options_reach_the_attention(data):
 
 @pytest.mark.parametrize("attention", ["none", "se", "channel", "spatial"])
 def test_every_attention_is_built(data, attention):
-    build(TrainRun(data="digits", model="resnet20", attention=attention), data)
+    build(TrainRunConfig(data="digits", model="resnet20", attention=attention), data)
 
 
 def test_a_model_that_brings_its_attention(data):
     with pytest.raises(CBAMError, match="--model resnet20 --attention se"):
-        build(TrainRun(data="digits", model="resnet20_se"), data)
-    build(TrainRun(data="digits", model="resnet20_se", attention="none"), data)
+        build(TrainRunConfig(data="digits", model="resnet20_se"), data)
+    build(TrainRunConfig(data="digits", model="resnet20_se", attention="none"), data)
 
 
 def test_only_what_changes_the_result_counts_as_another_run():
-    run = TrainRun(data="digits", model="resnet20")
-    same = TrainRun(data="digits", model="resnet20", save_every=5, keep=9, output=run.folder / "x")
-    assert differences(resolved(run), resolved(same)) == []
-    other = TrainRun(data="digits", model="resnet20", seed=3)
-    assert differences(resolved(run), resolved(other)) == ["seed: 0 there, 3 now"]
+    run = TrainRunConfig(data="digits", model="resnet20")
+    elsewhere = TrainConfig(device="cpu", accumulate=2, compile=True, workers=3)
+    same = TrainRunConfig(
+        data="digits", model="resnet20", save_every=5, keep=9, output=run.folder / "x", train=elsewhere
+    )
+    assert TrainRunConfig.differences(run.resolved(), same.resolved()) == []
+    other = TrainRunConfig(data="digits", model="resnet20", seed=3)
+    assert TrainRunConfig.differences(run.resolved(), other.resolved()) == ["seed: 0 there, 3 now"]
+
+
+def test_a_training_can_be_sharded_from_some_step_on():
+    run, sharded = (TrainRunConfig(data="digits", train=TrainConfig(shard=shard)) for shard in (False, True))
+    assert TrainRunConfig.differences(run.resolved(), sharded.resolved()) == []

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 from torch import nn
@@ -35,7 +37,7 @@ def written(path, *state, step=1):
 
 def test_round_trip(tmp_path):
     model, optimizer = trained()
-    position = Position(epoch=2, step=5, loss_sum=1 / 3, hits=4, seen=9, best_epoch=1, best_accuracy=0.5)
+    position = Position(epoch=2, step=5, loss_sum=1 / 3, correct=4, seen=9, best_epoch=1, best_accuracy=0.5)
     folder = written(tmp_path, position, model, optimizer, None, None)
     other, its = fresh()
     assert restore(folder, other, its, None, None) == position
@@ -44,6 +46,17 @@ def test_round_trip(tmp_path):
     assert theirs["param_groups"] == ours["param_groups"]
     for index, moments in ours["state"].items():
         assert all(torch.equal(value, theirs["state"][index][name]) for name, value in moments.items())
+
+
+def test_a_checkpoint_that_says_hits(tmp_path):
+    """As those of the first alpha do."""
+    model, optimizer = trained()
+    files = as_files(Position(epoch=2, step=5, correct=4, seen=9), model, optimizer, None, None)
+    state = torch.load(io.BytesIO(files["training.pt"]), weights_only=True)
+    state["position"]["hits"] = state["position"].pop("correct")
+    torch.save(state, buffer := io.BytesIO())
+    folder = Checkpoints(tmp_path).write(1, {**files, "training.pt": buffer.getvalue()})
+    assert restore(folder, *fresh(), None, None) == Position(epoch=2, step=5, correct=4, seen=9)
 
 
 def test_a_module_that_is_used_twice(tmp_path):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import sys
+import types
 
 import pytest
 
@@ -19,7 +21,7 @@ def test_rows_as_lines_and_as_a_spreadsheet(tmp_path):
         metrics.add(row(epoch, 1 / epoch))
     metrics.go_on_after(1)  # epochs 2 and 3 were not saved: they come again
     metrics.add(row(2, 0.25))
-    assert metrics.folder.rows() == [row(1, 1.0), row(2, 0.25)]
+    assert metrics.folder.metrics.read() == [row(1, 1.0), row(2, 0.25)]
     with (tmp_path / "metrics.csv").open() as file:
         assert list(csv.DictReader(file)) == [
             {"epoch": "1", "train_loss": "1.0"},
@@ -33,12 +35,37 @@ def test_tensorboard_hides_what_comes_again(tmp_path):
         (tracker,) = open_trackers(["tensorboard"], RunFolder(tmp_path), {}, first)
         for step in range(first, 4):
             tracker.log({"loss": float(10 * first + step)}, step)
-        tracker.close()
+        tracker.finish()
     events = reading.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [
         (0, 0.0), (1, 1.0), (2, 22.0), (3, 23.0),
     ]  # fmt: skip
+
+
+def test_a_run_at_weights_and_biases_is_continued_under_its_name(tmp_path, monkeypatch):
+    """wandb is not installed for the tests, so a stand-in notes what its `init` is given."""
+    wandb = types.SimpleNamespace(given=[], logged=[])
+
+    def init(**options):
+        wandb.given.append(options)
+        return types.SimpleNamespace(
+            log=lambda numbers, step: wandb.logged.append((numbers, step)),
+            finish=lambda: wandb.logged.append("end"),
+        )
+
+    wandb.init = init
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for step in (1, 2):
+        (tracker,) = open_trackers(["wandb"], RunFolder(tmp_path / "my run"), {"lr": None}, step)
+        tracker.log({"loss": 0.5}, step)
+        tracker.finish()
+    assert wandb.logged == [({"loss": 0.5}, 1), "end", ({"loss": 0.5}, 2), "end"]
+    first, second = wandb.given
+    assert first == second == {
+        "project": "cbam", "id": "my run", "name": "my run", "resume": "allow", "dir": str(tmp_path / "my run"),
+        "config": {"lr": None},
+    }  # fmt: skip
 
 
 def test_what_is_not_installed_is_refused_with_the_line_to_type():

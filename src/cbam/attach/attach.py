@@ -2,32 +2,65 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from cbam.attach.config import Attention, AttentionConfig
 from cbam.attach.fusion.with_epilogue import WithEpilogue, without_epilogue
 from cbam.attach.graph.probe import InputSize
 from cbam.attach.insert import Insertion, exchange, insert
-from cbam.attach.plan import Plan, Site, make_plan
-from cbam.attach.settings import Setting, Settings
+from cbam.attach.plan import Plan, make_plan
 from cbam.attach.sites.select import Selectors, Sites
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
+from cbam.formatting import counted
 from cbam.nn.base import AttentionModule
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Attachment(Plan):
     """What was attached; prints as the plan's table."""
 
+    def check(self, model: nn.Module) -> None:
+        """Raise if attention that was attached is gone, after some tool has rebuilt parts of the model.
+
+        Args:
+            model: the one that attention was attached to, or what a tool made of it.
+
+        Raises:
+            CBAMError: fewer sites have attention; the message names those that have lost it.
+
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18()
+        >>> attachment = attach(model)
+        >>> attachment.check(model)
+        >>> model.layer1[0].bn2 = nn.Identity()
+        >>> attachment.check(model)
+        Traceback (most recent call last):
+        cbam.errors.CBAMError: 1 of 8 sites has lost its attention: 'layer1.0.bn2'. ...
+        """
+        attached = {name for name, module in model.named_modules() if isinstance(module, WithAttention)}
+        lost = len(self.sites) - len(attached)
+        if lost > 0:
+            names = ", ".join(repr(site.name) for site in self.sites if site.name not in attached)
+            has = "has lost its" if lost == 1 else "have lost their"
+            raise CBAMError(
+                f"{lost} of {counted(len(self.sites), 'site')} {has} attention: {names}."
+                " What rebuilds modules comes before cbam.attach."
+            )
+
 
 def plan(
     model: nn.Module,
-    attention: str = "cbam",
+    attention: Attention = "cbam",
     sites: Sites = "auto",
     *,
     init: str = "identity",
@@ -46,13 +79,13 @@ def plan(
     >>> print(str(plan(resnet18())).splitlines()[0])
     cbam (preset paper, r=16, k=7) in ResNet: 8 sites, init identity
     """
-    settings = Settings(attention, init, options)
-    return make_plan(model, settings, sites, exclude, input_size, example_input, fuse_epilogue).plan
+    config = AttentionConfig(attention, init, options)
+    return make_plan(model, config, sites, exclude, input_size, example_input, fuse_epilogue).plan
 
 
 def attach(
     model: nn.Module,
-    attention: str = "cbam",
+    attention: Attention = "cbam",
     sites: Sites = "auto",
     *,
     init: str = "identity",
@@ -70,28 +103,32 @@ def attach(
 
     Args:
         model: any CNN, trained or not.
-        attention: "cbam", "se", "channel" (CBAM's channel gate alone) or "spatial".
+        attention: "cbam", "se", "channel" (CBAM's channel gate alone), "spatial", "eca", a name of
+            `cbam.register_attention`, or "timm:NAME" for what timm's factory builds. Or a class or a function
+            channels -> module, for any module that keeps the shape of a map.
         sites: found by tracing one forward: "residual": the end of every residual branch, before the addition, as in
             the paper; "block": behind every block; "stage": the last map at each resolution; "conv": behind every
             convolution with its norm and activation; "head": right before every classifier of a detector, or the last
-            map before pooling; "auto": "residual", or "stage", or "conv", whichever has a place. Or a path, a glob,
+            map before pooling; "auto": "residual", or "stage", or "conv", the first that has sites. Or a path, a glob,
             "re:...", a module type or module, a predicate (name, module) -> bool. Or a list of these. Or a dict
             {one of these: options}, such as {"layer3": {}, "layer4": {"reduction_ratio": 8, "attention": "se"}}:
             options of this call, changed at these sites; where two match, the last one holds.
-        init: "identity": the output stays the same bit for bit until training moves it; "paper": fresh gates,
-            for training from scratch (they scale a trained branch to about a quarter).
+        init: "identity": the output stays the same bit for bit until training moves it (where the attention cannot
+            do that, a note of the plan says so); "paper": fresh gates, for training from scratch (they scale a trained
+            branch to about a quarter).
         exclude: sites to leave out, in the same language.
         input_size: (C, H, W) of the probe's image, or one side; default: the model's own, or 224 x 224.
         example_input: the arguments of the probe forward, for models that take more than one image.
         fuse_epilogue: where a block ends in relu(attention(...) + shortcut), let the operator compute all of that.
-        **options: `reduction_ratio`, `kernel_size`, `preset` and the switches of `cbam.CBAM`.
+        **options: of the attention: for CBAM `reduction_ratio`, `kernel_size`, `preset` and the switches of
+            `cbam.CBAM`; otherwise the parameters of the class or function.
 
     Returns:
         What was attached; `print` shows it as a table.
 
     Raises:
         CBAMError: an unknown name; a pattern that matches nothing; a model that carries attention already, in which
-            no site is found, or whose probe forward fails.
+            no site is found, or whose probe forward fails; attention that does not keep the shape of a map.
 
     >>> import torch
     >>> from torchvision.models import resnet18
@@ -101,10 +138,14 @@ def attach(
     >>> len(attachment.sites), torch.equal(model(image), before)
     (8, True)
     """
-    settings = Settings(attention, init, options)
-    made, at, blocks = make_plan(model, settings, sites, exclude, input_size, example_input, fuse_epilogue)
-    insertions = {site.name: _insertion(site, at[site.name]) for site in made.sites}
+    config = AttentionConfig(attention, init, options)
+    made, at, blocks, changes = make_plan(
+        model, config, sites, exclude, input_size, example_input, fuse_epilogue
+    )
+    insertions = {s.name: Insertion(s.position, partial(at[s.name].build, s.channels)) for s in made.sites}
     insert(model, insertions, blocks)
+    for note in changes:
+        logger.warning(note)
     return Attachment(**{name: getattr(made, name) for name in made.__dataclass_fields__})
 
 
@@ -161,13 +202,3 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for block, enabled in blocks:
             block.enabled = enabled
-
-
-def _insertion(site: Site, setting: Setting) -> Insertion:
-    def build(**factory: Any) -> AttentionModule:
-        block = setting.build(site.channels, **factory)
-        if setting.init == "identity":
-            block.set_identity()
-        return block
-
-    return Insertion(site.position, build)

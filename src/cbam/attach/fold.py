@@ -44,7 +44,7 @@ def fold_gate_scale(model: nn.Module) -> int:
     (8, True)
     """
     attached = [(name, module) for name, module in model.named_modules() if isinstance(module, WithAttention)]
-    sites = [(name, site) for name, site in attached if _gates(site.cbam)[0].gate_scale is not None]
+    sites = [(name, site) for name, site in attached if _scale(site) is not None]
     if not sites:
         raise CBAMError(
             f"{type(model).__name__} has no attached attention with scaled gates: nothing to fold."
@@ -71,8 +71,11 @@ def fold_gate_scale(model: nn.Module) -> int:
 def _gates(attention: AttentionModule) -> list[Gate]:
     if isinstance(attention, CBAM):
         return list(attention.gates)
-    assert isinstance(attention, Gate)
-    return [attention]
+    return [attention] if isinstance(attention, Gate) else []
+
+
+def _scale(site: WithAttention) -> Tensor | None:
+    return next((gate.gate_scale for gate in _gates(site.cbam)), None)
 
 
 def _factors(name: str, site: WithAttention) -> list[tuple[Tensor, float]]:

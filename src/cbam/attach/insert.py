@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from cbam.attach import fuser_methods
 from cbam.attach.fusion.with_epilogue import with_epilogue
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
@@ -36,12 +37,13 @@ def insert(model: nn.Module, at: Mapping[str, Insertion], fused: Iterable[nn.Mod
         at: what goes in, by the path of the host.
         fused: blocks whose epilogue runs together with the attention, see `find_blocks`.
     """
+    fuser_methods.register()
     modules = dict(model.named_modules())
     wrapped: dict[nn.Module, nn.Module] = {}
     for path, (position, build) in at.items():
         host = modules[path]
-        like = _like(host, model)
-        attention = build(device=like.device, dtype=like.dtype).train(host.training)
+        weight = like(host, model)
+        attention = build(device=weight.device, dtype=weight.dtype).train(host.training)
         wrapped[host] = WithAttention(host, attention, position)
     exchange(model, wrapped)
     for block in fused:
@@ -66,7 +68,7 @@ def exchange(model: nn.Module, new: Mapping[Any, Any]) -> None:
                 parent._modules[name] = new[child]
 
 
-def _like(host: nn.Module, model: nn.Module) -> torch.Tensor:
+def like(host: nn.Module, model: nn.Module) -> torch.Tensor:
     """Return a floating-point parameter of the host, or of the model where the host has none."""
     for module in (host, model):
         for parameter in module.parameters():

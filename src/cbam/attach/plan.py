@@ -1,4 +1,4 @@
-"""What `attach` would do, as a table; making one changes nothing and makes every check."""
+"""What `attach` would do, as a table. Making a plan runs every check and changes nothing."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from cbam.attach.config import AS_BUILT, AttentionConfig, SiteConfig, by_selector
 from cbam.attach.fusion.with_epilogue import find_blocks
 from cbam.attach.graph.probe import Call, InputSize, Probe, default_inputs, run_probe
-from cbam.attach.insert import check_unattached
-from cbam.attach.settings import Setting, Settings, by_selector
+from cbam.attach.insert import check_unattached, like
 from cbam.attach.sites.select import Selector, Selectors, Sites, as_list, select
 from cbam.attach.sites.table import FINDERS, KINDS, find
+from cbam.attach.trial import try_attention
 from cbam.errors import CBAMError
+from cbam.formatting import columns, counted
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place where attention goes.
+    """One site of attention.
 
     Args:
         name: path of the module.
@@ -29,9 +31,9 @@ class Site:
         position: "output" (attention after it) or "input" (before it).
         channels, height, width: of the map there, with the probe's image.
         parameters: that the attention adds.
-        epilogue: what of the block's end runs inside the operator: "add, relu" or "add", as far as there is one.
+        epilogue: what of the block's epilogue runs inside the operator: "add, relu", "add" or nothing.
         attention: what goes in, such as "cbam (preset paper, r=16, k=7)".
-        init: its first weights, "identity" or "paper".
+        init: its first weights: "identity" or "paper", or "as built" where it cannot start as the identity.
     """
 
     name: str
@@ -84,66 +86,52 @@ class Plan:
         before, added_in_all = self.model_parameters, self.added_parameters
         share = f" (+{added_in_all / before:.2%})" if before else ""
         epilogues = [s.epilogue for s in self.sites if s.epilogue]
-        kinds = "; ".join(dict.fromkeys(epilogues))
-        ends = (
-            [f"the operator takes in the block's end ({kinds}) at {len(epilogues)} sites"]
-            if epilogues
-            else []
-        )
-        others = sum(bool(row[-1]) for row in rows)
-        more = f", {others} of them with settings of their own" if others else ""
+        fused = ""
+        if epilogues:
+            kinds = "; ".join(dict.fromkeys(epilogues))
+            fused = f"the epilogue of the block ({kinds}) runs inside the operator at {counted(len(epilogues), 'site')}"
+        others = sum(bool(row[-1]) for row in rows[1:])
+        more = f", {others} of them with options of their own" if others else ""
         return "\n".join(
             [
-                f"{self.attention} in {self.model_type}: {len(self.sites)} sites, init {self.init}{more}",
-                *_aligned(rows),
+                f"{self.attention} in {self.model_type}: {counted(len(self.sites), 'site')}, init {self.init}{more}",
+                *columns(rows, left=(0, 1, 2, 6)),
                 f"parameters {before:,} -> {before + added_in_all:,}{share}",
-                *ends,
+                *filter(None, [fused]),
                 *(f"note: {note}" for note in self.notes),
             ]
         )
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return the rows of a table as lines: text to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    numbers = (3, 4, 5)
-    return [
-        "  ".join(
-            c.rjust(w) if i in numbers else c.ljust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 class Chosen(NamedTuple):
     """A chosen site: "output" or "input", and what goes in."""
 
     position: str
-    setting: Setting
+    config: SiteConfig
 
 
 class MadePlan(NamedTuple):
-    """A plan; what goes in at each of its sites, by name; the blocks whose end runs with theirs."""
+    """A plan, what goes in at each site by name, the blocks whose epilogue runs with it, and changed outputs."""
 
     plan: Plan
-    settings: dict[str, Setting]
+    configs: dict[str, SiteConfig]
     blocks: tuple[nn.Module, ...]
+    changes: list[str]
 
 
 def make_plan(
     model: nn.Module,
-    settings: Settings,
+    config: AttentionConfig,
     sites: Sites,
     exclude: Selectors,
     input_size: InputSize,
     example_input: Any,
     fuse_epilogue: bool,
 ) -> MadePlan:
-    """Check everything and return the plan with what it takes to follow it; see `cbam.attach`."""
+    """Check everything and return the plan with what is needed to carry it out; see `cbam.attach`."""
     if not isinstance(model, nn.Module):
         raise CBAMError(f"model expects a torch.nn.Module, got {type(model).__name__}.")
-    selectors = by_selector(sites, settings)
+    selectors = by_selector(sites, config)
     if not selectors:
         raise CBAMError("sites is empty. Name a site, or leave it out for sites='auto'.")
     _check_host(model)
@@ -158,18 +146,19 @@ def make_plan(
         del chosen[name]
     if not chosen:
         raise CBAMError("exclude leaves no site. Exclude fewer, or call nothing at all.")
-    rows = [_site(name, modules[name], one, probe) for name, one in chosen.items()]
+    rows = [_site(name, modules[name], one, probe, model) for name, one in chosen.items()]
     blocks = {}
     if fuse_epilogue:
-        blocks = find_blocks(model, [row.name for row in rows if row.position == "output"])
+        blocks = find_blocks(model, [row.name for row in rows if _may_end_a_block(chosen[row.name])])
         rows = [replace(r, epilogue=str(blocks[r.name][1])) if r.name in blocks else r for r in rows]
-    notes += _frozen_norms(model, chosen)
+    changes = _changed_outputs(rows, chosen)
+    notes += [*_frozen_norms(model, chosen), *changes]
     (attention, init), _ = Counter((row.attention, row.init) for row in rows).most_common(1)[0]
     parameters = sum(p.numel() for p in model.parameters())
     shapes = tuple(tuple(t.shape) for t in inputs if isinstance(t, torch.Tensor))
     plan = Plan(type(model).__name__, attention, init, tuple(rows), tuple(notes), parameters, shapes)
-    built = {name: one.setting for name, one in chosen.items()}
-    return MadePlan(plan, built, tuple(block for block, _ in blocks.values()))
+    built = {name: one.config for name, one in chosen.items()}
+    return MadePlan(plan, built, tuple(block for block, _ in blocks.values()), changes)
 
 
 def _check_host(model: nn.Module) -> None:
@@ -184,16 +173,16 @@ def _check_host(model: nn.Module) -> None:
 def _choose(
     model: nn.Module,
     modules: dict[str, nn.Module],
-    selectors: list[tuple[Selector, Setting]],
+    selectors: list[tuple[Selector, SiteConfig]],
     probe: Probe,
 ) -> tuple[dict[str, Chosen], list[str]]:
-    """Return the chosen sites by name in the order of the forward pass, and notes; of two settings the last one."""
+    """Return the chosen sites by name in the order of the forward pass, and notes; of two configs the last one."""
     positions: dict[str, str] = {}
-    chosen: dict[str, Setting] = {}
+    chosen: dict[str, SiteConfig] = {}
     notes: list[str] = []
-    for selector, setting in selectors:
+    for selector, config in selectors:
         if not (isinstance(selector, str) and selector in KINDS):
-            chosen.update(dict.fromkeys(select([selector], modules), setting))
+            chosen.update(dict.fromkeys(select([selector], modules), config))
             continue
         locations, more = find(selector, probe)
         if not locations:
@@ -205,24 +194,39 @@ def _choose(
             )
         for location in locations:
             positions.setdefault(location.name, location.position)
-            chosen[location.name] = setting
+            chosen[location.name] = config
     ran = {name: rank for rank, name in enumerate(call.name for call in probe.calls)}
     ordered = sorted(chosen.items(), key=lambda item: ran.get(item[0], 0))
-    return {name: Chosen(positions.get(name, "output"), setting) for name, setting in ordered}, notes
+    return {name: Chosen(positions.get(name, "output"), config) for name, config in ordered}, notes
 
 
 def _frozen_norms(model: nn.Module, chosen: Mapping[str, Chosen]) -> list[str]:
     """Return a note where norms that keep their statistics meet gates whose own norm takes those of each batch."""
     frozen = [m for m in model.modules() if "running_var" in m._buffers and "weight" in m._buffers]
-    if not frozen or not any(_has_norm(one.setting) for one in chosen.values()):
+    if not frozen or not any(_has_norm(one.config) for one in chosen.values()):
         return []
     kind = type(frozen[0]).__name__
     note = f"the model's {kind} keep their statistics in training, the spatial gates' norm takes those of each batch"
     return [f"{note}: with few images a batch, spatial_norm=False leaves it out"]
 
 
-def _has_norm(setting: Setting) -> bool:
-    return any(isinstance(module, nn.BatchNorm2d) for module in setting.build(16, device="meta").modules())
+def _has_norm(config: SiteConfig) -> bool:
+    if not config.kind.has_operator:
+        return False
+    return any(isinstance(module, nn.BatchNorm2d) for module in config.build(16, device="meta").modules())
+
+
+def _may_end_a_block(chosen: Chosen) -> bool:
+    return chosen.position == "output" and chosen.config.kind.has_operator
+
+
+def _changed_outputs(rows: list[Site], chosen: Mapping[str, Chosen]) -> list[str]:
+    """Return a note for each kind of attention that was to start as the identity and cannot."""
+    counts = Counter(chosen[row.name].config.kind.name for row in rows if row.init == AS_BUILT)
+    return [
+        f"{name} cannot start as the identity: the model's output changes (at {count} of {len(rows)} sites)"
+        for name, count in counts.items()
+    ]
 
 
 def _nothing_found(kind: str, model: nn.Module, probe: Probe, notes: list[str]) -> CBAMError:
@@ -236,7 +240,7 @@ def _nothing_found(kind: str, model: nn.Module, probe: Probe, notes: list[str]) 
     )
 
 
-def _site(name: str, module: nn.Module, chosen: Chosen, probe: Probe) -> Site:
+def _site(name: str, module: nn.Module, chosen: Chosen, probe: Probe, model: nn.Module) -> Site:
     shapes = [_shape_at(call, chosen.position, probe) for call in probe.calls if call.name == name]
     if not shapes:
         raise CBAMError(
@@ -252,11 +256,12 @@ def _site(name: str, module: nn.Module, chosen: Chosen, probe: Probe) -> Site:
             f"site {name!r} ({type(module).__name__}) gives {given}, not a feature map (N, C, H, W). Name another."
         )
     _, channels, height, width = shape
-    setting = chosen.setting
-    parameters = sum(p.numel() for p in setting.build(channels, device="meta").parameters())
+    config = chosen.config
+    trial = try_attention(config, (channels, height, width), like(module, model))
+    init = AS_BUILT if config.init == "identity" and not trial.is_identity else config.init
     kind, position = type(module).__name__, chosen.position
-    described = {"attention": setting.description, "init": setting.init}
-    return Site(name, kind, position, channels, height, width, parameters, **described)
+    described = {"attention": config.description, "init": init}
+    return Site(name, kind, position, channels, height, width, trial.parameters, **described)
 
 
 def _shape_at(call: Call, position: str, probe: Probe) -> tuple[int, ...] | None:

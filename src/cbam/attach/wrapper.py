@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
+from cbam.attach import folding
+from cbam.errors import CBAMError
 from cbam.nn import after_norm
 from cbam.nn.base import AttentionModule, is_like, is_plain
 
@@ -24,8 +26,8 @@ class BlockEnd(NamedTuple):
 
     Args:
         shortcut: the map that is added.
-        relu: whether a ReLU is behind that.
-        apart: the function that does these steps as the block does, for a map that the site has given.
+        relu: whether a ReLU follows.
+        apart: the same steps as the block's own code does them, a function of the site's output.
     """
 
     shortcut: Tensor
@@ -34,7 +36,7 @@ class BlockEnd(NamedTuple):
 
 
 class WithAttention(nn.Module):
-    """A host module with attention on its output, or on its input where the host only hands that on.
+    """A host module with attention on its output, or on its input if the host only returns that.
 
     Args:
         host: the module at the site.
@@ -87,7 +89,17 @@ class WithAttention(nn.Module):
             host = self.__dict__.get("_modules", {}).get("host")
             if host is None:
                 raise
-            return getattr(host, name)
+        if name in folding.METHODS:
+            raise AttributeError(
+                f"{type(host).__name__}.{name} would replace a module without the attention behind it."
+                f" {folding.WITHOUT_LOSS}"
+            )
+        if name == "eps" and "running_var" in host._buffers:  # nobody else reads it of another module
+            raise CBAMError(
+                f"folding a {type(host).__name__} into its convolution would lose the attention behind it."
+                f" {folding.WITHOUT_LOSS}"
+            )
+        return getattr(host, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # What is read from the host is written to the host: `bn.weight = ...`, `bn.momentum = 0.1`.
@@ -95,6 +107,12 @@ class WithAttention(nn.Module):
         ours = host is None or name in self.__dict__ or name in self._modules or hasattr(type(self), name)
         if ours or not hasattr(host, name):
             super().__setattr__(name, value)
+        elif name == "bias" and isinstance(host, nn.Conv2d) and host.bias is None and value is not None:
+            raise CBAMError(
+                "a batch norm cannot be folded into the convolution in front of it where attention is between the two:"
+                " the gates would see another map. Take the attention out first, cbam.detach(model), or attach it"
+                " behind the norm. A bias of the convolution itself goes into m.host.bias."
+            )
         elif name in host._parameters and isinstance(value, Tensor):
             # torch.func.functional_call puts plain tensors here, where it is given the state dict's names.
             host._parameters[name] = cast("nn.Parameter", value)
@@ -110,7 +128,7 @@ class WithAttention(nn.Module):
         return {"": "host"}
 
     def extra_repr(self) -> str:
-        """Name the position where it is not the usual one."""
+        """Name the position if it is not the output."""
         return "" if self.position == "output" else f"position={self.position!r}"
 
 

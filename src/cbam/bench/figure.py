@@ -13,9 +13,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from cbam.bench.cells import BOTH, FORWARD, Result
-from cbam.bench.rivals import COMPILED, COPY
-from cbam.bench.settings import shape_text
+from cbam.bench.baselines import COMPILED, COPY
+from cbam.bench.cases import BOTH, FORWARD, Result
+from cbam.bench.config import shape_text
 from cbam.bench.summary import mean_ratio, providers, select
 from cbam.files import write_atomically
 
@@ -25,15 +25,14 @@ _THICK = 0.38
 
 
 def draw(results: Sequence[Result], folder: Path) -> Path | None:
-    """Write `bench.png` and `bench.svg`.
-
-    Args:
-        results: Of a run.
-        folder: Where to.
-
-    Returns:
-        The PNG's path; None, and no picture, if the run has no module rows.
-    """
+    """Write `bench.png` and `bench.svg`; return the PNG's path, None without module rows."""
+    modules = [result.of_way("") for result in select(results, "modules")]
+    # Of several batches and types the first one measured, which is the most important.
+    results = [
+        r
+        for r in modules
+        if (r.case.shape[0], r.case.dtype) == (modules[0].case.shape[0], modules[0].case.dtype)
+    ]
     modes = [mode for mode in (FORWARD, BOTH) if select(results, "modules", mode)]
     if not modes:
         return None
@@ -53,24 +52,23 @@ def draw(results: Sequence[Result], folder: Path) -> Path | None:
 
 
 def _names(panels: Sequence[Sequence[Result]]) -> list[str]:
-    """Return the rows that the panels share: everybody who is in one of them."""
+    """Return the rows that the panels share: every name in one of them, the compiled ones last."""
     found = dict.fromkeys(name for results in panels for name in providers(results))
-    # Compiled ones stay behind the others, also where the first panel lacks one.
     return sorted((name for name in found if name != COPY), key=lambda name: name.endswith(COMPILED))
 
 
 def _panel(axes: Axes, results: Sequence[Result], names: Sequence[str]) -> None:
-    layouts = list(dict.fromkeys(result.cell.memory_format for result in results))
-    for place, layout in enumerate(layouts):
-        found = [result for result in results if result.cell.memory_format == layout]
-        offset = (place - (len(layouts) - 1) / 2) * _THICK
+    layouts = list(dict.fromkeys(result.case.memory_format for result in results))
+    for number, layout in enumerate(layouts):
+        found = [result for result in results if result.case.memory_format == layout]
+        offset = (number - (len(layouts) - 1) / 2) * _THICK
         for row, name in enumerate(names):
             if name not in providers(found):
                 continue
             colour = _OURS if name.startswith("cbam") else _LIMIT if name.startswith(COPY) else _THEIRS
             mean, y = mean_ratio(found, name), row + offset
             # From 1, so that a bar's length is the (logarithm of the) price over a copy.
-            axes.barh(y, mean - 1, _THICK * 0.9, left=1, color=colour if place == 0 else _lighter(colour))
+            axes.barh(y, mean - 1, _THICK * 0.9, left=1, color=colour if number == 0 else _lighter(colour))
             single = [result.ratio(name) for result in found]
             axes.plot(single, [y] * len(single), "|", color=_INK, markersize=5, alpha=0.55)
             axes.annotate(
@@ -105,12 +103,12 @@ def _lighter(colour: str) -> tuple[float, ...]:
 
 
 def _title(results: Sequence[Result]) -> str:
-    cell = results[0].cell
-    shapes = ", ".join(dict.fromkeys(shape_text(result.cell.shape[1:]) for result in results))
-    layouts = list(dict.fromkeys(result.cell.memory_format for result in results))
+    case = results[0].case
+    shapes = ", ".join(dict.fromkeys(shape_text(result.case.shape[1:]) for result in results))
+    layouts = list(dict.fromkeys(result.case.memory_format for result in results))
     bars = f"dark {layouts[0]}, light {layouts[1]}" if len(layouts) > 1 else layouts[0]
-    threads = f"{cell.threads} thread{'s' if cell.threads > 1 else ''}"
+    threads = f", {case.threads} thread{'s' if case.threads > 1 else ''}" if case.threads else ""
     return (
-        f"CBAM's price: geometric mean over {shapes} at N={cell.shape[0]}, {cell.dtype}, {threads}\n"
+        f"The cost of CBAM: geometric mean over {shapes} at N={case.shape[0]}, {case.dtype}{threads}\n"
         f"Blue: this library. Bars: {bars}; ticks: the single shapes."
     )

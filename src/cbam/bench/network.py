@@ -1,163 +1,212 @@
-"""The network rows: a whole model plain, with this library's CBAM, with the textbook's, and with SE."""
+"""The network rows: a whole model plain, with this library's CBAM, with other people's, and with SE."""
 
 from __future__ import annotations
 
 import copy
 import itertools
+import math
+import time
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cbam.attach import Attachment, attach
-from cbam.bench.cells import INFERENCE, PLAIN, Cell, Result
-from cbam.bench.memory import peak_bytes, saved_bytes
-from cbam.bench.modules import RivalsDiffer
-from cbam.bench.rivals import EAGER, OPERATOR, Textbook, operator_missing
-from cbam.bench.settings import DTYPES, MEMORY_FORMATS, BenchConfig
-from cbam.bench.timing import Candidate, interleave
+from cbam.attach import attach
+from cbam.bench.baselines import CAREFUL, EAGER, OPERATOR, TEXTBOOK
+from cbam.bench.cases import COMPILED_NETWORKS, EVERYTHING_COMPILED, GRAPHS, INFERENCE, PLAIN, Case, Result
+from cbam.bench.config import DTYPES, MEMORY_FORMATS, BenchConfig
+from cbam.bench.device import Device
+from cbam.bench.modules import BaselinesDiffer, first_line
+from cbam.evaluate import references
+from cbam.evaluate.memory import peak_bytes, saved_bytes
+from cbam.evaluate.timing import Candidate, capture, interleave
 from cbam.models import build_model
 from cbam.ops.dispatch import set_backend
+from cbam.runs.accelerator import gpu_state
 
-TEXTBOOK, SE = "textbook", "se"
+SE, APART = "se", ", epilogue apart"
+COMPILE_SECONDS = 90.0
+"""On a GPU no further network is compiled for a case after this time."""
 _CLASSES = 1000
 
 
 class Networks:
-    """The networks of a cell, all with the same weights, and what is done with them.
+    """The networks of a case, or `only` one of them, with the same weights wherever they have the same parts."""
 
-    Args:
-        cell: Which mode, images and format.
-        model: Name of the network.
-    """
-
-    def __init__(self, cell: Cell, model: str):
-        self.cell = cell
-        self.training = cell.mode != INFERENCE
+    def __init__(self, case: Case, model: str, device: Device, only: str = ""):
+        self.case, self.device, self.training = case, device, case.mode != INFERENCE
+        dtype, layout = DTYPES[case.dtype], MEMORY_FORMATS[case.memory_format]
+        self.amp = device.like_gpu and dtype != torch.float32
+        self.compiled = case.study in (COMPILED_NETWORKS, EVERYTHING_COMPILED)
+        # Under AMP images and weights are float32.
+        given = torch.float32 if self.amp else dtype
         generator = torch.Generator().manual_seed(0)
-        layout, dtype = MEMORY_FORMATS[cell.memory_format], DTYPES[cell.dtype]
-        self.x = torch.randn(cell.shape, generator=generator).to(dtype=dtype, memory_format=layout)
-        self.target = torch.randint(_CLASSES, (cell.shape[0],), generator=generator)
-        set_backend("auto")
-        self.ours = OPERATOR if operator_missing() is None else EAGER
-        self.networks = _build(model, self.ours, cell.shape[1:], self.x[:4].float())
-        for network in self.networks.values():
-            network.to(dtype).to(memory_format=layout)
-            network.train(self.training)
+        self.x = torch.randn(case.shape, generator=generator)
+        self.target = torch.randint(_CLASSES, (case.shape[0],), generator=generator).to(device.torch)
+        built = _build(model, device, case.shape[1:])
+        self.notes: list[str] = []
+        self.ours = next(name for name in built if name.startswith("cbam"))
+        self.x = self.x.to(device.torch, given).contiguous(memory_format=layout)
+        # Copies: training changes them, and every case begins with the same networks.
+        self.networks = {
+            name: copy.deepcopy(built[name]).to(given).to(memory_format=layout).train(self.training)
+            for name in self._names(built)
+            if only in ("", name)
+        }
+
+    def _names(self, built: dict[str, nn.Module]) -> list[str]:
+        if self.case.study == COMPILED_NETWORKS:
+            return [PLAIN, self.ours, CAREFUL]
+        return [name for name in built if not (self.compiled and name.endswith(APART))]
+
+    def select(self, name: str) -> None:
+        """Choose the backend for a network: on a GPU ours shall fail rather than run as plain torch."""
+        set_backend(self.device.backend if self.device.like_gpu and name.startswith(OPERATOR) else "auto")
 
     def calls(self) -> dict[str, Callable[[], object]]:
-        """Return one inference, or one training step, of every network."""
+        """Return one inference, or one training step, of every network, as it is run in this case."""
         return {name: self._call(network) for name, network in self.networks.items()}
 
     def _call(self, network: nn.Module) -> Callable[[], object]:
+        ready: Any = network
+        if self.compiled:
+            ready = torch.compile(network, dynamic=False, backend=self.device.compiler)
         if not self.training:
-            return lambda: network(self.x)
+            return torch.inference_mode()(partial(self.forward, ready))
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
 
         def step() -> None:
-            self.loss(network).backward()
+            self.forward(ready).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
         return step
 
-    def loss(self, network: nn.Module) -> Tensor:
-        """Return the training loss of a network."""
-        return F.cross_entropy(network(self.x), self.target)
+    def forward(self, network: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the logits of a network, in training the loss."""
+        # Casts are not kept from one call to the next: a graph must contain them all.
+        cached = self.case.study != GRAPHS
+        with torch.autocast(self.device.torch.type, torch.bfloat16, enabled=self.amp, cache_enabled=cached):
+            y = network(self.x)
+            return F.cross_entropy(y, self.target) if self.training else y
+
+    def prepare(self) -> dict[str, Callable[[], object]]:
+        """Return the calls, compiled or captured where the case says so; what fails is left out with a note."""
+        if self.compiled:
+            torch._dynamo.reset()
+        start, found = time.monotonic(), {}
+        for name, call in self.calls().items():
+            if self.compiled and time.monotonic() - start > COMPILE_SECONDS:
+                self.notes.append(f"{name}: left out, compiling took too long")
+                continue
+            self.select(name)
+            try:
+                if self.device.like_gpu:
+                    call()
+                found[name] = capture([call], self.device.torch) if self.case.study == GRAPHS else call
+            except Exception as error:  # whatever a compiler may raise, or no memory left
+                if not self.device.like_gpu:
+                    raise
+                self.notes.append(f"{name}: {first_line(error)}")
+        return found
 
     def check(self) -> None:
-        """Make sure that this library's and the textbook's network compute the same.
+        """Make sure that this library's networks and the others with CBAM compute the same.
 
         Raises:
-            RivalsDiffer: They do not.
+            BaselinesDiffer: They do not.
         """
-        with torch.inference_mode():
-            ours, theirs = (
-                network.eval()(self.x).double()
-                for network in (self.networks[self.ours], self.networks[TEXTBOOK])
-            )
-        gap = float((ours - theirs).abs().max() / theirs.abs().max())
-        limit = 1e-3 if self.cell.dtype in ("float32", "float64") else 0.1
-        for network in self.networks.values():
-            network.train(self.training)
-        if not gap <= limit:
-            raise RivalsDiffer(
-                f"the networks with this library's and with the textbook's CBAM differ at {self.cell.name}: "
-                f"relative difference {gap:.1e}, at most {limit:.0e} expected"
-            )
+        logits = {}
+        with torch.inference_mode(), torch.autocast(self.device.torch.type, torch.bfloat16, enabled=self.amp):
+            for name, network in self.networks.items():
+                if name not in (PLAIN, SE):
+                    self.select(name)
+                    logits[name] = network.eval()(self.x).double()
+                    network.train(self.training)
+        # On a GPU norms, as for modules.
+        order, limit = (2.0, 0.1) if self.device.like_gpu else (math.inf, 0.1)
+        if not self.device.like_gpu and self.case.dtype in ("float32", "float64"):
+            limit = 1e-3
+        ours = logits[self.ours]
+        for name, theirs in logits.items():
+            size = torch.linalg.vector_norm(theirs, order)
+            gap = float(torch.linalg.vector_norm(ours - theirs, order) / size)
+            if not gap <= limit:
+                raise BaselinesDiffer(
+                    f"the networks with this library's CBAM and with {name}'s differ at {self.case.name}: "
+                    f"relative difference {gap:.1e}, at most {limit:.0e} expected"
+                )
 
     def saved(self) -> dict[str, int]:
         """Count what a forward pass of each network keeps for backward."""
-        return {
-            name: saved_bytes(
-                lambda network=network: self.loss(network),  # type: ignore[misc]
-                itertools.chain(network.parameters(), network.buffers()),
-            )
-            for name, network in self.networks.items()
-        }
+        found = {}
+        for name, network in self.networks.items():
+            self.select(name)
+            owned = itertools.chain(network.parameters(), network.buffers())
+            found[name] = saved_bytes(partial(self.forward, network), owned)
+        return found
 
 
-def measure(cell: Cell, config: BenchConfig) -> Result:
+def measure(case: Case, config: BenchConfig, device: Device) -> Result:
     """Time the networks.
 
     Raises:
-        RivalsDiffer: The textbook's network computes something else.
+        BaselinesDiffer: One computes something else.
     """
-    networks = Networks(cell, config.model)
-    networks.check()
-    calls = networks.calls()
-    candidates = {name: Candidate(call, networks.training) for name, call in calls.items()}
-    times = interleave(candidates, rounds=config.rounds, seconds=config.seconds)
-    if not networks.training:
-        return Result(cell, times, input_bytes=networks.x.nbytes)
-    peaks = {name: peak_bytes(call) for name, call in calls.items()}
-    return Result(cell, times, networks.saved(), peaks, input_bytes=networks.x.nbytes)
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True  # as for any training on images of one size
+    try:
+        networks = Networks(case, config.model, device)
+        networks.check()
+        calls = networks.prepare()
+        candidates = {
+            name: Candidate(call, networks.training, partial(networks.select, name), single=device.like_gpu)
+            for name, call in calls.items()
+        }
+        times = interleave(candidates, rounds=config.rounds, seconds=config.seconds, clock=device.clock())
+        result = Result(case, times, input_bytes=networks.x.nbytes, notes=networks.notes)
+        if networks.training and case.study != GRAPHS:
+            for name, call in calls.items():
+                networks.select(name)
+                result.peak_bytes[name] = peak_bytes(call, device.torch.type)
+            if not networks.compiled:
+                result.saved_bytes = networks.saved()
+        if device.is_gpu:
+            result.extra = {"state": gpu_state()}
+    finally:
+        torch.backends.cudnn.benchmark = before
+        set_backend("auto")
+    return result
 
 
-def _build(model: str, ours: str, size: tuple[int, ...], images: Tensor) -> dict[str, nn.Module]:
+@cache
+def _build(model: str, device: Device, size: tuple[int, ...]) -> dict[str, nn.Module]:
+    """Return all networks in float32, their batch norms calibrated."""
+    set_backend("auto")
+    ours = OPERATOR if device.operator_missing() is None else EAGER
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         plain = build_model(model, _CLASSES)
-        attended, excited = copy.deepcopy(plain), copy.deepcopy(plain)
+        attended, apart, excited = (copy.deepcopy(plain) for _ in range(3))
         options: dict[str, Any] = {"init": "paper", "input_size": size}
         attachment = attach(attended, "cbam", **options)
+        attach(apart, "cbam", fuse_epilogue=False, **options)
+        apart.load_state_dict(attended.state_dict())
         attach(excited, "se", **options)
+        images = torch.randn(8 if device.is_gpu else 4, *size, generator=torch.Generator().manual_seed(0))
     networks = {
         PLAIN: plain,
         ours: attended,
-        TEXTBOOK: with_textbook(plain, attended, attachment),
+        ours + APART: apart,
+        TEXTBOOK: references.with_module(references.Textbook, plain, attended, attachment),
+        CAREFUL: references.with_module(references.Careful, plain, attended, attachment),
         SE: excited,
     }
+    if not device.like_gpu:
+        del networks[ours + APART], networks[CAREFUL]
     for network in networks.values():
-        calibrate(network, images)
+        references.calibrate(network.to(device.torch), images.to(device.torch))
     return networks
-
-
-def with_textbook(plain: nn.Module, attended: nn.Module, attachment: Attachment) -> nn.Module:
-    """Return the plain network with the textbook's module where `attended` has ours, and with its weights."""
-    network = copy.deepcopy(plain)
-    for site in attachment.sites:
-        block = Textbook(site.channels)
-        block.load_state_dict(attended.get_submodule(f"{site.name}.cbam").state_dict())
-        host = network.get_submodule(site.name)
-        both = (host, block) if site.position == "output" else (block, host)
-        network.set_submodule(site.name, nn.Sequential(*both))
-    return network
-
-
-def calibrate(network: nn.Module, images: Tensor) -> None:
-    """Give the batch norms of an untrained network the statistics of some images.
-
-    In eval mode they would do nothing otherwise, and activations would grow or shrink from block to block, to another
-    size in each of the networks; in trained networks they do not.
-    """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.inference_mode():
-        network.train()(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum

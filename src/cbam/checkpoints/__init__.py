@@ -1,7 +1,7 @@
-"""Checkpoints of any CBAM: read them safely, recognise the dialect, load and convert."""
+"""Checkpoints of any CBAM: read them safely, recognise the format, load and convert."""
 
-from cbam.checkpoints.dialects import DIALECTS, Dialect
+from cbam.checkpoints.formats import FORMATS, Format
 from cbam.checkpoints.loading import load_weights
 from cbam.checkpoints.report import WeightsReport
 
-__all__ = ["DIALECTS", "Dialect", "WeightsReport", "load_weights"]
+__all__ = ["FORMATS", "Format", "WeightsReport", "load_weights"]

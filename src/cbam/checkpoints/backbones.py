@@ -1,4 +1,4 @@
-"""Names of the network around the blocks, where a dialect has its own: pytorchcv's ResNets."""
+"""Names of the network around the blocks for formats with their own: pytorchcv's ResNets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _INSIDE_BACK = (
 
 
 def from_pytorchcv(key: str) -> str:
-    """Return torchvision's name for a tensor of pytorchcv's ResNets; other names stay as they are.
+    """Return torchvision's name for a tensor of pytorchcv's ResNets; other names are returned unchanged.
 
     >>> from_pytorchcv("features.stage1.unit1.body.conv3.bn.weight")
     'layer1.0.bn3.weight'
@@ -52,7 +52,7 @@ def to_pytorchcv(key: str) -> str:
     """Return pytorchcv's name for a tensor of torchvision's ResNets.
 
     Raises:
-        CBAMError: a name that no ResNet has.
+        CBAMError: a name that is in no ResNet.
 
     >>> to_pytorchcv("layer1.0.bn3.weight")
     'features.stage1.unit1.body.conv3.bn.weight'

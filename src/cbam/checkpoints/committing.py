@@ -1,4 +1,4 @@
-"""Weights into a model: all of them or none."""
+"""Set the weights of a model: all of them or none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def misfit(name: str, given: Tensor, own: Tensor) -> str | None:
-    """Return why a tensor of a file cannot become one of the model; None if it can.
+    """Return why a tensor of a file cannot be loaded into one of the model; None if it can.
 
     >>> misfit("fc.bias", torch.zeros(3), torch.zeros(2))
     'fc.bias is (3,), needs (2,)'
@@ -37,10 +37,10 @@ def misfit(name: str, given: Tensor, own: Tensor) -> str | None:
 
 
 def commit(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Set the model's tensors that `state` names; if that fails midway, every tensor is what it was.
+    """Set the model's tensors that `state` names; if that fails midway, all tensors are restored.
 
     Raises:
-        CBAMError: a module refuses what it is given.
+        CBAMError: a module refuses a tensor.
     """
     tensors: list[tuple[Any, str, Tensor, Tensor]] = [
         (tensors, name, tensor, tensor.detach().clone())

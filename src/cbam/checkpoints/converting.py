@@ -1,4 +1,4 @@
-"""A checkpoint of one dialect, written as a checkpoint of another."""
+"""Convert a checkpoint of one format to another."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cbam.checkpoints import tensors_file
 from cbam.checkpoints.backbones import from_pytorchcv, to_pytorchcv
-from cbam.checkpoints.dialects import DIALECTS, Dialect, check_shapes
 from cbam.checkpoints.fitting import SCALES, attach_call, attach_options
+from cbam.checkpoints.formats import FORMATS, Format, check_shapes
 from cbam.checkpoints.matching import MIXED, ORDER
 from cbam.checkpoints.reading import look_at
 from cbam.checkpoints.recognise import Found, recognise
@@ -33,15 +33,15 @@ class Conversion:
 
     Args:
         source: the file.
-        dialect, to: from which dialect to which.
+        format, to: source and target format.
         tensors: how many were written.
         blocks: a row for each attention block.
-        attach: the call that gives a model the attention that these weights need.
-        notes: what the user should know.
+        attach: the call that gives a model the attention these weights need.
+        notes: other remarks.
     """
 
     source: str
-    dialect: str
+    format: str
     to: str
     tensors: int
     blocks: tuple[BlockRow, ...]
@@ -51,7 +51,7 @@ class Conversion:
     def __str__(self) -> str:
         return "\n".join(
             [
-                f"{self.source}: {self.dialect} to {self.to}; {self.tensors} tensors written",
+                f"{self.source}: {self.format} to {self.to}; {self.tensors} tensors written",
                 *block_table(self.blocks),
                 *(f"note: {note}" for note in self.notes),
             ]
@@ -62,25 +62,25 @@ def convert(
     source: str | Path | Mapping[str, Any],
     out: str | Path,
     to: str = "cbam",
-    dialect: str = "auto",
+    format: str = "auto",
     *,
     outer_residual: bool = False,
     entry: str | None = None,
     descriptor_order: str | None = None,
 ) -> Conversion:
-    """Convert a checkpoint from one dialect to another; the network's own weights go with it.
+    """Convert a checkpoint from one format to another; the network's other weights are kept.
 
     Args:
-        source, dialect, outer_residual, entry: as for `cbam.load_weights`.
+        source, format, outer_residual, entry: as for `cbam.load_weights`.
         out: .safetensors, or .pth or .pt for a plain dictionary by `torch.save`.
-        to: the dialect to write.
-        descriptor_order: "avg-max" or "max-avg", for files in this library's names that do not say it.
+        to: the format to write.
+        descriptor_order: "avg-max" or "max-avg", for files with this library's names that do not record it.
 
     Returns:
-        What was converted; `print` shows it as a table.
+        What was converted; `print` shows a table.
 
     Raises:
-        CBAMError: as `cbam.load_weights`, or weights that the other dialect cannot say. Nothing is written then.
+        CBAMError: as `cbam.load_weights`, or weights that the other format cannot express; nothing is written then.
 
     >>> import tempfile
     >>> from cbam import CBAM
@@ -91,23 +91,23 @@ def convert(
     out = Path(out)
     if out.suffix not in SUFFIXES:
         raise unknown_name("kind of file", out.suffix or out.name, SUFFIXES)
-    state, metadata, report = converted(source, to, dialect, outer_residual, entry, descriptor_order)
+    state, metadata, report = converted(source, to, format, outer_residual, entry, descriptor_order)
     write(out, state, metadata)
     return report
 
 
 def write(out: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a state dict atomically, as safetensors or as a pickle of tensors, by the name's ending.
+    """Write a state dict atomically, as safetensors or as a pickle of tensors, by the file's suffix.
 
     Raises:
-        CBAMError: a pickle for weights whose meaning needs `metadata`, which it cannot hold.
+        CBAMError: a pickle for weights that need `metadata`, which it cannot hold.
     """
     if out.suffix == ".safetensors":
         tensors_file.write(out, state, metadata)
         return
     if ORDER in metadata:
         raise CBAMError(
-            "weights in this library's names are written as .safetensors, which says their order too."
+            "weights with this library's names need .safetensors, which also records the order of their kernels."
         )
     buffer = io.BytesIO()
     torch.save({name: value.detach().cpu().clone() for name, value in state.items()}, buffer)
@@ -117,18 +117,18 @@ def write(out: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -
 def converted(
     source: str | Path | Mapping[str, Any],
     to: str,
-    dialect: str = "auto",
+    format: str = "auto",
     outer_residual: bool = False,
     entry: str | None = None,
     descriptor_order: str | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str], Conversion]:
-    """Return the converted state dict, the strings to write beside it, and the report; see `convert`."""
-    if to not in DIALECTS:
-        raise unknown_name("dialect", to, DIALECTS)
-    packed, found, here, order_notes = _open(source, dialect, entry, descriptor_order)
+    """Return the converted state dict, its metadata, and the report; see `convert`."""
+    if to not in FORMATS:
+        raise unknown_name("format", to, FORMATS)
+    packed, found, here, order_notes = _open(source, format, entry, descriptor_order)
     for prefix, block in found.blocks.items():
         check_shapes(here, block, f"{packed.name}, block {prefix.removesuffix('.')!r}")
-    there = replace(DIALECTS[to], max_first=here.max_first) if to == "cbam" else DIALECTS[to]
+    there = replace(FORMATS[to], max_first=here.max_first) if to == "cbam" else FORMATS[to]
     tensors = packed.tensors()
     scales = {prefix + name for prefix in found.blocks for name in SCALES}
     state = {_rename(key, here, there): tensors[key] for key in found.rest if key not in scales}
@@ -149,7 +149,7 @@ def converted(
             BlockRow(prefix.removesuffix("."), target.removesuffix("."), len(written), (*changes, *eval_only))
         )
         notes |= dict.fromkeys(f"{note}: equal outputs in eval mode only" for note in eval_only)
-    metadata = {"cbam.dialect": to}
+    metadata = {"cbam.format": to}
     if to == "cbam":
         metadata[ORDER] = "max-avg" if there.max_first else "avg-max"
         notes[f"attention that takes these weights: {attach}"] = None
@@ -162,14 +162,14 @@ def converted(
 
 def form_in(
     source: str | Path | Mapping[str, Any],
-    dialect: str = "auto",
+    format: str = "auto",
     entry: str | None = None,
     descriptor_order: str | None = None,
 ) -> dict[str, Any]:
-    """Return the options of `cbam.attach` with which a model takes a checkpoint as it is.
+    """Return the options of `cbam.attach` with which a model takes a checkpoint unchanged.
 
     Args:
-        source, dialect, entry, descriptor_order: as for `convert`.
+        source, format, entry, descriptor_order: as for `convert`.
 
     Raises:
         CBAMError: as `convert`.
@@ -178,7 +178,7 @@ def form_in(
     >>> form_in(CBAM(32, kernel_size=3).state_dict())
     {'preset': 'paper', 'kernel_size': 3, 'descriptor_order': 'avg-max'}
     """
-    _, found, here, _ = _open(source, dialect, entry, descriptor_order)
+    _, found, here, _ = _open(source, format, entry, descriptor_order)
     prefix, block = next(iter(found.blocks.items()))
     where = f"block {prefix.removesuffix('.')!r}"
     check_shapes(here, block, where)
@@ -187,11 +187,11 @@ def form_in(
 
 
 def _open(
-    source: str | Path | Mapping[str, Any], dialect: str, entry: str | None, descriptor_order: str | None
-) -> tuple[Unpacked, Found, Dialect, list[str]]:
+    source: str | Path | Mapping[str, Any], format: str, entry: str | None, descriptor_order: str | None
+) -> tuple[Unpacked, Found, Format, list[str]]:
     packed = unpack(look_at(source), entry)
-    found = recognise(packed.shapes, packed.name, dialect)
-    if found.dialect is None:
+    found = recognise(packed.shapes, packed.name, format)
+    if found.format is None:
         raise CBAMError(
             f"{packed.name} holds no attention, so there is nothing to convert. A plain network's weights load as"
             " they are: cbam.load_weights(model, file)."
@@ -200,33 +200,33 @@ def _open(
     return packed, found, here, notes
 
 
-def _with_order(found: Found, name: str, order: str | None) -> tuple[Dialect, list[str]]:
-    """Return the file's dialect with the order of its kernels' planes, and a note where that was assumed."""
-    dialect = found.dialect
-    assert dialect is not None
-    if dialect.name != "cbam":
-        return dialect, []
+def _with_order(found: Found, name: str, order: str | None) -> tuple[Format, list[str]]:
+    """Return the file's format with the order of its kernels' planes, and a note if that was assumed."""
+    format = found.format
+    assert format is not None
+    if format.name != "cbam":
+        return format, []
     if order == MIXED:
         raise CBAMError(
-            f"{name} holds kernels that read mean and maximum in different orders, by site, and no other dialect has"
+            f"{name} holds kernels that read mean and maximum in different orders, by site, and no other format has"
             " that. Load it as it is: cbam.from_pretrained(folder, model)."
         )
     if order is not None:
         if order not in DESCRIPTOR_ORDERS:
             raise unknown_name("descriptor_order", order, DESCRIPTOR_ORDERS)
-        return replace(dialect, max_first=order == "max-avg"), []
+        return replace(format, max_first=order == "max-avg"), []
     names = {name for block in found.blocks.values() for name in block}
     if any(".norm." in name or name.endswith(".bias") for name in names):
         raise CBAMError(
-            f"{name} does not say in which order its kernels read mean and maximum: preset 'official' and 'timm'"
-            " differ there. Say descriptor_order='max-avg' (--descriptor-order) for official, 'avg-max' for timm."
+            f"{name} does not record in which order its kernels read mean and maximum: preset 'official' and 'timm'"
+            " differ there. Pass descriptor_order='max-avg' (--descriptor-order) for official, 'avg-max' for timm."
         )
-    return dialect, [
-        "its kernels were taken to read [mean, max], as the preset 'paper' and the textbook module do"
+    return format, [
+        "its kernels were assumed to read [mean, max], as those of the preset 'paper' and the textbook module do"
     ]
 
 
-def _refuse_scales(prefix: str, tensors: Mapping[str, Tensor], here: Dialect, to: str) -> None:
+def _refuse_scales(prefix: str, tensors: Mapping[str, Tensor], here: Format, to: str) -> None:
     scales = [tensors[prefix + name] for name in SCALES if prefix + name in tensors]
     if here.name == "cbam" and any(bool((scale != 1).any()) for scale in scales):
         raise CBAMError(
@@ -235,8 +235,8 @@ def _refuse_scales(prefix: str, tensors: Mapping[str, Tensor], here: Dialect, to
         )
 
 
-def _moved(prefix: str, here: Dialect, there: Dialect, rest: Mapping[str, Tensor]) -> str:
-    """Return the prefix of a block in the other dialect's network."""
+def _moved(prefix: str, here: Format, there: Format, rest: Mapping[str, Tensor]) -> str:
+    """Return the prefix of a block in the other format's network."""
     if not prefix:
         return ""
     if here.name == there.name:
@@ -251,7 +251,7 @@ def _moved(prefix: str, here: Dialect, there: Dialect, rest: Mapping[str, Tensor
     return _rename(moved, here, there)
 
 
-def _rename(key: str, here: Dialect, there: Dialect) -> str:
+def _rename(key: str, here: Format, there: Format) -> str:
     if here.name == there.name:
         return key
     key = from_pytorchcv(key) if here.name == "pytorchcv" else key

@@ -1,4 +1,4 @@
-"""Write a block's gates in the form of the module that takes them, or say which form would."""
+"""Convert a block's gates to the form of the module that takes them, or report which form would fit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cbam.checkpoints.dialects import DIALECTS, Dialect
+from cbam.checkpoints.formats import FORMATS, Format
 from cbam.checkpoints.gates import Gates
 from cbam.errors import CBAMError
 from cbam.nn import CBAM
@@ -17,22 +17,22 @@ SCALES = ("channel_attention.gate_scale", "spatial_attention.gate_scale")
 
 
 def reads_maximum_first(block: Any) -> bool | None:
-    """Return which plane of a module's spatial kernel reads the maximum: the first? None if it has no two planes."""
+    """Return whether the first plane of a spatial kernel reads the maximum; None if there are not two planes."""
     spatial = block.spatial_attention if isinstance(block, CBAM) else None
     if spatial is None or spatial.spatial_descriptor != "both":
         return None
     return spatial.descriptor_order == "max-avg"
 
 
-def form_of(block: CBAM) -> Dialect:
-    """Return the dialect that a module's own weights are in.
+def form_of(block: CBAM) -> Format:
+    """Return the format of a module's own weights.
 
     >>> form_of(CBAM(16, preset="official")).max_first
     True
     """
     channel, spatial = block.channel_attention, block.spatial_attention
     return replace(
-        DIALECTS["cbam"],
+        FORMATS["cbam"],
         mlp_bias=channel is not None and channel.layers[0].bias is not None,
         max_first=bool(reads_maximum_first(block)),
         norm="spatial_attention.norm" if spatial is not None and spatial.norm is not None else None,
@@ -42,7 +42,7 @@ def form_of(block: CBAM) -> Dialect:
 
 
 def attach_options(gates: Gates, max_first: bool | None) -> dict[str, Any]:
-    """Return the options of `cbam.attach` with which attention takes these gates as they are.
+    """Return the options of `cbam.attach` with which attention takes these gates unchanged.
 
     >>> import torch
     >>> block = Gates(torch.zeros(2, 16), torch.zeros(16, 2), kernel=torch.zeros(1, 2, 7, 7))
@@ -65,7 +65,7 @@ def attach_options(gates: Gates, max_first: bool | None) -> dict[str, Any]:
 
 
 def attach_call(gates: Gates, max_first: bool | None) -> str:
-    """Return the call that attaches attention which takes these gates as they are.
+    """Return the call that attaches attention which takes these gates unchanged.
 
     >>> import torch
     >>> block = Gates(torch.zeros(1, 16), torch.zeros(16, 1), kernel=torch.zeros(1, 2, 7, 7))
@@ -77,19 +77,19 @@ def attach_call(gates: Gates, max_first: bool | None) -> str:
 
 
 def fit(
-    gates: Gates, block: Any, source: Dialect, where: str, adapt: bool
+    gates: Gates, block: Any, source: Format, where: str, adapt: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the block's state dict for `gates`, and what was converted, in words.
+    """Return the block's state dict for `gates`, and a list of what was converted.
 
     Args:
         gates: from the file.
-        block: the module that takes them.
-        source: dialect of the file.
+        block: the module of the site.
+        source: format of the file.
         where: block and site, for messages.
-        adapt: allow a form that equals the file's in eval mode only, or that has biases or a norm in excess.
+        adapt: allow a form that equals the file's in eval mode only, or that has more biases or norms.
 
     Raises:
-        CBAMError: another number of channels; a form that the gates do not fit; it names the call that attaches one.
+        CBAMError: another number of channels or another form; the error names the call that attaches one that fits.
     """
     problems = _differences(gates, block)
     if problems and not (adapt and all(soft for _, soft in problems)):
@@ -113,12 +113,12 @@ def fit(
 
 
 def _differences(gates: Gates, block: Any) -> list[tuple[str, bool]]:
-    """Return what differs in form, each with whether it can be converted."""
+    """Return the differences in form, each with whether it can be converted."""
     if not isinstance(block, CBAM):
         return [(f"a CBAM block does not fit {type(block).__name__}", False)]
     odd = _odd_switches(block)
     if odd:
-        return [(f"the module has {odd}, which no dialect in files has", False)]
+        return [(f"the module has {odd}, which no format in files has", False)]
     channel, spatial = block.channel_attention, block.spatial_attention
     assert channel is not None
     hidden = channel.layers[0].out_channels
@@ -158,7 +158,7 @@ def _odd_switches(block: CBAM) -> str:
 
 
 def carries_over(raw: Mapping[str, Tensor], block: Any) -> bool:
-    """Return whether weights in this library's own names fit a module as they are."""
+    """Return whether weights with this library's names fit a module unchanged."""
     own = {name: value.shape for name, value in block.state_dict().items() if name not in SCALES}
     given = {name: value.shape for name, value in raw.items() if name not in SCALES}
     counter = "spatial_attention.norm.num_batches_tracked"

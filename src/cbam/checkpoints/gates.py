@@ -1,4 +1,4 @@
-"""The weights of one CBAM block, free of any dialect, and the two ways to say the same spatial gate."""
+"""The weights of one CBAM block, in no particular format; a spatial gate with a norm, or with a bias instead."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 NORM = ("weight", "bias", "running_mean", "running_var")
-EPS = 1e-5  # of every batch norm in the dialects that have one
+EPS = 1e-5  # of every batch norm in the formats that have one
 
 
 @dataclass(frozen=True)
 class Gates:
-    """One block.
+    """The weights of one block.
 
     Args:
         first, last: (h, C) and (C, h), the MLP.
         first_bias, last_bias: (h,) and (C,), or None.
-        kernel: (1, 2, k, k), the plane that reads the average first; None where there is no spatial gate.
+        kernel: (1, 2, k, k), with the plane that reads the average first; None without a spatial gate.
         kernel_bias: (1,), or None.
         norm: "weight", "bias", "running_mean", "running_var", each (1,), and "num_batches_tracked"; or None.
-        adds_input: the block returns what the gates give plus its input.
+        adds_input: the block returns its gated input plus its input.
     """
 
     first: Tensor
@@ -56,7 +56,7 @@ class Gates:
 
 
 def with_norm(gates: Gates) -> Gates:
-    """Say the convolution's bias, or that there is none, as a batch norm: the same outputs in eval mode.
+    """Express the convolution's bias, or its absence, as a batch norm: the same outputs in eval mode.
 
     weight sqrt(1 + eps), bias b, mean 0, variance 1: (z - 0) / sqrt(1 + eps) * sqrt(1 + eps) + b.
 
@@ -91,5 +91,5 @@ def without_norm(gates: Gates) -> Gates:
 
 
 def is_zero(tensor: Tensor | None) -> bool:
-    """Return whether a bias is absent or does nothing."""
+    """Return whether a bias is absent or zero."""
     return tensor is None or not bool(tensor.count_nonzero())

@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from cbam.checkpoints.committing import commit, unwrapped
-from cbam.checkpoints.dialects import Dialect
 from cbam.checkpoints.fitting import SCALES, carries_over, fit, reads_maximum_first
+from cbam.checkpoints.foreign import recognise_for
+from cbam.checkpoints.formats import Format
 from cbam.checkpoints.matching import Match, match
 from cbam.checkpoints.reading import look_at
-from cbam.checkpoints.recognise import recognise
 from cbam.checkpoints.report import BlockRow, WeightsReport
 from cbam.checkpoints.unpacking import Unpacked, unpack
 from cbam.errors import CBAMError
@@ -23,7 +23,7 @@ from cbam.errors import CBAMError
 def load_weights(
     model: nn.Module,
     source: str | Path | Mapping[str, Any],
-    dialect: str = "auto",
+    format: str = "auto",
     partial: bool = False,
     *,
     sites: Mapping[str, str] | None = None,
@@ -31,26 +31,26 @@ def load_weights(
     outer_residual: bool = False,
     entry: str | None = None,
 ) -> WeightsReport:
-    """Load a checkpoint of any known dialect into a model, all of it or nothing.
+    """Load a checkpoint of any known format into a model: all of it, or nothing.
 
-    A plain network's file fits the model with attached attention too: the gates then keep their values. A file with
-    attention needs a model with attention of the same form; where that lacks a switch, or has one too many, the
-    error says which `cbam.attach` fits.
+    A plain network's file also fits the model with attached attention, whose gates then keep their values. A file with
+    attention needs a model with attention of the same form; if a bias, a norm or a width differs, the error names the
+    `cbam.attach` call that fits.
 
     Args:
-        model: changed in place, or, if this raises, not at all.
+        model: changed in place; unchanged if this raises.
         source: a .safetensors file, a file of `torch.save` (read with `weights_only=True`), a folder with
             model.safetensors, or a state dict.
-        dialect: "auto", or one of cbam, official, pytorchcv, timm, textbook, luuuyi, changzy00, mmyolo, xmu.
-        partial: load what fits, leave the rest, and report both.
-        sites: {block in the file: site in the model}, where the names leave a choice.
-        adapt: convert forms that differ: a norm that is folded or added (equal outputs in eval mode only), biases of
-            zero that are added or dropped.
-        outer_residual: the network adds the block's input itself, `x + block(x)`, as xmu's block does inside.
-        entry: which state dict of the file, such as "state_dict_ema".
+        format: "auto", or one of cbam, official, pytorchcv, timm, textbook, luuuyi, changzy00, mmyolo, xmu.
+        partial: load the tensors that fit and report the others.
+        sites: {block in the file: site in the model}, where the names are ambiguous.
+        adapt: convert forms that differ: fold or add a norm (equal outputs in eval mode only), add or drop biases that
+            are zero.
+        outer_residual: the network itself computes `x + block(x)`, which xmu's block does inside.
+        entry: which state dict of the file to load, such as "state_dict_ema".
 
     Returns:
-        What was loaded, converted, missing and left over; `print` shows it as a table.
+        What was loaded and converted, and what was missing or unexpected; `print` shows a table.
 
     Raises:
         CBAMError: a file that is missing, damaged or hostile; attention that is not CBAM; weights that do not fit.
@@ -70,12 +70,31 @@ def load_weights(
             "the model has parameters without memory. Give it some first: model.to_empty(device=...)."
         )
     packed = unpack(look_at(source), entry, inner.state_dict())
-    found = recognise(packed.shapes, packed.name, dialect)
+    return load_unpacked(inner, packed, format, partial, sites, adapt, outer_residual)
+
+
+def load_unpacked(
+    inner: nn.Module,
+    packed: Unpacked,
+    format: str = "auto",
+    partial: bool = False,
+    sites: Mapping[str, str] | None = None,
+    adapt: bool = False,
+    outer_residual: bool = False,
+) -> WeightsReport:
+    """Load one state dict out of a file; arguments and errors are those of `load_weights`.
+
+    Args:
+        inner: the model without the wrappers of torch.compile and data parallelism.
+        packed: the state dict.
+        format, partial, sites, adapt, outer_residual: as for `load_weights`.
+    """
+    found = recognise_for(inner, packed, format)
     matched = match(inner, packed, found, sites, partial)
     tensors = packed.tensors()
     state = {name: tensors[key] for key, name in matched.taken.items()}
     rows = []
-    for prefix, site in matched.places.items():
+    for prefix, site in matched.assigned.items():
         block = {
             name: tensors[prefix + name]
             for name in (*found.blocks[prefix], *SCALES)
@@ -93,28 +112,28 @@ def _block(
     block: dict[str, Tensor], prefix: str, site: str, matched: Match, adapt: bool, outer_residual: bool
 ) -> tuple[dict[str, Tensor], BlockRow]:
     """Return the weights of one site, and the report's row."""
-    dialect, module = matched.dialect, matched.sites[site]
-    assert dialect is not None
-    if dialect.max_first is None:
-        dialect = replace(dialect, max_first=bool(reads_maximum_first(module)))
+    format, module = matched.format, matched.sites[site]
+    assert format is not None
+    if format.max_first is None:
+        format = replace(format, max_first=bool(reads_maximum_first(module)))
     source, target = prefix.removesuffix("."), site.removesuffix(".")
     where = f"block {source!r}, site {target!r}"
     changes: list[str] = []
-    if not _is_own(block, module, dialect):
-        gates = dialect.parse(block, where)
+    if not _is_own(block, module, format):
+        gates = format.parse(block, where)
         if outer_residual:
             gates = replace(gates, adds_input=False)
         scales = {name: block[name] for name in SCALES if name in block}
-        block, changes = fit(gates, module, dialect, where, adapt)
+        block, changes = fit(gates, module, format, where, adapt)
         block |= scales
     return block, BlockRow(source, target, len(block), tuple(changes))
 
 
-def _is_own(block: Mapping[str, Tensor], module: Any, dialect: Dialect) -> bool:
+def _is_own(block: Mapping[str, Tensor], module: Any, format: Format) -> bool:
     """Return whether a block goes into a module as it is."""
-    if dialect.name != "cbam" or not carries_over(block, module):
+    if format.name != "cbam" or not carries_over(block, module):
         return False
-    return reads_maximum_first(module) in (None, dialect.max_first)
+    return reads_maximum_first(module) in (None, format.max_first)
 
 
 def _report(
@@ -133,11 +152,11 @@ def _report(
     notes += [f"not loaded: {text}" for text in matched.misfits]
     return WeightsReport(
         packed.name,
-        matched.dialect.name if matched.dialect else None,
+        matched.format.name if matched.format else None,
         tuple(state),
         tuple(rows),
         matched.missing,
-        matched.left_over,
+        matched.unexpected,
         matched.kept,
         tuple(notes),
     )

@@ -1,4 +1,4 @@
-"""What of a file goes where in a model: every decision that needs names, shapes and types, and no data."""
+"""Which tensor of a file sets which tensor of a model: all decisions that need names, shapes and types, but no data."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 from cbam.checkpoints.backbones import from_pytorchcv
 from cbam.checkpoints.committing import misfit
-from cbam.checkpoints.dialects import Dialect, check_shapes
 from cbam.checkpoints.fitting import SCALES, attach_call
-from cbam.checkpoints.placing import place, sites_of
+from cbam.checkpoints.formats import Format, check_shapes
 from cbam.checkpoints.recognise import Found
 from cbam.checkpoints.report import shortened
+from cbam.checkpoints.sites import assign, sites_of
 from cbam.checkpoints.unpacking import Unpacked
 from cbam.errors import CBAMError
 from cbam.nn import CBAM
 from cbam.nn.base import AttentionModule
 
-ORDER = "cbam.descriptor_order"  # a string beside the tensors of our own files
-MIXED = "mixed"  # its value where the sites differ: each reads its kernel as its own module does
+ORDER = "cbam.descriptor_order"  # metadata of our own files
+MIXED = "mixed"  # its value where the sites differ: each kernel is in the order of its own module
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,21 @@ class Match:
     """A file matched with a model.
 
     Args:
-        dialect: of the file, None for a plain network.
+        format: of the file; None for a plain network.
         sites: {prefix: attention module} of the model.
-        places: {block's prefix: site's prefix}.
-        taken: {name in the file: name in the model}, blocks left out.
-        left_over: names in the file that have no place.
-        misfits: what has another shape or type, in words.
-        missing: names in the model that nothing sets.
-        kept: attention weights of the model, if the file is that of a plain network.
+        assigned: {prefix of a block in the file: prefix of its site}.
+        taken: {name in the file: name in the model} of all tensors outside blocks.
+        unexpected: names in the file that the model does not have.
+        misfits: a sentence for each tensor of another shape or type.
+        missing: names in the model that the file does not have.
+        kept: attention weights of the model, which keep their values if the file is a plain network's.
     """
 
-    dialect: Dialect | None
+    format: Format | None
     sites: dict[str, AttentionModule]
-    places: dict[str, str]
+    assigned: dict[str, str]
     taken: dict[str, str]
-    left_over: tuple[str, ...]
+    unexpected: tuple[str, ...]
     misfits: tuple[str, ...]
     missing: tuple[str, ...]
     kept: tuple[str, ...]
@@ -54,41 +54,41 @@ def match(
     """Match a file with a model.
 
     Args:
-        model: looked at only.
-        packed, found: the file and what was recognised in it.
-        given: sites that the user has named.
-        partial: what is missing or left over is no error.
+        model: is not changed.
+        packed, found: the file and the blocks found in it.
+        given: {block: site} from the user.
+        partial: missing and unexpected tensors are no error.
 
     Raises:
-        CBAMError: blocks of impossible shapes or without a place; tensors that do not fit the model.
+        CBAMError: blocks of impossible shapes or without a site; tensors that do not fit the model.
     """
     own, sites = model.state_dict(), sites_of(model)
-    dialect = _dialect(packed, found, sites)
-    if dialect is not None:
+    format = _format(packed, found, sites)
+    if format is not None:
         for prefix, block in found.blocks.items():
-            check_shapes(dialect, block, f"{packed.name}, block {prefix.removesuffix('.')!r}")
+            check_shapes(format, block, f"{packed.name}, block {prefix.removesuffix('.')!r}")
         if not sites and not partial:
-            raise _no_attention(packed, found, dialect)
+            raise _no_attention(packed, found, format)
     rename: Callable[[str], str] = (
-        from_pytorchcv if dialect is not None and dialect.name == "pytorchcv" else str
+        from_pytorchcv if format is not None and format.name == "pytorchcv" else str
     )
     said = {rename(f"{block}.").removesuffix("."): site for block, site in (given or {}).items()}
-    placed = place([rename(prefix) for prefix in found.blocks], sites, said) if sites else {}
-    places = {prefix: placed[rename(prefix)] for prefix in found.blocks if sites}
-    taken, left_over = _rest(found, own, rename)
-    left_over += [p + name for p, block in found.blocks.items() if p not in places for name in block]
-    words = {
+    sites_by_name = assign([rename(prefix) for prefix in found.blocks], sites, said) if sites else {}
+    assigned = {prefix: sites_by_name[rename(prefix)] for prefix in found.blocks if sites}
+    taken, unexpected = _rest(found, own, rename)
+    unexpected += [p + name for p, block in found.blocks.items() if p not in assigned for name in block]
+    sentences = {
         key: text
         for key, name in taken.items()
         if name in own and (text := misfit(name, found.rest[key], own[name]))
     }
-    misshapen = {taken.pop(key) for key in words}
-    missing, kept = _missing(own, sites, places, set(taken.values()))
+    misshapen = {taken.pop(key) for key in sentences}
+    missing, kept = _missing(own, sites, assigned, set(taken.values()))
     absent = [key for key in missing if key not in misshapen]
     parts = (
         ("missing", absent),
-        ("without a place", left_over),
-        ("of another shape or type", list(words.values())),
+        ("unexpected", unexpected),
+        ("of another shape or type", list(sentences.values())),
     )
     if any(names for _, names in parts) and not partial:
         problems = "; ".join(f"{len(names)} {kind} ({shortened(names)})" for kind, names in parts if names)
@@ -97,37 +97,47 @@ def match(
             " trained for? In Python, cbam.load_weights(model, file, partial=True) loads what fits."
         )
     return Match(
-        dialect, sites, places, taken, tuple(left_over), tuple(words.values()), tuple(missing), tuple(kept)
+        format,
+        sites,
+        assigned,
+        taken,
+        tuple(unexpected),
+        tuple(sentences.values()),
+        tuple(missing),
+        tuple(kept),
     )
 
 
 def _rest(
     found: Found, own: Mapping[str, Tensor], rename: Callable[[str], str]
 ) -> tuple[dict[str, str], list[str]]:
-    """Return {name in the file: name in the model} beside the blocks, and the names that have no place."""
-    taken, left_over = {}, []
+    """Return {name in the file: name in the model} outside blocks, and the unexpected names."""
+    taken, unexpected = {}, []
     scales = {prefix + name for prefix in found.blocks for name in SCALES}
     for key in found.rest:
         name = rename(key)
         if name in own or (key not in scales and _is_scale(name, found.rest[key], own)):
             taken[key] = name
         elif key not in scales:
-            left_over.append(key)
-    return taken, left_over
+            unexpected.append(key)
+    return taken, unexpected
 
 
 def _is_scale(name: str, value: Tensor, own: Mapping[str, Tensor]) -> bool:
-    """Return whether this is the scale of a gate that has none now: the gate takes it all the same."""
+    """Return whether this is the scale of a gate that has none now but accepts one."""
     gate = name.removesuffix("gate_scale")
     return gate != name and value.ndim == 0 and any(key.startswith(gate) for key in own)
 
 
 def _missing(
-    own: Mapping[str, Tensor], sites: Mapping[str, AttentionModule], places: Mapping[str, str], set_: set[str]
+    own: Mapping[str, Tensor],
+    sites: Mapping[str, AttentionModule],
+    assigned: Mapping[str, str],
+    set_: set[str],
 ) -> tuple[list[str], list[str]]:
-    """Return what nothing sets, and, for the file of a plain network, the attention that stays as it is."""
+    """Return the missing names, and, for a plain network's file, those of the attention, which keeps its values."""
     attention = {key for key in own if key.startswith(tuple(sites))} if sites else set()
-    filled = tuple(places.values())
+    filled = tuple(assigned.values())
     missing = [
         key
         for key in own
@@ -135,42 +145,42 @@ def _missing(
         if key not in set_ and not key.endswith(("num_batches_tracked", "gate_scale"))
         and not (filled and key.startswith(filled))
     ]  # fmt: skip
-    if places or attention & set_:
+    if assigned or attention & set_:
         return missing, []
     return [key for key in missing if key not in attention], [key for key in missing if key in attention]
 
 
-def _dialect(packed: Unpacked, found: Found, sites: Mapping[str, AttentionModule]) -> Dialect | None:
-    """Return the file's dialect; a file in our own names reads its kernels as it says, or else as the model does."""
-    if found.dialect is None or found.dialect.name != "cbam":
-        return found.dialect
+def _format(packed: Unpacked, found: Found, sites: Mapping[str, AttentionModule]) -> Format | None:
+    """Return the file's format, for our own with the order of its kernels' planes: as recorded, or as in the model."""
+    if found.format is None or found.format.name != "cbam":
+        return found.format
     said = packed.metadata.get(ORDER)
     if said in ("max-avg", "avg-max"):
-        return replace(found.dialect, max_first=said == "max-avg")
+        return replace(found.format, max_first=said == "max-avg")
     if said == MIXED:
-        return replace(found.dialect, max_first=None)
+        return replace(found.format, max_first=None)
     orders = {
         site.spatial_attention.descriptor_order
         for site in sites.values()
         if isinstance(site, CBAM) and site.spatial_attention is not None
     }
     if orders == {"avg-max"} or not orders:
-        return found.dialect
+        return found.format
     names = {name for block in found.blocks.values() for name in block}
     bare = not any(".norm." in name or name.endswith(".bias") for name in names)
     if bare and not any(key.endswith(SCALES) for key in packed.shapes):
         raise CBAMError(
             f"{packed.name} has the names of the textbook module, whose kernel reads [mean, max], and of this"
-            " library, and kernels in the model read [max, mean]. If it is the textbook's: dialect='textbook' (--from)."
+            " library, and kernels in the model read [max, mean]. If it is the textbook's: format='textbook' (--from)."
             " If it is this library's: model.load_state_dict, or save it with cbam.save_pretrained."
         )
-    return replace(found.dialect, max_first=True if len(orders) == 1 else None)
+    return replace(found.format, max_first=True if len(orders) == 1 else None)
 
 
-def _no_attention(packed: Unpacked, found: Found, dialect: Dialect) -> CBAMError:
+def _no_attention(packed: Unpacked, found: Found, format: Format) -> CBAMError:
     prefix, block = next(iter(found.blocks.items()))
-    gates = dialect.parse(block, f"block {prefix.removesuffix('.')!r}")
+    gates = format.parse(block, f"block {prefix.removesuffix('.')!r}")
     return CBAMError(
-        f"{packed.name} holds {len(found.blocks)} blocks of CBAM ({dialect.name}), and the model has no attention."
-        f" Attach it first: {attach_call(gates, dialect.max_first)}"
+        f"{packed.name} holds {len(found.blocks)} blocks of CBAM ({format.name}), and the model has no attention."
+        f" Attach it first: {attach_call(gates, format.max_first)}"
     )

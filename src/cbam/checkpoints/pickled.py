@@ -1,7 +1,7 @@
 """Files of `torch.save`, in its present form (a zip archive) and in the one before PyTorch 1.6.
 
-A pickle is a program. torch runs it with `weights_only=True`, which knows tensors, numbers, strings and containers
-and refuses everything else. The first pass runs it with fake tensors, so that sizes are known before memory is taken.
+A pickle is a program. torch runs it with `weights_only=True`, which accepts tensors, numbers, strings and containers
+and refuses everything else. The first pass uses fake tensors, so that sizes are known before memory is allocated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cbam.errors import CBAMError
 
 
 def look(path: Path, size: int) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """Return what a file holds, with tensors that have no data, and no strings of its own."""
+    """Return what a file holds, with tensors without data; its metadata is empty."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     if zipfile.is_zipfile(path):
@@ -41,14 +41,14 @@ def look(path: Path, size: int) -> tuple[Mapping[str, Any], dict[str, str]]:
 
 
 def read(path: Path) -> Mapping[str, Any]:
-    """Return the same with data."""
+    """Return the content with data."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected pickle protocol")  # what is wrong with it, the error says
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error explains it
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def kind_of(value: Any) -> str:
-    """Return the name of a value's type; a tensor without data, which the first pass makes, is a Tensor all the same.
+    """Return the name of a value's type; a tensor without data, from the first pass, is a Tensor too.
 
     >>> kind_of(torch.zeros(2)), kind_of([1])
     ('Tensor', 'list')
@@ -69,7 +69,7 @@ def _tensors(tree: Any, depth: int = 0) -> Iterator[Tensor]:
 
 
 def _check_archive(path: Path, size: int) -> None:
-    """Refuse what `torch.save` never writes: compressed records, which may unpack to any size."""
+    """Refuse compressed records, which `torch.save` never writes and which may unpack to any size."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
@@ -81,7 +81,7 @@ def _check_archive(path: Path, size: int) -> None:
 
 
 def _check_storages(path: Path, size: int) -> None:
-    """Refuse a file in the old form whose storages claim more bytes than it has: they are allocated unread."""
+    """Refuse a file in the old form whose storages claim more bytes than it has: torch allocates before reading."""
     with path.open("rb") as stream:
         for _ in range(4):  # a magic number, a version, facts about the machine, then the content
             census = _Census(stream)
@@ -92,7 +92,7 @@ def _check_storages(path: Path, size: int) -> None:
 
 
 class _Inert:
-    """Stands for every class and function in a pickle, and does nothing."""
+    """Replaces every class and function in a pickle, and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -107,20 +107,20 @@ class _Inert:
         return id(self)
 
 
-class _Census(pickle._Unpickler):  # the one in Python: the one in C allocates what a memo index claims
-    """Notes the storages of a pickle without making any."""
+class _Census(pickle._Unpickler):  # in Python: the unpickler in C allocates as much as a memo index claims
+    """Records the storages of a pickle without allocating them."""
 
     def __init__(self, stream: Any):
         super().__init__(stream)
         self.storages: dict[Any, int] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return something inert, whatever was asked for."""
+        """Return something inert for every name."""
         return OrderedDict if (module, name) == ("collections", "OrderedDict") else _Inert
 
     def persistent_load(self, pid: Any) -> Any:
-        """Note a storage: ("storage", type, key, location, elements, view)."""
+        """Record a storage: ("storage", type, key, location, elements, view)."""
         if isinstance(pid, tuple) and len(pid) > 4:
-            # An element has a byte at least; tensors that share a storage name it again.
+            # An element has at least one byte; tensors that share a storage name it again.
             self.storages[pid[2]] = max(0, int(pid[4]), self.storages.get(pid[2], 0))
         return _Inert()

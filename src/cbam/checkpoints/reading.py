@@ -1,7 +1,7 @@
-"""Read a file of weights that may come from anybody: sizes, names and types first, bytes last.
+"""Read an untrusted file of weights: sizes, names and types first, bytes last.
 
-Nothing is executed: pickles go through `torch.load(weights_only=True)`, and only after a first pass in which tensors
-have a shape and no memory. What a file claims is held against its size before anything is allocated.
+Nothing is executed: pickles go through `torch.load(weights_only=True)`, after a first pass in which tensors have a
+shape but no memory. The claims of a file are compared with its size before anything is allocated.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from cbam.errors import CBAMError
 MOST_BYTES = 8 * 2**30
 MOST_TENSORS = 100_000
 LONGEST_NAME = 1_000
-# What torch says of a class or function that is not one of those that weights are made of.
+# torch's message for a class or function that is not allowed in a file of weights.
 _CALLED = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds, before its tensors are read.
+    """The content of a file, before its tensors are read.
 
     Args:
         name: of the file, for messages.
-        tree: what it says: a mapping of names to tensors without data, or mappings of such.
-        metadata: strings beside the tensors, of safetensors files.
-        read: gives the same tree with data.
+        tree: names to tensors without data, or to mappings of such.
+        metadata: of safetensors files.
+        read: returns the same tree with data.
     """
 
     name: str
@@ -43,15 +43,15 @@ class Content:
 
 
 def look_at(source: str | Path | Mapping[str, Any], most_bytes: int = MOST_BYTES) -> Content:
-    """Return what a file, or a dictionary in memory, holds; tensors have shapes and types, but no data yet.
+    """Return the content of a file or of a dictionary in memory; tensors have shapes and types, but no data yet.
 
     Args:
         source: a .safetensors file, a file of `torch.save`, a folder with model.safetensors, or a state dict.
         most_bytes: refuse larger files.
 
     Raises:
-        CBAMError: no such file; too large; truncated or damaged; a pickle that holds more than tensors, numbers,
-            strings and containers of them; tensors that claim more bytes than the file has.
+        CBAMError: no such file; too large; truncated or damaged; a pickle with anything but tensors, numbers, strings
+            and containers; tensors that claim more bytes than the file has.
 
     >>> look_at({"fc.weight": torch.zeros(2, 3)}).tree["fc.weight"].shape
     torch.Size([2, 3])
@@ -77,7 +77,7 @@ def look_at(source: str | Path | Mapping[str, Any], most_bytes: int = MOST_BYTES
 
 
 def cannot_read(path: Path, error: Exception) -> CBAMError:
-    """Build the error for a file that is damaged, or not what it says."""
+    """Return the error for a file that is damaged or of another kind than its name says."""
     return CBAMError(
         f"cannot read {str(path)!r} as weights ({_reason(error)}). It must be a .safetensors file"
         " or a torch.save'd state dict of tensors (not a pickled model); nothing in it was executed."
@@ -85,12 +85,12 @@ def cannot_read(path: Path, error: Exception) -> CBAMError:
 
 
 def _reason(error: Exception) -> str:
-    """Say what is wrong with a file, without torch's advice to read it with weights_only=False all the same."""
+    """Return what is wrong with a file, without torch's advice to read it with weights_only=False."""
     text = str(error)
     if called := _CALLED.search(text):
         name = "".join(letter for letter in called[1] if letter.isprintable())[:100]
         return f"it calls code, {name}; a file of weights holds data only"
-    if "Weights only load failed" in text:  # the advice, then this word or an empty line, then what is wrong
+    if "Weights only load failed" in text:  # the advice, then this text or an empty line, then the reason
         text = text.partition("WeightsUnpickler error: ")[2] or text.partition("\n\n")[2]
     reason = (text.strip().splitlines() or ["no reason given"])[0][:200]
     return f"{type(error).__name__}: {reason}"
@@ -110,7 +110,7 @@ def check_names(state: Mapping[Any, Any], name: str) -> None:
 
 
 def is_dense(value: Any) -> bool:
-    """Return whether a value is a plain tensor in memory or without data."""
+    """Return whether a value is a plain tensor, with or without data."""
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
 
 

@@ -1,4 +1,4 @@
-"""Whose CBAM is it? Find the blocks in a state dict, or say why what is there is not CBAM."""
+"""Find the attention blocks of a state dict and their format, and refuse attention that is not CBAM."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cbam.checkpoints.dialects import DIALECTS, Dialect
+from cbam.checkpoints.formats import FORMATS, Format
 from cbam.errors import CBAMError, unknown_name
 
-# A name inside a block -> whose it is and why it cannot be converted.
+# A name inside a block -> which module has it, and why it cannot be converted.
 REFUSED = {
     "channel_attention.fc.weight": (
         "ultralytics' CBAM",
@@ -38,63 +38,63 @@ _LIGHT = (
 
 @dataclass(frozen=True)
 class Found:
-    """The blocks of one dialect in a state dict.
+    """The blocks of one format in a state dict.
 
     Args:
-        dialect: theirs; None where there is no attention.
+        format: of the blocks; None where there is no attention.
         blocks: prefix of a block ("layer1.0.cbam.", or "") to {name inside the block: tensor}.
         rest: all other tensors.
     """
 
-    dialect: Dialect | None
+    format: Format | None
     blocks: dict[str, dict[str, Tensor]]
     rest: dict[str, Tensor]
 
 
-def recognise(state: Mapping[str, Tensor], name: str, dialect: str = "auto") -> Found:
+def recognise(state: Mapping[str, Tensor], name: str, format: str = "auto") -> Found:
     """Find the attention blocks in a state dict; tensors need no data.
 
     Args:
         state: names to tensors.
         name: of the file, for messages.
-        dialect: "auto", or a name from `DIALECTS`.
+        format: "auto", or a name from `FORMATS`.
 
     Raises:
-        CBAMError: an unknown dialect, or one that the file does not hold; blocks of two dialects; attention that is
+        CBAMError: an unknown format, or one without blocks in the file; blocks of two formats; attention that is
             not CBAM.
 
     >>> import torch
     >>> keys = ("ca.fc.0.weight", "ca.fc.2.weight", "sa.conv1.weight")
-    >>> recognise({f"layer1.0.{key}": torch.empty(0) for key in keys}, "the file").dialect.name
+    >>> recognise({f"layer1.0.{key}": torch.empty(0) for key in keys}, "the file").format.name
     'luuuyi'
     """
-    if dialect != "auto" and dialect not in DIALECTS:
-        raise unknown_name("dialect", dialect, ["auto", *DIALECTS])
+    if format != "auto" and format not in FORMATS:
+        raise unknown_name("format", format, ["auto", *FORMATS])
     refuse_what_is_not_cbam(state, name)
-    candidates = [d for d in DIALECTS.values() if d.name != "textbook"]
+    candidates = [d for d in FORMATS.values() if d.name != "textbook"]
     found = {d.name: prefixes for d in candidates if (prefixes := _prefixes(state, d))}
-    if dialect != "auto":
-        prefixes = _prefixes(state, DIALECTS[dialect])
+    if format != "auto":
+        prefixes = _prefixes(state, FORMATS[format])
         if not prefixes:
-            there = f"It holds {', '.join(found)}." if found else "It holds no attention that is known here."
-            raise CBAMError(f"{name} has no block of the dialect {dialect!r}. {there}")
-        return _split(state, DIALECTS[dialect], prefixes)
+            there = f"It holds {', '.join(found)}." if found else "It holds no attention that is known."
+            raise CBAMError(f"{name} has no block of the format {format!r}. {there}")
+        return _split(state, FORMATS[format], prefixes)
     if len(found) > 1:
         raise CBAMError(
-            f"{name} holds blocks of {len(found)} dialects: {', '.join(f'{k} ({len(v)})' for k, v in found.items())}."
-            " Pass the one to load as dialect=... (--from)."
+            f"{name} holds blocks of {len(found)} formats: {', '.join(f'{k} ({len(v)})' for k, v in found.items())}."
+            " Pass the one to load as format=... (--from)."
         )
     if not found:
         return Found(None, {}, dict(state))
     ((only, prefixes),) = found.items()
-    return _split(state, DIALECTS[only], prefixes)
+    return _split(state, FORMATS[only], prefixes)
 
 
 def refuse_what_is_not_cbam(state: Mapping[str, Tensor], name: str) -> None:
-    """Raise for attention that goes by CBAM's name, or comes with it, and is another function.
+    """Refuse attention called CBAM, or used beside it, that computes another function.
 
     Raises:
-        CBAMError: whose it is and why it cannot be converted.
+        CBAMError: with the module's origin and why it cannot be converted.
     """
     for key, tensor in state.items():
         for ending, (whose, why) in REFUSED.items():
@@ -105,14 +105,14 @@ def refuse_what_is_not_cbam(state: Mapping[str, Tensor], name: str) -> None:
             raise CBAMError(f"{name} holds {_LIGHT[0]} ({key}), which is not converted: {_LIGHT[1]}.")
 
 
-def _prefixes(state: Mapping[str, Tensor], dialect: Dialect) -> list[str]:
-    mark = f"{dialect.first}.weight"
+def _prefixes(state: Mapping[str, Tensor], format: Format) -> list[str]:
+    mark = f"{format.first}.weight"
     prefixes = [key.removesuffix(mark) for key in state if key == mark or key.endswith("." + mark)]
-    return [prefix for prefix in prefixes if dialect.has_block(state, prefix)]
+    return [prefix for prefix in prefixes if format.has_block(state, prefix)]
 
 
-def _split(state: Mapping[str, Tensor], dialect: Dialect, prefixes: list[str]) -> Found:
-    names = dialect.names()
+def _split(state: Mapping[str, Tensor], format: Format, prefixes: list[str]) -> Found:
+    names = format.names()
     blocks = {p: {n: state[p + n] for n in names if p + n in state} for p in prefixes}
     taken = {prefix + name for prefix, block in blocks.items() for name in block}
-    return Found(dialect, blocks, {key: value for key, value in state.items() if key not in taken})
+    return Found(format, blocks, {key: value for key, value in state.items() if key not in taken})

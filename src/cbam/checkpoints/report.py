@@ -1,4 +1,4 @@
-"""What came out of a checkpoint, as a table."""
+"""The report of a loaded checkpoint."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class BlockRow:
 
     Args:
         source: its name in the file, "" for a file that is one block.
-        target: where it went.
-        tensors: how many.
-        changes: what was converted, in words.
+        target: the site that took it.
+        tensors: how many it has.
+        changes: what was converted.
     """
 
     source: str
@@ -24,38 +24,38 @@ class BlockRow:
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What was loaded, converted, missing and left over; `print` it.
+    """What was loaded and converted, and what was missing or unexpected; `print` it.
 
     Args:
         source: the file.
-        dialect: whose CBAM it holds, None for a plain network.
+        format: of its attention; None for a plain network.
         loaded: names of the model's tensors that were set.
         blocks: a row for each attention block.
-        missing: names of the model's tensors that the file has not, and that kept their values.
-        left_over: names of the file's tensors that found no place.
-        kept: names of attention weights that kept their values because the file is that of a plain network.
-        notes: what the user should know.
+        missing: names of the model's tensors that are not in the file; they keep their values.
+        unexpected: names of the file's tensors that are not in the model.
+        kept: names of attention weights that keep their values because the file is a plain network's.
+        notes: other remarks.
     """
 
     source: str
-    dialect: str | None
+    format: str | None
     loaded: tuple[str, ...]
     blocks: tuple[BlockRow, ...] = ()
     missing: tuple[str, ...] = ()
-    left_over: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
         """Whether every tensor of the file went into the model, and none of the model's is missing."""
-        return not self.missing and not self.left_over
+        return not self.missing and not self.unexpected
 
     def __str__(self) -> str:
-        dialect = f"dialect {self.dialect}" if self.dialect else "a plain network, no attention"
-        lines = [f"{self.source}: {dialect}; {len(self.loaded)} tensors loaded"]
+        format = f"format {self.format}" if self.format else "a plain network, no attention"
+        lines = [f"{self.source}: {format}; {len(self.loaded)} tensors loaded"]
         lines += block_table(self.blocks)
-        for what, names in (("missing", self.missing), ("left over", self.left_over), ("kept", self.kept)):
+        for what, names in (("missing", self.missing), ("unexpected", self.unexpected), ("kept", self.kept)):
             if names:
                 lines.append(f"{what}: {len(names)} ({shortened(names)})")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])

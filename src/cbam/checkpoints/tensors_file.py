@@ -1,4 +1,4 @@
-"""safetensors files: the header is checked by that library against the file's size before a tensor is made."""
+"""safetensors files: the library checks the header against the file's size before a tensor is created."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DTYPES = {
 
 
 def claims(path: Path) -> bool:
-    """Return whether a file is, or says that it is, a safetensors file.
+    """Return whether a file is, or claims to be, a safetensors file.
 
     Its first eight bytes are the header's length, and the header begins with a brace.
     """
@@ -32,7 +32,7 @@ def claims(path: Path) -> bool:
 
 
 def look(path: Path, size: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return {name: tensor without data} and the file's own strings."""
+    """Return {name: tensor without data} and the metadata."""
     from safetensors import safe_open
 
     found = {}
@@ -51,11 +51,11 @@ def read(path: Path) -> Mapping[str, Any]:
     """Return {name: tensor}."""
     from safetensors.torch import load_file
 
-    return load_file(path, backend="pread")  # of a mapped file that shrinks meanwhile, the process would die
+    return load_file(path, backend="pread")  # if a memory-mapped file shrank meanwhile, the process would die
 
 
 def write(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a state dict atomically; tensors that share memory are written each for itself."""
+    """Write a state dict atomically; tensors that share memory are written separately."""
     known = set(_DTYPES.values())
     odd = [f"{name} ({tensor.dtype})" for name, tensor in state.items() if tensor.dtype not in known]
     if odd:
@@ -66,10 +66,10 @@ def write(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, 
 
 
 def to_bytes(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return a file's content; the same tensors and words give the same bytes, which safetensors alone does not.
+    """Return a file's content; unlike safetensors alone, the same tensors and metadata give the same bytes.
 
-    >>> words = {name: name for name in "abcdefgh"}
-    >>> len({to_bytes({"w": torch.ones(2)}, words) for _ in range(9)})
+    >>> metadata = {name: name for name in "abcdefgh"}
+    >>> len({to_bytes({"w": torch.ones(2)}, metadata) for _ in range(9)})
     1
     """
     from safetensors.torch import save
@@ -78,15 +78,15 @@ def to_bytes(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | No
     content = save(own, {"format": "pt", **(metadata or {})})
     length = int.from_bytes(content[:8], "little")
     entries = json.loads(content[8 : 8 + length])
-    # These come in the order of a hash table.
+    # Their order is that of a hash table.
     entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
     ordered = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    ordered += b" " * (-len(ordered) % 8)  # as the format has it, so that the tensors stay aligned
+    ordered += b" " * (-len(ordered) % 8)  # as the format requires, so that the tensors are aligned
     return b"".join((len(ordered).to_bytes(8, "little"), ordered, memoryview(content)[8 + length :]))
 
 
 def raw(tensor: torch.Tensor) -> bytes:
-    """Return a tensor's values, row by row, without the help of NumPy.
+    """Return a tensor's bytes, row by row, without NumPy.
 
     >>> raw(torch.tensor([1, 256], dtype=torch.int16))
     b'\\x01\\x00\\x00\\x01'
@@ -96,7 +96,7 @@ def raw(tensor: torch.Tensor) -> bytes:
 
 
 def header(path: Path) -> dict[str, Any]:
-    """Return a file's header as it stands there, for tests and for people who want to look.
+    """Return a file's header, for tests and inspection.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""From what a file holds to one state dict: out of its wrappers, without the prefixes that wrappers leave."""
+"""Find the state dict in the content of a file, and drop the prefixes that wrappers add to its names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -20,16 +20,16 @@ OPTIONAL_PREFIXES = ("model.", "backbone.", "net.")
 
 @dataclass(frozen=True)
 class Unpacked:
-    """One state dict out of a file.
+    """A state dict from a file.
 
     Args:
         name: of the file, for messages.
         shapes: names to tensors, perhaps without data.
-        notes: what was unpacked, for the report.
-        metadata: strings beside the tensors.
-        content: the file.
+        notes: for the report.
+        metadata: of the file.
+        content: of the file.
         path: keys that lead to the state dict.
-        prefix: that was dropped.
+        prefix: the one that was dropped.
     """
 
     name: str
@@ -47,17 +47,23 @@ class Unpacked:
             tree = tree[key]
         return {str(key).removeprefix(self.prefix): tree[key] for key in tree}
 
+    def holding(self, state: dict[str, Tensor]) -> Unpacked:
+        """Return a copy that holds these tensors instead."""
+        return replace(
+            self, shapes=state, content=replace(self.content, read=lambda: state), path=(), prefix=""
+        )
+
 
 def unpack(content: Content, entry: str | None = None, wanted: Iterable[str] = ()) -> Unpacked:
-    """Find the state dict in what a file holds.
+    """Find the state dict in the content of a file.
 
     Args:
         content: of the file.
         entry: name of the state dict in it; by default the first of `ENTRIES` that is there.
-        wanted: keys of the model that will take it: a prefix such as "model." is dropped only if that helps.
+        wanted: keys of the model: a prefix such as "model." is dropped only if more keys then match.
 
     Raises:
-        CBAMError: no state dict is there, or one that holds more than dense tensors, or an entry that is not there.
+        CBAMError: no state dict, one that holds other things than dense tensors, or an unknown entry.
     """
     tree: Any = content.tree
     path: list[str] = []
@@ -98,13 +104,13 @@ def _prefix(keys: list[str], wanted: set[str]) -> str:
             longer = dropped + prefix
             if not all(key.startswith(longer) and len(key) > len(longer) for key in keys):
                 continue
-            helps = _hits(keys, longer, wanted) > _hits(keys, dropped, wanted)
-            if helps or (prefix in PREFIXES and not _hits(keys, dropped, wanted)):
+            helps = _matching(keys, longer, wanted) > _matching(keys, dropped, wanted)
+            if helps or (prefix in PREFIXES and not _matching(keys, dropped, wanted)):
                 dropped = longer
                 break
         else:
             return dropped
 
 
-def _hits(keys: list[str], prefix: str, wanted: set[str]) -> int:
+def _matching(keys: list[str], prefix: str, wanted: set[str]) -> int:
     return sum(key.removeprefix(prefix) in wanted for key in keys)

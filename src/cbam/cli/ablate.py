@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from cbam.cli.compare import parse_as, run_grid
+from cbam.cli.compare import parse_as
 from cbam.compare import ablation
 from cbam.compare.ablation import Ablation
 from cbam.compare.config import CompareConfig
@@ -18,11 +18,11 @@ from cbam.errors import CBAMError
 
 DESCRIPTION = """Repeat the paper's ablations on your images: what the channel gate pools (Table 1), descriptor and
 kernel of the spatial gate (Table 2), arrangement (Table 3), reduction ratios and kernels; each with seeds and spread.
-Ends with tables beside the paper's. Stopped at any time, the same command goes on; tables share their networks.
+Ends with tables beside the paper's. Stopped at any time, the same command resumes; tables share networks.
 
 Example: cbam ablate --table 1,2,3 --data fashion-mnist --model resnet20 --seeds 3 --epochs 5
 
-Tables of a run that is there, finished or not:
+Tables of an existing run, finished or not:
          cbam ablate --report runs/ablate-fashion-mnist-resnet20"""
 
 _ALONE = "--report takes the folder of a run and nothing else: cbam ablate --report FOLDER"
@@ -39,8 +39,7 @@ class AblateConfig(CompareConfig):
 
     # Not needed for --report, which takes nothing else.
     data: Annotated[str, tyro.conf.arg(help_behavior_hint="(required, but not with --report)")] = ""
-    """fashion-mnist, digits, or a folder with train/ and val/ and in each a folder per class, or only the latter;
-    or tar shards or a set of Hugging Face's datasets, see docs/data.md."""
+    """fashion-mnist, digits, a folder of class folders or of train/ and val/ with those, shards, ...: docs/data.md."""
     report: Path | None = None
     """Print the tables of the run in this folder, finished or not, and do nothing else."""
     table: str | None = None
@@ -50,19 +49,19 @@ class AblateConfig(CompareConfig):
     kernel: str | None = None
     """Kernels of the spatial gate, e.g. 3,5,7,9."""
     attention: str = "none"
-    """Variants beside those of the ablations, with commas; all differences are taken to none."""
+    """Variants in addition to those of the ablations, with commas; all differences are to none."""
     output: Path | None = None
-    """The run's folder; the same command goes on in it, other tables join it. None: runs/ablate-DATA-MODEL."""
+    """The run's folder; the same command resumes it, other tables are added to it. None: runs/ablate-DATA-MODEL."""
 
     def _check_attention(self) -> None:
-        """Leave it to `grid`: a control alone is well beside the networks of a table."""
+        """Leave it to `grid`: beside the networks of a table, a control alone makes sense."""
 
     @property
     def ablations(self) -> list[Ablation]:
-        """The ablations that were asked for.
+        """The requested ablations.
 
         Raises:
-            CBAMError: none was, or one that does not exist.
+            CBAMError: There is none, or one that does not exist.
         """
         chosen = [ablation.table(number) for number in _numbers("table", self.table)]
         if self.reduction is not None:
@@ -76,7 +75,7 @@ class AblateConfig(CompareConfig):
         return chosen
 
     def grid(self) -> CompareConfig:
-        """Return what `cbam compare` has to train for them."""
+        """Return the comparison that trains their networks."""
         own = {item.name: getattr(self, item.name) for item in dataclasses.fields(CompareConfig)}
         further = [name.strip() for name in self.attention.split(",") if name.strip()]
         own["attention"] = ",".join(ablation.variants(self.ablations, further))
@@ -87,7 +86,7 @@ class AblateConfig(CompareConfig):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the `arguments` after it; return the exit code."""
+    """Run the command with the `arguments` after it; return the exit code."""
     if arguments and arguments[0].partition("=")[0] == "--report":
         return _report(arguments)
     config = parse(arguments)
@@ -96,7 +95,10 @@ def main(arguments: Sequence[str]) -> int:
     if not config.data:
         raise CBAMError("ablate needs images: type --data NAME, for example --data fashion-mnist")
     ablations = config.ablations
-    outcome = run_grid(config.grid(), ["cbam", "ablate", *arguments])
+    from cbam.cli.running import run_job
+    from cbam.compare.run import prepare
+
+    outcome = run_job(prepare, config.grid(), ["cbam", "ablate", *arguments])
     if outcome:
         from cbam.compare.ablation_page import tables_text, write_page
 

@@ -1,45 +1,52 @@
-"""`cbam bench`: how fast the attention is beside its rivals, and beside a plain copy of the map."""
+"""`cbam bench`: how fast the attention is beside other ways to write it, and beside a plain copy of the map."""
 
 from __future__ import annotations
 
-import shlex
+import itertools
 from collections.abc import Sequence
 
 import tyro
 from rich.console import Console
 
-from cbam.bench.settings import BenchConfig
+from cbam.bench.config import BenchConfig, defaults
 
 DESCRIPTION = """Time CBAM as a module, in a network, and over sizes and threads, beside the textbook module, a careful
-one, timm's, and torch.compile of each. Writes tables, JSON, CSV and a picture. Some minutes; the machine should have
-nothing else to do.
+one, timm's, and torch.compile of each. Writes tables, JSON, CSV and a picture. Takes some minutes; nothing else should
+run on the machine.
 
-Example: cbam bench --parts modules --memory-formats channels_last"""
+Examples: cbam bench --parts modules --memory-formats channels_last; cbam bench --device cuda --budget 480"""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the `arguments` after it; return the exit code."""
-    config = tyro.cli(BenchConfig, prog="cbam bench", description=DESCRIPTION, args=list(arguments))
+    """Run the verb with the `arguments` after it; return the exit code: 1 if a check on the GPU failed."""
+    config = tyro.cli(
+        BenchConfig,
+        prog="cbam bench",
+        description=DESCRIPTION,
+        args=list(arguments),
+        default=defaults(_device(arguments)),
+    )
     # Heavy imports after the options are known to be right: a typing error is answered at once.
-    from cbam.bench.progress import Progress
-    from cbam.bench.run import execute
-    from cbam.bench.tables import show
+    from cbam.bench.report import sections, trust
+    from cbam.bench.run import prepare
+    from cbam.cli.running import run_job
+    from cbam.runs.tables import show
 
-    command = ["cbam", "bench", *arguments]
-    try:
-        with Progress(Console(stderr=True, highlight=False)) as progress:
-            outcome = execute(config, command, progress)
-    except KeyboardInterrupt as stop:
-        if not config.output.is_dir():
-            raise
-        again = shlex.join(word for word in command if word != "--restart")
-        raise type(stop)(
-            f"stopped. What is measured is kept in {config.output}. To go on, type:\n  {again}"
-        ) from None
+    outcome = run_job(prepare, config, ["cbam", "bench", *arguments], leave_out=["--restart"])
+    assert outcome is not None
     console = Console(highlight=False)
-    show(outcome.results, console)
-    if config.quick:
-        console.print("--quick only tries whether everything works: these numbers mean nothing.")
-    for name in ("bench.json", "bench.csv", *(["bench.png"] if outcome.picture else [])):
+    show(sections(outcome.results), console)
+    console.print(trust(outcome.results), soft_wrap=True)
+    for name, why in outcome.left.items():
+        console.print(f"not measured: {name}: {why}", soft_wrap=True)
+    if config.in_effect().small:
+        console.print("--quick and a dry run only try whether everything works: these numbers mean nothing.")
+    for name in ("bench.json", "bench.csv", "bench.md", *(["bench.png"] if outcome.picture else [])):
         console.print(f"{config.output / name}", soft_wrap=True)
-    return 0
+    return int(outcome.wrong)
+
+
+def _device(arguments: Sequence[str]) -> str:
+    """Return the device that is asked for, which decides the defaults."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    return next((after for word, after in itertools.pairwise(words) if word == "--device"), "cpu")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -12,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cbam.cli.notices import log_to
+from cbam.cli.attention import with_kinds
 from cbam.compare.config import CompareConfig
 from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig
@@ -22,45 +20,23 @@ if TYPE_CHECKING:
     from cbam.compare.statistics import PairedDifference
 
 Form = TypeVar("Form", bound=CompareConfig)
-DESCRIPTION = """Train the same network plain, with SE, with CBAM, and plain but as large as with CBAM, several times.
-Ends with a table, a verdict and a report page. Stopped at any time, the same command goes on.
+DESCRIPTION = """Train one network plain, with SE, with CBAM, and plain but widened to the size of CBAM, with several
+seeds. Ends with a table, a verdict and a report page. Stopped at any time, the same command resumes.
 
 Example: cbam compare --data fashion-mnist --model resnet20 --seeds 3 --epochs 10"""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the `arguments` after it; return the exit code."""
+    """Run the command with the `arguments` after it; return the exit code."""
     config = parse(arguments)
-    outcome = run_grid(config, ["cbam", "compare", *arguments])
+    # Heavy imports after the options are known to be right: a typing error is answered at once.
+    from cbam.cli.running import run_job
+    from cbam.compare.run import prepare
+
+    outcome = run_job(prepare, config, ["cbam", "compare", *arguments])
     if outcome:
         show(outcome, config, Console(highlight=False))
     return 0
-
-
-def run_grid(config: CompareConfig, command: list[str]) -> Outcome | None:
-    """Train, measure and report what `config` asks for; None on processes that only help to train.
-
-    Args:
-        config: What to do.
-        command: What was typed, for the report, and for the advice after an interruption.
-    """
-    # Heavy imports after the options are known to be right: a typing error is answered at once.
-    from cbam.compare.progress import make_progress
-    from cbam.compare.run import execute, prepare
-
-    # Of several processes (torchrun, accelerate launch) only the first one talks.
-    progress = make_progress(Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0"))
-    log_to(progress.notice)
-    try:
-        with progress:
-            return execute(prepare(config, command, progress), progress)
-    except KeyboardInterrupt as stop:
-        if not config.folder.is_dir():
-            raise
-        raise type(stop)(
-            f"stopped. Finished models and epochs are kept in {config.folder}. To go on, type the same again:\n"
-            f"  {shlex.join(command)}"
-        ) from None
 
 
 def parse(arguments: Sequence[str]) -> CompareConfig:
@@ -72,7 +48,7 @@ def parse(arguments: Sequence[str]) -> CompareConfig:
     >>> parse(["--data", "digits", "--epochs", "2"]).train.epochs
     2
     """
-    return parse_as(CompareConfig, arguments, "cbam compare", DESCRIPTION)
+    return parse_as(CompareConfig, arguments, "cbam compare", with_kinds(DESCRIPTION))
 
 
 def parse_as(form: type[Form], arguments: Sequence[str], program: str, description: str) -> Form:
@@ -87,7 +63,7 @@ def show(outcome: Outcome, config: CompareConfig, console: Console) -> None:
     """Print the table, the verdict and where the report is."""
     from cbam.compare.statistics import verdict
     from cbam.compare.variants import label
-    from cbam.runs.formatting import counted
+    from cbam.formatting import counted
 
     summary = outcome.summary
     title = (

@@ -11,14 +11,14 @@ import tyro
 
 from cbam.attach import attach
 from cbam.checkpoints.converting import ORDER, convert, form_in, write
-from cbam.checkpoints.dialects import DIALECTS
+from cbam.checkpoints.formats import FORMATS
 from cbam.checkpoints.loading import load_weights
 from cbam.errors import CBAMError
 from cbam.models import build_model, made_for
 
 DESCRIPTION = f"""Convert a checkpoint from one CBAM format to another.
 
-Formats: {", ".join(DIALECTS)}. Pickles are never executed; nothing is written unless everything fits.
+Formats: {", ".join(FORMATS)}. Pickles are never executed; nothing is written unless everything fits.
 
 Examples: cbam convert authors.pth cbam.safetensors
           cbam convert authors.pth timm.safetensors --to timm
@@ -93,7 +93,7 @@ def _for_model(config: ConvertConfig, name: str) -> int:
         outer_residual=config.outer_residual,
         entry=config.entry,
     )
-    write(config.out, model.state_dict(), {"cbam.dialect": "cbam", ORDER: form["descriptor_order"]})
+    write(config.out, model.state_dict(), {"cbam.format": "cbam", ORDER: form["descriptor_order"]})
     print(report)
     print(f"matching attention: cbam.attach(model, {_written(form)})")
     print(f"written to {config.out}")

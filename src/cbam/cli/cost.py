@@ -8,10 +8,12 @@ from dataclasses import dataclass, fields
 import tyro
 
 from cbam.attach import attach
+from cbam.cli.attention import with_kinds
 from cbam.cli.plan import PlanConfig
 from cbam.errors import CBAMError
 from cbam.evaluate import Cost, cost
 from cbam.evaluate.paper_costs import render_table
+from cbam.formatting import columns
 from cbam.models import build_model
 
 DESCRIPTION = """Count parameters, MACs, FLOPs, bytes moved and bytes saved for backward of one forward pass.
@@ -37,7 +39,9 @@ class CostConfig(PlanConfig):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command with its `arguments`; return the exit code."""
-    return run(tyro.cli(CostConfig, prog="cbam cost", description=DESCRIPTION, args=list(arguments)))
+    return run(
+        tyro.cli(CostConfig, prog="cbam cost", description=with_kinds(DESCRIPTION), args=list(arguments))
+    )
 
 
 def run(config: CostConfig) -> int:
@@ -60,6 +64,7 @@ def run(config: CostConfig) -> int:
     return 0
 
 
+_USUAL = {"reduction_ratio": 16}  # what None stands for; typing it asks for nothing else
 _OF_ATTENTION = ("sites", "exclude", "preset", "reduction_ratio", "kernel_size")
 
 
@@ -68,7 +73,10 @@ def _check(config: CostConfig) -> None:
         raise CBAMError(
             "cost needs --model NAME, such as --model resnet50, or --table N for a table of the paper."
         )
-    others = [f.name for f in fields(config) if f.name != "table" and getattr(config, f.name) != f.default]
+    names = [field for field in fields(config) if field.name not in ("table", "imports")]
+    values = {field.name: getattr(config, field.name) for field in names}
+    usual = {field.name: field.default for field in names}
+    others = [name for name, value in values.items() if value not in (usual[name], _USUAL.get(name))]
     if config.table is not None and others:
         given = ", ".join("--" + name.replace("_", "-") for name in others)
         raise CBAMError(
@@ -96,10 +104,4 @@ def beside(plain: Cost, attended: Cost, name: str) -> str:
         digits = {1.0: 0, 1e9: 3, 1e6: 2}[unit]
         shown = [f"{value / unit:,.{digits}f}" for value in (before, after, after - before)]
         rows.append((label, *shown, f"{(after - before) / before:+.2%}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for row in rows
-    )
+    return "\n".join(columns(rows))

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
+from cbam.runs.imports import import_modules
 
 if TYPE_CHECKING:
     from cbam.data import ImageData
@@ -50,8 +51,13 @@ class EvaluateConfig:
     """Where to compute."""
     workers: int = 0
     """Processes that load images."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Modules of your own to import first, such as my_package.my_gate, for the attention in the network."""
     output: Path | None = None
     """A JSON file for the scores, those of each class among them."""
+
+    def __post_init__(self) -> None:
+        import_modules(self.imports)
 
 
 def main(arguments: Sequence[str]) -> int:

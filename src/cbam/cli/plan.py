@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 from cbam.attach import plan
 from cbam.attach.sites.select import split_sites
+from cbam.cli.attention import with_kinds
 from cbam.models import build_model, made_for
+from cbam.nn.registry import attention_kind
+from cbam.runs.imports import import_modules
 
 DESCRIPTION = """Show where attention would go in a model and what it would add. Changes nothing.
 
@@ -24,7 +27,7 @@ class PlanConfig:
     model: str
     """A backbone: resnet20, paper_resnet50, or a name that torchvision or timm knows."""
     attention: str = "cbam"
-    """cbam, se, channel or spatial."""
+    """Kind of attention."""
     sites: tuple[str, ...] = ("auto",)
     """auto, residual, block, stage, conv, head; module paths or patterns; several with spaces or commas. auto: residual
     (the end of every residual branch); in networks without residual branches, stage (the last map at each
@@ -33,14 +36,19 @@ class PlanConfig:
     """Sites to leave out."""
     preset: str = "paper"
     """CBAM's preset: paper, official or timm."""
-    reduction_ratio: int = 16
-    """The channel gate's MLP has 1/r as many hidden units as there are channels."""
+    reduction_ratio: int | None = None
+    """The channel gate's MLP has 1/r as many hidden units as there are channels; by default 16 for CBAM and SE."""
     kernel_size: int | None = None
-    """Kernel of the spatial gate; by default 7. SE has none."""
+    """Kernel of the gate's convolution; by default 7 for CBAM. SE has none."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Modules of your own to import first, such as my_package.my_gate, for the attention that they register."""
     num_classes: int | None = None
     """Width of the classifier; by default 10 for the CIFAR ResNets, else 1000."""
     input_size: tuple[int, int, int] | None = None
     """Channels, height and width of the images; by default 3 32 32 for the CIFAR ResNets, else 3 224 224."""
+
+    def __post_init__(self) -> None:
+        import_modules(self.imports)
 
     @property
     def classes(self) -> int:
@@ -64,15 +72,22 @@ class PlanConfig:
             "sites": split_sites(self.sites),
             "exclude": split_sites(self.exclude),
             "input_size": self.image_size,
-            "preset": self.preset,
-            "reduction_ratio": self.reduction_ratio,
-            **({} if self.kernel_size is None else {"kernel_size": self.kernel_size}),
+            **self._options(),
         }
+
+    def _options(self) -> dict[str, Any]:
+        """Return the attention's options that were given, and the preset where the attention has one."""
+        given: dict[str, Any] = {"reduction_ratio": self.reduction_ratio, "kernel_size": self.kernel_size}
+        if self.preset != "paper" or attention_kind(self.attention).takes("preset"):
+            given["preset"] = self.preset
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command with its `arguments`; return the exit code."""
-    return run(tyro.cli(PlanConfig, prog="cbam plan", description=DESCRIPTION, args=list(arguments)))
+    return run(
+        tyro.cli(PlanConfig, prog="cbam plan", description=with_kinds(DESCRIPTION), args=list(arguments))
+    )
 
 
 def run(config: PlanConfig) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cbam.compare.variants import PARTS, parse_variant
+from cbam.compare.variants import WORDS, parse_variant
 from cbam.errors import CBAMError
 from cbam.evaluate.paper_tables import PaperRow, paper_table
+from cbam.nn.registry import attention_kind
 
 TABLE_NUMBERS = (1, 2, 3)
 PRESET = "official"
-"""The authors' dialect: the only one that gives the paper's parameter counts."""
+"""The authors' preset: the only one that gives the paper's parameter counts."""
 DEFAULT_KERNEL, DEFAULT_RATIO = 7, 16
 
 
@@ -40,7 +41,7 @@ def variant_name(row: PaperRow) -> str:
     >>> [variant_name(row) for row in paper_table(3).rows][2:]
     ['cbam:official:spatial-channel', 'cbam:official:parallel']
     """
-    if row.attention in ("none", "se"):
+    if row.attention == "none" or "preset" not in attention_kind(row.attention).options:
         return row.attention
     words = [row.attention, PRESET]
     for option in row.switches.items():
@@ -49,7 +50,7 @@ def variant_name(row: PaperRow) -> str:
         if option[0] == "kernel_size":
             words.append(f"k{option[1]}")
         else:
-            words.append(next(word for word, part in PARTS.items() if part.option == option))
+            words.append(next(text for text, word in WORDS.items() if word.option == option))
     return ":".join(words)
 
 
@@ -107,7 +108,7 @@ def _sweep(title: str, letter: str, values: Sequence[int], default: int) -> Abla
 
 
 def variants(ablations: Sequence[Ablation], further: Sequence[str] = ("none",)) -> tuple[str, ...]:
-    """Return the variants of all ablations, each once, behind the `further` ones.
+    """Return the variants of all ablations, each once, after the `further` ones.
 
     >>> variants([table(1), kernels([3, 7])])
     ('none', 'se', 'channel:official:max', 'channel:official', 'cbam:official:k3', 'cbam:official')

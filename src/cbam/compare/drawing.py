@@ -36,6 +36,7 @@ LOOKS: dict[str, tuple[str, str, str, Any]] = {
 OTHER_LOOK = ("#444444", "#c8c8c8", "X", ":")
 _BORROWED = [name for name in LOOKS if name not in ("none", "control")]
 _MARKERS = "XhdH*8"
+_VARIANT = re.compile(r"[a-z][a-z0-9_]*(:.*)?")  # what `--attention` takes looks like this
 
 # Colours that no figure uses otherwise; they become CSS variables in the page.
 INK, MUTED, GRID = "#0a0b01", "#0a0b02", "#0a0b03"
@@ -61,11 +62,14 @@ def css_name(variant: str) -> str:
 
 
 def _stand_in(variant: str) -> str:
-    """Return the variant whose colour is drawn: its own, or for one of the many composed names a borrowed one."""
-    if variant in LOOKS:
+    """Return the variant whose colour is drawn: its own, or for one of the many other names a borrowed one."""
+    if variant in LOOKS or variant == "other":
         return variant
-    # By the name, not by the place in a run: the same network has one colour on every page.
-    return _BORROWED[zlib.crc32(variant.encode()) % len(_BORROWED)] if ":" in variant else "other"
+    # By the name, not by its position in a run: the same network has one colour on every page. And by its form, not by
+    # the registry: a report is written again without the modules that were imported for the run.
+    return (
+        _BORROWED[zlib.crc32(variant.encode()) % len(_BORROWED)] if _VARIANT.fullmatch(variant) else "other"
+    )
 
 
 def look(variant: str) -> Look:

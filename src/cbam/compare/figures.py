@@ -40,10 +40,10 @@ def seeds_figure(summary: Summary) -> Markup:
         _rows(axes, names)
         axes.set_xlabel("validation accuracy (%)")
         axes.margins(x=0.06)
-        told = "; ".join(
+        values = "; ".join(
             f"{label(row.variant)} {', '.join(f'{100 * a:.2f}' for a in row.accuracies)}" for row in rows
         )
-        return inline_svg(axes, "seeds", f"Validation accuracy in percent, one mark per seed. {told}.")
+        return inline_svg(axes, "seeds", f"Validation accuracy in percent, one mark per seed. {values}.")
 
 
 def differences_figure(summary: Summary) -> Markup | None:
@@ -70,10 +70,10 @@ def differences_figure(summary: Summary) -> Markup | None:
         _rows(axes, names)
         axes.set_xlabel("difference in accuracy (points)", loc="right")
         axes.margins(x=0.06)
-        told = "; ".join(
+        values = "; ".join(
             f"{label(row.variant)} minus {label(other)} {_told(gap)}" for row, other, gap in drawn
         )
-        return inline_svg(axes, "differences", f"Paired differences in percentage points. {told}.")
+        return inline_svg(axes, "differences", f"Paired differences in percentage points. {values}.")
 
 
 def _told(gap: PairedDifference) -> str:
@@ -130,9 +130,9 @@ def curve_figure(
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        told = "; ".join(f"{label(variant)} {value:.4g}" for variant, (_, value) in ends.items())
+        values = "; ".join(f"{label(variant)} {value:.4g}" for variant, (_, value) in ends.items())
         return inline_svg(
-            axes, measure.replace("_", "-"), f"{title} per epoch. Mean after the last epoch: {told}."
+            axes, measure.replace("_", "-"), f"{title} per epoch. Mean after the last epoch: {values}."
         )
 
 
@@ -214,6 +214,8 @@ def classes_figure(
         axes.set_xlabel(f"{label(variant)} minus {label(baseline)} (points)")
         margin = 6 * (limits[1] - limits[0]) or 1.0
         axes.set_xlim(100 * limits[0] - margin, 100 * limits[1] + margin)
-        told = "; ".join(f"{change.name} {points(change.mean)}" for change in changes)
+        values = "; ".join(f"{change.name} {points(change.mean)}" for change in changes)
         name = f"classes-{variant.replace(':', '-')}"
-        return inline_svg(axes, name, f"Change of accuracy per class in points, mean over the seeds. {told}.")
+        return inline_svg(
+            axes, name, f"Change of accuracy per class in points, mean over the seeds. {values}."
+        )

@@ -8,7 +8,6 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from cbam.compare.config import differences
 from cbam.compare.grid import Cell
 from cbam.runs.folder import RunFolder
 
@@ -17,20 +16,6 @@ logger = logging.getLogger(__name__)
 
 class CompareFolder(RunFolder):
     """Reads and writes the files of one comparison."""
-
-    def check_config(self, now: dict[str, Any]) -> dict[str, Any]:
-        """Refuse to mix two different runs in one folder; a run may get more seeds and variants.
-
-        Args:
-            now: The resolved configuration of this call.
-
-        Returns:
-            The configuration of the run in the folder; empty if there is none yet.
-
-        Raises:
-            CBAMError: The folder holds a run of another configuration, or something that is no run.
-        """
-        return self.check_settings(now, differences, ("seeds",))
 
     def cell(self, cell: Cell) -> Path:
         """Return the folder of a cell."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from cbam.compare.variants import matched_by_control, parse_variant
+from cbam.nn.registry import attention_kind
 from cbam.train.seeding import derive_seed, forked_rng
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def cells(variants: tuple[str, ...], seeds: int) -> list[Cell]:
     return [Cell(variant, seed) for seed in range(seeds) for variant in variants]
 
 
-def build_cell(cell: Cell, config: CompareConfig, data: ImageData) -> nn.Module:
+def build_cell(
+    cell: Cell, config: CompareConfig, data: ImageData, parameters: dict[str, int] | None = None
+) -> nn.Module:
     """Build the model of a cell as it is before training.
 
     The backbone's first weights depend on the seed alone: all variants of a seed start from the same ones.
@@ -50,15 +53,18 @@ def build_cell(cell: Cell, config: CompareConfig, data: ImageData) -> nn.Module:
         cell: Variant and seed.
         config: The model's name, its weights and the reduction ratio.
         data: Gives the number of classes and the image size.
+        parameters: Numbers of parameters by variant, as far as they are known, and this model's from now on. The size
+            of a control is taken from here; without it, the network that it matches is built to be counted.
 
     Raises:
-        CBAMError: The model, its weights, the place for the attention or a control of that size do not exist.
+        CBAMError: The model, its weights, the sites for the attention or a control of that size do not exist.
     """
     # Lazily: timm and torchvision take seconds to import, and a typing error should not.
     from cbam.attach import attach
     from cbam.attach.sites.select import split_sites
     from cbam.models import build_model, match_parameters
 
+    parameters = {} if parameters is None else parameters
     channels = data.input_size[0]
     with forked_rng(derive_seed(cell.seed, "backbone")):
         model = build_model(
@@ -69,13 +75,16 @@ def build_cell(cell: Cell, config: CompareConfig, data: ImageData) -> nn.Module:
             weights=config.weights,
         )
     if cell.variant == "control":
-        matched = Cell(matched_by_control(config.variants), cell.seed)
-        target = count_parameters(build_cell(matched, config, data))
+        matched = matched_by_control(config.variants)
+        if matched not in parameters:
+            build_cell(Cell(matched, cell.seed), config, data, parameters)
         with forked_rng(derive_seed(cell.seed, "control")):
-            match_parameters(model, target)
+            match_parameters(model, parameters[matched])
     elif (variant := parse_variant(cell.variant)).attention:
         # Options of the variant win over the run's.
-        options: dict[str, Any] = {"reduction_ratio": config.reduction_ratio}
+        options: dict[str, Any] = {}
+        if config.reduction_ratio is not None and attention_kind(variant.attention).takes("reduction_ratio"):
+            options["reduction_ratio"] = config.reduction_ratio
         options |= variant.attach_arguments(fine_tuning=config.fine_tuning)
         with forked_rng(derive_seed(cell.seed, "attention")):
             attach(
@@ -84,6 +93,7 @@ def build_cell(cell: Cell, config: CompareConfig, data: ImageData) -> nn.Module:
                 input_size=data.input_size,
                 **options,
             )
+    parameters[cell.variant] = count_parameters(model)
     return model
 
 

@@ -23,13 +23,17 @@ BATCH_SIZES = (1, 32)
 
 
 def trained_models(
-    folder: CompareFolder, config: CompareConfig, data: ImageData, device: torch.device
+    folder: CompareFolder,
+    config: CompareConfig,
+    data: ImageData,
+    parameters: dict[str, int],
+    device: torch.device,
 ) -> dict[str, nn.Module]:
-    """Return the trained models of seed 0, by variant, on `device` and in evaluation mode."""
+    """Return the trained models of seed 0, by variant, on `device` and in evaluation mode; see `build_cell`."""
     models = {}
     for variant in config.variants:
         cell = Cell(variant, 0)
-        model = build_cell(cell, config, data)
+        model = build_cell(cell, config, data, parameters)
         model.load_state_dict(load_file(folder.cell(cell) / "model.safetensors"))
         models[variant] = model.to(device).to(memory_format=torch.channels_last).eval()
     return models
@@ -82,7 +86,7 @@ def pictures_done(folder: CompareFolder, variants: tuple[str, ...]) -> bool:
     """Whether the pictures of all variants are there."""
     try:
         manifest = json.loads((folder.path / "pictures" / "pictures.json").read_text(encoding="utf-8"))
-        told = set(manifest.get("notes", ()))  # of variants that could not be drawn
-        return all(set(variants) <= told | set(image["variants"]) for image in manifest["images"])
+        noted = set(manifest.get("notes", ()))  # variants that could not be drawn
+        return all(set(variants) <= noted | set(image["variants"]) for image in manifest["images"])
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -1,4 +1,4 @@
-"""Run a comparison from its configuration to its report, or go on with one that was stopped.
+"""Run a comparison from its options to its report, or resume one that was stopped.
 
 Every step looks first whether its file is there: a cell's `result.json`, `costs.json`, `pictures.json`. So a run that
 was killed anywhere is finished by the same command, and a finished one only writes its report again.
@@ -7,11 +7,16 @@ was killed anywhere is finished by the same command, and a finished one only wri
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cbam.compare.config import CompareConfig, merged, resolved
+from torch import nn
+
+from cbam.checkpoints import tensors_file
+from cbam.compare.config import CompareConfig, merged
 from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell, build_cell, cells, count_parameters
 from cbam.compare.measure import (
@@ -21,15 +26,24 @@ from cbam.compare.measure import (
     trained_models,
     training_speed,
 )
-from cbam.compare.progress import PlainProgress
 from cbam.compare.report import write_report
-from cbam.compare.spread import absorb_metrics, check_spread, train_elsewhere
 from cbam.compare.statistics import Summary, summarise, write_summary_csv
-from cbam.compare.training import Job, train_one
 from cbam.errors import CBAMError
+from cbam.formatting import counted, duration
 from cbam.models.registry import split_attention
-from cbam.runs.environment import describe_environment, with_session
+from cbam.runs.environment import now
+from cbam.runs.imports import import_modules
+from cbam.runs.launchers import Cluster, Task, check_launcher, launch
+from cbam.runs.options import absolute_data
+from cbam.runs.progress import Progress
+from cbam.runs.rows import Rows
+from cbam.train.checkpoints import Checkpoints
 from cbam.train.device import make_accelerator
+from cbam.train.job import ImageJob, prepare_images
+from cbam.train.loop import Callbacks, Trained
+from cbam.train.nonfinite import NonFiniteLoss
+
+ROWS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -42,18 +56,185 @@ class Outcome:
     report: Path
 
 
-def prepare(config: CompareConfig, command: list[str], progress: PlainProgress) -> Job:
+@dataclass(kw_only=True)
+class CompareJob(ImageJob[Cell, Outcome]):
+    """A comparison: its cells are models to train.
+
+    Attributes:
+        parameters: Their number by variant, counted as the models are built.
+    """
+
+    config: CompareConfig
+    folder: CompareFolder
+    parameters: dict[str, int]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All variants of all seeds."""
+        return cells(self.config.variants, self.config.seeds)
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether the cell's result and weights are there."""
+        return self.folder.result(cell) is not None
+
+    def open(self) -> None:
+        """Write what the run is, and add the metrics of models that were trained on a cluster."""
+        super().open()
+        absorb_metrics(self.folder, self.cells)
+
+    def announce(self, cells: Sequence[Cell], done: Sequence[Cell]) -> None:
+        """Show how many models there are to train."""
+        epochs = self.config.train.epochs
+        each = f"to train for {counted(epochs, 'epoch')} each"
+        self.progress.start("model", len(cells), len(done), work=epochs, each=each)
+
+    def work(self, pending: Sequence[Cell]) -> None:
+        """Train the models here or on a cluster."""
+        if not (pending and self.config.elsewhere):
+            return super().work(pending)
+        config = anywhere(self.config)
+        cluster = Cluster(
+            config.ray, config.slurm, config.model_cpus, config.model_gpus, config.folder / "slurm"
+        )
+        launch(
+            [TrainCell(config, cell, self.parameters) for cell in pending],
+            cluster,
+            self.progress,
+            self._trained,
+        )
+        return None
+
+    def do(self, cell: Cell) -> str:
+        """Train the model of a cell, or resume it; its weights and its result go into the run's folder."""
+        path, main = self.folder.cell(cell), self.processes.is_main_process
+
+        def on_epoch(row: dict[str, Any]) -> None:
+            if main:
+                about = {"cell": cell.name, "variant": cell.variant, "seed": cell.seed}
+                self.folder.metrics.append({**about, **row})
+
+        model = build_cell(cell, self.config, self.data, self.parameters)
+        checkpoints = Checkpoints(path / "checkpoints")
+        try:
+            trained = self.train(self.config, model, cell.seed, checkpoints, Callbacks(epoch=on_epoch))
+        except NonFiniteLoss as error:
+            raise NonFiniteLoss(f"cell {cell.name}: {error}") from None
+        result = _result(cell, trained, self.config.train.epochs)
+        if main:
+            self._write_weights(path / "model.safetensors", trained.model, cell)
+            if trained.ema is not None:
+                self._write_weights(path / "model_ema.safetensors", trained.ema, cell)
+            self.folder.write_json(f"cells/{cell.name}/result.json", result)
+            checkpoints.clear()
+        accuracy, took = f"val {100 * result['val_accuracy']:.2f} %", duration(result["seconds"])
+        return f"{accuracy}  {result['parameters']:,} parameters  {took}"
+
+    def finish(self, worked: Sequence[Cell]) -> Outcome:
+        """Measure, draw, and write the report."""
+        costs = self._measure(anew=any(cell.seed == 0 for cell in worked))
+        results = [result for cell in self.cells if (result := self.folder.result(cell))]
+        summary = summarise(results, self.config.variants)
+        write_summary_csv(self.folder.path, summary)
+        return Outcome(self.data.name, summary, costs, write_report(self.folder.path))
+
+    def _trained(self, task: Task) -> str:
+        """Add the metrics of a task on the cluster; return the accuracy of its model."""
+        cell = next(cell for cell in self.cells if cell.name == task.name)
+        absorb_metrics(self.folder, [cell])
+        result = self.folder.result(cell) or {}
+        return f"validation accuracy {result['val_accuracy']:.2%}" if result else "but left no result"
+
+    def _measure(self, *, anew: bool) -> dict[str, Any]:
+        """Write `costs.json` and the pictures where they are missing, or all where `anew`."""
+        variants, folder = self.config.variants, self.folder
+        known = folder.read_json("costs.json") or {}
+        costs = {} if anew or set(known) != set(variants) else known
+        drawn = pictures_done(folder, variants) and not anew
+        if not (costs and drawn):
+            device = self.processes.device
+            models = trained_models(folder, self.config, self.data, self.parameters, device)
+            if not costs:
+                self.progress.phase("measuring cost and latency")
+                costs = measure_costs(models, self.data.input_size)
+            if not drawn:
+                self.progress.phase("drawing what the models look at (Grad-CAM)")
+                try:
+                    draw_pictures(folder, models, self.data)
+                except CBAMError as error:  # a network without a feature map still has its numbers
+                    self.progress.note(f"no pictures: {error}")
+        rows = folder.metrics.read()
+        costs = {
+            variant: {**costs[variant], "training_images_per_s": training_speed(rows, variant)}
+            for variant in variants
+        }
+        folder.write_json("costs.json", costs)
+        return costs
+
+    def _write_weights(self, file: Path, model: nn.Module, cell: Cell) -> None:
+        about = {
+            "model": self.config.model,
+            "attention": cell.variant,
+            "seed": str(cell.seed),
+            "classes": json.dumps(self.data.classes),
+            "input_size": json.dumps(self.data.input_size),
+            "mean": json.dumps(self.data.mean),
+            "std": json.dumps(self.data.std),
+        }
+        tensors_file.write(file, model.state_dict(), about)
+
+
+@dataclass(frozen=True)
+class TrainCell:
+    """One cell of a comparison, to be trained by whichever process calls this.
+
+    Attributes:
+        config: Of the comparison, with paths that hold on every machine.
+        cell: Which one.
+        parameters: Of the variants, see `CompareJob`.
+    """
+
+    config: CompareConfig
+    cell: Cell
+    parameters: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        """The cell's name."""
+        return self.cell.name
+
+    def __call__(self) -> None:
+        """Train the model unless it is done."""
+        import_modules(self.config.imports)  # unpickling does not run the checks that import them
+        folder = CompareFolder(self.config.folder)
+        folder.metrics = _own_rows(folder, self.cell)
+        if folder.result(self.cell) is not None:
+            return
+        folder.metrics.mend()
+        job = CompareJob(
+            config=self.config,
+            command=[],
+            folder=folder,
+            progress=Progress(),
+            processes=make_accelerator(self.config.train),
+            data=self.config.load(),
+            parameters=dict(self.parameters),
+        )
+        job.announce([self.cell], [])
+        job.do(self.cell)
+
+
+def prepare(config: CompareConfig, command: list[str], progress: Progress) -> CompareJob:
     """Check everything that can be checked before training: folder, device, images, and a model of each variant.
 
     Args:
         config: What to do.
         command: What the user typed, for `env.json`.
-        progress: Is told what the images are.
+        progress: Gets lines on the images and the models.
 
     Raises:
         CBAMError: Something that was asked for does not exist or does not fit; the message says what to type.
     """
-    check_spread(config)
+    check_launcher(config.ray, config.slurm)
     backbone, brought = split_attention(config.model)
     if brought:
         raise CBAMError(
@@ -61,125 +242,85 @@ def prepare(config: CompareConfig, command: list[str], progress: PlainProgress) 
             f"Type --model {backbone} --attention none,{brought}"
         )
     folder = CompareFolder(config.folder)
-    before = folder.check_config(resolved(config))
+    before = folder.check_settings(config.resolved(), CompareConfig)
+    config = _grown(config, before, progress)
+    accelerator, data = prepare_images(config, config.train, folder, progress)
+    parameters: dict[str, int] = {}
+    for variant in config.variants:
+        if variant not in parameters:
+            build_cell(Cell(variant, 0), config, data, parameters)
+    counts = ", ".join(f"{variant} {parameters[variant]:,}" for variant in config.variants)
+    progress.line(f"{config.model}, parameters: {counts}")
+    return CompareJob(
+        config=config,
+        command=command,
+        folder=folder,
+        progress=progress,
+        processes=accelerator,
+        data=data,
+        parameters=parameters,
+    )
+
+
+def _grown(config: CompareConfig, before: dict[str, Any], progress: Progress) -> CompareConfig:
+    """Return the options with the seeds and variants that the folder has beyond those asked for."""
+    there = f"{config.folder} holds a run of"
     if (seeds := before.get("seeds", 0)) > config.seeds:
-        progress.notice(f"{folder.path} holds a run of {seeds} seeds; it goes on with all of them")
+        progress.note(f"{there} {seeds} seeds; it resumes with all of them")
         config = dataclasses.replace(config, seeds=seeds)
     variants = merged(before.get("attention", ""), config.variants)
     if set(variants) > set(config.variants):
-        progress.notice(f"{folder.path} holds a run of {', '.join(variants)}; it goes on with all of them")
-    config = dataclasses.replace(config, attention=",".join(variants))
-    settings = resolved(config)
-    accelerator = make_accelerator(config.train)
-    data = config.load()
-    folder.check_data(data)
-    progress.line(f"images: {data.source}")
-    for notice in data.notices:
-        progress.notice(notice)
-    progress.line(
-        f"{len(data.train):,} images to train on, {len(data.val):,} to validate, {len(data.classes)} classes, "
-        f"{'x'.join(map(str, data.input_size))} each"
+        progress.note(f"{there} {', '.join(variants)}; it resumes with all of them")
+    return dataclasses.replace(config, attention=",".join(variants))
+
+
+def anywhere(config: CompareConfig) -> CompareConfig:
+    """Return the options with absolute paths, for processes that start in another folder.
+
+    >>> anywhere(CompareConfig(data="digits")).folder.is_absolute()
+    True
+    """
+    return dataclasses.replace(
+        config,
+        output=config.folder.resolve(),
+        data=absolute_data(config.data),
+        weights=config.weights.resolve() if config.weights else None,
     )
-    parameters = {}
-    for variant in config.variants:
-        parameters[variant] = count_parameters(build_cell(Cell(variant, 0), config, data))
-    counts = ", ".join(f"{variant} {count:,}" for variant, count in parameters.items())
-    progress.line(f"{config.model}, parameters: {counts}")
-    return Job(config, command, settings, folder, data, parameters, accelerator)
 
 
-def execute(job: Job, progress: PlainProgress) -> Outcome | None:
-    """Train the cells that have no result, measure, draw, and write the report.
+def absorb_metrics(folder: CompareFolder, cells: Sequence[Cell]) -> None:
+    """Move the rows of finished cells from the files of their own into the run's.
 
     Args:
-        job: Of `prepare`.
-        progress: Is told how far the run is.
-
-    Returns:
-        The outcome; None on the processes that only help to train.
-
-    Raises:
-        FolderInUse: Another process works in the folder.
-        NonFiniteLoss: A training broke down.
+        folder: The run's.
+        cells: Those without a file of their own are passed over.
     """
-    if not job.accelerator.is_main_process:
-        job.accelerator.wait_for_everyone()
-        _train_all(job, progress)
-        return None
-    with job.folder.locked():
-        job.folder.check_config(job.settings)  # again: another process may have written it since `prepare`
-        _open_folder(job)
-        job.accelerator.wait_for_everyone()
-        trained = _train_all(job, progress)
-        costs = _measure(job, progress, anew=any(cell.seed == 0 for cell in trained))
-        results = [result for cell in _grid(job) if (result := job.folder.result(cell))]
-        summary = summarise(results, job.config.variants)
-        write_summary_csv(job.folder.path, summary)
-        return Outcome(job.data.name, summary, costs, write_report(job.folder.path))
+    for cell in cells:
+        own = _own_rows(folder, cell)
+        if own.path.exists() and folder.result(cell) is not None:
+            known = [row for row in folder.metrics.read() if row["cell"] != cell.name]
+            folder.metrics.replace([*known, *own.read()])
+            own.path.unlink()
 
 
-def _grid(job: Job) -> list[Cell]:
-    return cells(job.config.variants, job.config.seeds)
+def _own_rows(folder: CompareFolder, cell: Cell) -> Rows:
+    """Return the cell's own file of rows: many machines cannot append to one file."""
+    return Rows(folder.cell(cell) / ROWS)
 
 
-def _open_folder(job: Job) -> None:
-    folder, data = job.folder, job.data
-    environment = describe_environment(
-        job.command, job.accelerator.device.type, job.accelerator.num_processes
-    )
-    folder.write_config(job.settings)
-    folder.write_json("env.json", with_session(folder.read_json("env.json"), environment))
-    folder.write_json(
-        "data.json",
-        {
-            **data.identity,
-            "source": data.source,
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "notices": list(data.notices),
-        },
-    )
-    folder.mend_metrics()
-    absorb_metrics(folder, _grid(job))
-
-
-def _train_all(job: Job, progress: PlainProgress) -> list[Cell]:
-    """Train what has no result yet; return those cells."""
-    grid = _grid(job)
-    done = [cell for cell in grid if job.folder.result(cell)]
-    job.accelerator.wait_for_everyone()  # all processes have looked before the first result is written
-    progress.start(grid, done, job.config.train.epochs)
-    if job.config.elsewhere:
-        train_elsewhere(job, [cell for cell in grid if cell not in done], progress)
-        return [cell for cell in grid if cell not in done]
-    for number, cell in enumerate(grid, start=1):
-        if cell not in done:
-            progress.start_cell(cell, number)
-            train_one(job, cell, progress)
-    return [cell for cell in grid if cell not in done]
-
-
-def _measure(job: Job, progress: PlainProgress, *, anew: bool) -> dict[str, Any]:
-    """Write `costs.json` and the pictures where they are missing, or all where `anew`."""
-    variants = job.config.variants
-    known = job.folder.read_json("costs.json") or {}
-    costs = {} if anew or set(known) != set(variants) else known
-    drawn = pictures_done(job.folder, variants) and not anew
-    if not (costs and drawn):
-        models = trained_models(job.folder, job.config, job.data, job.accelerator.device)
-        if not costs:
-            progress.phase("measuring cost and latency")
-            costs = measure_costs(models, job.data.input_size)
-        if not drawn:
-            progress.phase("drawing what the models look at (Grad-CAM)")
-            try:
-                draw_pictures(job.folder, models, job.data)
-            except CBAMError as error:  # a network without a feature map still has its numbers
-                progress.notice(f"no pictures: {error}")
-    rows = job.folder.rows()
-    costs = {
-        variant: {**costs[variant], "training_images_per_s": training_speed(rows, variant)}
-        for variant in variants
+def _result(cell: Cell, trained: Trained, epochs: int) -> dict[str, Any]:
+    scores = trained.evaluation
+    ema = {"val_accuracy_ema": trained.ema_evaluation.accuracy} if trained.ema_evaluation else {}
+    return {
+        "variant": cell.variant,
+        "seed": cell.seed,
+        "epochs": epochs,
+        "val_accuracy": scores.accuracy,
+        **ema,
+        "val_loss": scores.loss,
+        "per_class_accuracy": scores.per_class_accuracy,
+        "confusion": scores.confusion.tolist(),
+        "parameters": count_parameters(trained.model),
+        "seconds": trained.seconds,
+        "finished": now(),
     }
-    job.folder.write_json("costs.json", costs)
-    return costs

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cbam.errors import CBAMError, unknown_name
+from cbam.nn.kind import AttentionKind
+from cbam.nn.registry import attention_kind, kind_names, kinds_with, library_of
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,6 @@ class Variant:
         name: as typed, e.g. "cbam:official:k3".
         label: as a reader sees it.
         attention: what `cbam.attach` puts in; None: nothing.
-        preset: dialect of CBAM.
         init: "identity" or "paper"; None: identity where training starts from weights, else the paper's.
         options: further keywords of `cbam.attach`.
     """
@@ -26,18 +27,17 @@ class Variant:
     name: str
     label: str
     attention: str | None = None
-    preset: str = "paper"
     init: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
 
     def attach_arguments(self, *, fine_tuning: bool) -> dict[str, Any]:
         """Return the keywords for `cbam.attach` that this variant decides.
 
-        >>> parse_variant("cbam:fresh").attach_arguments(fine_tuning=True)
-        {'attention': 'cbam', 'init': 'paper', 'preset': 'paper'}
+        >>> parse_variant("cbam:official:fresh").attach_arguments(fine_tuning=True)
+        {'attention': 'cbam', 'init': 'paper', 'preset': 'official'}
         """
         init = self.init or ("identity" if fine_tuning else "paper")
-        return {"attention": self.attention, "init": init, "preset": self.preset, **dict(self.options)}
+        return {"attention": self.attention, "init": init, **dict(self.options)}
 
     def same_network(self, other: Variant) -> bool:
         """Whether the two are one network under two names."""
@@ -45,43 +45,53 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What one word behind a colon does: sets the preset, the init, or a keyword of `cbam.attach`."""
+class _Word:
+    """What a word behind a colon does: it sets a keyword of `cbam.attach`."""
 
     shown: str
-    preset: str | None = None
-    init: str | None = None
-    option: tuple[str, Any] | None = None
-    of: tuple[str, ...] = ("cbam", "channel", "spatial")
+    option: tuple[str, Any]
+
+    def fits(self, kind: AttentionKind) -> bool:
+        """Whether it changes a kind of attention."""
+        return self.option[0] == "init" or self.option[0] in kind.options
+
+    @property
+    def of(self) -> tuple[str, ...]:
+        """The kinds that it changes."""
+        return kind_names() if self.option[0] == "init" else kinds_with(self.option[0])
 
 
-_CHANNEL, _SPATIAL = ("cbam", "channel"), ("cbam", "spatial")
-PARTS: dict[str, _Part] = {
-    "official": _Part("official", preset="official"),
-    "timm": _Part("timm", preset="timm"),
-    "fresh": _Part("fresh gates", init="paper", of=("cbam", "channel", "spatial", "se")),
-    "identity": _Part("identity", init="identity", of=("cbam", "channel", "spatial", "se")),
-    "avg": _Part("avg", option=("channel_pooling", "avg"), of=_CHANNEL),
-    "max": _Part("max", option=("channel_pooling", "max"), of=_CHANNEL),
-    "conv": _Part("1×1 conv", option=("spatial_descriptor", "conv"), of=_SPATIAL),
-    "map-avg": _Part("avg map", option=("spatial_descriptor", "avg"), of=_SPATIAL),
-    "map-max": _Part("max map", option=("spatial_descriptor", "max"), of=_SPATIAL),
-    "spatial-channel": _Part("spatial → channel", option=("arrangement", "spatial-channel"), of=("cbam",)),
-    "parallel": _Part("parallel", option=("arrangement", "parallel"), of=("cbam",)),
+WORDS: dict[str, _Word] = {
+    "official": _Word("official", ("preset", "official")),
+    "timm": _Word("timm", ("preset", "timm")),
+    "fresh": _Word("fresh gates", ("init", "paper")),
+    "identity": _Word("identity", ("init", "identity")),
+    "avg": _Word("avg", ("channel_pooling", "avg")),
+    "max": _Word("max", ("channel_pooling", "max")),
+    "conv": _Word("1×1 conv", ("spatial_descriptor", "conv")),
+    "map-avg": _Word("avg map", ("spatial_descriptor", "avg")),
+    "map-max": _Word("max map", ("spatial_descriptor", "max")),
+    "spatial-channel": _Word("spatial → channel", ("arrangement", "spatial-channel")),
+    "parallel": _Word("parallel", ("arrangement", "parallel")),
 }
 # `k3` is a kernel of 3 x 3, `r8` a reduction ratio of 8.
-_NUMBERED = {
-    "k": _Part("k = {}", option=("kernel_size", int), of=_SPATIAL),
-    "r": _Part("r = {}", option=("reduction_ratio", int), of=("cbam", "channel", "se")),
-}
-BASES = {"se": "SE", "cbam": "CBAM", "channel": "channel only", "spatial": "spatial only"}
+_NUMBERED = {"k": "kernel_size", "r": "reduction_ratio"}
 ALONE = {"none": "plain", "control": "control"}
-VARIANTS = ("none", "se", "cbam", "cbam:official", "cbam:timm", "cbam:fresh", "channel", "spatial", "control")
-"""The names that `--help` lists; the words of `PARTS`, `k3` and `r8` make more."""
+
+
+def variant_names() -> tuple[str, ...]:
+    """Return the names that messages list; the words of `WORDS`, `k3` and `r8` make more.
+
+    >>> variant_names()[:2], variant_names()[-1]
+    (('none', 'cbam'), 'control')
+    """
+    return ("none", *kind_names(), "cbam:official", "cbam:timm", "cbam:fresh", "control")
 
 
 def parse_variant(name: str) -> Variant:
-    """Read one name: `none`, `control`, or an attention and what changes it, with colons.
+    """Read one name: `none`, `control`, or a kind of attention and what changes it, with colons.
+
+    A name that begins with a library's, such as `timm:gc`, has its kind behind the first colon.
 
     Raises:
         CBAMError: a name or a word that does not exist, does not fit the attention, or says a thing twice.
@@ -89,41 +99,40 @@ def parse_variant(name: str) -> Variant:
     >>> variant = parse_variant("cbam:official:k3")
     >>> variant.label, variant.attach_arguments(fine_tuning=False)["kernel_size"]
     ('CBAM (official, k = 3)', 3)
+    >>> parse_variant("timm:gc:identity").label
+    'timm gc (identity)'
     """
     base, *words = (word.strip() for word in name.split(":"))
     if base in ALONE and not words:
         return Variant(name, ALONE[base])
-    if base not in BASES:
-        raise unknown_name("attention", name, VARIANTS)
-    made, shown = Variant(name, BASES[base], base), []
-    for word in words:
-        part = _part(name, base, word)
-        shown.append(part.shown)
-        for field_name, now in (("preset", part.preset), ("init", part.init)):
-            if now is not None:
-                before = getattr(made, field_name)
-                if before not in (None, "paper"):
-                    raise CBAMError(f"attention {name!r} sets the {field_name} twice: {before} and {now}")
-                changed: dict[str, Any] = {field_name: now}
-                made = replace(made, **changed)
-        if part.option is not None:
-            if part.option[0] in dict(made.options):
-                raise CBAMError(f"attention {name!r} sets the {part.option[0]} twice")
-            made = replace(made, options=(*made.options, part.option))
-    label = f"{BASES[base]} ({', '.join(shown)})" if shown else BASES[base]
-    return replace(made, label=label, options=tuple(sorted(made.options)))
+    if words and library_of(f"{base}:"):
+        base = f"{base}:{words.pop(0)}"
+    elif base not in kind_names():
+        raise unknown_name("attention", name, variant_names())
+    kind, options, shown = attention_kind(base), dict[str, Any](), list[str]()
+    for text in words:
+        word = _word(name, kind, text)
+        shown.append(word.shown)
+        option, value = word.option
+        if option in options:
+            both = f": {options[option]} and {value}" if option in ("preset", "init") else ""
+            raise CBAMError(f"attention {name!r} sets the {option} twice{both}")
+        options[option] = value
+    init = options.pop("init", None)
+    label = f"{kind.label} ({', '.join(shown)})" if shown else kind.label
+    return Variant(name, label, base, init, tuple(sorted(options.items())))
 
 
-def _part(name: str, base: str, word: str) -> _Part:
-    part = PARTS.get(word)
-    if part is None and (number := re.fullmatch(r"([kr])([1-9]\d*)", word)):
-        form, value = _NUMBERED[number[1]], int(number[2])
-        part = replace(form, shown=form.shown.format(value), option=(form.option[0], value))  # type: ignore[index]
-    if part is None:
-        raise unknown_name(f"word in the attention {name!r}:", word, [*PARTS, "k3", "r8"])
-    if base not in part.of:
-        raise CBAMError(f"attention {name!r}: {word!r} goes with {', '.join(part.of)}, not with {base}")
-    return part
+def _word(name: str, kind: AttentionKind, text: str) -> _Word:
+    word = WORDS.get(text)
+    if word is None and (number := re.fullmatch(r"([kr])([1-9]\d*)", text)):
+        letter, value = number[1], int(number[2])
+        word = _Word(f"{letter} = {value}", (_NUMBERED[letter], value))
+    if word is None:
+        raise unknown_name(f"word in the attention {name!r}:", text, [*WORDS, "k3", "r8"])
+    if not word.fits(kind):
+        raise CBAMError(f"attention {name!r}: {text!r} goes with {', '.join(word.of)}, not with {kind.name}")
+    return word
 
 
 def parse_variants(text: str | Sequence[str]) -> tuple[str, ...]:

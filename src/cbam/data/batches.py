@@ -1,31 +1,29 @@
-"""Which process sees which images at which step: arithmetic on one order, so that any number of processes can go on.
+"""Which process gets which images at which step, and the loader that reads them.
 
 The images of a step do not depend on the number of processes, only their division among the processes does. So a run
-that was stopped in the middle of an epoch goes on exactly, with more processes or fewer too, and no image comes twice.
+that was interrupted in the middle of an epoch can resume exactly, even with another number of processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from torch.utils.data import Sampler
+import torch
+from torch.utils.data import DataLoader, Sampler
 
+from cbam.data.epoch_index import EpochIndex, EpochIndexDataset, Item
 from cbam.errors import CBAMError
-
-if TYPE_CHECKING:
-    from cbam.data.epoch_index import EpochIndex, EpochIndexDataset
 
 
 class EpochBatches(Sampler["list[EpochIndex]"]):
-    """The batches of one process in one epoch: of the positions of each step, every `world`-th, from `rank` on.
+    """The batches of one process in one epoch: every `world`-th position of each step, starting at `rank`.
 
     Args:
         dataset: gives the order of an epoch, see `EpochIndexDataset.order`.
         batch_size: images per step, over all processes together.
         seed: seed of the order.
         shuffle: whether to shuffle; otherwise every epoch runs in file order.
-        drop_last: leave out the last step where it is smaller than the others.
+        drop_last: drop the last step if it is smaller than the others.
         rank: number of this process, from 0.
         world: number of processes.
 
@@ -74,9 +72,9 @@ class EpochBatches(Sampler["list[EpochIndex]"]):
         self.step = step
 
     def __iter__(self) -> Iterator[list[EpochIndex]]:
-        return self._addresses(self.epoch, self.step)  # an iterator keeps the epoch it was made for
+        return self._batches(self.epoch, self.step)  # an iterator keeps the epoch it was made for
 
-    def _addresses(self, epoch: int, first: int) -> Iterator[list[EpochIndex]]:
+    def _batches(self, epoch: int, first: int) -> Iterator[list[EpochIndex]]:
         order = self.dataset.order(self.seed, epoch, self.shuffle)
         for step in range(first, len(self)):
             batch = [(epoch, int(index)) for index in order[self.positions(step)]]
@@ -92,3 +90,53 @@ class EpochBatches(Sampler["list[EpochIndex]"]):
         """Return the number of steps in a whole epoch."""
         size = len(self.dataset)
         return size // self.batch_size if self.drop_last else -(-size // self.batch_size)
+
+
+def make_loader(
+    dataset: EpochIndexDataset,
+    *,
+    batch_size: int,
+    seed: int,
+    shuffle: bool,
+    workers: int = 0,
+    drop_last: bool = False,
+    rank: int = 0,
+    world: int = 1,
+) -> DataLoader[Item]:
+    """Return a loader of batches (N, C, H, W), (N,) over `dataset`; `loader.batch_sampler` is its `EpochBatches`.
+
+    Args:
+        dataset: the images; its augmentation is drawn from `seed` too.
+        batch_size: images per step over all processes, at least 1.
+        seed: seed of the order and of the augmentation.
+        shuffle: whether to shuffle each epoch; call `loader.batch_sampler.set_position(epoch)` before it.
+        workers: number of worker processes; it changes the speed, not the data.
+        drop_last: drop the last step if it is smaller than the others.
+        rank: number of this process, from 0; it gets its share of every step.
+        world: number of processes.
+
+    Raises:
+        CBAMError: no images, a batch size below 1, workers below 0, no batch left by `drop_last`, or a batch that the
+            processes cannot share evenly.
+    """
+    if batch_size < 1 or workers < 0:
+        raise CBAMError(
+            f"batch_size must be at least 1 and workers at least 0, given {batch_size} and {workers}."
+        )
+    if len(dataset) < (batch_size if drop_last else 1):
+        raise CBAMError(
+            f"{len(dataset)} images give no batch of {batch_size}"
+            f"{' when the last, smaller one is dropped' if drop_last else ''}. Use a smaller batch size or more images."
+        )
+    batches = EpochBatches(
+        dataset, batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world=world
+    )
+    return DataLoader(
+        dataset.with_seed(seed),
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        # Without its own generator a loader draws from the global one every epoch, which would change dropout.
+        generator=torch.Generator().manual_seed(0),
+    )

@@ -1,4 +1,4 @@
-"""The image sets that have a name: Fashion-MNIST and scikit-learn's digits, both held in memory."""
+"""The built-in image sets, Fashion-MNIST and scikit-learn's digits, both held in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIGITS_MEAN, DIGITS_STD = (0.3053,), (0.3759,)
 
 @dataclass(frozen=True)
 class RawImages:
-    """Images as they were read: pixels (N, C, H, W) uint8 and labels, for training and validation."""
+    """Images as read: pixels (N, C, H, W) uint8 and labels, for training and validation."""
 
     name: str
     source: str
@@ -38,7 +38,7 @@ class RawImages:
 def read_fashion_mnist(
     folder: Path | None, *, download: bool, val_fraction: float, split_seed: int
 ) -> RawImages:
-    """Read Fashion-MNIST from the first place that has it; where none has, scikit-learn's digits with a notice.
+    """Read Fashion-MNIST from the first location that has it, or else scikit-learn's digits, with a notice.
 
     Args:
         folder: an explicit folder, or none.
@@ -73,7 +73,7 @@ def read_fashion_mnist(
 
 
 def read_digits(val_fraction: float, split_seed: int) -> RawImages:
-    """Read the digits that scikit-learn bundles: 1,797 grey images of 8x8 pixels; a mirrored digit is another sign."""
+    """Read the digits that scikit-learn bundles: 1,797 8x8 grey pixels each; a mirrored digit is another sign."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -109,7 +109,7 @@ def in_memory(
     limit_train: int | None,
     limit_val: int | None,
 ) -> ImageData:
-    """Make data sets of `raw`: limited first, then resized once and for all, and normalised on the way out."""
+    """Make data sets of `raw`: limited and resized now, normalised on access."""
     mean, std = checked_statistics(mean or raw.mean, std or raw.std, channels=len(raw.mean))
 
     def side(part: tuple[torch.Tensor, list[int]], limit: int | None, name: str, train: bool) -> MemoryImages:

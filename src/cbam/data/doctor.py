@@ -1,4 +1,4 @@
-"""The doctor looks at a folder of images before anything is trained on it, and names everything that is wrong."""
+"""The doctor checks a folder of images before training and lists everything that is wrong."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 from PIL.Image import DecompressionBombWarning
 
 from cbam.data.pictures import DEFAULT_MAX_PIXELS, MOST_PIXELS, SUFFIXES, BadImage, check_image
-from cbam.data.progress import progress
 from cbam.data.scan import Layout, Side, find_layout, scan_side, some
 from cbam.data.verified_cache import WORTH_IT, CheckedFiles
 from cbam.errors import CBAMError
+from cbam.runs.progress import counting
 
-# A pool holds one future for each path it was given; a million at once would take gigabytes.
+# A pool holds one future per path; a million at once would take gigabytes.
 _AT_ONCE = 1000
 
 
@@ -42,12 +42,12 @@ class FolderReport:
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """What makes training impossible, bad files aside."""
+        """Problems that prevent training, without bad files."""
         return tuple(_class_errors(self) + _side_errors(self))
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What the user should know, bad files aside."""
+        """Notices for the user, without bad files."""
         return (*self.layout.notices, *_notices(self))
 
     @property
@@ -57,7 +57,7 @@ class FolderReport:
 
     @property
     def image_count(self) -> int:
-        """Number of files that by their name are images, bad ones included."""
+        """Number of files with the suffix of an image, including bad ones."""
         return sum(len(names) for side in self.sides for names in side.images.values())
 
     def good_images(self, side: Side) -> dict[str, list[str]]:
@@ -90,7 +90,7 @@ class FolderReport:
 
 
 def check_folder(root: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> FolderReport:
-    """Look at every image below `root` and report what cannot be used; changes nothing there.
+    """Check every image below `root` and report what cannot be used; nothing is changed.
 
     Of large folders the good files are remembered in the user's cache and not decoded again until they change.
 
@@ -152,17 +152,17 @@ def _problems(paths: list[str], max_pixels: int) -> dict[Path, BadImage]:
     # Pillow decodes without the interpreter's lock, so threads are enough.
     with (
         warnings.catch_warnings(),
-        progress("checking images") as tell,
+        counting("checking images") as count,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
-        # What Pillow would only warn of is judged by `max_pixels` here.
+        # `max_pixels` replaces Pillow's warning.
         warnings.simplefilter("ignore", DecompressionBombWarning)
         for start in range(0, len(paths), _AT_ONCE):
             part = paths[start : start + _AT_ONCE]
             for path, error in zip(part, pool.map(problem, part), strict=True):
                 if error is not None:
                     found[Path(path)] = error
-            tell(start + len(part), len(paths))
+            count(start + len(part), len(paths))
     return found
 
 
@@ -170,18 +170,20 @@ def _class_errors(report: FolderReport) -> list[str]:
     classes, folder = report.train.classes, report.train.folder
     errors = []
     if not classes:
-        errors.append(f"{folder} holds no class folders. Put each class's images into a folder of its name.")
+        errors.append(
+            f"{folder} holds no class folders. Put the images of each class into a folder with its name."
+        )
     elif len(classes) == 1:
         inner = folder / classes[0]
         nested = any(path.is_dir() for path in inner.iterdir())
         hint = f"Did you mean {inner}?" if nested else "At least two are needed."
-        errors.append(f"{folder} holds one class only, {classes[0]!r}. {hint}")
+        errors.append(f"{folder} holds only one class, {classes[0]!r}. {hint}")
     if report.val is not None:
         only = {
             folder: sorted(set(classes) - set(report.val.classes)),
             report.val.folder: sorted(set(report.val.classes) - set(classes)),
         }
-        if differences := [f"only in {place.name}/: {some(names)}" for place, names in only.items() if names]:
+        if differences := [f"only in {side.name}/: {some(names)}" for side, names in only.items() if names]:
             errors.append(f"the classes of training and validation differ; {'; '.join(differences)}.")
     return errors
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao, Rasul and Vollgraf, arXiv 1708.07747): where its four files lie, and how they are read."""
+"""Fashion-MNIST (Xiao, Rasul and Vollgraf, arXiv 1708.07747): find and read its four files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _DOWNLOAD_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True)
 class Found:
-    """The folder with the four files, how it was found, and what the user must be told; no folder if there is none."""
+    """The folder with the four files, None if not found; how it was found, and notices for the user."""
 
     folder: Path | None
     how: str
@@ -58,7 +58,7 @@ def find_fashion_mnist(
     system_folder: Path | None = None,
     cache_folder: Path | None = None,
 ) -> Found:
-    """Find the four files; the first place that has them wins and nothing is fetched twice.
+    """Find the four files; the first location that has them is used, and nothing is downloaded twice.
 
     The order is: `folder`, the folder in the environment variable CBAM_FASHION_MNIST, Debian's package
     dataset-fashion-mnist, the user's cache, a download into that cache. The first two are what the user asked for:
@@ -147,7 +147,7 @@ def _require(folder: Path, by: str) -> Path:
 
 
 def _download(cache: Path) -> None:
-    """Fetch the four archives by torchvision, which checks their MD5, and only then put them into `cache`."""
+    """Download the four archives with torchvision, which checks their MD5, then move them into `cache`."""
     from torchvision.datasets import FashionMNIST
     from torchvision.datasets.utils import download_url
 
@@ -159,14 +159,14 @@ def _download(cache: Path) -> None:
         for name, md5 in FashionMNIST.resources:
             download_url(FashionMNIST.mirrors[0] + name, temporary, name, md5)
         cache.mkdir(exist_ok=True)
-        # Whole files one by one: also right where another process is doing the same, or where some were there already.
+        # Whole files one by one: correct also if another process does the same, or if some are there already.
         for name, _ in FashionMNIST.resources:
             (Path(temporary) / name).replace(cache / name)
 
 
 @contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    # torchvision sets none, and a machine behind a silent firewall would wait for minutes.
+    # torchvision sets no timeout, and a machine behind a silent firewall would wait for minutes.
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -1,4 +1,4 @@
-"""A folder of images as a data set: checked, split if need be, decoded and transformed on the way."""
+"""A folder of images as a data set: checked, split if needed, decoded and transformed on access."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cbam.data.doctor import FolderReport, check_folder
 from cbam.data.image_data import ImageData
 from cbam.data.pictures import open_image
-from cbam.data.prepared import Preparation, PreparedImages, prepared_data
+from cbam.data.prepared import Preparation, PreparedImages, Selection, prepared_data
 from cbam.data.scan import Side, some
 from cbam.data.split import stratified_split
 from cbam.errors import CBAMError
@@ -67,20 +67,20 @@ class FolderImages(PreparedImages):
 def load_folder(
     root: Path,
     preparation: Preparation,
-    *,
-    limit_train: int | None,
-    limit_val: int | None,
-    val_fraction: float,
-    split_seed: int,
-    bad_images: str,
+    selection: Selection,
 ) -> ImageData:
-    """Check the folder `root` and make data sets of it; the arguments are those of `load_data`.
+    """Check the folder `root` and make data sets of it.
+
+    Args:
+        root: train/ and val/, or a folder for each class.
+        preparation: how a file becomes an item.
+        selection: which images train and which validate.
 
     Raises:
-        CBAMError: the doctor found what makes training impossible, or bad images while `bad_images` is "fail".
+        CBAMError: the doctor found problems that prevent training, or bad images while `bad_images` is "fail".
     """
     report = check_folder(root, max_pixels=preparation.max_pixels)
-    refuse(report, bad_images)
+    refuse(report, selection.bad_images)
     notices = list(report.notices)
     if report.bad:
         notices.append(
@@ -90,9 +90,9 @@ def load_folder(
     val = _images(report, report.val or report.train, preparation, augment=False)
     how = f"{train.folder} trains, {val.folder} validates"
     if report.val is None:
-        into = stratified_split(train.names, train.labels, val_fraction, split_seed)
+        into = stratified_split(train.names, train.labels, selection.val_fraction, selection.split_seed)
         train, val = train.subset(into[0]), val.subset(into[1])
-        how = f"{train.folder} is split by class and file name with split seed {split_seed}"
+        how = f"{train.folder} is split by class and file name with split seed {selection.split_seed}"
         if single := [name for label, name in enumerate(train.classes) if label not in val.labels]:
             notices.append(
                 f"Classes with one image only, which trains and does not validate: {some(single)}."
@@ -103,8 +103,7 @@ def load_folder(
         train,
         val,
         preparation,
-        limit_train=limit_train,
-        limit_val=limit_val,
+        selection,
         notices=notices,
     )
 
@@ -121,7 +120,7 @@ def _images(report: FolderReport, side: Side, preparation: Preparation, *, augme
 
 
 def refuse(report: FolderReport, bad_images: str) -> None:
-    """Raise a `CBAMError` that says all that is wrong, if images cannot be trained on with `bad_images` as it is."""
+    """Raise a `CBAMError` that lists everything that prevents training with this `bad_images`."""
     lines = list(report.errors)
     advice = ""
     if report.bad and bad_images == "fail":

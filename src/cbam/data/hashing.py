@@ -1,4 +1,4 @@
-"""Random numbers that are a pure function of their address, so nothing but the address can change them."""
+"""Random numbers as a pure function of a key such as (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def splitmix64(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
         return z ^ (z >> np.uint64(31))
 
 
-def hash64(*words: ArrayLike) -> NDArray[np.uint64]:
-    """Return one 64-bit number for each address `words`, broadcast against each other like NumPy arrays.
+def hash64(*key: ArrayLike) -> NDArray[np.uint64]:
+    """Return one 64-bit number for each key; its parts are broadcast like NumPy arrays.
 
     Args:
-        words: integers or integer arrays, for example seed, epoch, indices (N,); negative ones wrap around.
+        key: integers or integer arrays, for example seed, epoch, indices (N,); negative ones wrap around.
 
     >>> hash64(0, 1, [5, 6]).shape
     (2,)
@@ -41,19 +41,19 @@ def hash64(*words: ArrayLike) -> NDArray[np.uint64]:
     True
     """
     state = np.zeros(1, dtype=np.uint64)
-    for word in words:
-        array = np.asarray(word & 0xFFFFFFFFFFFFFFFF if isinstance(word, int) else word)
+    for part in key:
+        array = np.asarray(part & 0xFFFFFFFFFFFFFFFF if isinstance(part, int) else part)
         state = splitmix64(state ^ array.astype(np.uint64))
-    return state if any(np.ndim(word) for word in words) else state[0]
+    return state if any(np.ndim(part) for part in key) else state[0]
 
 
-def uniform(*words: ArrayLike) -> NDArray[np.float64]:
-    """Return one float64 in [0, 1) for each address, from the upper 53 bits of `hash64`.
+def uniform(*key: ArrayLike) -> NDArray[np.float64]:
+    """Return one float64 in [0, 1) for each key, from the upper 53 bits of `hash64`.
 
     >>> bool(0 <= uniform(0, 1, 2) < 1)
     True
     """
-    return (hash64(*words) >> np.uint64(11)) * 2.0**-53
+    return (hash64(*key) >> np.uint64(11)) * 2.0**-53
 
 
 def permutation(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -68,7 +68,7 @@ def permutation(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def name_hash(name: str, seed: int) -> int:
-    """Return a 64-bit number for a file's relative name; the same on every system, whatever its form of Unicode.
+    """Return a 64-bit number for a file's relative name, the same on every system and for every form of Unicode.
 
     >>> name_hash("cat/e\u0301.jpg", 0) == name_hash("cat/\u00e9.jpg", 0)
     True

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cbam.data.image_data import ImageData
 from cbam.data.options import split_options
 from cbam.data.pictures import decode_image, open_image
-from cbam.data.prepared import Preparation, PreparedImages, prepared_data
+from cbam.data.prepared import Preparation, PreparedImages, Selection, prepared_data
 from cbam.data.split import stratified_split
 from cbam.errors import CBAMError, MissingExtra, unknown_name
 
@@ -29,11 +29,11 @@ _VALIDATION_NAMES = ("validation", "val", "valid", "test")
 
 
 class HuggingFaceImages(PreparedImages):
-    """The images of one split; the columns stay where `datasets` keeps them, mapped from its files.
+    """The images of one split; the columns stay memory-mapped in `datasets`' files.
 
     Args:
         table: a `datasets.Dataset` whose image column is not decoded.
-        split: what the split is called.
+        split: name of the split.
         image: name of the image column.
         labels: class of every row (N,), as an index into `classes`.
         classes: names of the classes.
@@ -88,28 +88,25 @@ class HuggingFaceImages(PreparedImages):
 def load_hugging_face(
     text: str,
     preparation: Preparation,
-    *,
-    limit_train: int | None = None,
-    limit_val: int | None = None,
-    val_fraction: float = 0.2,
-    split_seed: int = 0,
-    bad_images: str = "fail",
+    selection: Selection,
 ) -> ImageData:
-    """Open what `datasets` calls `text`; the other arguments are those of `load_data`.
+    """Open a data set of Hugging Face's `datasets`.
 
     Args:
         text: "NAME_OR_FOLDER" or "NAME?image=COLUMN&label=COLUMN&train=SPLIT&val=SPLIT&config=CONFIG"; by default the
             columns are found by their types and usual names, and the splits are train and validation, val or test.
+        preparation: how an image becomes an item.
+        selection: which images train and which validate.
 
     Raises:
-        CBAMError: no such set, split or column, or `bad_images` is "skip", which these sets do not know.
+        CBAMError: no such set, split or column, or `bad_images` is "skip", which is not available for these sets.
         MissingExtra: `datasets` is not installed.
     """
     name, options = split_options(text, OPTIONS)
-    if bad_images == "skip":
+    if selection.bad_images == "skip":
         raise CBAMError(
-            f"hf:{name} is not checked image by image, so none can be left out. Leave out --bad-images skip, or write "
-            "the images into a folder."
+            f"hf:{name} is not checked image by image, so none can be skipped. Leave out --bad-images skip, or "
+            "save the images to a folder."
         )
     splits = _opened(name, options.get("config"))
     train_name = _split_name(splits, options.get("train"), ("train",)) or next(iter(splits))
@@ -128,17 +125,16 @@ def load_hugging_face(
     how = f"{train_name} trains, {val_name} validates"
     if val_name is None:
         names = [train.identifier(index) for index in range(len(train))]
-        into = stratified_split(names, train.labels, val_fraction, split_seed)
+        into = stratified_split(names, train.labels, selection.val_fraction, selection.split_seed)
         train, val = train.subset(into[0]), val.subset(into[1])
-        how = f"{train_name} is split by class with split seed {split_seed}"
+        how = f"{train_name} is split by class with split seed {selection.split_seed}"
     return prepared_data(
         name.rstrip("/").rpartition("/")[2],
         f"hf:{name}: {how}",
         train,
         val,
         preparation,
-        limit_train=limit_train,
-        limit_val=limit_val,
+        selection,
     )
 
 

@@ -1,4 +1,4 @@
-"""`ImageData`: training and validation images, and what must be known about them."""
+"""`ImageData`: training and validation images with their classes, size and normalisation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cbam.errors import CBAMError
 
 @runtime_checkable
 class Digested(Protocol):
-    """A set that hashes which image has which label by itself, as is needed where there are millions."""
+    """A set with a fast hash of which image has which label, for millions of images."""
 
     def digest(self) -> bytes:
         """Return the hash."""
@@ -21,18 +21,18 @@ class Digested(Protocol):
 
 @dataclass(frozen=True)
 class ImageData:
-    """Training and validation images and what must be known about them.
+    """Training and validation images with their classes, size and normalisation.
 
     Attributes:
         name: "fashion-mnist", "digits", or the folder's name.
-        source: one sentence: where the images were found and how they are split.
+        source: one sentence: where the images are from and how they are split.
         train: the training images, augmented.
         val: the validation images, not augmented.
         classes: names of the classes.
         input_size: (C, H, W) of every item.
         mean: per-channel mean that items are normalised by, on the 0..1 scale.
         std: per-channel standard deviation that items are normalised by, on the 0..1 scale.
-        notices: what the user must be told, for example that files were skipped.
+        notices: for the user, for example that files were skipped.
     """
 
     name: str
@@ -47,7 +47,7 @@ class ImageData:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be the same for two trainings to be comparable: a hash stands for which image has which label."""
+        """What two trainings must share to be comparable, with a hash of which image has which label."""
         digest = hashlib.sha256()
         for side in (self.train, self.val):
             if isinstance(side, Digested):
@@ -68,7 +68,7 @@ class ImageData:
 def checked_statistics(
     mean: Sequence[float], std: Sequence[float], *, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return `mean` and `std` as tuples of `channels` floats; one value counts for all channels.
+    """Return `mean` and `std` as tuples of `channels` floats; a single value is used for all channels.
 
     Raises:
         CBAMError: another number of values, or values that cannot normalise images on the 0..1 scale.

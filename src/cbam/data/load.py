@@ -1,4 +1,4 @@
-"""`load_data`: from a name or a folder to training and validation images."""
+"""`load_data`: training and validation images from a name or a folder."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from cbam.data.built_in import in_memory, read_digits, read_fashion_mnist
 from cbam.data.folder import BAD_IMAGES, load_folder
 from cbam.data.image_data import ImageData, checked_statistics
 from cbam.data.pictures import DEFAULT_MAX_PIXELS
-from cbam.data.prepared import Preparation
+from cbam.data.prepared import Preparation, Selection
 from cbam.errors import CBAMError, nearest, unknown_name
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BUILT_IN = ("fashion-mnist", "digits")
-LATER = ("shards", "hf")  # what stands before the colon; their code is imported when it is needed
+LATER = ("shards", "hf")  # prefixes whose code is imported when it is needed
 
 
 def load_data(
@@ -36,21 +36,21 @@ def load_data(
 
     Args:
         data: "fashion-mnist" (from "fashion-mnist:/its/folder", the folder in CBAM_FASHION_MNIST, Debian's package, an
-            earlier download, a download, and last scikit-learn's digits with a notice), "digits", or a folder with
-            train/ and val/, or one with a folder for each class. A folder of the same name is meant by "./digits".
-            "shards:PLACE" are tar shards in a folder or behind a URL (`cbam.data.shards.load.load_shards`), "hf:NAME"
+            earlier download, a download, or, with a notice, scikit-learn's digits instead), "digits", or a folder with
+            train/ and val/, or one with a folder for each class; "./digits" is a folder of that name.
+            "shards:LOCATION" are tar shards in a folder or at a URL (`cbam.data.shards.load.load_shards`), "hf:NAME"
             is a data set of Hugging Face, saved on disk or from the hub (`cbam.data.hugging_face.load_hugging_face`).
         image_size: height and width of the items; by default the set's own for the built-in sets, 224 for folders.
-            The built-in sets lie in memory at this size: 70,000 bytes a pixel for Fashion-MNIST.
+            The built-in sets are held in memory at this size: 70,000 bytes a pixel for Fashion-MNIST.
         mean: per-channel mean on the 0..1 scale, or one value for all; by default the set's own, for folders
             ImageNet's.
         std: per-channel standard deviation, likewise.
-        limit_train: keep so many training images, the same number of each class, the first in file order.
+        limit_train: keep only this many training images, the same number of each class, the first in file order.
         limit_val: likewise for validation.
-        val_fraction: share of each class that validates, where there is no validation folder.
+        val_fraction: share of each class that is used for validation if there is no validation folder.
         split_seed: another seed gives another split.
-        bad_images: "fail" stops at images that cannot be read, "skip" leaves them out with a notice.
-        max_pixels: images with more pixels are bad ones; checked before decoding.
+        bad_images: "fail" stops at images that cannot be read, "skip" drops them with a notice.
+        max_pixels: images with more pixels count as bad; checked before decoding.
         download: whether Fashion-MNIST may be downloaded.
 
     Raises:
@@ -75,11 +75,7 @@ def load_data(
         mean, std = checked_statistics(mean or IMAGENET_MEAN, std or IMAGENET_STD, channels=3)
         return load(
             Preparation(224 if image_size is None else image_size, mean, std, max_pixels),
-            limit_train=limit_train,
-            limit_val=limit_val,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            bad_images=bad_images,
+            Selection(limit_train, limit_val, val_fraction, split_seed, bad_images),
         )
     if name == "digits":
         raw = read_digits(val_fraction, split_seed)

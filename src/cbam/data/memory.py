@@ -54,16 +54,16 @@ class MemoryImages(EpochIndexDataset):
         self._mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
 
-    def __getitem__(self, address: EpochIndex) -> Item:
-        return self.__getitems__([address])[0]
+    def __getitem__(self, at: EpochIndex) -> Item:
+        return self.__getitems__([at])[0]
 
-    def __getitems__(self, addresses: Sequence[EpochIndex]) -> list[Item]:
-        """Return the items at several addresses; each is the same as it would be alone."""
-        epochs, indices = np.array([self._checked(address) for address in addresses]).T
+    def __getitems__(self, batch: Sequence[EpochIndex]) -> list[Item]:
+        """Return several items; each is the same as it would be alone."""
+        epochs, indices = np.array([self._checked(at) for at in batch]).T
         pixels = self._augmented(self.images[torch.from_numpy(indices)], epochs, indices)
-        # Separate operations, each rounded on its own, give the same bits whatever the batch's size is.
-        batch = pixels.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
-        return [(image, self.labels[index]) for image, index in zip(batch, indices, strict=True)]
+        # Separate operations, each rounded by itself, give the same bits for every batch size.
+        items = pixels.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
+        return [(image, self.labels[index]) for image, index in zip(items, indices, strict=True)]
 
     def picture(self, index: int) -> PILImage.Image:
         """Return image `index` in RGB as the network sees it, without augmentation."""

@@ -1,4 +1,4 @@
-"""Options behind the name of a data set, as in `hf:beans?image=img&val=test`."""
+"""Options after the name of a data set, as in `hf:beans?image=img&val=test`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from cbam.errors import CBAMError, unknown_name
 
 
 def split_options(text: str, known: Collection[str], *, url: bool = False) -> tuple[str, dict[str, str]]:
-    """Split `text` into what stands before the last question mark and the options behind it.
+    """Split `text` at its last question mark into a name and options.
 
     Args:
         text: what the user typed.
         known: the names of the options.
-        url: a query without any of the known names belongs to the URL itself, as signatures do.
+        url: a query without any known name belongs to the URL itself, such as a signature.
 
     Raises:
         CBAMError: an unknown option, one given twice, or one without a value.

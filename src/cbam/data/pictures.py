@@ -1,4 +1,4 @@
-"""Opening image files that come from anywhere: restricted formats, a pixel cap, one way into RGB."""
+"""Open untrusted image files: restricted formats, a limit on pixels, one conversion to RGB."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import UnidentifiedImageError
 
 from cbam.errors import CBAMError
 
-# The formats people keep photographs in; every further Pillow plugin is one more parser open to hostile files.
+# The usual formats of photographs; every other Pillow plugin is one more parser exposed to hostile files.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-DEFAULT_MAX_PIXELS = 89_478_485  # Pillow's own bound: a quarter of a gigabyte at three bytes a pixel
-MOST_PIXELS = 2 * DEFAULT_MAX_PIXELS  # above it Pillow refuses by itself
+DEFAULT_MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte at three bytes a pixel
+MOST_PIXELS = 2 * DEFAULT_MAX_PIXELS  # Pillow refuses more
 MAX_ELONGATION = 100  # resizing the short side of a 1 x 1,000,000 image would fill the memory
 
-_PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # whose way into RGB cannot fail
+_PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # whose conversion to RGB cannot fail
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: PILImage.Transpose.FLIP_LEFT_RIGHT,
@@ -33,7 +33,7 @@ _UPRIGHT = {
 
 
 class BadImage(CBAMError):
-    """A file that cannot be used as an image; `kind` groups it with others of its sort, `detail` says more."""
+    """A file that cannot be used as an image: the `kind` of problem, by which messages group it, and a `detail`."""
 
     def __init__(self, path: Path | str, kind: str, detail: str):
         super().__init__(f"{path}: {kind} ({detail})")
@@ -42,7 +42,7 @@ class BadImage(CBAMError):
 
 
 def open_image(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> PILImage.Image:
-    """Return the image in `path` as it is meant to be seen: upright, in RGB, transparent parts on white.
+    """Return the image in `path` upright, in RGB, with transparent parts on white.
 
     16-bit grey values keep their upper 8 bits; of an animation the first frame is taken.
 
@@ -55,7 +55,7 @@ def open_image(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> PILImage.Ima
 
 
 def decode_image(content: bytes, name: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> PILImage.Image:
-    """Return the image in `content` as `open_image` returns that of a file; `name` is what errors call it.
+    """Return the image in `content` like `open_image`; `name` is for errors.
 
     Raises:
         BadImage: no image of a known format, truncated, or larger than `max_pixels`.
@@ -71,7 +71,7 @@ def decode_image(content: bytes, name: str, max_pixels: int = DEFAULT_MAX_PIXELS
 
 
 def check_image(source: Path | bytes, max_pixels: int = DEFAULT_MAX_PIXELS, name: str = "") -> None:
-    """Decode the image in a file or in bytes as `open_image` would, more cheaply where the format allows it.
+    """Decode the image in a file or in bytes like `open_image`, but faster if the format allows it.
 
     Raises:
         BadImage: `open_image` or `decode_image` would fail; `name` is what it calls bytes.
@@ -83,7 +83,7 @@ def check_image(source: Path | bytes, max_pixels: int = DEFAULT_MAX_PIXELS, name
     elif not source:
         raise BadImage(name, "empty file", "0 bytes")
     with _header(BytesIO(source) if isinstance(source, bytes) else source, path, max_pixels) as image:
-        # A JPEG at an eighth of its size reads the whole file but spares most of the arithmetic.
+        # Decoding a JPEG at an eighth of its size reads the whole file with a fraction of the arithmetic.
         image.draft(image.mode, (max(1, image.width // 8), max(1, image.height // 8)))
         _decode(image, path)
         if image.mode not in _PLAIN_MODES:
@@ -136,7 +136,7 @@ def _decode(image: PILImage.Image, path: Path | str) -> None:
 def _orientation(image: PILImage.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF data do not make the picture unusable
+    except Exception:  # an image with damaged EXIF data is still usable
         return 1
 
 

@@ -1,4 +1,4 @@
-"""The one way from an image file to an item: RandomResizedCrop and a flip to train, the resized centre otherwise."""
+"""From an image file to an item: RandomResizedCrop and a flip for training, resize and centre crop otherwise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cbam.data.split import balanced_subset
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_RESIZE_TO_CROP = 256 / 224  # the usual evaluation: the short side to 256, then the centre 224
+_RESIZE_TO_CROP = 256 / 224  # as usual for evaluation: short side to 256, then a centre crop of 224
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,17 @@ class Preparation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     max_pixels: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which images train and which validate; the fields are arguments of `load_data`."""
+
+    limit_train: int | None = None
+    limit_val: int | None = None
+    val_fraction: float = 0.2
+    split_seed: int = 0
+    bad_images: str = "fail"
 
 
 class PreparedImages(EpochIndexDataset):
@@ -56,8 +67,8 @@ class PreparedImages(EpochIndexDataset):
     def _open(self, index: int) -> Image:
         """Return image `index` in RGB, as large as it is stored."""
 
-    def __getitem__(self, address: EpochIndex) -> Item:
-        epoch, index = self._checked(address)
+    def __getitem__(self, at: EpochIndex) -> Item:
+        epoch, index = self._checked(at)
         return self._item(epoch, index, self._open(index))
 
     def picture(self, index: int) -> Image:
@@ -83,12 +94,10 @@ def prepared_data(
     train: PreparedImages,
     val: PreparedImages,
     preparation: Preparation,
-    *,
-    limit_train: int | None,
-    limit_val: int | None,
+    selection: Selection,
     notices: Sequence[str] = (),
 ) -> ImageData:
-    """Limit both sides to so many images as `load_data` does, and join them.
+    """Limit both sides and join them.
 
     Args:
         name: what the set is called.
@@ -96,17 +105,16 @@ def prepared_data(
         train: the training images.
         val: the validation images.
         preparation: how they become items.
-        limit_train: see `load_data`.
-        limit_val: likewise.
-        notices: what the user must be told.
+        selection: the limits.
+        notices: for the user.
 
     Raises:
         CBAMError: a limit below the number of classes.
     """
-    if limit_train is not None:
-        train = train.subset(balanced_subset(list(train.labels), limit_train, "limit_train"))
-    if limit_val is not None:
-        val = val.subset(balanced_subset(list(val.labels), limit_val, "limit_val"))
+    if selection.limit_train is not None:
+        train = train.subset(balanced_subset(list(train.labels), selection.limit_train, "limit_train"))
+    if selection.limit_val is not None:
+        val = val.subset(balanced_subset(list(val.labels), selection.limit_val, "limit_val"))
     return ImageData(
         name=name,
         source=f"{how}: {len(train):,} training and {len(val):,} validation images.",
@@ -122,7 +130,7 @@ def prepared_data(
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    # torchvision's transforms draw from torch's global CPU generator and take no other.
+    # torchvision's transforms draw from torch's global CPU generator and accept no other.
     generator = torch.default_generator
     before = generator.get_state()
     generator.manual_seed(seed)

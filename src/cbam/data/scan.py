@@ -1,4 +1,4 @@
-"""What lies in a folder of images: its sides (training, validation), its classes and its files."""
+"""The contents of a folder of images: its sides (training, validation), classes and files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _VALIDATION_NAMES = ("val", "validation", "valid", "test")
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the training images lie, and the validation images if they have a folder of their own."""
+    """The folder of the training images, and that of the validation images if there is one."""
 
     train: Path
     val: Path | None
@@ -28,10 +28,10 @@ class Side:
     Attributes:
         folder: the folder that holds the class folders.
         classes: names of the class folders, sorted.
-        images: files that by their name are images, for each class in file order.
+        images: files with the suffix of an image, for each class in file order.
         hidden: hidden files and folders, which are not entered.
-        others: files in class folders that by their name are no images.
-        loose: images that lie beside the class folders.
+        others: other files in class folders.
+        loose: images beside the class folders.
         closed: folders that could not be listed.
     """
 
@@ -45,12 +45,12 @@ class Side:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is some program's own, like .ipynb_checkpoints or ._photo.jpg."""
+    """Whether a file or folder of this name belongs to some program, like .ipynb_checkpoints or ._photo.jpg."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def some(names: Iterable[str], count: int = 5) -> str:
-    """Return the first few names for a message; those that could disturb a terminal are escaped.
+    """Return the first few names for a message; unprintable ones are escaped.
 
     >>> some(["a.jpg", "b.jpg", "c.jpg"], count=2)
     'a.jpg, b.jpg and 1 more'
@@ -61,7 +61,7 @@ def some(names: Iterable[str], count: int = 5) -> str:
 
 
 def find_layout(root: Path) -> Layout:
-    """Tell train/ and val/ from one folder of class folders.
+    """Find out whether `root` holds train/ and val/, or the class folders themselves.
 
     The validation side is the first of val/, validation/, valid/, test/. A train/ that holds no folders is a class.
     """
@@ -105,7 +105,7 @@ def _images_below(class_folder: Path, side: Side) -> list[str]:
     entered: set[str] = set()
     for parent, folders, files in os.walk(class_folder, onerror=cannot_list, followlinks=True):
         real = os.path.realpath(parent)
-        if real in entered:  # a link back to a folder above would go round for ever
+        if real in entered:  # a link to a folder above would never end
             folders.clear()
             continue
         entered.add(real)
@@ -114,7 +114,7 @@ def _images_below(class_folder: Path, side: Side) -> list[str]:
         side.hidden += sorted((relative / name).as_posix() for name in (*folders, *files) if is_hidden(name))
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(name for name in files if not is_hidden(name)):
-            # A broken link is somebody's image by any name; to ask only of the others spares a million questions.
+            # A broken link counts as an image; only the other names need a look at the disk.
             is_image = _named_image(name) or not (Path(parent) / name).exists()
             (images if is_image else side.others).append(f"{prefix}{name}")
     return images

@@ -1,4 +1,4 @@
-"""Which images train and which validate: reproducible, stratified by class, and steady when files are added."""
+"""Split images for training and validation: reproducible, stratified by class, and stable when files are added."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def stratified_split(
     """Split into the indices of training and validation images, both in the order given.
 
     In each class the files with the lowest hash of (relative name, seed) validate, `val_fraction` of them rounded, at
-    least one and not all. The hash knows nothing of other files, so one more file moves at most one other across.
+    least one and not all. The hash does not depend on other files, so an added file moves at most one other.
     A class with a single image trains only.
 
     Args:
@@ -43,14 +43,14 @@ def stratified_split(
 
 
 def balanced_subset(labels: Sequence[int], limit: int, side: str = "images") -> list[int]:
-    """Return the indices of `limit` images, as many of each class as the others as far as they last.
+    """Return the indices of `limit` images, the same number of each class as far as there are enough.
 
     Within a class the first ones in file order are taken; the result is in file order too.
 
     Args:
         labels: class of every image.
         limit: how many images to keep; all of them if there are no more than that.
-        side: what the limit is called in the error.
+        side: name of the limit in the error.
 
     Raises:
         CBAMError: `limit` is smaller than the number of classes.
@@ -66,7 +66,7 @@ def balanced_subset(labels: Sequence[int], limit: int, side: str = "images") -> 
         )
     kept: list[int] = []
     remaining, waiting = limit, len(by_class)
-    # Smallest class first: what it cannot use is shared by those after it.
+    # Smallest class first: the share that it cannot fill goes to the others.
     for label in sorted(by_class, key=lambda label: (len(by_class[label]), -label)):
         share = remaining // waiting
         kept += by_class[label][:share]

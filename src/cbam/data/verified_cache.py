@@ -1,4 +1,4 @@
-"""Which files of a large folder were found to be good images before, so that they are not decoded at every start."""
+"""Remember which files of a large folder are good images, so that they are not decoded at every start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CheckedFiles:
 
     Args:
         root: the folder that was checked.
-        max_pixels: the cap it was checked with; another one, or another Pillow, may judge otherwise.
+        max_pixels: the limit used; the result depends on it and on the version of Pillow.
     """
 
     def __init__(self, root: Path, max_pixels: int):
@@ -41,11 +41,11 @@ class CheckedFiles:
         return np.array([_key(path) for path in paths], dtype=np.uint64)
 
     def known(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Return which of the files were good when they were checked, and have not changed since (N,)."""
+        """Return which of the files were good when checked and have not changed since (N,)."""
         return np.isin(keys, self._known) & (keys != 0)
 
     def remember(self, keys: NDArray[np.uint64]) -> None:
-        """Replace what is known by these good files; a cache that cannot be written is done without."""
+        """Replace the remembered files by these; a cache that cannot be written is ignored."""
         try:
             write_atomically(self.file, np.unique(keys).astype("<u8").tobytes())
         except OSError:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cbam.errors import CBAMError
 from cbam.evaluate.counting import bytes_moved, multiply_adds, other_flops
+from cbam.formatting import columns
 from cbam.preserve_state import preserve_state, probe_input
 
 
@@ -68,14 +69,7 @@ class Cost:
             if module.name.count(".") < depth:
                 rows.append(_cells(module, module.name))
         rows.append(_cells(self.modules[0], "total"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [f"one forward pass, input {_shape(self.input)}, eval mode"]
-        for row in rows:
-            cells = (
-                cell.ljust(width) if column < 3 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            lines.append("  ".join(cells).rstrip())
+        lines = [f"one forward pass, input {_shape(self.input)}, eval mode", *columns(rows, left=(0, 1, 2))]
         if self.uncounted:
             names = ", ".join(f"{name} x {count}" for name, count in self.uncounted.items())
             lines.append(f"not in FLOPs (no formula): {names}")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from cbam.errors import CBAMError
+from cbam.evaluate.timing import Candidate, clock_of, interleave, quartiles
 from cbam.preserve_state import probe_input
-
-WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,9 @@ def interleaved_latency(
     rounds: int = 15,
     channels_last: bool = False,
 ) -> dict[str, dict[int, Latency]]:
-    """Time forward passes of several models in turn, so that a busy or hot machine is unfair to all of them alike.
+    """Time forward passes of several models in turn, so that a busy or hot machine slows all of them down alike.
 
-    Every round runs each model once, and starts with another model than the round before. The models are timed
+    Every round runs each model once and starts with another one, see `cbam.evaluate.timing.order`. The models are timed
     in eval mode without autograd, as deep copies, one after the other on the device that they are on; the
     originals are not touched. Ratios between models of one call are worth more than the milliseconds.
 
@@ -77,30 +75,14 @@ def interleaved_latency(
             name: _noise(probe_input(model, (batch_size, *input_size))).to(memory_format=memory_format)
             for name, model in copies.items()
         }
-        for name, seconds in _rounds(copies, inputs, rounds).items():
-            low, median, high = (1000 * s for s in statistics.quantiles(seconds, n=4, method="inclusive"))
+        candidates = {
+            name: Candidate(partial(model, inputs[name]), single=True) for name, model in copies.items()
+        }
+        clock = clock_of(next(iter(inputs.values())).device)
+        for name, samples in interleave(candidates, rounds=rounds, clock=clock).items():
+            low, median, high = quartiles(samples)
             times[name][batch_size] = Latency(median, low, high)
     return times
-
-
-def _rounds(
-    models: Mapping[str, nn.Module], inputs: Mapping[str, Tensor], rounds: int
-) -> dict[str, list[float]]:
-    names = list(models)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    with torch.inference_mode():
-        for name in names:
-            for _ in range(WARM_UP):
-                models[name](inputs[name])
-        for number in range(rounds):
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
-                _wait(inputs[name])
-                start = time.perf_counter()
-                models[name](inputs[name])
-                _wait(inputs[name])
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def _for_timing(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
@@ -110,8 +92,3 @@ def _for_timing(model: nn.Module, memory_format: torch.memory_format) -> nn.Modu
 def _noise(like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(like.shape, generator=generator).to(like)
-
-
-def _wait(tensor: Tensor) -> None:
-    if tensor.device.type != "cpu":  # accelerators answer before they have finished
-        torch.accelerator.synchronize(tensor.device)

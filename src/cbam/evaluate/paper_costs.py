@@ -12,6 +12,7 @@ import torch
 from cbam.attach import attach
 from cbam.evaluate.cost import cost
 from cbam.evaluate.paper_tables import PaperRow, paper_table
+from cbam.formatting import columns
 from cbam.models import build_model
 
 WIDTH = 98
@@ -83,17 +84,15 @@ def render_table(number: int, counted: Sequence[CountedRow] | None = None) -> st
     table = paper_table(number)
     counted = [count_row(row) for row in table.rows] if counted is None else counted
     lines = [f"Table {number} of the paper: {table.title}", ""]
-    lines += _align(_HEADINGS, [_cells(row) for row in counted])
+    lines += columns([_HEADINGS, *map(_cells, counted)], headings=_ABOVE)
     lines += ["", *_wrapped(_verdict(counted))]
     for note in (*table.notes, _CONVENTION):
         lines += _wrapped(note, "- ")
     return "\n".join(lines)
 
 
-_HEADINGS = (
-    ("", "M params", "", "", "GFLOPs", "", "", "% error", ""),
-    ("", "paper", "ours", "exactly", "paper", "ours", "exactly", "top-1", "top-5"),
-)
+_ABOVE = ("", "M params", "", "", "GFLOPs", "", "", "% error", "")
+_HEADINGS = ("", "paper", "ours", "exactly", "paper", "ours", "exactly", "top-1", "top-5")
 _CONVENTION = (
     "GFLOPs are multiply-adds of convolutions and linear layers for one image of 224 x 224, including the attention's; "
     "norms, pooling and gating are not counted. Ours are rounded half up to the printed digits. The errors are the "
@@ -114,22 +113,6 @@ def _cells(row: CountedRow) -> tuple[str, ...]:
         f"{printed.top1:.2f}",
         f"{printed.top5:.2f}",
     )
-
-
-def _align(headings: Sequence[tuple[str, ...]], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in (headings[1], *rows)) for i in range(len(rows[0]))]
-    lines = [_line(headings[1], widths), *(_line(row, widths) for row in rows)]
-    above = ""
-    for index, heading in enumerate(headings[0]):
-        begin = sum(widths[:index]) + 2 * index
-        if heading:
-            above = above.ljust(begin) + heading
-    return [above, *lines]
-
-
-def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-    return "  ".join(cells).rstrip()
 
 
 def _verdict(counted: Sequence[CountedRow]) -> str:

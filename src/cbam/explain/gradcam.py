@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchcam.methods import GradCAM
 
 from cbam.errors import CBAMError, unknown_name
+from cbam.preserve_state import preserve_state
 
 # A sum over channels in float32 is uncertain by about this share of the terms' absolute sum.
 _ROUNDING = 1e-5
@@ -61,9 +62,9 @@ def class_activation_maps(
     """
     module = _checked_layer(model, layer, images, labels)
     with (
-        _evaluating(model),
         torch.inference_mode(False),
         torch.enable_grad(),
+        preserve_state(model),
         _gradients_kept(model),
         GradCAM(model, layer) as extractor,
         module.register_forward_hook(_checked_copy(layer)),
@@ -111,19 +112,6 @@ def _scaled(raw: Tensor, activation: Tensor, gradient: Tensor) -> tuple[Tensor, 
     flat = highest - raw.amin((1, 2)) <= _ROUNDING * terms
     divisor = torch.where(flat, torch.ones_like(highest), highest)[:, None, None]
     return torch.where(flat[:, None, None], torch.zeros_like(raw), raw / divisor), flat
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode by setting its flag: users may have overridden `train` and `eval`."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in flags:
-            module.training = False
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 @contextlib.contextmanager

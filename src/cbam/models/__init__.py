@@ -3,7 +3,6 @@
 from cbam.models.build import build_model, model_names
 from cbam.models.cam_layer import cam_layer
 from cbam.models.cifar import CifarResNet
-from cbam.models.files import LoadReport, load_file
 from cbam.models.matched_control import match_parameters
 from cbam.models.mobilenet import MobileNetV1
 from cbam.models.preactivation import PreActivationResNet
@@ -11,12 +10,10 @@ from cbam.models.registry import made_for
 
 __all__ = [
     "CifarResNet",
-    "LoadReport",
     "MobileNetV1",
     "PreActivationResNet",
     "build_model",
     "cam_layer",
-    "load_file",
     "made_for",
     "match_parameters",
     "model_names",

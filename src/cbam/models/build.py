@@ -1,4 +1,4 @@
-"""One function from a name to a classifier."""
+"""Build a classifier by name."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import nn
 
 from cbam.attach import attach
 from cbam.errors import CBAMError, MissingExtra, nearest
-from cbam.models.classifier import check_counts
-from cbam.models.files import first_convolution, load_file, widen_input
-from cbam.models.registry import OWN, SUFFIXES, split_attention
+from cbam.models.classifier import check_counts, last_layer
+from cbam.models.files import first_convolution, load_backbone, widen_input
+from cbam.models.registry import OWN, split_attention, timm_names
+from cbam.nn.registry import attention_kind, kind_names
 
 
 def build_model(
@@ -35,16 +36,18 @@ def build_model(
     - `mobilenet_v1`, `mobilenet_v1_0.7`: see `MobileNetV1`.
     - torchvision's classifiers, then timm's (with timm's tags: `resnet50.a1_in1k`).
 
-    `_se` or `_cbam` behind a name puts that attention in, as the paper's networks have it: the authors' dialect with
-    fresh gates, at the end of every residual branch, in MobileNet behind every convolution.
+    The suffix `_se`, `_cbam` or another registered kind of attention adds that attention as in the paper's networks:
+    the preset of the authors' code with fresh gates, at the end of every residual branch, in MobileNet after every
+    convolution.
 
     Args:
         name: see above.
         num_classes: width of the classifier.
-        in_channels: channels of the images. Other than 3: the first convolution of pretrained weights is summed
-            over RGB (1 channel; repeated and scaled for more), that of a fresh model is drawn anew.
-        pretrained: fetch the library's weights; a classifier of another width starts anew.
-        weights: a state dict on disk instead (.safetensors, .pth), see `load_file`.
+        in_channels: channels of the images. If not 3, the first convolution of pretrained weights is summed over RGB
+            (1 channel) or repeated and scaled (more), that of a new model is initialised.
+        pretrained: download the library's weights; a classifier of another width is newly initialised.
+        weights: a state dict on disk instead (.safetensors, .pth), loaded as by `cbam.load_weights`; a classifier of
+            another width is left out, and the first convolution adapted to other input channels.
 
     Raises:
         CBAMError: for an unknown name, impossible counts, weights that do not fit or cannot be fetched.
@@ -63,7 +66,7 @@ def build_model(
     if pretrained and attention is not None:
         raise CBAMError(
             f"{name!r} has fresh gates, which would spoil pretrained weights. Build {bare!r} with pretrained weights "
-            f"and type cbam.attach(model, {attention!r}): that leaves its output as it is."
+            f"and type cbam.attach(model, {attention!r}): that leaves its output unchanged."
         )
     if library == "own" and pretrained:
         raise CBAMError(f"{name!r} comes without pretrained weights. Give a file: --weights FILE.")
@@ -75,8 +78,11 @@ def build_model(
         model = _timm(bare, num_classes, in_channels, pretrained=pretrained)
     if attention is not None:
         _attach(model, bare, attention)
-    if weights is not None:
-        load_file(model, weights)
+    if weights is not None and load_backbone(model, weights).kept:
+        raise CBAMError(
+            f"the file {str(weights)!r} has no attention, and the fresh gates of {name!r} would spoil its weights. "
+            f"Build {bare!r} with it and type cbam.attach(model, {attention!r}): that leaves its output unchanged."
+        )
     return model
 
 
@@ -100,10 +106,9 @@ def _resolve(name: str) -> tuple[str, str, str | None]:
         if library is not None:
             return library, plain, attention
     if prefix == "timm" and slash:
-        from cbam.models.timm_registry import registered_names
-
-        if bare in registered_names():  # ours, by the name that it has in timm's factory
-            return _resolve(registered_names()[bare])
+        ours = timm_names().get(bare)
+        if ours is not None:
+            return _resolve(ours)
     if slash:
         known = _torchvision_names() if prefix == "torchvision" else _timm_names()
         raise _unknown(name, [f"{prefix}/{other}" for other in known])
@@ -121,14 +126,15 @@ def _library_of(name: str, library: str | None) -> str | None:
 
 def _attach(model: nn.Module, name: str, attention: str) -> None:
     own = OWN.get(name)
+    preset: dict[str, Any] = {"preset": "official"} if attention_kind(attention).takes("preset") else {}
     if own is None:
-        attach(model, attention, preset="official", init="paper")
+        attach(model, attention, init="paper", **preset)
         return
     found = first_convolution(model)
     assert found is not None
     # A quarter of ImageNet's area is enough to find the sites.
     size = (found[1].in_channels, min(own.image, 64), min(own.image, 64))
-    attach(model, attention, own.sites, input_size=size, preset="official", init="paper")
+    attach(model, attention, own.sites, input_size=size, init="paper", **preset)
 
 
 def _unknown(name: str, known: list[str]) -> CBAMError:
@@ -141,13 +147,13 @@ def _unknown(name: str, known: list[str]) -> CBAMError:
     hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
     return CBAMError(
         f"unknown model {name!r}.{hint} Valid: {', '.join(OWN)}, and the classifiers of torchvision and timm, each "
-        f"also with {' or '.join(f'_{s}' for s in SUFFIXES)} behind it; all of them: "
+        f"also with the suffix {' or '.join(f'_{kind}' for kind in kind_names())}; to list them: "
         "python -c 'import cbam.models; print(cbam.models.model_names())'"
     )
 
 
 def _own_names() -> list[str]:
-    return [*OWN, *(f"{name}_{suffix}" for name in OWN for suffix in SUFFIXES)]
+    return [*OWN, *(f"{name}_{suffix}" for name in OWN for suffix in kind_names())]
 
 
 def _torchvision_names() -> list[str]:
@@ -170,7 +176,7 @@ def _timm_names() -> list[str]:
 def _torchvision(name: str, num_classes: int, in_channels: int, *, pretrained: bool) -> nn.Module:
     from torchvision import models
 
-    # Their extra classifiers would make the training output a tuple.
+    # With their auxiliary classifiers the output in training mode would be a tuple.
     options: dict[str, Any] = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     if not pretrained:
         with warnings.catch_warnings():
@@ -213,7 +219,9 @@ def _cannot_fetch(name: str, error: Exception) -> CBAMError:
 
 
 def _renew_classifier(model: nn.Module, num_classes: int) -> None:
-    name, last = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+    found = last_layer(model)
+    assert found is not None
+    name, last = found
     new: nn.Module
     if isinstance(last, nn.Linear):
         if last.out_features == num_classes:

@@ -1,16 +1,19 @@
-"""What all our backbones share: the way from the last map to the logits, under the names that timm's tools use."""
+"""What our backbones share: the head, from the last map to the logits, with the method names of timm."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
+from cbam.checkpoints.sites import named_in_state, sites_of
 from cbam.errors import CBAMError
 
 
 class MapClassifier(nn.Module):
     """A network that makes one map of features, averages it over its positions and applies a linear layer `fc`.
 
-    Subclasses write `forward_features` and call `add_classifier` when their other layers stand.
+    Subclasses define `forward_features` and call `add_classifier` after creating their other layers.
 
     >>> from cbam.models import build_model
     >>> net = build_model("resnet20", 10)
@@ -50,7 +53,7 @@ class MapClassifier(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh classifier in, on the old one's device and in its type; none at all for 0 classes.
+        """Replace the classifier by a new one of the same device and dtype, or by none for 0 classes.
 
         Raises:
             CBAMError: for a negative number, or another pooling than the average.
@@ -66,6 +69,24 @@ class MapClassifier(nn.Module):
         self.fc = nn.Identity()
         if num_classes:
             self.fc = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+
+
+def last_layer(model: nn.Module) -> tuple[str, Any] | None:
+    """Return the last linear or convolutional layer, in most networks the classifier, and its name in the state dict.
+
+    Attached attention does not count.
+
+    >>> last_layer(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(8, 2)))[0]
+    '1'
+    """
+    attention, state = tuple(sites_of(model)), model.state_dict()
+    found = None
+    for prefix, module in named_in_state(model):
+        if attention and prefix.startswith(attention):
+            continue
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and f"{prefix}weight" in state:
+            found = prefix.removesuffix("."), module
+    return found
 
 
 def check_counts(num_classes: int, in_channels: int) -> None:

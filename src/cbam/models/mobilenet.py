@@ -19,7 +19,7 @@ class ConvNormReLU(nn.Module):
 
     Args:
         in_channels, channels: of the input and the output.
-        kernel_size: odd; the map keeps its size but for the stride.
+        kernel_size: odd; padding keeps the size of the map, apart from the stride.
         stride: of the convolution.
         groups: of the convolution; in_channels makes it depthwise.
 
@@ -43,7 +43,7 @@ class ConvNormReLU(nn.Module):
 class MobileNetV1(MapClassifier):
     """MobileNet v1, 4.2 M parameters at width 1.
 
-    The CBAM paper's counts for it fit attention behind every convolution with its norm and ReLU, 27 places:
+    The CBAM paper's counts for it fit attention after every convolution with its norm and ReLU, 27 sites:
     `cbam.attach(net, sites="conv")`.
 
     Args:

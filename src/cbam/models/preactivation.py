@@ -1,4 +1,4 @@
-"""The very deep ResNets for 32 x 32 images: bottlenecks with the norms in front, He et al. (arXiv 1603.05027)."""
+"""The very deep ResNets for 32 x 32 images: bottlenecks with pre-activation, He et al. (arXiv 1603.05027)."""
 
 from __future__ import annotations
 

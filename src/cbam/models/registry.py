@@ -1,4 +1,4 @@
-"""The backbones that are ours, by name: how each is built, for which images, and where attention goes."""
+"""Our own backbones by name: how each is built, for which images, and the sites of its attention."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from cbam.errors import MissingExtra
 from cbam.models.cifar import CifarResNet
 from cbam.models.mobilenet import MobileNetV1
 from cbam.models.preactivation import PreActivationResNet
+from cbam.nn.registry import kind_names
 
-# name_SUFFIX -> the attention that is in the network when it comes out of `build_model`.
+# The paper's networks, name_SUFFIX, which timm's factory knows too; `build_model` takes every kind of attention.
 SUFFIXES = ("se", "cbam")
+# For timm's factory, where a dot starts the tag of weights; torchvision's networks are there with a suffix only.
+_WITHOUT_DOT = {"wrn18_1.5": "wrn18_150", "wrn18_2.0": "wrn18_200", "mobilenet_v1_0.7": "mobilenet_v1_070"}
+_TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200", "vgg16")
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,9 @@ class Own:
 
     Args:
         build: (num_classes, in_channels) -> network.
-        image: height and width of the images that it was made for.
-        classes: number of classes that it was made for.
-        sites: where attention goes, as `cbam.attach` takes it.
+        image: height and width of the images it is designed for.
+        classes: number of classes it is designed for.
+        sites: of attention, for `cbam.attach`.
         stem: path of the first convolution.
         stride: height of the image over height of the last map.
     """
@@ -75,17 +79,34 @@ OWN: dict[str, Own] = {
 
 
 def split_attention(name: str) -> tuple[str, str | None]:
-    """Take the attention off a model's name.
+    """Split the attention off a model's name: `build_model("NAME_KIND")` attaches that kind.
 
     >>> split_attention("paper_resnet50_cbam"), split_attention("resnet20")
     (('paper_resnet50', 'cbam'), ('resnet20', None))
     """
-    backbone, _, suffix = name.rpartition("_")
-    return (backbone, suffix) if backbone and suffix in SUFFIXES else (name, None)
+    kinds = [kind for kind in kind_names() if name.endswith(f"_{kind}") and name != f"_{kind}"]
+    if not kinds:
+        return name, None
+    kind = max(kinds, key=len)
+    return name.removesuffix(f"_{kind}"), kind
+
+
+def timm_names() -> dict[str, str]:
+    """Return {name in timm's factory: name for `build_model`} of all networks that `timm_registry` registers.
+
+    >>> timm_names()["wrn18_150_cbam"]
+    'wrn18_1.5_cbam'
+    """
+    names = {}
+    for backbone in (*OWN, *_TORCHVISION):
+        theirs = _WITHOUT_DOT.get(backbone, backbone)
+        suffixes = [f"_{suffix}" for suffix in SUFFIXES] + ([""] if backbone in OWN else [])
+        names.update({theirs + suffix: backbone + suffix for suffix in suffixes})
+    return names
 
 
 def made_for(name: str) -> tuple[int, tuple[int, int, int]]:
-    """Return the number of classes and the images (C, H, W) that a model was made for, 1000 and 224 x 224 for most.
+    """Return the number of classes and the images (C, H, W) that a model is designed for, 1000 and 224 x 224 for most.
 
     >>> made_for("resnet20_cbam"), made_for("resnet50")
     ((10, (3, 32, 32)), (1000, (3, 224, 224)))

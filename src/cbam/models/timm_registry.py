@@ -1,8 +1,8 @@
 """Our backbones in timm's factory: import this module, then `timm.create_model("paper_resnet50_cbam")`.
 
-Each is there plain, with `_se` and with `_cbam`; torchvision's ResNets and VGG-16 with the suffixes only, as timm has
-networks of its own under their plain names. timm reads a dot as the start of a weights tag, so a width is written
-without one: `wrn18_150`, `wrn18_200`, `mobilenet_v1_070`. `build_model` makes the same networks without timm.
+Each is registered plain, with `_se` and with `_cbam`; torchvision's ResNets and VGG-16 only with the suffixes, as timm
+has its own networks of these names. timm reads a dot as the start of a weights tag, so widths are written without one:
+`wrn18_150`, `wrn18_200`, `mobilenet_v1_070`. `build_model` builds the same networks without timm.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 from cbam.errors import CBAMError
 from cbam.models.build import build_model
 from cbam.models.classifier import MapClassifier
-from cbam.models.registry import OWN, SUFFIXES, Own
+from cbam.models.registry import OWN, Own, split_attention, timm_names
 
 try:
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -30,29 +30,13 @@ except ImportError:
 
     raise MissingExtra("registering the backbones with timm", "compare", "timm") from None
 
-WITHOUT_DOT = {"wrn18_1.5": "wrn18_150", "wrn18_2.0": "wrn18_200", "mobilenet_v1_0.7": "mobilenet_v1_070"}
-TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200", "vgg16")
-# What timm's scripts hand to every network; the rest of its options ours do not have.
+# What timm's scripts pass to every network; ours have none of the other options.
 _IGNORED = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable", "exportable", "no_jit")
 
 
-def registered_names() -> dict[str, str]:
-    """Return {timm's name: the name for `build_model`} of all networks that this module registers.
-
-    >>> registered_names()["wrn18_150_cbam"]
-    'wrn18_1.5_cbam'
-    """
-    names = {}
-    for backbone in (*OWN, *TORCHVISION):
-        here = WITHOUT_DOT.get(backbone, backbone)
-        suffixes = [f"_{suffix}" for suffix in SUFFIXES] + ([""] if backbone in OWN else [])
-        names.update({here + suffix: backbone + suffix for suffix in suffixes})
-    return names
-
-
 def _settings(name: str) -> dict[str, Any]:
-    """Return what timm wants to know of a network: images, normalisation, first and last layer."""
-    backbone = name.removesuffix("_se").removesuffix("_cbam")
+    """Return timm's config of a network: images, normalisation, first and last layer."""
+    backbone, _ = split_attention(name)
     own = OWN.get(backbone, Own(build_model))  # type: ignore[arg-type]
     vgg = backbone == "vgg16"
     map_size = 7 if vgg else own.image // own.stride
@@ -74,7 +58,7 @@ def _entrypoint(timm_name: str, name: str) -> Any:
     def entrypoint(pretrained: bool = False, **options: Any) -> nn.Module:
         num_classes = options.pop("num_classes", _settings(name)["num_classes"])
         in_channels = options.pop("in_chans", 3)
-        # What is off or left at its default asks for nothing: timm's training script names it all the same.
+        # timm's training script passes options that are off or at their defaults, too; these request nothing.
         asked = [
             k for k, v in options.items() if k not in _IGNORED and v and (k, v) != ("global_pool", "avg")
         ]
@@ -108,7 +92,7 @@ def _without_classifier(model: nn.Module, name: str) -> None:
 
 
 def _register() -> None:
-    for timm_name, name in registered_names().items():
+    for timm_name, name in timm_names().items():
         if is_model(timm_name):
             if model_entrypoint(timm_name).__module__ == __name__:  # this module was loaded before
                 continue
@@ -116,5 +100,5 @@ def _register() -> None:
         globals()[timm_name] = register_model(_entrypoint(timm_name, name))
 
 
-default_cfgs = generate_default_cfgs({name: _settings(known) for name, known in registered_names().items()})
+default_cfgs = generate_default_cfgs({name: _settings(known) for name, known in timm_names().items()})
 _register()

@@ -1,9 +1,13 @@
 """The attention modules."""
 
+from cbam.nn import kinds as kinds
+from cbam.nn import timm_attention as timm_attention
 from cbam.nn.base import AttentionModule
 from cbam.nn.cbam import CBAM
 from cbam.nn.channel import ChannelAttention, SqueezeExcitation
+from cbam.nn.eca import ECA as ECA
 from cbam.nn.presets import PRESETS, Preset
+from cbam.nn.registry import register_attention
 from cbam.nn.spatial import SpatialAttention
 
 __all__ = [
@@ -14,4 +18,5 @@ __all__ = [
     "Preset",
     "SpatialAttention",
     "SqueezeExcitation",
+    "register_attention",
 ]

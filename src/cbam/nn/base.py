@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 from cbam.errors import CBAMError
-from cbam.ops import checks, dispatch, fused
+from cbam.ops import checks, dispatch, fused, reference
 from cbam.ops.signature import NormBefore, OperatorConfig, Weights
 
 _NO_NORM = NormBefore()
@@ -92,6 +92,7 @@ class AttentionModule(nn.Module):
     enabled: bool = True
     needs_two_calls: bool = False
     in_channels: int | None = None
+    built_as: tuple[str, dict[str, Any]] | None = None  # kind and options, see `cbam.nn.registry`
     qconfig: Any = None  # torch.ao.quantization leaves the gates in floating point
 
     def forward(self, x: Tensor) -> Tensor:
@@ -228,8 +229,17 @@ class Gate(AttentionModule):
         raise NotImplementedError
 
     def gate(self, x: Tensor) -> Tensor:
-        """Return the gate itself."""
-        raise NotImplementedError
+        """Return the gate itself, in float32 or float64."""
+        return reference.gate(self.logits(x), self.activation, self.gate_scale)
+
+    def attend_eagerly(self, x: Tensor) -> Tensor:
+        """Return x times its gate, in plain torch."""
+        return reference.apply_gate(x, self.gate(x))
+
+    def set_identity(self) -> None:
+        """Zero the weight that makes the logits, and double the gate: 2 * sigmoid(0) = 1."""
+        nn.init.zeros_(self.reading_weight)
+        self.set_gate_scale(2.0)
 
     def set_gate_scale(self, scale: float) -> None:
         """Set the factor on the gate."""

@@ -90,7 +90,7 @@ class CBAM(AttentionModule):
                 in_channels=in_channels,
                 **common,
             )
-        if preset == "official":
+        if settings.weight_init == "official":
             _initialise_as_authors(self)
 
     @property

@@ -100,14 +100,6 @@ class ChannelAttention(Gate):
             logits = [self.mlp(p.to(dtype)[..., None, None]).to(p.dtype) for p in pooled]
         return sum(logits[1:], logits[0])
 
-    def gate(self, x: Tensor) -> Tensor:
-        """Return the gate itself, (N, C, 1, 1), in float32 or float64."""
-        return reference.gate(self.logits(x), self.activation, self.gate_scale)
-
-    def attend_eagerly(self, x: Tensor) -> Tensor:
-        """Return x times its channel gate, in plain torch."""
-        return reference.apply_gate(x, self.gate(x))
-
     def operator_weights(self, x: Tensor | None = None) -> Weights | str:
         """Return the tensors for the fused operator, or why it cannot compute this gate."""
         tensors = self.operator_tensors(x)

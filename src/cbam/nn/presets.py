@@ -1,4 +1,4 @@
-"""The dialects of CBAM and the switches that lead from one to another.
+"""The presets of CBAM, and the switches that lead from one to another.
 
 "CBAM" means different networks in popular code. A preset names one of them; a switch changes one of its parts,
 which is how every ablation of the paper is written.
@@ -14,11 +14,12 @@ from cbam.errors import CBAMError, unknown_name
 from cbam.ops.reference import ACTIVATIONS, CHANNEL_POOLINGS, DESCRIPTOR_ORDERS, SPATIAL_DESCRIPTORS
 
 ARRANGEMENTS = ("channel-spatial", "spatial-channel", "parallel", "channel", "spatial")
+WEIGHT_INITS = ("default", "official")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One dialect of CBAM; its fields are the switches that `CBAM` takes by name.
+    """One form of CBAM; its fields are the switches that `CBAM` takes by name.
 
     Args:
         channel_pooling: what the channel gate reads of each channel: "both" (paper), "avg", "max".
@@ -32,6 +33,8 @@ class Preset:
         norm_momentum: momentum of that batch norm.
         norm_weight: its initial weight; with 0 the spatial gate starts at exactly one half.
         gate: "sigmoid" (paper) or "hardsigmoid".
+        weight_init: "default" (PyTorch's), or "official" (the authors': Kaiming, fan out, for the spatial convolution
+            and zero biases in the MLP, whose weights keep PyTorch's default).
     """
 
     channel_pooling: str = "both"
@@ -43,6 +46,7 @@ class Preset:
     norm_momentum: float = 0.1
     norm_weight: float = 1.0
     gate: str = "sigmoid"
+    weight_init: str = "default"
 
     def __post_init__(self) -> None:
         for name, valid in _CHOICES.items():
@@ -61,14 +65,20 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "spatial_descriptor": SPATIAL_DESCRIPTORS,
     "descriptor_order": DESCRIPTOR_ORDERS,
     "gate": tuple(ACTIVATIONS),
+    "weight_init": WEIGHT_INITS,
 }
 
 PRESETS: dict[str, Preset] = {
     # The equations of the paper, section 3; also the module as it is widely rewritten.
     "paper": Preset(),
-    # The authors' released code: the only dialect whose parameter counts equal the paper's Table 4.
+    # The authors' released code: the only preset whose parameter counts equal the paper's Table 4.
     "official": Preset(
-        mlp_bias=True, descriptor_order="max-avg", spatial_norm=True, norm_momentum=0.01, norm_weight=0.0
+        mlp_bias=True,
+        descriptor_order="max-avg",
+        spatial_norm=True,
+        norm_momentum=0.01,
+        norm_weight=0.0,
+        weight_init="official",
     ),
     # timm.layers.cbam.CbamModule with its default arguments.
     "timm": Preset(spatial_norm=True),

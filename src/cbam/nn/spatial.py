@@ -103,14 +103,6 @@ class SpatialAttention(Gate):
             return reference.spatial_conv(maps, self.conv.weight)
         return _called(self.conv, maps, maps.dtype)
 
-    def gate(self, x: Tensor) -> Tensor:
-        """Return the gate itself, (N, 1, H, W), in float32 or float64."""
-        return reference.gate(self.logits(x), self.activation, self.gate_scale)
-
-    def attend_eagerly(self, x: Tensor) -> Tensor:
-        """Return x times its spatial gate, in plain torch."""
-        return reference.apply_gate(x, self.gate(x))
-
     def operator_weights(self, x: Tensor | None = None) -> Weights | str:
         """Return the tensors for the fused operator, or why it cannot compute this gate."""
         tensors = self.operator_tensors(x)

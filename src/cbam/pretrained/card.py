@@ -12,28 +12,13 @@ from torch import nn
 
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
+from cbam.nn.registry import attention_kind
 from cbam.pretrained.config import Attention, Config
 
 CARD = "README.md"
 _MOST_SITES = 12
 _MOST_CLASSES = 10
-_KINDS = {"cbam": "CBAM", "se": "Squeeze-and-excitation"}
-_TAGS = {"cbam": "cbam", "se": "squeeze-and-excitation"}
 _SEAL = re.compile(r"<!-- card of torch-cbam, seal ([0-9a-f]{16}) -->\n\Z")
-_PAPERS = {
-    "cbam": """@inproceedings{woo2018cbam,
-  title = {CBAM: Convolutional Block Attention Module},
-  author = {Woo, Sanghyun and Park, Jongchan and Lee, Joon-Young and Kweon, In So},
-  booktitle = {European Conference on Computer Vision (ECCV)},
-  year = {2018}
-}""",
-    "se": """@inproceedings{hu2018senet,
-  title = {Squeeze-and-Excitation Networks},
-  author = {Hu, Jie and Shen, Li and Sun, Gang},
-  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year = {2018}
-}""",
-}
 
 
 def write_card(
@@ -88,13 +73,13 @@ def _front(config: Config) -> str:
     # build_model builds classifiers only, and only a classifier has class names
     if config.backbone is not None or config.class_names is not None:
         lines.append("pipeline_tag: image-classification")
-    tags = ["pytorch", "attention", *dict.fromkeys(_TAGS[group.kind] for group in config.attention)]
+    tags = ["pytorch", "attention", *dict.fromkeys(_tag(group) for group in config.attention)]
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
 
 def _first_sentence(config: Config) -> str:
     what = "A network" if config.backbone is None else f"`{config.backbone.name}`"
-    forms = dict.fromkeys(f"{_KINDS[group.kind]} ({_form(group)})" for group in config.attention)
+    forms = dict.fromkeys(_named(group) for group in config.attention)
     places = sum(len(group.sites) for group in config.attention)
     having = (
         f" with {' and '.join(forms)} at {places} {'place' if places == 1 else 'places'}" if forms else ""
@@ -108,8 +93,17 @@ def _first_sentence(config: Config) -> str:
     return f"{what}{having}. {saved}"
 
 
-def _form(group: Attention) -> str:
-    return f"preset `{group.preset}`" if group.kind == "cbam" else f"gate `{group.options.get('gate')}`"
+def _tag(group: Attention) -> str:
+    return re.sub("[^a-z0-9]+", "-", attention_kind(group.kind).title.lower()).strip("-")
+
+
+def _named(group: Attention) -> str:
+    """Return the kind with the one option that matters most: "CBAM (preset `official`)"."""
+    kind = attention_kind(group.kind)
+    if not kind.headline:
+        return kind.title
+    value = group.preset if kind.headline == "preset" else group.options.get(kind.headline)
+    return f"{kind.title} ({kind.headline} `{value}`)"
 
 
 def _loading(config: Config, name: str, revision: str | None) -> str:
@@ -169,10 +163,13 @@ def _attention(groups: tuple[Attention, ...]) -> str:
     parts = ["## Attention"]
     for group in groups:
         options = ", ".join(f"`{name}={value!r}`" for name, value in group.options.items())
-        parts.append(f"{_KINDS[group.kind]}, {_form(group)}{': ' if options else ''}{options}.")
+        parts.append(f"{_named(group)}{': ' if options else ''}{options}.")
         shown = group.sites if len(group.sites) <= _MOST_SITES else group.sites[: _MOST_SITES - 1]
-        rows = [(f"`{s.path}`", s.position, s.channels, s.reduction_ratio) for s in shown]
-        parts.append(_table(("module", "at its", "channels", "reduction ratio"), rows))
+        head = ["module", "at its", "channels", "reduction ratio"]
+        rows = [[f"`{s.path}`", s.position, s.channels, s.reduction_ratio] for s in shown]
+        if all(s.reduction_ratio is None for s in group.sites):
+            head, rows = head[:-1], [row[:-1] for row in rows]
+        parts.append(_table(head, rows))
         if len(shown) < len(group.sites):
             parts.append(f"And {len(group.sites) - len(shown)} more; `config.json` has them all.")
     return "\n\n".join(parts)
@@ -189,8 +186,9 @@ def _results(metrics: Mapping[str, float | str] | None) -> str:
 
 
 def _citations(groups: tuple[Attention, ...]) -> str:
-    kinds = dict.fromkeys(group.kind for group in groups)
-    papers = "\n\n".join(_PAPERS[kind] for kind in kinds)
+    papers = "\n\n".join(
+        dict.fromkeys(filter(None, (attention_kind(group.kind).citation for group in groups)))
+    )
     return f"## Citation\n\n```bibtex\n{papers}\n```" if papers else ""
 
 

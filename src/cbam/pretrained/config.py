@@ -46,19 +46,20 @@ class SavedSite:
         path: of the host module in the network without attention.
         position: "output" or "input".
         channels: C.
-        reduction_ratio: C over the hidden width.
+        reduction_ratio: C over the hidden width; None: the attention has none.
     """
 
     path: str
     position: str
     channels: int
-    reduction_ratio: int
+    reduction_ratio: int | None = None
 
     def __post_init__(self) -> None:
         _check(isinstance(self.path, str) and len(self.path) < 1000, "a site's path", "a name", self.path)
         _check(self.position in ("output", "input"), "a site's position", "output or input", self.position)
         _check_count("a site's channels", self.channels)
-        _check_count("a site's reduction_ratio", self.reduction_ratio)
+        if self.reduction_ratio is not None:
+            _check_count("a site's reduction_ratio", self.reduction_ratio)
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class Attention:
     """Sites with attention of one form.
 
     Args:
-        kind: "cbam" or "se".
-        preset: its name, "custom" if switches made another form of it; for readers.
-        options: what the class takes: the switches of `cbam.nn.Preset` and kernel_size, or mlp_bias and gate.
+        kind: its name in `cbam.nn.registry`, such as "cbam", "se" or "timm:gc".
+        preset: of CBAM: its name, "custom" if switches made another form of it; for readers. Else the kind again.
+        options: what the kind takes beside the reduction ratio.
         sites: where it is.
     """
 
@@ -78,14 +79,14 @@ class Attention:
     sites: tuple[SavedSite, ...]
 
     def __post_init__(self) -> None:
-        _check(self.kind in ("cbam", "se"), "attention.kind", "cbam or se", self.kind)
+        _check(isinstance(self.kind, str) and len(self.kind) < 200, "attention.kind", "a name", self.kind)
         plain = isinstance(self.options, dict) and all(
-            isinstance(name, str) and isinstance(value, (str, int, float, bool))
-            for name, value in self.options.items()
+            isinstance(name, str) and _is_plain(value) for name, value in self.options.items()
         )
-        _check(plain, "attention.options", "names with strings or numbers", self.options)
-        kernel = self.options.get("kernel_size", 7)
-        _check(isinstance(kernel, int) and 1 <= kernel <= 999, "kernel_size", "1 to 999", kernel)
+        _check(plain, "attention.options", "names with strings, numbers or lists of these", self.options)
+        kernel = self.options.get("kernel_size")
+        fits = kernel is None or (isinstance(kernel, int) and 1 <= kernel <= 999)
+        _check(fits, "kernel_size", "1 to 999", kernel)
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,11 @@ def _parse(said: dict[str, Any]) -> Config:
         **tuples,
         **said,
     )
+
+
+def _is_plain(value: Any) -> bool:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return all(item is None or isinstance(item, (str, int, float, bool)) for item in values)
 
 
 def _check_count(what: str, value: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +11,13 @@ from torch import Tensor, nn
 
 from cbam.attach.wrapper import WithAttention
 from cbam.checkpoints import tensors_file
-from cbam.checkpoints.placing import named_in_state, sites_of
+from cbam.checkpoints.sites import named_in_state, sites_of
 from cbam.errors import CBAMError
 from cbam.models import build_model
+from cbam.models.classifier import last_layer
 from cbam.models.files import first_convolution
-from cbam.models.registry import split_attention
-from cbam.nn import CBAM, SqueezeExcitation
-from cbam.nn.base import AttentionModule
+from cbam.models.registry import split_attention, timm_names
+from cbam.nn.registry import describe
 from cbam.pretrained.config import Attention, Backbone, SavedSite
 
 
@@ -26,7 +25,7 @@ def describe_attention(model: nn.Module) -> tuple[Attention, ...]:
     """Return the attached attention, sites of one form together.
 
     Raises:
-        CBAMError: attention of a class that is not CBAM or SqueezeExcitation.
+        CBAMError: attention of a class that is not registered.
 
     >>> from cbam import attach
     >>> from cbam.models import build_model
@@ -43,45 +42,20 @@ def describe_attention(model: nn.Module) -> tuple[Attention, ...]:
     for prefix, block in sites_of(model).items():
         if id(block) not in positions:
             continue  # a part of the user's own network, not attached
-        kind, preset, options, hidden = _form(prefix, block)
-        key = repr((kind, preset, sorted(options.items())))
-        channels = block.in_channels
-        assert channels is not None
         path = prefix.removesuffix("cbam.").removesuffix(".")
-        site = SavedSite(path, positions[id(block)], channels, channels // hidden)
-        groups.setdefault(key, (kind, preset, options, []))[3].append(site)
+        try:
+            found, options = describe(block)
+        except CBAMError as error:
+            raise CBAMError(f"the attention at {path!r}: {error}") from None
+        channels, ratio = block.in_channels, options.pop("reduction_ratio", None)
+        preset = options.pop("preset", found.name)
+        key = repr((found.name, preset, sorted(options.items())))
+        assert channels is not None
+        site = SavedSite(path, positions[id(block)], channels, ratio)
+        groups.setdefault(key, (found.name, preset, options, []))[3].append(site)
     return tuple(
         Attention(kind, preset, options, tuple(sites)) for kind, preset, options, sites in groups.values()
     )
-
-
-def _form(prefix: str, block: AttentionModule) -> tuple[str, str, dict[str, Any], int]:
-    if type(block) is SqueezeExcitation:
-        first = block.layers[0]
-        return "se", "se", {"mlp_bias": first.bias is not None, "gate": block.activation}, first.out_channels
-    if type(block) is not CBAM:
-        raise CBAMError(
-            f"the attention at {prefix.removesuffix('.')!r} is {type(block).__name__}, which config.json cannot"
-            " describe. Save the state dict yourself."
-        )
-    channel, spatial = block.channel_attention, block.spatial_attention
-    options: dict[str, Any] = {"arrangement": block.arrangement, "gate": block.gates[0].activation}
-    hidden = block.in_channels
-    if channel is not None:
-        first = channel.layers[0]
-        hidden = first.out_channels
-        options |= {"channel_pooling": channel.channel_pooling, "mlp_bias": first.bias is not None}
-    if spatial is not None:
-        options |= {
-            "spatial_descriptor": spatial.spatial_descriptor,
-            "descriptor_order": spatial.descriptor_order,
-            "kernel_size": spatial.conv.kernel_size[0],
-            "spatial_norm": spatial.norm is not None,
-            "norm_weight": float(spatial.norm_weight),
-        }
-        momentum = getattr(spatial.norm, "momentum", None)
-        options |= {} if momentum is None else {"norm_momentum": float(momentum)}
-    return "cbam", block.preset, options, hidden
 
 
 def describe_backbone(model: nn.Module, name: str | None) -> Backbone | None:
@@ -99,11 +73,9 @@ def describe_backbone(model: nn.Module, name: str | None) -> Backbone | None:
         architecture = said.get("architecture") if isinstance(said, Mapping) else None
         if architecture is None:
             return None
-        registry = sys.modules.get("cbam.models.timm_registry")  # loaded where the network came from it
-        name = registry.registered_names().get(architecture) if registry else None
-        name = name or f"timm/{architecture}"
+        name = timm_names().get(architecture, f"timm/{architecture}")
     name, _ = split_attention(name)  # attention is described by its sites
-    head, first = head_of(model), first_convolution(model)
+    head, first = last_layer(model), first_convolution(model)
     if head is None or first is None:
         raise CBAMError(
             f"{type(model).__name__} is no classifier with convolutions, so {name!r} cannot build it."
@@ -136,20 +108,6 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def head_of(model: nn.Module) -> tuple[str, Any] | None:
-    """Return the name in the state dict, and the module, of the last linear or convolutional layer of the network.
-
-    >>> head_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(8, 2)))[0]
-    '1'
-    """
-    plain = plain_state(model)
-    last = None
-    for prefix, module in named_in_state(model):
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and f"{prefix}weight" in plain:
-            last = prefix.removesuffix("."), module
-    return last
-
-
 def attention_only(model: nn.Module) -> tuple[dict[str, Tensor], str]:
     """Return gates, head and batch norms, and the digest of all other weights.
 
@@ -157,7 +115,7 @@ def attention_only(model: nn.Module) -> tuple[dict[str, Tensor], str]:
     >>> list(attention_only(net)[0])[:2]
     ['1.weight', '1.bias']
     """
-    state, head, gates = model.state_dict(), head_of(model), tuple(sites_of(model))
+    state, head, gates = model.state_dict(), last_layer(model), tuple(sites_of(model))
     small = [f"{head[0]}."] if head is not None else []
     small += [
         prefix

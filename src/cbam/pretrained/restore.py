@@ -11,8 +11,9 @@ from torch import nn
 from cbam.attach.fusion.with_epilogue import find_blocks
 from cbam.attach.insert import Insertion, check_unattached, insert
 from cbam.errors import CBAMError, nearest
-from cbam.nn import CBAM, SqueezeExcitation
 from cbam.nn.base import AttentionModule
+from cbam.nn.kind import AttentionKind
+from cbam.nn.registry import attention_kind, no_such_option
 from cbam.pretrained.config import Attention, SavedSite
 
 
@@ -30,25 +31,52 @@ def restore(model: nn.Module, groups: Iterable[Attention], fuse_epilogue: bool =
     check_unattached(model)
     modules = dict(model.named_modules())
     insertions: dict[str, Insertion] = {}
+    behind: list[str] = []
     for group in groups:
         for site in group.sites:
             if not site.path or site.path not in modules:
                 close = nearest(site.path, modules)
                 hint = f" Closest: {', '.join(map(repr, close))}." if close else ""
                 raise CBAMError(f"the network has no module {site.path!r}, where attention was.{hint}")
-            insertions[site.path] = Insertion(site.position, partial(_block, group, site))
+            insertions[site.path] = Insertion(site.position, partial(build_block, group, site))
+            if site.position == "output" and _kind(group).has_operator:
+                behind.append(site.path)
     on_meta = any(parameter.is_meta for parameter in model.parameters())
-    behind = [path for path, insertion in insertions.items() if insertion.position == "output"]
     blocks = find_blocks(model, behind) if fuse_epilogue and not on_meta else {}
     insert(model, insertions, [block for block, _ in blocks.values()])
 
 
-def _block(group: Attention, site: SavedSite, **factory: Any) -> AttentionModule:
-    cls: Any = CBAM if group.kind == "cbam" else SqueezeExcitation
+def build_block(
+    group: Attention, site: SavedSite, *, device: Any = None, dtype: Any = None
+) -> AttentionModule:
+    """Return the attention of a site as it was when it was saved, but for its weights.
+
+    Args:
+        group, site: of the config.
+        device, dtype: of the weights.
+
+    Raises:
+        CBAMError: a kind that is not registered here, or options that it does not have.
+    """
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in group.options.items()
+    }
+    if site.reduction_ratio is not None:
+        options["reduction_ratio"] = site.reduction_ratio
+    kind = _kind(group)
+    if "preset" in kind.options:
+        options["preset"] = group.preset
+    for name in options:
+        if name not in kind.options:
+            raise no_such_option(kind, name)
+    return kind.build_again(site.channels, options, device=device, dtype=dtype)
+
+
+def _kind(group: Attention) -> AttentionKind:
     try:
-        block = cls(site.channels, site.reduction_ratio, **group.options, **factory)
-    except TypeError as error:
-        raise CBAMError(f"config: options that {cls.__name__} does not have: {error}") from error
-    if group.kind == "cbam":
-        block.preset = group.preset
-    return block
+        return attention_kind(group.kind)
+    except CBAMError as error:
+        raise CBAMError(
+            f"config: {error} If it is attention of your own, import the module that registers it first"
+            " (cbam.register_attention; on the command line --import my_package.my_gate)."
+        ) from None

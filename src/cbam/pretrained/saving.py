@@ -20,6 +20,7 @@ from cbam.files import write_atomically
 from cbam.pretrained.config import FILE, WEIGHTS, Config
 from cbam.pretrained.describe import attention_only as small_part
 from cbam.pretrained.describe import describe_attention, describe_backbone
+from cbam.version import __version__
 
 
 def save_pretrained(
@@ -63,8 +64,6 @@ def save_pretrained(
     ...     sorted(path.name for path in save_pretrained(model, there, "resnet20").iterdir())
     ['config.json', 'model.safetensors']
     """
-    import cbam
-
     inner, folder = unwrapped(model), Path(folder)
     if folder.exists() and not folder.is_dir():
         raise CBAMError(f"{str(folder)!r} is a file; save_pretrained writes a folder.")
@@ -87,7 +86,7 @@ def save_pretrained(
         input_size=_row("input_size", input_size, said.get("input_size")),
         mean=_row("mean", mean, said.get("mean")),
         std=_row("std", std, said.get("std")),
-        versions={"torch-cbam": cbam.__version__, "torch": str(torch.__version__)},
+        versions={"torch-cbam": __version__, "torch": str(torch.__version__)},
     )
     orders = {group.options["descriptor_order"] for group in groups if "descriptor_order" in group.options}
     order = {ORDER: orders.pop() if len(orders) == 1 else MIXED} if orders else {}

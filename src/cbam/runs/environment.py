@@ -1,8 +1,9 @@
-"""What a reader needs to know of the machine and the programs to judge, or repeat, a run."""
+"""What a reader needs to know about machine and software to judge or repeat a run."""
 
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -40,7 +41,7 @@ def describe_environment(command: list[str], accelerator: str, processes: int = 
     Args:
         command: What was typed.
         accelerator: The device that computes, e.g. "cpu" or "cuda".
-        processes: That train together.
+        processes: How many work together.
 
     >>> describe_environment(["cbam", "compare"], "cpu")["machine"]["accelerator"] is None
     True
@@ -63,9 +64,9 @@ def describe_environment(command: list[str], accelerator: str, processes: int = 
 
 
 def with_session(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of `env.json` for a run that goes on: the first session as it was, the later ones behind it.
+    """Return the content of `env.json` for a run that goes on: the first session as it was, then the later ones.
 
-    A later session keeps what differs from the first: numbers made on two machines must not pass for one.
+    A later session holds what differs from the first: numbers made on two machines must not look like those of one.
 
     Args:
         before: What `env.json` holds; None in a new run.
@@ -108,14 +109,14 @@ def _accelerator(kind: str) -> str | None:
 
 
 def _git() -> str | None:
-    """Return the commit of this code when it runs from its repository; a plus says that files were changed since."""
+    """Return the commit of this code when it runs from its repository; a plus means that files were changed since."""
     source = Path(__file__).resolve().parent
     try:
         run = ["git", "-C", str(source)]
         top = subprocess.run(
             [*run, "rev-parse", "--show-toplevel"], capture_output=True, text=True, timeout=5, check=True
         )
-        # Installed into a virtual environment that lies in somebody else's repository: not our commit.
+        # Installed into a virtual environment inside another repository: not our commit.
         if not (Path(top.stdout.strip()) / "src" / "cbam").is_dir():
             return None
         commit = subprocess.run(
@@ -131,3 +132,11 @@ def _git() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def code_hash() -> str:
+    """Return what tells this code from any other, in or outside of a git repository."""
+    digest, source = hashlib.sha256(), Path(__file__).resolve().parents[1]
+    for file in sorted(source.rglob("*.py")):
+        digest.update(str(file.relative_to(source)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]

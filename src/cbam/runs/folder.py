@@ -1,4 +1,4 @@
-"""A run's folder: who may write, what is done, and what to do about files that are damaged."""
+"""A run's folder: one writer at a time, settings that are not mixed, and files that may be damaged."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from cbam.errors import CBAMError
 from cbam.files import remove_leftovers, write_atomically
+from cbam.runs.config import RunConfig
+from cbam.runs.environment import with_session
+from cbam.runs.rows import Rows
 
 try:
     import fcntl
 except ImportError:  # Windows: two processes on one folder are not noticed there
     fcntl = None  # type: ignore[assignment]
-
-if TYPE_CHECKING:
-    from cbam.data.image_data import ImageData
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +34,18 @@ class FolderInUse(CBAMError):
 
 
 class RunFolder:
-    """Reads and writes the files of one run.
+    """Reads and writes the files of one run: `config.yaml`, `env.json`, `metrics.jsonl` and what else it has.
 
     Args:
         path: The folder; made by `locked`.
+
+    Attributes:
+        metrics: The rows of the run, by default in `metrics.jsonl`.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self.metrics = path / "metrics.jsonl"
+        self.metrics = Rows(path / "metrics.jsonl")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -71,69 +74,85 @@ class RunFolder:
             remove_leftovers(self.path)
             yield
 
+    def settings(self) -> dict[str, Any] | None:
+        """Return what `config.yaml` holds: None where there is none, {} where it is damaged."""
+        file = self.path / "config.yaml"
+        if not file.exists():
+            return None
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
     def check_settings(
-        self,
-        now: dict[str, Any],
-        differences: Callable[[dict[str, Any], dict[str, Any]], list[str]],
-        needed: tuple[str, ...] = (),
+        self, now: dict[str, Any], form: type[RunConfig], restart: bool | None = None
     ) -> dict[str, Any]:
         """Refuse to mix two different runs in one folder.
 
         Args:
             now: The settings of this call.
-            differences: Says in words how the settings there and now would give other results.
-            needed: Settings that `config.yaml` must have to be whole.
+            form: The run's options; decides which of them matter.
+            restart: Whether a different run is dropped; None where the run has no such option.
 
         Returns:
             The settings of the run in the folder; empty if there is none yet.
 
         Raises:
-            CBAMError: The folder holds a run of other settings, or something that is no run.
+            CBAMError: The folder holds a run with other settings, or something that is no run.
         """
-        file = self.path / "config.yaml"
-        if not file.exists():
+        if self.path.exists() and not self.path.is_dir():
+            raise CBAMError(f"{self.path} is a file. Give another --output")
+        before = self.settings()
+        if before is None:
             if self.path.is_dir() and any(item.name[0] != "." for item in self.path.iterdir()):
                 raise CBAMError(f"{self.path} is not empty and holds no run. Give another --output")
-            if self.path.exists() and not self.path.is_dir():
-                raise CBAMError(f"{self.path} is a file. Give another --output")
             return {}
-        try:
-            before = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
-            before = None
-        if not isinstance(before, dict) or not set(needed) <= set(before):
+        if not before or not set(form.essential) <= set(before):
             raise CBAMError(
-                f"{file} is damaged, so nobody knows what the run in this folder is. Give another --output"
+                f"{self.path / 'config.yaml'} is damaged, so the settings of the run in this folder are unknown. "
+                "Give another --output"
             )
-        if found := differences(before, now):
+        if (found := form.differences(before, now)) and not restart:
+            otherwise = "the old settings to resume" if restart is None else "--restart to begin anew"
             raise CBAMError(
                 f"{self.path} holds a run with other settings ({'; '.join(found)}). "
-                "Give another --output, or the old settings to go on"
+                f"Give another --output, or {otherwise}"
             )
         return before
 
-    def check_data(self, data: ImageData) -> None:
-        """Refuse to go on with other images than those that the run in the folder was started with.
+    def open(self, settings: dict[str, Any], environment: dict[str, Any]) -> None:
+        """Write `config.yaml`, and `env.json` with the sessions before this one; drop torn lines of the metrics.
 
-        Raises:
-            CBAMError: The images found now differ; the message says in what.
+        Args:
+            settings: Of this call, checked before.
+            environment: Of `describe_environment`.
         """
-        before, now = self.read_json("data.json") or {}, data.identity
-        differing = [name for name in now if name in before and before[name] != now[name]]
-        if differing:
-            told = "; ".join(
-                f"{name}: {_short(before[name])} there, {_short(now[name])} now" for name in differing
-            )
-            raise CBAMError(
-                f"{self.path} holds a run on other images ({told}). Results on both cannot be compared:"
-                " give another --output, or the old images to go on"
-            )
-
-    def write_config(self, settings: dict[str, Any]) -> None:
-        """Write `config.yaml`."""
         write_atomically(
             self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         )
+        self.write_json("env.json", with_session(self.read_json("env.json"), environment))
+        self.metrics.mend()
+
+    def check_data(self, now: Mapping[str, Any]) -> None:
+        """Refuse to resume with other images than those that the run in the folder was started with.
+
+        Args:
+            now: What identifies the images of this call.
+
+        Raises:
+            CBAMError: The images differ; the message names what differs.
+        """
+        before = self.read_json("data.json") or {}
+        differing = [name for name in now if name in before and before[name] != now[name]]
+        if differing:
+            found = "; ".join(
+                f"{name}: {_short(before[name])} there, {_short(now[name])} now" for name in differing
+            )
+            raise CBAMError(
+                f"{self.path} holds a run on other images ({found}). Results on both cannot be compared:"
+                " give another --output, or the old images to resume"
+            )
 
     def read_json(self, name: str, *needed: str) -> dict[str, Any] | None:
         """Return the object in a JSON file; None where there is none or a damaged one, which is moved aside.
@@ -161,45 +180,7 @@ class RunFolder:
         """Write a JSON file."""
         write_atomically(self.path / name, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
-    def mend_metrics(self) -> None:
-        """Drop lines of `metrics.jsonl` that a kill or a full disk tore, so that new ones can follow."""
-        if not self.metrics.exists():
-            return
-        text = self.metrics.read_text(encoding="utf-8", errors="replace")
-        whole = [line for line in text.splitlines() if _is_row(line)]
-        mended = "".join(line + "\n" for line in whole)
-        if mended != text:
-            logger.warning(
-                "%s: dropped %d damaged line(s)", self.metrics, len(text.splitlines()) - len(whole)
-            )
-            write_atomically(self.metrics, mended)
-
-    def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add one line to `metrics.jsonl` and force it to the disk: a checkpoint that follows must not outlive it."""
-        with self.metrics.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row, allow_nan=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    def replace_metrics(self, rows: list[dict[str, Any]]) -> None:
-        """Make `rows` the whole content of `metrics.jsonl`."""
-        write_atomically(self.metrics, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the lines of `metrics.jsonl`."""
-        if not self.metrics.exists():
-            return []
-        lines = self.metrics.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if _is_row(line)]
-
 
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _is_row(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False

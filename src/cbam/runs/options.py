@@ -1,4 +1,4 @@
-"""Options from a YAML file, checked and explained like those of the command line."""
+"""Options from a YAML file, checked like those of the command line; checks and names that all runs share."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import yaml
 
 from cbam.errors import CBAMError, nearest
 
+_TYPED = {"imports": "import"}  # fields that cannot have the option's name, which is a word of Python
+
 
 def with_file(arguments: Sequence[str], forms: Sequence[type]) -> list[str]:
-    """Return the arguments with those of the file behind `--config` in front, so that the command line wins.
+    """Return the arguments preceded by those of the `--config` file, so that the command line wins.
 
     Args:
-        arguments: What follows the verb.
+        arguments: What follows the command's name.
         forms: The dataclasses whose fields are the options.
 
     Raises:
@@ -58,7 +60,7 @@ def file_arguments(file: Path, forms: Sequence[type]) -> list[str]:
             close = nearest(name, sorted(valid), count=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise CBAMError(f"--config {file}: there is no option {key!r}.{hint}")
-        arguments += _as_arguments(name.replace("_", "-"), value, fields[name])
+        arguments += _as_arguments(_TYPED.get(name, name).replace("_", "-"), value, fields[name])
     return arguments
 
 
@@ -77,7 +79,7 @@ def check_ranges(*rules: tuple[str, Any, bool, str]) -> None:
 
 
 def folder_name(*parts: str) -> str:
-    """Return the name of a run's folder made of what was asked for; of a data set's path or URL only the end counts.
+    """Return the name of a run's folder, made of its options; of a data set's path or URL only the last part is used.
 
     >>> folder_name("shards:/data/images?window=2", "timm/resnet50", "cbam")
     'images-timm-resnet50-cbam'
@@ -88,7 +90,7 @@ def folder_name(*parts: str) -> str:
 
 
 def absolute_data(data: str) -> str:
-    """Return a data set's name with the path in it absolute, so that a run can be told from another one.
+    """Return a data set's name with the path in it absolute, so that the same name in two folders is not the same run.
 
     >>> absolute_data("digits")
     'digits'
@@ -105,7 +107,7 @@ def _is_part(item: dataclasses.Field[Any], forms: Sequence[type]) -> bool:
 
 
 def _as_arguments(option: str, value: Any, item: dataclasses.Field[Any]) -> list[str]:
-    if value is None:
+    if value is None or value == []:
         return []
     if str(item.type) == "bool" or item.type is bool:
         if isinstance(value, bool):

@@ -1,15 +1,23 @@
-"""How to train one classifier; the defaults suit small images from scratch."""
+"""The options of a training: the recipe, which `cbam compare` shares, and what `cbam train` has beside it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from cbam.errors import CBAMError, unknown_name
-from cbam.runs.options import check_ranges
+from cbam.nn.registry import attention_kind
+from cbam.runs.config import option
+from cbam.runs.options import absolute_data, check_ranges, folder_name
+from cbam.train.images import ImageConfig, check_start
 
-# Peak learning rates at batch 128: (from scratch, fine-tuning).
+# Peak learning rates at batch size 128: (from scratch, fine-tuning).
 PEAK_LR = {"sgd": (0.1, 0.01), "momentum": (0.1, 0.01), "adamw": (1e-3, 1e-4)}
+TRACKERS = ("tensorboard", "wandb")
+_OF_GATES = ("gate_lr_scale", "gate_weight_decay")
+# Options of the attention, with what a run has that does not name them.
+_OF_ATTENTION = {"preset": "official", "reduction_ratio": 16, "kernel_size": 7}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +31,11 @@ class TrainConfig:
     """
 
     epochs: int = 10
-    """Passes over the training images for every model."""
+    """Passes over the training images, for each model."""
     batch_size: int = 128
     """Images per step, over all processes together."""
     optimizer: Literal["sgd", "momentum", "adamw"] = "sgd"
-    """sgd is with Nesterov momentum 0.9; momentum is SGD with plain momentum 0.9, as in the paper's time."""
+    """sgd has Nesterov momentum 0.9; momentum is SGD with plain momentum 0.9, as in the authors' code."""
     lr: float | None = None
     """Peak learning rate. None: 0.1 from scratch, 0.01 with --pretrained or --weights (adamw: 1e-3, 1e-4)."""
     schedule: Literal["cosine", "step"] = "cosine"
@@ -35,37 +43,41 @@ class TrainConfig:
     step_epochs: int = 30
     """Epochs between two drops of the step schedule."""
     warmup_epochs: float | None = None
-    """Epochs in which the rate rises. None: cosine 1, or a tenth of all epochs where that is less; step 0."""
+    """Epochs in which the rate rises. None: with cosine 1, or a tenth of all epochs if that is less; with step 0."""
     weight_decay: float = 5e-4
     """Weight decay, on all weights but biases and norms."""
     decay_norms: bool = False
     """Weight decay on biases and norms too, as in the authors' code."""
     gate_lr_scale: float = 1.0
-    """Learning rate of the attention's own weights, times that of the others; see docs/adding-attention.md."""
+    """Factor on the learning rate of the attention's own weights; see docs/adding-attention.md."""
     gate_weight_decay: float | None = None
-    """Weight decay of the attention's own weights. None: that of the others."""
+    """Weight decay of the attention's own weights. None: as for all others."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
     mixup: float = 0.0
-    """Blend images in pairs, with shares from Beta(X, X); 0 is off, 0.2 is usual."""
+    """Mixup with shares from Beta(X, X); 0 is off, 0.2 is usual."""
     cutmix: float = 0.0
-    """Paste a piece of another image, of an area from Beta(X, X); 0 is off, 1 is usual. With mixup: one of the two."""
+    """CutMix with areas from Beta(X, X); 0 is off, 1 is usual. With --mixup, each batch gets one of the two."""
     ema: float = 0.0
     """Decay of a moving average of the weights, e.g. 0.999, reported beside the plain accuracy; 0 is off."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Autocast: bf16 on most devices, fp16 (with gradient scaling) on GPUs only, no = float32."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to train; auto takes the accelerator if there is one."""
-    accumulate: int = 1
-    """Parts in which a process computes its share of a batch, to save memory; batch norm sees a part at a time."""
+    # Device, compilation and sharding: a step sees the same images and computes the same gradient up to rounding, so a
+    # training may go on with another choice.
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", affects_result=False)
+    """Where to train; auto is the accelerator if there is one."""
+    # Batch norm sees a part, as it sees a process's share: one training may be divided anew, but networks that are
+    # compared must not differ in it.
+    accumulate: int = option(1, affects_result=False, affects_comparison=True)
+    """Parts in which a process computes its share of a batch, to save memory; batch norm sees one part at a time."""
     sync_bn: bool = False
     """Batch norm over the images of all processes (on GPUs)."""
-    shard: bool = False
-    """Divide weights, gradients and optimizer over the processes (FSDP2) instead of copying them (DDP)."""
-    compile: bool = False
+    shard: bool = option(False, affects_result=False)
+    """Shard weights, gradients and optimizer over the processes (FSDP2) instead of copying them (DDP)."""
+    compile: bool = option(False, affects_result=False)
     """Compile the network with torch.compile."""
-    workers: int = 0
-    """Processes that load images; any number gives the same bits. Folders of photographs gain from a few."""
+    workers: int = option(0, affects_result=False)
+    """Processes that load images; the result does not depend on it. Folders of photographs gain from a few."""
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -119,3 +131,143 @@ class TrainConfig:
         if self.lr is not None:
             return self.lr
         return PEAK_LR[self.optimizer][fine_tuning]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRunConfig(ImageConfig):
+    """Everything that one training depends on.
+
+    Each field is an option of `cbam train`; the text below it is the option's help.
+
+    >>> config = TrainRunConfig(data="digits", model="resnet20")
+    >>> str(config.folder)
+    'runs/train-digits-resnet20-cbam'
+    >>> str(TrainRunConfig(data="shards:/data/images?window=2").folder)
+    'runs/train-images-resnet50-cbam'
+    """
+
+    essential: ClassVar[tuple[str, ...]] = ("seed", "model")
+
+    model: str = "resnet50"
+    """resnet20 ... resnet110 for small images, paper_resnet50 ..., or torchvision's and timm's names."""
+    attention: str = "cbam"
+    """Kind of attention to attach, or none."""
+    preset: str = "official"
+    """Preset of CBAM: paper (the equations), official (the authors' code, the paper's parameter counts), timm."""
+    sites: str = "auto"
+    """Where, with commas, as `cbam plan` takes it: auto is the end of every residual branch, conv behind every
+    convolution."""
+    reduction_ratio: int | None = None
+    """Width of the channel gate's hidden layer: channels / ratio. None: 16 for CBAM and SE, else the kind's own."""
+    kernel_size: int | None = None
+    """Of the gate's convolution. None: 7 for CBAM, else the kind's own."""
+    seed: int = 0
+    """Determines initial weights, order of the images, augmentation and dropout."""
+    output: Path | None = option(None, affects_result=False)
+    """The run's folder; the same command resumes it. None: runs/train-DATA-MODEL-ATTENTION."""
+    config: Path | None = None
+    """A YAML file with options, one `name: value` per line; options on the command line win."""
+    pretrained: bool = False
+    """Start from the weights that torchvision or timm publish for the model."""
+    weights: Path | None = None
+    """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
+    save_every: int | None = option(None, affects_result=False)
+    """Steps between two checkpoints; there is one after each epoch and at a request to stop in any case."""
+    keep: int = option(2, affects_result=False)
+    """Checkpoints to keep: the newest, and older ones to fall back to if it is damaged."""
+    track: str = option("", affects_result=False)
+    """tensorboard, wandb, or both with a comma, in addition to metrics.jsonl and metrics.csv."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The recipe."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(
+            (
+                "reduction-ratio",
+                self.reduction_ratio,
+                self.reduction_ratio is None or self.reduction_ratio >= 1,
+                "at least 1",
+            ),
+            ("save-every", self.save_every, self.save_every is None or self.save_every >= 1, "at least 1"),
+            ("keep", self.keep, self.keep >= 1, "at least 1"),
+        )
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise unknown_name("tracker", name, TRACKERS)
+        check_start(self.pretrained, self.weights)
+        self._refuse_what_is_ignored()
+
+    def _refuse_what_is_ignored(self) -> None:
+        """Refuse options that have no effect with this attention."""
+        ignored = []
+        for name in self._without_effect():
+            part: Any = self.train if name in _OF_GATES else self
+            given = getattr(part, name)
+            # Defaults are class attributes of a dataclass. What is typed as the default changes nothing either way.
+            default = given in (getattr(type(part), name), _OF_ATTENTION.get(name))
+            if not default and not (name in _OF_GATES and self._brings_attention()):
+                ignored.append(f"--{name.replace('_', '-')} {given}")
+        if ignored:
+            has, it = ("has", "it") if len(ignored) == 1 else ("have", "them")
+            instead = "" if self._brings_attention() else ", or take --attention cbam"
+            raise CBAMError(
+                f"{', '.join(ignored)} {has} no effect with --attention {self.attention}. Leave {it} out{instead}"
+            )
+
+    def _without_effect(self) -> list[str]:
+        if self.attention == "none":
+            return ["sites", *_OF_ATTENTION, *_OF_GATES]
+        options = attention_kind(self.attention).options
+        return [name for name in _OF_ATTENTION if name not in options]
+
+    @property
+    def attention_options(self) -> dict[str, Any]:
+        """Options of `cbam.attach` for the attention; what is None is the kind's own default."""
+        if self.attention == "none":
+            return {}
+        options = attention_kind(self.attention).options
+        given = {name: getattr(self, name) for name in _OF_ATTENTION if name in options}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _brings_attention(self) -> bool:
+        """Whether the network comes with attention of ours, whose weights the optimizer knows as such."""
+        from cbam.models.registry import split_attention  # lazily: it makes the backbones known
+
+        return split_attention(self.model)[1] is not None
+
+    @property
+    def fine_tuning(self) -> bool:
+        """Whether training starts from weights of an earlier training."""
+        return self.pretrained or self.weights is not None
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers' names."""
+        return tuple(name.strip() for name in self.track.split(",") if name.strip())
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, relative as given."""
+        if self.output is not None:
+            return self.output
+        return Path("runs") / ("train-" + folder_name(self.data, self.model, self.attention))
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every option's value, with defaults filled in and paths made absolute.
+
+        >>> TrainRunConfig(data="digits").resolved()["lr"]
+        0.1
+        """
+        options = {} if self.attention == "none" else attention_kind(self.attention).options
+        used = {
+            name: options.get(name, default) if getattr(self, name) is None else getattr(self, name)
+            for name, default in _OF_ATTENTION.items()
+        }
+        return super().resolved() | {
+            **used,
+            "lr": self.train.peak_lr(fine_tuning=self.fine_tuning),
+            "data": absolute_data(self.data),
+            "output": str(self.folder),
+            "weights": str(self.weights.resolve()) if self.weights else None,
+        }

@@ -20,17 +20,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         config: Its `device`, `precision`, `batch_size` and `sync_bn` matter.
 
     Raises:
-        CBAMError: The device is not there or does not know the precision, the processes cannot share a batch, or
+        CBAMError: The device does not exist or lacks the precision, the processes cannot share a batch, or
             their batch norms cannot be joined on it.
 
     >>> make_accelerator(TrainConfig(device="cpu")).device
     device(type='cpu')
     """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(config.device, True):
-        usable = " or ".join(name for name, yes in there.items() if yes)
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(config.device, True):
+        usable = " or ".join(name for name, yes in available.items() if yes)
         raise CBAMError(f"--device {config.device}: torch finds none here. Type: --device {usable}")
-    if config.precision == "fp16" and (config.device == "cpu" or not (there["cuda"] or there["mps"])):
+    if config.precision == "fp16" and (config.device == "cpu" or not (available["cuda"] or available["mps"])):
         raise CBAMError("--precision fp16 needs a GPU. Type: --precision bf16, or leave it out")
     try:
         accelerator = Accelerator(
@@ -50,7 +50,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if config.sync_bn and accelerator.num_processes == 1:
         logger.info("--sync-bn changes nothing with one process")
     elif config.sync_bn and accelerator.device.type == "cpu":
-        # torch's SyncBatchNorm raises there too, but not before the first step.
+        # torch's SyncBatchNorm raises too, but not before the first step.
         raise CBAMError(
             f"--sync-bn needs GPUs, and these {accelerator.num_processes} processes compute on the CPU. Leave it out"
         )

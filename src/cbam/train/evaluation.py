@@ -23,7 +23,7 @@ class Evaluation:
     Attributes:
         loss: Mean cross-entropy, without label smoothing.
         confusion: (classes, classes) int64; rows are true classes, columns predicted ones.
-        top5: Number of images whose class is among the five with the highest logits (all, of five classes or fewer).
+        top5: Number of images whose class is among the five highest logits (all images, with five classes or fewer).
 
     >>> scores = Evaluation(0.5, torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]), top5=8)
     >>> scores.images, scores.accuracy, scores.top5_accuracy, scores.per_class_accuracy
@@ -41,7 +41,7 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Share of all images that were recognised, 0..1."""
+        """Share of the images whose class is predicted, 0..1."""
         return int(self.confusion.trace()) / self.images
 
     @property
@@ -51,9 +51,9 @@ class Evaluation:
 
     @property
     def per_class_accuracy(self) -> list[float | None]:
-        """Share of each class's images that were recognised; None for a class without images."""
-        hits, counts = self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist()
-        return [hit / count if count else None for hit, count in zip(hits, counts, strict=True)]
+        """Share of each class's images that are predicted correctly; None for a class without images."""
+        correct, counts = self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist()
+        return [right / count if count else None for right, count in zip(correct, counts, strict=True)]
 
 
 @torch.no_grad()
@@ -61,9 +61,9 @@ def evaluate(model: nn.Module, images: DataLoader, accelerator: Accelerator) -> 
     """Run `model` in evaluation mode over all images, those of the other processes included, each once.
 
     Args:
-        model: (N, C, H, W) -> (N, classes); its training mode is given back.
+        model: (N, C, H, W) -> (N, classes); its training mode is restored.
         images: A loader over this process's share, of `make_loader`.
-        accelerator: Says where and how to compute, and adds up what the processes counted.
+        accelerator: Device and precision; adds up the counts of the processes.
     """
     was_training = model.training
     model.eval()

@@ -1,12 +1,16 @@
-"""Which images a training uses: the options that `cbam train` and `cbam compare` share."""
+"""The images of a training: the options that `cbam train` and `cbam compare` share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from cbam.errors import CBAMError
+from cbam.runs.config import RunConfig, option
+from cbam.runs.imports import import_modules
 from cbam.runs.options import check_ranges
 
 if TYPE_CHECKING:
@@ -14,36 +18,39 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions:
+class ImageConfig(RunConfig):
     """Which images, and how they are prepared.
 
     Each field is an option; the text below it is the option's help.
 
-    >>> images = ImageOptions(data="digits", limit_train=100).load()
+    >>> images = ImageConfig(data="digits", limit_train=100).load()
     >>> len(images.train), images.input_size
     (100, (1, 8, 8))
     """
 
     data: str
-    """fashion-mnist, digits, or a folder with train/ and val/ and in each a folder per class, or only the latter;
-    or tar shards or a set of Hugging Face's datasets, see docs/data.md."""
+    """fashion-mnist, digits, a folder of class folders or of train/ and val/ with those, shards, ...: docs/data.md."""
     image_size: int | None = None
     """Height and width of the images. None: the set's own, 224 for folders."""
     mean: str | None = None
-    """Mean of the channels on the 0..1 scale that the weights expect, with commas, or one number for all; e.g. 0.5 for
-    timm's tf_ models. None: the set's own, ImageNet's for folders."""
+    """Channel means on the 0..1 scale, with commas, or one for all. None: the set's own; for folders ImageNet's."""
     std: str | None = None
-    """Standard deviation of the channels, likewise."""
+    """Standard deviations of the channels, in the same form."""
     limit_train: int | None = None
-    """Use so many training images only, as many of each class."""
+    """Use only this many training images, the same number of each class."""
     limit_val: int | None = None
-    """Use so many validation images only, as many of each class."""
+    """Use only this many validation images, the same number of each class."""
     val_fraction: float = 0.2
-    """Share of each class that validates where there is no validation folder."""
+    """Share of each class kept for validation where there is no validation folder."""
     bad_images: Literal["fail", "skip"] = "fail"
-    """What to do with files that cannot be read: stop before training, or leave them out and say so."""
+    """Files that cannot be read: stop before training, or leave them out with a note."""
+
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = option((), affects_result=False)
+    """Modules of your own to import first, such as my_package.my_gate, for the attention that they register; see
+    docs/your-own-attention.md."""
 
     def __post_init__(self) -> None:
+        import_modules(self.imports)
         check_ranges(
             ("image-size", self.image_size, self.image_size is None or self.image_size >= 1, "at least 1"),
             (
@@ -79,10 +86,10 @@ class ImageOptions:
 
 
 def check_start(pretrained: bool, weights: Path | None) -> None:
-    """Refuse two kinds of first weights.
+    """Refuse two sources of initial weights.
 
     Raises:
-        CBAMError: Both are asked for.
+        CBAMError: Both are given.
     """
     if pretrained and weights:
         raise CBAMError("--pretrained and --weights both say where to start: give one of them")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cbam.errors import CBAMError
+from cbam.preserve_state import preserve_buffers
 
 
 class NonFiniteLoss(CBAMError):
@@ -45,18 +46,15 @@ def first_nonfinite(model: nn.Module, images: Tensor) -> str:
             culprit.append(module)
             raise _Found
 
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     hooks = [module.register_forward_hook(look) for module in names]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), preserve_buffers(model):
             model(images)
     except _Found:
         pass
     finally:
         for hook in hooks:
             hook.remove()
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
     if not culprit:
         return "every module's output is finite, so the loss itself overflowed"
     module = culprit[0]

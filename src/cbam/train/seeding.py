@@ -1,4 +1,4 @@
-"""Randomness as a pure function of where it is used, so that no generator's state has to be saved to go on exactly."""
+"""Randomness as a pure function of where it is used: no generator's state has to be saved to resume exactly."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from contextlib import contextmanager
 import torch
 
 
-def derive_seed(seed: int, *place: str | int) -> int:
-    """Return a seed for one `place` of the run of `seed`; other places and other seeds get unrelated ones.
+def derive_seed(seed: int, *use: str | int) -> int:
+    """Return a seed for one use of randomness in a run; other uses and other runs get unrelated ones.
 
     Args:
         seed: The run's seed.
-        place: What tells this use of randomness from the others, e.g. ("epoch", 3).
+        use: Identifies it, e.g. ("epoch", 3).
 
     >>> derive_seed(0, "backbone") == derive_seed(0, "backbone")
     True
     >>> derive_seed(0, "epoch", 1) == derive_seed(1, "epoch", 0)
     False
     """
-    text = "\0".join(str(part) for part in (seed, *place))
+    text = "\0".join(str(part) for part in (seed, *use))
     # 63 bits, because torch takes a signed 64-bit number on some devices.
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

@@ -1,4 +1,4 @@
-"""Weights, gradients and optimizer states divided over the processes (FSDP2), for what one device cannot hold."""
+"""Weights, gradients and optimizer states sharded over the processes (FSDP2), for networks too large for one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cbam.errors import CBAMError
 
 
 def shard(model: nn.Module, device_type: str, world: int) -> None:
-    """Divide the parameters of `model` over all processes, in place: each stage is put together for its own use.
+    """Divide the parameters of `model` over all processes, in place: each stage is gathered when it runs.
 
     Args:
         model: On its device.

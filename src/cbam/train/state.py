@@ -32,7 +32,7 @@ class Position:
         epoch: epochs finished.
         step: steps done in the epoch after those.
         loss_sum: of this epoch, over images.
-        hits: images of this epoch that were recognised.
+        correct: images of this epoch whose class was predicted.
         seen: images of this epoch.
         epoch_seconds: spent on this epoch.
         seconds: spent on everything, interruptions left out.
@@ -43,7 +43,7 @@ class Position:
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
-    hits: int = 0
+    correct: int = 0
     seen: int = 0
     epoch_seconds: float = 0.0
     seconds: float = 0.0
@@ -114,7 +114,12 @@ def restore(folder: Path, model: nn.Module, optimizer: Any, ema: nn.Module | Non
         raise _other(folder, str(error)) from None
     if scaler:
         scaler.load_state_dict(training["scaler"])
-    return Position(**training["position"])
+    return _position(training["position"])
+
+
+def _position(stored: dict[str, Any]) -> Position:
+    # Checkpoints of the first alpha say `hits`.
+    return Position(**{"correct" if name == "hits" else name: value for name, value in stored.items()})
 
 
 def _load(file: Path, model: nn.Module) -> None:

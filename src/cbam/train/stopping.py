@@ -1,4 +1,4 @@
-"""Stopping at a step's end when a batch system asks for it: all processes at the same step, with nothing lost."""
+"""Stop at the end of a step when a batch system asks for it: all processes at the same step, with nothing lost."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-_STEPS_BETWEEN_TALKS = 10
+_STEPS_BETWEEN_REDUCTIONS = 10
 
 
 class Preempted(CBAMError):
-    """The training stopped at a step's end because it was told to; its state is saved."""
+    """The training stopped at the end of a step as requested; its state is saved."""
 
     exit_code = EXIT_CODE
 
 
 class Stop:
-    """Whether somebody has asked for an end.
+    """A request to stop.
 
     Attributes:
-        reason: the name of the signal, or "" while nobody has asked.
+        reason: Name of the signal; empty while there was none.
     """
 
     def __init__(self) -> None:
@@ -39,9 +39,9 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[Stop]:
-        """Take SIGTERM and SIGUSR1 as a wish to stop, inside a `with` block; a second one acts as it would have before.
+        """Treat SIGTERM and SIGUSR1 as requests to stop inside a `with` block; a second one acts as it did before.
 
-        Slurm sends the first some time before the second where it is asked to (`--signal=USR1@600`).
+        Slurm sends SIGUSR1 some time before SIGTERM where it is asked to (`--signal=USR1@600`).
         """
         if (
             threading.current_thread() is not threading.main_thread()
@@ -64,11 +64,11 @@ class Stop:
                 signal.signal(number, handler)
 
     def agreed(self, accelerator: Accelerator, step: int) -> bool:
-        """Return whether all processes stop after this step: all do as soon as one was asked to.
+        """Return whether to stop after this step: all processes do as soon as one has a request.
 
         Args:
-            accelerator: Knows the other processes.
-            step: The same number on all of them; they talk every few steps only, since talking takes time.
+            accelerator: Connects the processes.
+            step: The same number on all of them; they communicate only every few steps, since it takes time.
 
         >>> from accelerate import Accelerator
         >>> stop = Stop()
@@ -77,7 +77,7 @@ class Stop:
         """
         if accelerator.num_processes == 1:
             return bool(self.reason)
-        if step % _STEPS_BETWEEN_TALKS:
+        if step % _STEPS_BETWEEN_REDUCTIONS:
             return False
         asked = torch.tensor(float(bool(self.reason)), device=accelerator.device)
         return bool(accelerator.reduce(asked, "sum") > 0)

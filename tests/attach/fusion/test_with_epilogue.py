@@ -203,7 +203,7 @@ class TestSameObject:
 
     def test_table(self):
         text = str(cbam.plan(resnet(), **SIZE))
-        assert "the operator takes in the block's end (add, relu) at 8 sites" in text
+        assert "the epilogue of the block (add, relu) runs inside the operator at 8 sites" in text
         assert "block's end" not in str(cbam.plan(resnet(), fuse_epilogue=False, **SIZE))
         assert str(attached(resnet()) and cbam.plan(resnet(), **SIZE)) == text
 
@@ -515,3 +515,16 @@ class TestSurvival:
         for (name, got), expected in zip(together.named_buffers(), apart.buffers(), strict=True):
             torch.testing.assert_close(got, expected, msg=name)
         assert ends(together, IMAGE) == 8  # and without the compiler as before
+
+
+def test_pickles_that_name_the_file_by_its_old_name_still_load():
+    model = resnet().eval()
+    cbam.attach(model, init="paper", input_size=(3, 32, 32))
+    block, x = model.layer1[0], torch.rand(1, 64, 8, 8)
+    old = pickle.dumps(block, protocol=2).replace(
+        b"ccbam.attach.fusion.with_epilogue\n_new\n", b"ccbam.attach.with_tail\n_new\n"
+    )
+    assert b"with_tail" in old
+    loaded = pickle.loads(old)
+    assert isinstance(loaded, with_epilogue.WithEpilogue)
+    assert torch.equal(loaded(x), block(x))

@@ -46,7 +46,7 @@ def test_a_module_that_also_runs_elsewhere_is_left_out_and_said():
 
     ends, notes = ends_of(Net(Reused(8)))
     assert ends == []
-    assert "runs 2 times, but ends a residual branch 1 times" in notes[0]
+    assert "runs 2 times, but ends a residual branch 1 time:" in notes[0]
 
 
 def test_a_block_that_runs_twice_is_one_site():

@@ -9,7 +9,7 @@ import pytest
 
 from cbam.data.shards import index as indexing
 from cbam.data.shards.index import FILE_NAME, cached_file, load_index, read_index
-from cbam.data.shards.places import find_shards
+from cbam.data.shards.locations import find_shards
 from cbam.errors import CBAMError
 from tests.data.shards.tars import samples, serving, shard_folder, tar_bytes
 

@@ -52,8 +52,8 @@ def test_class_names(folder, file, content):
         ("classes.txt", "cat\n", r"holds the label 1, but there are names for 1 classes, 0 to 0"),
         ("classes.txt", "cat\ncat\n", "holds names twice: cat"),
         ("classes.json", '{"cat": 0, "dog": 2}', "without a gap"),
-        ("classes.json", "5", "no list of names"),
-        ("classes.json", "{", "no list of names"),
+        ("classes.json", "5", "neither a list of names"),
+        ("classes.json", "{", "neither a list of names"),
     ],
 )
 def test_class_names_that_do_not_fit(folder, file, content, message):

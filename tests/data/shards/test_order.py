@@ -67,7 +67,7 @@ def test_a_billion_samples_need_the_memory_of_a_window():
 
 
 def test_a_window_takes_32_bytes_a_sample_to_make_and_8_to_keep():
-    """The figures of docs/scale.md and benchmarks/scale.py."""
+    """The figures of docs/scale.md and docs/scale.py."""
     order = WindowedOrder([10_000] * 128, 0, 0, window=64)
     tracemalloc.start()
     first = order[:10]

@@ -7,7 +7,7 @@ from tests.ops.library import GPU, needs_triton
 
 pytestmark = [
     needs_triton,
-    pytest.mark.skipif(GPU.type != "cpu", reason="benchmarks/gpu does it with all kernels"),
+    pytest.mark.skipif(GPU.type != "cpu", reason="tests/ops/test_real_shapes.py does it with all kernels"),
 ]
 N, C, P = 2**22 + 1, 32, 16
 

@@ -1,4 +1,4 @@
-"""Find out whether a block ends in relu(attention(norm(u)) + shortcut), and cut its forward pass in front of that."""
+"""Find out whether a block ends in relu(attention(norm(u)) + shortcut), and split its forward pass there."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _RELU_METHODS = ("relu", "relu_")
 
 @dataclass(frozen=True)
 class Epilogue:
-    """The end of a block's forward pass, from its site on.
+    """The end of a block's forward pass, starting at its site.
 
     Args:
-        recording: of the whole pass.
-        steps: the nodes of the end: the site's call, whose argument is u; calls of nn.Identity; the addition; perhaps
+        recording: of the whole forward pass.
+        steps: its last nodes: the call of the site, whose argument is u; calls of nn.Identity; the addition; possibly
             a ReLU.
         shortcut: the node that makes the other operand of the addition.
         relu: whether there is a ReLU.
@@ -64,7 +64,7 @@ class Epilogue:
 
 
 def find_epilogue(block: nn.Module, site: nn.Module) -> Epilogue | None:
-    """Return the end of a block that begins at `site`; None if it does anything else there, or that is unclear.
+    """Return the epilogue that begins at `site`; None if the block does anything else there or cannot be recorded.
 
     Args:
         block: any module.
@@ -79,7 +79,7 @@ def find_epilogue(block: nn.Module, site: nn.Module) -> Epilogue | None:
 
 
 def epilogue_of(block: nn.Module, recording: Recording) -> Epilogue | None:
-    """Return the same from a recording."""
+    """Return the epilogue in a recording; see `find_epilogue`."""
     if len(recording.calls) != 1:
         return None
     (site,) = recording.calls
@@ -100,7 +100,7 @@ def epilogue_of(block: nn.Module, recording: Recording) -> Epilogue | None:
     if output.all_input_nodes != [steps[-1]] or recording.nodes[-2] is not steps[-1]:
         return None
     if any(site.all_input_nodes[0] in node.all_input_nodes for node in others if node > site):
-        return None  # the site's turn now comes later, and u may be another one then
+        return None  # the site runs later than before, and u may have changed by then
     return Epilogue(recording, tuple(steps), shortcut, relu, tuple(modules))
 
 
@@ -124,7 +124,7 @@ def _adds_a_map(node: fx.Node, attended: fx.Node) -> bool:
     calls = calls or (node.op == "call_method" and node.target in _ADDITION_METHODS)
     if not calls or node.kwargs or len(node.args) != 2 or len(node.all_input_nodes) != 2:
         return False
-    return node.args[0] is attended or node.target not in _IN_PLACE  # the shortcut itself stays as it is
+    return node.args[0] is attended or node.target not in _IN_PLACE  # not in place into the shortcut
 
 
 def _is_relu(block: nn.Module, node: fx.Node, found: list[Any]) -> bool:
@@ -143,5 +143,5 @@ def _function(graph: fx.Graph) -> Any:
     graph.lint()
     code = graph.python_code("self")
     namespace = dict(code.globals)
-    exec(compile(code.src, "<part of a block>", "exec"), namespace)  # what torch.fx.GraphModule does as well
+    exec(compile(code.src, "<part of a block>", "exec"), namespace)  # as torch.fx.GraphModule does
     return namespace["forward"]

@@ -1,8 +1,8 @@
-"""Record what a block's forward pass does as a graph, and say no wherever the graph could miss something.
+"""Record a block's forward pass as a graph, and refuse every forward pass that a graph might not show in full.
 
-The forward function runs once on placeholders, with a stand-in for `self` that notes each attribute that it reads:
-the graph holds for as long as these are what they were. Modules are leaves, except those with the site inside. Nothing
-global is patched, as `torch.fx.symbolic_trace` does, so other threads may use the model meanwhile.
+The forward function runs once on placeholders, with a stand-in for `self` that notes each attribute it reads: the graph
+is valid as long as these attributes are unchanged. Modules are leaves, except those that contain the site. Unlike
+`torch.fx.symbolic_trace` this patches nothing global, so other threads may use the model at the same time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 _ABSENT = object()
 _BUILTINS = {"len", "range", "enumerate", "zip", "tuple", "list", "int", "float", "reversed", "getattr"}
-# What writes somewhere, or depends on more than its operands.
+# Instructions that write somewhere, or depend on more than their operands.
 _REFUSED_INSTRUCTIONS = (
     "STORE_ATTR",
     "STORE_SUBSCR",
@@ -39,7 +39,7 @@ _IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul",
 
 
 class Unclear(Exception):
-    """The forward pass does something that a graph would not show."""
+    """The forward pass does something that a graph does not show."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Recording:
     """What a forward pass did.
 
     Args:
-        nodes: of its graph, from its one argument to its one result; none where that is unclear.
+        nodes: of its graph, from its one argument to its one result; empty if it cannot be recorded.
         calls: those that call the site.
-        entered: the modules between the block and the site, whose own forward pass is in the graph.
-        reads: attributes that the forward pass has read, as (namespace, name, value).
-        lengths: of the containers that it walked through.
+        entered: the modules between the block and the site; their forward passes are in the graph.
+        reads: the attributes it read, as (namespace, name, value).
+        lengths: of the containers it iterated over.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -61,7 +61,7 @@ class Recording:
     lengths: tuple[tuple[dict[str, Any], int], ...]
 
     def holds(self) -> bool:
-        """Return whether the forward pass would still read the same."""
+        """Return whether the forward pass would read the same values again."""
         for namespace, name, value in self.reads:
             if namespace.get(name, _ABSENT) is not value:
                 return False
@@ -72,9 +72,9 @@ def record(block: nn.Module, forward: Callable[..., Any], site: nn.Module) -> Re
     """Record `forward`, a function of the block's class, for one argument.
 
     Args:
-        block: any module; it is not changed and not called.
-        forward: what would be called with it.
-        site: a module inside it; modules that hold it are recorded with what happens in them.
+        block: any module; it is neither changed nor called.
+        forward: the function that would be called with it.
+        site: a module inside it; the modules that contain it are recorded as well.
     """
     recorder = _Recorder(site)
     try:
@@ -83,14 +83,14 @@ def record(block: nn.Module, forward: Callable[..., Any], site: nn.Module) -> Re
         if type(result) is not _Map:
             raise Unclear
         recorder.graph.output(result.node)
-    except Exception:  # whatever stops somebody's forward on placeholders: the block is left as it is
+    except Exception:  # a forward pass may fail on placeholders in any way: the block then stays as it is
         return Recording((), (), (), tuple(recorder.reads), tuple(recorder.lengths))
     nodes, entered = tuple(recorder.graph.nodes), tuple(recorder.entered[1:])
     return Recording(nodes, tuple(recorder.calls), entered, tuple(recorder.reads), tuple(recorder.lengths))
 
 
 class _Map(fx.Proxy):
-    """A placeholder that knows `+=` from `+`, which torch's own takes for the same."""
+    """A placeholder that tells `+=` from `+`; torch's own does not."""
 
 
 def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,7 +102,7 @@ for _name in _IN_PLACE:
 
 
 class _OnlyOnPlaceholders(TorchFunctionMode):
-    """Refuse calls of torch that the graph would not show, such as torch.rand(1)."""
+    """Refuse calls of torch that the graph does not show, such as torch.rand(1)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not any(issubclass(kind, fx.Proxy) for kind in types):
@@ -199,7 +199,7 @@ class _StandIn:
 
 
 class _Child:
-    """What a forward function gets when it reads one of its modules: something to call."""
+    """What a forward function gets when it reads one of its modules: a callable."""
 
     def __init__(self, recorder: _Recorder, module: nn.Module, path: str):
         self._recorder, self._module, self._path = recorder, module, path

@@ -1,8 +1,8 @@
-"""Blocks that run their end, relu(attention(norm(u)) + shortcut), as one call of the operator.
+"""Blocks that run their epilogue, relu(attention(norm(u)) + shortcut), as one call of the operator.
 
-Such a block is the same object as before, with the same parts, names, keys and hooks, in a class of its own: a
-subclass of the class that it had. Wherever the block is not as it was recorded, or somebody listens to a part that
-would be passed over, its own forward pass runs as ever: losing this loses time, not attention.
+Such a block is the same object as before, with the same parts, names, keys and hooks, but of another class: a subclass
+of its own. If the block is no longer what was recorded, or there are hooks on a part that would be skipped, its own
+forward pass runs. That costs time, never attention.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from cbam.ops import dispatch
 
 
 class WithEpilogue(nn.Module):
-    """The first base of the class that a block gets; the second is the class that it had."""
+    """The first base of the new class of a block; the second is its class before."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the block returns; its end runs together with the attention where that can be."""
+        """Return what the block returns; its epilogue runs together with the attention where possible."""
         plain: Any = super().forward
         if torch.compiler.is_compiling() or len(args) != 1 or kwargs:
             return plain(*args, **kwargs)
@@ -46,20 +46,20 @@ class WithEpilogue(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Say that the class is not quite the one that is printed."""
+        """Say that the class is a subclass of the one printed."""
         return ", ".join(filter(None, (super().extra_repr(), "ends together with its attention")))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(max(protocol, 2))
         function, args, *state = reduced
-        if _is_made(type(self)):  # the class is made at run time: its name leads to the other one
+        if _is_made(type(self)):  # its name is that of the class before
             function, args = _new, (type(self).__bases__[1], *args[1:])
         return function, args, *state
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """A block in parts: what comes before the site, the site, and what comes after it."""
+    """A block in parts: before the site, the site, after the site."""
 
     front: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
     site: WithAttention
@@ -80,7 +80,7 @@ class _Parts:
         )
 
     def are_watched(self) -> bool:
-        """Return whether somebody would miss the call of a module."""
+        """Return whether there are hooks that would not run."""
         if has_global_hooks() or not is_plain(self.site, WithAttention) or any(map(is_hooked, self.entered)):
             return True
         return not all(is_plain(module, kind) for module, kind in self.passed)
@@ -88,7 +88,7 @@ class _Parts:
 
 @dataclass(frozen=True)
 class _Found:
-    """What a look at a block has found, and for how long that is true."""
+    """What was found in a block, and the recordings that this depends on."""
 
     forward: Callable[..., Any]
     recordings: tuple[Recording, ...]
@@ -98,7 +98,7 @@ class _Found:
         return self.forward is forward and all(recording.holds() for recording in self.recordings)
 
 
-# Beside the blocks, so that copies and pickles know nothing of it.
+# Not in the blocks, so that it is neither copied nor pickled with them.
 _found: WeakKeyDictionary[nn.Module, _Found] = WeakKeyDictionary()
 
 
@@ -121,10 +121,10 @@ def _look(block: nn.Module, forward: Callable[..., Any]) -> _Found:
 
 
 def find_blocks(model: nn.Module, sites: list[str]) -> dict[str, tuple[nn.Module, Epilogue]]:
-    """Return {site: (block, its end)} for those sites at which the end of a block begins.
+    """Return {site: (block, its epilogue)} for the sites at which the epilogue of a block begins.
 
     Args:
-        model: never a block itself.
+        model: any module; it is not a block itself.
         sites: paths of modules in it.
     """
     modules = dict(model.named_modules())
@@ -151,7 +151,7 @@ def _innermost(modules: dict[str, nn.Module], site: str) -> tuple[nn.Module, Epi
 
 
 def with_epilogue(block: nn.Module) -> None:
-    """Let a block run its end together with the attention that is there."""
+    """Let a block run its epilogue together with its attention."""
     cls: Any = type(block)
     if not issubclass(cls, WithEpilogue):
         block.__class__ = _subclass(cls)
@@ -180,7 +180,7 @@ def _new(base: Any, *args: Any) -> nn.Module:
 
 
 def _takes_a_subclass(cls: type[nn.Module]) -> bool:
-    """Return whether objects of a class can change to a subclass of it and still be copied."""
+    """Return whether objects of a class can become objects of a subclass and still be copied."""
     if type(cls) is not type:
         return False
     if cls.__reduce_ex__ is not object.__reduce_ex__ or cls.__reduce__ is not object.__reduce__:

@@ -48,3 +48,49 @@ def are_logits(probe: Probe, index: int) -> bool:
             waiting.append(follower)
     last = probe.nodes[-1].shape
     return len(last) == 2 and last[-1] == probe.nodes[index].shape[1]
+
+
+def carries_features(probe: Probe, index: int, follower: int) -> bool:
+    """Return whether features go this way, and not only the positions at which a map is read."""
+    reader = probe.nodes[follower]
+    positions = len(probe.nodes[index].shape) <= 2 and len(reader.shape) == 4  # proposals, or indices
+    return not (positions and any(len(probe.nodes[parent].shape) == 4 for parent in reader.parents))
+
+
+def decoding(probe: Probe) -> set[int]:
+    """Return the nodes that turn a detector's predictions into boxes.
+
+    They begin where the predictions of maps of different sizes are joined into one list. What follows has no matrix
+    product, as a transformer's would, but may have convolutions, such as YOLO's expectation over distances.
+    """
+    nodes = probe.nodes
+    sizes: list[
+        frozenset[tuple[int, ...]]
+    ] = []  # of the maps that a tensor was last convolved on; () for others
+    begins = []
+    for index, node in enumerate(nodes):
+        if node.weighted or not node.parents:
+            sizes.append(frozenset([node.shape[2:] if node.operation == "convolution" else ()]))
+            continue
+        sizes.append(frozenset().union(*(sizes[parent] for parent in node.parents)))
+        joins = node.operation == "cat" and len(node.shape) <= 3
+        if joins and len(sizes[index]) > 1 and () not in sizes[index]:
+            begins.append(index)
+    found: set[int] = set()
+    for index in begins:
+        behind = descendants(probe, index)
+        if not any(nodes[i].weighted and nodes[i].operation != "convolution" for i in behind):
+            found |= behind
+    return found
+
+
+def descendants(probe: Probe, node: int) -> set[int]:
+    """Return the nodes to which a node's features lead, itself included."""
+    found, waiting = {node}, [node]
+    while waiting:
+        index = waiting.pop()
+        for follower in probe.nodes[index].consumers - found:
+            if carries_features(probe, index, follower):
+                found.add(follower)
+                waiting.append(follower)
+    return found

@@ -1,14 +1,16 @@
-"""Run a model once and record what happened: which module made which tensor, and how tensors led to each other.
+"""Run a model once and record which module returned which tensor, and which tensor was computed from which.
 
-The model runs as it is, so any control flow is allowed, and nothing of it is changed: evaluation mode for the
-run, then every training flag back as it was, no gradient, the random state untouched, all hooks removed.
+The model runs as it is, so any control flow is allowed. It runs in evaluation mode and without gradients; afterwards
+its training flags and the random state are what they were, and all hooks are removed.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral
 from typing import Any, TypeAlias
 
@@ -58,6 +60,11 @@ class Probe:
     nodes: list[Node]
     calls: list[Call]
     modules: dict[str, nn.Module]
+
+    @cached_property
+    def runs(self) -> Counter[str]:
+        """How often each module ran, by its name."""
+        return Counter(call.name for call in self.calls)
 
 
 class _Recorder(TorchDispatchMode):

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from cbam.attach.graph.paths import makers
 from cbam.attach.graph.probe import Call, Probe
-from cbam.attach.sites.location import Found, Location, innermost
+from cbam.attach.sites.location import Found, Location, locate
 from cbam.attach.sites.residual import find_additions
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -32,7 +31,9 @@ def find_blocks(probe: Probe) -> Found:
         found += sorted(around, key=_size)[:1]
     if not found:
         ends = (
-            innermost(makers(probe, i)) for i, n in enumerate(probe.nodes) if n.operation == "convolution"
+            locate(probe, i, lambda call: True)
+            for i, n in enumerate(probe.nodes)
+            if n.operation == "convolution"
         )
         convolutions = [location.name for location in ends if location is not None]
         several = [c for c in calls if _inside(c.name, convolutions) > 1]

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
-from cbam.attach.graph.paths import are_logits, is_map, makers
+from cbam.attach.graph.paths import are_logits, decoding, is_map
 from cbam.attach.graph.probe import Node, Probe
-from cbam.attach.sites.location import Found, Location, innermost
+from cbam.attach.sites.location import Found, Location, locate, once
 
 
 def find_convolutions(probe: Probe) -> Found:
     """Return the locations behind every convolution on a map, its norm and its activation.
 
-    A module that runs several times, as a block's only ReLU does, cannot be one; the module before it is.
+    Where a module runs several times, as a block's only ReLU does, it is the module around it that returns the same
+    tensor, or else the one before it.
 
     Args:
         probe: of a forward with one image.
     """
-    runs = Counter(call.name for call in probe.calls)
+    decoded, runs_once = decoding(probe), once(probe)
     found: dict[Location, None] = {}
     for index, node in enumerate(probe.nodes):
         location, end = None, index
-        while end >= 0 and node.operation == "convolution" and is_map(node):
-            here = innermost(makers(probe, end))
-            if here is not None and runs[here.name] == 1:
-                location = here
+        while end >= 0 and node.operation == "convolution" and is_map(node) and index not in decoded:
+            location = locate(probe, end, runs_once) or location
             end = _only_follower(probe, end)
         if location is not None and not are_logits(probe, index):
             found[location] = None

@@ -1,22 +1,23 @@
 """Locations right before every classifier of a network: `sites="head"`, as in the paper's detectors.
 
-A prediction is a convolution or a matrix product behind which there is no other one, but for those that look at a map
-where a first stage says. Predictions that part at one map are a head: class scores and boxes at a pyramid level.
-Where nothing but heads reads that map, attention goes behind the module that makes it, and all heads see the same
-attended map, as in the paper's StairNet. Where the map goes on elsewhere, to the next level or to the pooling of
-regions, that part must stay as it was: attention then goes in front of each head's first module. A prediction from a
-vector has the last map before pooling.
+A prediction is a convolution or matrix product that no other one follows, except in the second stage of a detector,
+which reads a map at the positions that the first stage proposes. Predictions from one map are a head: class scores and
+boxes at a pyramid level. If only heads read that map, attention goes behind the module that makes it, and all heads see
+the same attended map, as in the paper's StairNet. If something else reads it too, such as the next level or the pooling
+of regions, that part must not change: attention then goes in front of the first module of each head. For a prediction
+from a vector it goes to the last map before pooling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 
-from cbam.attach.graph.paths import ancestors, is_map, makers, trunk
-from cbam.attach.graph.probe import Node, Probe
-from cbam.attach.sites.location import Found, Location, innermost
+from cbam.attach.graph.paths import ancestors, carries_features, decoding, is_map, trunk
+from cbam.attach.graph.probe import Call, Node, Probe
+from cbam.attach.sites.location import Found, Location, locate
 
 _NOT_LAST = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "input")
 
@@ -72,23 +73,17 @@ def find_heads(probe: Probe) -> Found:
 
 def _reached(probe: Probe) -> list[int]:
     """Return for each node the predictions that it leads to, as a bit set; a prediction leads to itself."""
-    nodes = probe.nodes
+    nodes, decoded = probe.nodes, decoding(probe)
+    weighted = [node.weighted and index not in decoded for index, node in enumerate(nodes)]
     leads, reached = [False] * len(nodes), [0] * len(nodes)
     for index in reversed(range(len(nodes))):
         for follower in nodes[index].consumers:
-            if _flows(nodes, index, follower):
-                leads[index] |= leads[follower] or nodes[follower].weighted
+            if carries_features(probe, index, follower):
+                leads[index] |= leads[follower] or weighted[follower]
                 reached[index] |= reached[follower]
-        if nodes[index].weighted and not leads[index]:
+        if weighted[index] and not leads[index]:
             reached[index] |= 1 << index
     return reached
-
-
-def _flows(nodes: list[Node], index: int, follower: int) -> bool:
-    """Return whether features go this way; the places at which a map is read are none."""
-    reader = nodes[follower]
-    places = len(nodes[index].shape) <= 2 and len(reader.shape) == 4  # proposals of a first stage, or indices
-    return not (places and any(len(nodes[parent].shape) == 4 for parent in reader.parents))
 
 
 def _heads(probe: Probe, reached: list[int]) -> Iterator[_Head]:
@@ -153,14 +148,15 @@ def _after(probe: Probe, head: _Head, reached: list[int], shared: set[int]) -> L
     for index in head.maps:
         if reached[index] == head.members:
             allowed = shared if head.forked else {index}
-            calls = makers(probe, index)
-            outputs = {
-                m.name: {c.output for c in probe.calls if c.name == m.name} for m in calls
-            }  # a block's only ReLU makes other maps too
-            location = innermost(maker for maker in calls if outputs[maker.name] <= allowed)
+            location = locate(probe, index, partial(_only_makes, probe, allowed))
             if location is not None:
                 return location
     return None
+
+
+def _only_makes(probe: Probe, maps: set[int], maker: Call) -> bool:
+    """Return whether a module makes no other maps, as a block's only ReLU does."""
+    return {call.output for call in probe.calls if call.name == maker.name} <= maps
 
 
 def _before(probe: Probe, head: _Head, reached: list[int], shared: set[int]) -> tuple[list[Location], int]:

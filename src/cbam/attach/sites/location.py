@@ -1,11 +1,20 @@
-"""A location for attention, and what a finder returns."""
+"""A location for attention, what a finder returns, and which of the modules that returned a tensor is the location.
+
+Often several modules return the very same tensor: an activation, and the block that ends with it. Attention goes to the
+innermost of them, so that it sits where the paper has it and its keys stay short. Two kinds of modules cannot be it.
+One that also runs elsewhere, such as one activation object in all blocks, as in YOLO: the next module outwards that
+does not, is. And one that a tool folds away: a batch norm inside a block that has `fuse()` or `switch_to_deploy()`.
+That block is the location then, if it returns the same tensor, and the attention outlives the folding.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
-from cbam.attach.graph.probe import Call
+from cbam.attach.folding import folds
+from cbam.attach.graph.paths import makers
+from cbam.attach.graph.probe import Call, Probe
 
 
 class Location(NamedTuple):
@@ -22,11 +31,23 @@ class Found(NamedTuple):
     notes: list[str]
 
 
-def innermost(makers: Iterable[Call]) -> Location | None:
-    """Return the location at a tensor, given the calls that returned it in the order in which they ended."""
-    named = [call for call in makers if call.name]
-    for call in named:
-        if call.source != call.output:
-            return Location(call.name, "output")
+def locate(probe: Probe, node: int, usable: Callable[[Call], bool]) -> Location | None:
+    """Return the location at a tensor; None where no module returned it that can be one.
+
+    Args:
+        probe: of a forward with one image.
+        node: the tensor.
+        usable: whether attention at the module of this call would be at this tensor only.
+    """
+    calls = [call for call in makers(probe, node) if call.name and usable(call)]
+    changing = [call for call in calls if call.source != call.output]
+    if changing:
+        foldable = (call for call in changing if folds(probe.modules[call.name]))
+        return Location(next(foldable, changing[0]).name, "output")
     # Identity, DropPath, StochasticDepth: attention goes in front, where it sees every sample
-    return Location(named[0].name, "input") if named else None
+    return Location(calls[0].name, "input") if calls else None
+
+
+def once(probe: Probe) -> Callable[[Call], bool]:
+    """Return the predicate that is true for calls of modules that run once."""
+    return lambda call: probe.runs[call.name] == 1

@@ -1,9 +1,11 @@
-"""Find the end of every residual branch in what a probe saw.
+"""The end of every residual branch, before the addition, as in the paper's Figure 3: `sites="residual"`.
 
-A residual addition adds two maps of the same shape that both come from one earlier tensor. Of the two ways from
+A residual addition adds two maps of the same shape that both come from one earlier tensor. Of the two paths from
 there, the one with more convolutions is the branch; the other is the shortcut, with none (identity) or one
-(projection). The site is the module that made the branch's last tensor, before the addition, as in the paper's
-Figure 3.
+(projection). The site is the module that made the branch's last tensor.
+
+RepVGG and its relatives add linear branches that are one convolution after `switch_to_deploy()`: that is no residual
+block, and what sits on a branch would be gone. There the site is behind the module that folds them.
 """
 
 from __future__ import annotations
@@ -11,9 +13,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from cbam.attach.graph.paths import makers
-from cbam.attach.graph.probe import Probe
-from cbam.attach.sites.location import Found, Location, innermost
+from cbam.attach.folding import folds
+from cbam.attach.graph.paths import ancestors, is_map, makers
+from cbam.attach.graph.probe import Call, Probe
+from cbam.attach.sites.location import Found, Location, locate
+from cbam.formatting import counted
+
+_LINEAR = (
+    "convolution", "batch_norm", "add", "sub", "mul", "div", "pad", "avg_pool2d", "view", "reshape", "clone", "detach"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,29 +39,29 @@ def find_branch_ends(probe: Probe) -> Found:
     Args:
         probe: of a forward with one image.
     """
-    ends: list[Location] = []
-    left_out: list[str] = []
-    counts = Counter(call.name for call in probe.calls)
+    ends: dict[Location, None] = {}
+    left_out: dict[str, None] = {}
     additions = _residual_additions(probe)
+    at = {addition.node: _end(probe, addition) for addition in additions}
+    uses = Counter(name for end in at.values() for name in {call.name for call in makers(probe, end)})
     for addition in _innermost_blocks(additions):
-        end = _locate(probe, addition)
-        if end is None:
-            left_out.append(
+        end = at[addition.node]
+        location = locate(probe, end, lambda call: probe.runs[call.name] == uses[call.name])
+        if location is not None:
+            ends[_behind_folded(probe, addition) or location] = None
+            continue
+        first = next((call.name for call in makers(probe, end) if call.name), None)
+        if first is None:
+            left_out[
                 f"a branch of {addition.channels} channels ends in an operation outside any module:"
                 " make that a module, or name a site"
-            )
-        elif end not in ends:
-            ends.append(end)
-    times = Counter(_locate(probe, addition) for addition in additions)
-    for end in list(ends):
-        uses = times[end]
-        if counts[end.name] > uses:
-            ends.remove(end)
-            left_out.append(
-                f"{end.name} runs {counts[end.name]} times, but ends a residual branch {uses} times:"
+            ] = None
+        else:
+            left_out[
+                f"{first} runs {probe.runs[first]} times, but ends a residual branch {counted(uses[first], 'time')}:"
                 " give each branch a module of its own, or name another site"
-            )
-    return Found(ends, left_out)
+            ] = None
+    return Found(list(ends), list(left_out))
 
 
 def find_additions(probe: Probe) -> list[int]:
@@ -115,16 +123,59 @@ def _innermost_blocks(additions: list[_Addition]) -> list[_Addition]:
     return [a for a in additions if a.node not in dropped]
 
 
-def _locate(probe: Probe, addition: _Addition) -> Location | None:
-    """Return the module at the end of the branch, walking back over bare element-wise steps such as a layer scale."""
+def _end(probe: Probe, addition: _Addition) -> int:
+    """Return the last tensor of the branch that a module made; -1 for none.
+
+    It is the branch's end, or before bare element-wise steps such as a layer scale.
+    """
     node, consumer = addition.branch, addition.node
     shape = probe.nodes[node].shape
     while probe.nodes[node].consumers == {consumer} and addition.inside >> node & 1:
-        end = innermost(makers(probe, node))
-        if end is not None:
-            return end
-        parents = probe.nodes[node].parents
-        if len(parents) != 1 or probe.nodes[parents[0]].shape != shape or probe.nodes[node].weighted:
-            return None
-        node, consumer = parents[0], node
-    return None
+        if any(call.name for call in makers(probe, node)):
+            return node
+        here = probe.nodes[node]
+        if len(here.parents) != 1 or probe.nodes[here.parents[0]].shape != shape or here.weighted:
+            break
+        node, consumer = here.parents[0], node
+    return -1
+
+
+def _behind_folded(probe: Probe, addition: _Addition) -> Location | None:
+    """Return the location behind the module that folds both paths of an addition into one convolution, if any."""
+    if not _is_linear(probe, addition.origin, addition.node):
+        return None
+    found: Call | None = None
+    for call in probe.calls:  # of modules inside each other the innermost ended first
+        if call.source is None or call.output is None or not call.name or not folds(probe.modules[call.name]):
+            continue
+        if not call.source <= addition.origin < addition.node <= call.output:
+            continue
+        whole = found is not None and _is_linear(probe, call.source, call.output)
+        if whole or (found is None and _folds_here(probe, addition, call)):
+            found = call
+    if found is None or probe.runs[found.name] > 1 or found.shape is None or len(found.shape) != 4:
+        return None
+    return Location(found.name, "output")
+
+
+def _folds_here(probe: Probe, addition: _Addition, call: Call) -> bool:
+    """Return whether what follows an addition in a call is more branches to merge, or has no convolution."""
+    if call.source is None or call.output is None:
+        return False
+    if probe.nodes[call.output].shape[2:] != probe.nodes[addition.node].shape[2:]:
+        return False
+    tiny = not is_map(probe.nodes[addition.node])  # squeeze-excitation's convolutions look like others then
+    rest = ancestors(probe, call.output) - ancestors(probe, addition.node)
+    convolutions = (i for i in rest if probe.nodes[i].weighted and (tiny or is_map(probe.nodes[i])))
+    return all(_is_linear(probe, call.source, index) for index in convolutions)
+
+
+def _is_linear(probe: Probe, start: int, end: int) -> bool:
+    """Return whether a tensor is a linear function of an earlier one, but for a constant."""
+    nodes = [probe.nodes[index] for index in ancestors(probe, end) - ancestors(probe, start)]
+    products = ("mul", "div")
+    return all(
+        any(name in node.operation for name in _LINEAR)
+        and not (len(node.parents) > 1 and node.operation in products)
+        for node in nodes
+    )

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
-from cbam.attach.graph.paths import are_logits, is_map, makers, trunk
+from cbam.attach.graph.paths import are_logits, decoding, is_map, makers, trunk
 from cbam.attach.graph.probe import Probe
-from cbam.attach.sites.location import Found, Location, innermost
+from cbam.attach.sites.location import Found, Location, locate, once
 
 
 def find_stages(probe: Probe) -> Found:
@@ -27,20 +25,22 @@ def find_stages(probe: Probe) -> Found:
     >>> [location.name for location in find_stages(run_probe(net, (torch.rand(1, 3, 12, 12),))).locations]
     ['1', '4']
     """
-    runs = Counter(call.name for call in probe.calls)
     convolved = {n.shape[2:] for n in probe.nodes if n.operation == "convolution" and is_map(n)}
+    decoded, runs_once = decoding(probe), once(probe)
     at: dict[tuple[int, ...], tuple[int, Location]] = {}
     for index in trunk(probe):
-        node, calls = probe.nodes[index], [c for c in makers(probe, index) if runs[c.name] == 1]
-        location = innermost(calls)
+        node = probe.nodes[index]
         if (
-            location is None
-            or not is_map(node)
+            not is_map(node)
             or node.shape[2:] not in convolved
+            or index in decoded
             or are_logits(probe, index)
         ):
             continue
-        depth = min(call.name.count(".") for call in calls if call.name)
+        location = locate(probe, index, runs_once)
+        if location is None:
+            continue
+        depth = min(c.name.count(".") for c in makers(probe, index) if c.name and runs_once(c))
         before = at.get(node.shape[2:])
         if before is None or depth <= before[0]:
             at[node.shape[2:]] = depth, location

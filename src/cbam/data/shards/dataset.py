@@ -1,4 +1,4 @@
-"""The samples of shards as a data set: every sample is one ranged read, checked against its own tar header."""
+"""The samples of shards as a data set: each is one ranged read, checked against its tar header."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from cbam.data.pictures import decode_image
 from cbam.data.prepared import Preparation, PreparedImages
 from cbam.data.shards.headers import BLOCK, Rows, member_name
 from cbam.data.shards.index import ShardIndex
+from cbam.data.shards.locations import ShardNames
 from cbam.data.shards.order import WINDOW, WindowedOrder
-from cbam.data.shards.places import ShardNames
 from cbam.data.shards.storage import Storage
 from cbam.errors import CBAMError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Samples:
-    """Some shards of an index, one after the other, as long columns; mapped from the index file in every process.
+    """Some shards of an index, concatenated into long columns; memory-mapped from the index file in every process.
 
     Args:
         index: the index.
@@ -41,7 +41,7 @@ class Samples:
 
     @cached_property
     def rows(self) -> Rows:
-        """The rows of these shards: a view of the index where they lie in it side by side, otherwise a copy."""
+        """The rows of these shards: a view of the index if they are contiguous in it, otherwise a copy."""
         shards = [self.index.shards[name] for name in self.names]
         first, length = shards[0].first, int(self.starts[-1])
         if [shard.first - first for shard in shards] == self.starts[:-1].tolist():
@@ -82,7 +82,7 @@ class ShardImages(PreparedImages):
         super().__init__(classes, preparation, augment=augment)
         self.samples = samples
         self.window = window
-        self._storage = Storage([names.place(name) for name in samples.names])
+        self._storage = Storage([names.location(name) for name in samples.names])
         self._chosen: NDArray[np.int64] | None = None
 
     @property
@@ -102,7 +102,7 @@ class ShardImages(PreparedImages):
         return view
 
     def identifier(self, index: int) -> str:
-        """Return the shard's name and the sample's place in it, from 0."""
+        """Return the shard's name and the sample's number in it, from 0."""
         shard, row = self._place(index)
         return f"{self.samples.names[shard]}:{row - int(self.samples.starts[shard])}"
 
@@ -112,7 +112,7 @@ class ShardImages(PreparedImages):
             return super().order(seed, epoch, shuffle)
         counts = np.diff(self.samples.starts)
         if self._chosen is not None:
-            if np.any(np.diff(self._chosen) < 0):  # not in file order: there are no shards to keep together
+            if np.any(np.diff(self._chosen) < 0):  # not in file order: no shards to keep together
                 return super().order(seed, epoch, shuffle)
             counts = np.diff(np.searchsorted(self._chosen, self.samples.starts))
         return WindowedOrder(counts, seed, epoch, self.window)  # type: ignore[return-value]
@@ -148,15 +148,15 @@ class ShardImages(PreparedImages):
             name = member_name(content[:BLOCK], size)
             if name is None:
                 raise CBAMError(
-                    f"{self._storage.places[shard]} is not the file that was indexed: no image of {size:,} bytes "
+                    f"{self._storage.locations[shard]} is not the file that was indexed: no image of {size:,} bytes "
                     f"begins at {end - size:,}. Delete {self.samples.index.path} and start again."
                 )
-            found.append((f"{self._storage.places[shard]}: {name}", content[BLOCK:]))
+            found.append((f"{self._storage.locations[shard]}: {name}", content[BLOCK:]))
         return found
 
-    def __getitems__(self, addresses: Sequence[EpochIndex]) -> list[Item]:
-        """Return the items at several addresses; their bytes are asked for all at once."""
-        checked = [self._checked(address) for address in addresses]
+    def __getitems__(self, batch: Sequence[EpochIndex]) -> list[Item]:
+        """Return several items; their bytes are requested together."""
+        checked = [self._checked(at) for at in batch]
         contents = self.contents([index for _, index in checked])
         return [
             self._item(epoch, index, decode_image(content, name, self.max_pixels))

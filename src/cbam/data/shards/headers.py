@@ -1,4 +1,4 @@
-"""One pass over the headers of a tar file: where each sample's image lies, how long it is, and its class."""
+"""Read the headers of a tar file: offset and size of each sample's image, and its class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cbam.data.scan import is_hidden, some
 from cbam.errors import CBAMError
 
 BLOCK = tarfile.BLOCKSIZE
-LARGEST_IMAGE = 2**31  # bytes; Pillow would need many times as much
+LARGEST_IMAGE = 2**31  # bytes; decoded, it would be many times larger
 _LARGEST_LABEL = 1 << 20  # bytes of a .cls or .json
 _LABEL_KEYS = ("label", "cls")
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -46,7 +46,7 @@ class _Sample:
 
 
 def scan_tar(stream: IO[bytes], name: str, size: int, classes: Mapping[str, int]) -> Rows:
-    """Read every header of a tar file, and the small files that hold the classes; the images are not read.
+    """Read every header of a tar file, and the small files with the classes, but not the images.
 
     Args:
         stream: the tar file, seekable.
@@ -76,7 +76,7 @@ def scan_tar(stream: IO[bytes], name: str, size: int, classes: Mapping[str, int]
 
 
 def member_name(header: bytes, size: int) -> str | None:
-    """Return the name in a tar `header` (512 bytes) if it is one of a file of `size` bytes, otherwise nothing.
+    """Return the name in a tar `header` (512 bytes) if it belongs to a file of `size` bytes, otherwise None.
 
     As every read is checked by it, it does what is needed itself; tarfile's parser takes several times as long.
     """
@@ -86,7 +86,7 @@ def member_name(header: bytes, size: int) -> str | None:
         length, checksum = int(header[124:136].strip(_PADDING), 8), int(header[148:156].strip(_PADDING), 8)
     except ValueError:
         return None
-    # The checksum takes its own eight bytes as spaces; some old programs summed signed bytes.
+    # The checksum counts its own eight bytes as spaces; some old programs summed signed bytes.
     rest = header[:148] + b" " * 8 + header[156:]
     if length != size or (checksum != sum(rest) and checksum != sum(memoryview(rest).cast("b"))):
         return None
@@ -99,7 +99,7 @@ def _members(
     try:
         with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
             while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # it would keep them all
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
                 if member.isdir():
                     continue
                 _refuse_hostile(member, name, size)
@@ -111,7 +111,7 @@ def _members(
                 f"{name} is compressed and cannot be read at random. Unpack it to .tar."
             ) from error
         raise CBAMError(f"{name} is no tar file, or damaged or cut off: {error}. Fetch it again.") from error
-    # A damaged header ends tarfile's pass without an error, just as the end does.
+    # tarfile stops at a damaged header without an error, as at the end.
     stream.seek(end)
     if stream.read(BLOCK) != bytes(BLOCK):
         raise CBAMError(f"{name} is damaged or cut off at byte {end:,} of {size:,}. Fetch it again.")

@@ -1,4 +1,4 @@
-"""The index of a set of shards: built once from the tar headers, kept in one file, mapped into memory and shared."""
+"""The index of a set of shards: built once from the tar headers, kept in one file, memory-mapped and shared."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from cbam.data.shards.headers import Rows, scan_tar
-from cbam.data.shards.places import ShardNames
+from cbam.data.shards.locations import ShardNames
 from cbam.data.shards.storage import Stamp, is_remote, local_path, open_for_scan, read_all, stamp
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
 
 FILE_NAME = ".cbam-index"
-_MAGIC = b"CBAMIDX1"  # another number when the layout changes
+_MAGIC = b"CBAMIDX1"  # increment when the layout changes
 _COLUMNS = (("blocks", np.uint32), ("sizes", np.uint32), ("labels", np.int32))
 _LARGEST_HEADER = 1 << 28
 _LARGEST_DOWNLOAD = 1 << 36
@@ -31,7 +31,7 @@ _CONNECTIONS = 16
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard in the index: its name and version, where its rows begin, how many, if all were decoded, a hash."""
+    """One shard in the index: its name and version, first row, number of rows, whether all were decoded, a hash."""
 
     name: str
     stamp: Stamp
@@ -44,7 +44,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Part:
-    """What is written of one shard."""
+    """The part of the index that belongs to one shard."""
 
     name: str
     stamp: Stamp
@@ -53,7 +53,7 @@ class Part:
 
     @property
     def top_label(self) -> int:
-        """The highest class, that of unusable images included."""
+        """The highest class, including unusable images."""
         return int(np.maximum(self.rows.labels, -1 - self.rows.labels).max())
 
     @property
@@ -105,7 +105,7 @@ class ShardIndex:
 
 
 def read_index(path: Path) -> ShardIndex | None:
-    """Return the index in the file `path`, or nothing if it is not there or not whole."""
+    """Return the index in the file `path`, or None if it does not exist or is damaged."""
     try:
         with path.open("rb") as stream:
             magic, length = struct.unpack("<8sQ", stream.read(16))
@@ -165,7 +165,7 @@ def parts_of(index: ShardIndex) -> list[Part]:
 def load_index(
     names: ShardNames, classes: Mapping[str, int], tell: Callable[[int, int], None] | None = None
 ) -> ShardIndex:
-    """Return an index that holds all shards of `names`, reading the headers of those that it does not know yet.
+    """Return an index that holds all shards of `names`, reading the headers of those that are new or changed.
 
     It is looked for beside the shards, then in this user's cache; shards whose size or tag has changed are read again.
     The new one is written beside the shards, or into the cache where that is not possible.
@@ -180,16 +180,16 @@ def load_index(
     """
     wanted = [*names.train, *names.val]
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        stamps = dict(zip(wanted, pool.map(lambda name: stamp(names.place(name)), wanted), strict=True))
+        stamps = dict(zip(wanted, pool.map(lambda name: stamp(names.location(name)), wanted), strict=True))
         known = _known(names, stamps)
         if known is not None and all(_fits(known, name, stamps[name]) for name in wanted):
             return known
         todo = [name for name in wanted if known is None or not _fits(known, name, stamps[name])]
 
         def scan(name: str) -> Rows:
-            place = names.place(name)
-            with open_for_scan(place) as stream:
-                return scan_tar(stream, place, stamps[name].size, classes)
+            location = names.location(name)
+            with open_for_scan(location) as stream:
+                return scan_tar(stream, location, stamps[name].size, classes)
 
         scanned = {}
         for done, (name, rows) in enumerate(zip(todo, pool.map(scan, todo), strict=True), 1):
@@ -202,7 +202,7 @@ def load_index(
 
 
 def cached_file(base: str) -> Path:
-    """Return where this user's copy of the index of the shards at `base` is kept."""
+    """Return the path of the user's copy of the index for the shards at `base`."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch-cbam" / "shards"
     full = base if is_remote(base) else str(local_path(base).resolve())
     return (
@@ -212,7 +212,7 @@ def cached_file(base: str) -> Path:
 
 
 def _known(names: ShardNames, stamps: Mapping[str, Stamp]) -> ShardIndex | None:
-    """Return the index at hand that knows most of the shards."""
+    """Return the existing index that knows the most of these shards."""
     cached = cached_file(names.base)
     found = [read_index(cached)]
     if not is_remote(names.base):
@@ -228,11 +228,11 @@ def _known(names: ShardNames, stamps: Mapping[str, Stamp]) -> ShardIndex | None:
 
 
 def write_somewhere(names: ShardNames, parts: Sequence[Part]) -> ShardIndex:
-    """Write the index beside the shards, or into the user's cache where that is not possible."""
+    """Write the index beside the shards, or into the user's cache if that is not possible."""
     if not is_remote(names.base):
         try:
             return write_index(local_path(names.base) / FILE_NAME, parts)
-        except OSError:  # shards are often kept where users cannot write
+        except OSError:  # shards are often read-only
             pass
     return write_index(cached_file(names.base), parts)
 

@@ -1,4 +1,4 @@
-"""`load_shards`: from what stands behind `shards:` to training and validation images."""
+"""`load_shards`: training and validation images from tar shards."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from cbam.data.hashing import hash64
 from cbam.data.image_data import ImageData
 from cbam.data.options import split_options
 from cbam.data.pictures import BadImage, check_image
-from cbam.data.prepared import Preparation, prepared_data
-from cbam.data.progress import progress
+from cbam.data.prepared import Preparation, Selection, prepared_data
 from cbam.data.scan import some
 from cbam.data.shards.dataset import Samples, ShardImages
 from cbam.data.shards.headers import Rows
 from cbam.data.shards.index import Part, ShardIndex, load_index, parts_of, write_somewhere
+from cbam.data.shards.locations import ShardNames, find_shards
 from cbam.data.shards.order import WINDOW
-from cbam.data.shards.places import ShardNames, find_shards
 from cbam.data.shards.storage import is_remote, read_all
 from cbam.errors import CBAMError
+from cbam.runs.progress import counting
 
 OPTIONS = ("train", "val", "window")
 _LARGEST_CLASSES_FILE = 1 << 26
@@ -34,29 +34,26 @@ _PROBES = 16
 def load_shards(
     text: str,
     preparation: Preparation,
-    *,
-    limit_train: int | None = None,
-    limit_val: int | None = None,
-    val_fraction: float = 0.2,
-    split_seed: int = 0,
-    bad_images: str = "fail",
+    selection: Selection,
 ) -> ImageData:
-    """Open the shards at `text`, a place and options; the other arguments are those of `load_data`.
+    """Open the shards at a folder or URL.
 
     Args:
-        text: "PLACE" or "PLACE?train=PATTERN&val=PATTERN&window=SHARDS", see `find_shards` and `WindowedOrder`.
+        text: "LOCATION" or "LOCATION?train=PATTERN&val=PATTERN&window=SHARDS", see `find_shards` and `WindowedOrder`.
+        preparation: how an image becomes an item.
+        selection: which images train and which validate.
 
     Raises:
-        CBAMError: nothing is there, a shard is damaged, or labels and class names do not fit each other.
+        CBAMError: no shards, a damaged shard, or labels that do not match the class names.
     """
-    place, options = split_options(text, OPTIONS, url=is_remote(text))
+    location, options = split_options(text, OPTIONS, url=is_remote(text))
     window = _window(options.get("window"))
-    names = find_shards(place, options.get("train"), options.get("val"))
+    names = find_shards(location, options.get("train"), options.get("val"))
     listed = _class_names(names)
-    with progress("reading the headers of shards") as tell:
-        index = load_index(names, {name: label for label, name in enumerate(listed or ())}, tell)
+    with counting("reading the headers of shards") as count:
+        index = load_index(names, {name: label for label, name in enumerate(listed or ())}, count)
     classes, notices = _classes(index, names, listed)
-    if bad_images == "skip":
+    if selection.bad_images == "skip":
         index = _checked_index(index, names, preparation.max_pixels)
 
     def side(shards: Sequence[str], augment: bool) -> ShardImages:
@@ -64,16 +61,16 @@ def load_shards(
             names, Samples(index, shards), classes, preparation, augment=augment, window=window
         )
         if any(index.shards[name].checked for name in shards):
-            images = _without_bad(images, place, bad_images, notices)
+            images = _without_bad(images, location, selection.bad_images, notices)
         return images
 
     train = side(names.train, True)
     val = side(names.val or names.train, False)
     how = f"{len(names.train):,} shards train, {len(names.val):,} validate"
     if not names.val:
-        for_train, for_val = _split(np.asarray(train.labels), val_fraction, split_seed)
+        for_train, for_val = _split(np.asarray(train.labels), selection.val_fraction, selection.split_seed)
         train, val = train.subset(for_train), val.subset(for_val)
-        how = f"{len(names.train):,} shards are split by class with split seed {split_seed}"
+        how = f"{len(names.train):,} shards are split by class with split seed {selection.split_seed}"
     for images in (train, val):
         _probe(images)
     return prepared_data(
@@ -82,21 +79,20 @@ def load_shards(
         train,
         val,
         preparation,
-        limit_train=limit_train,
-        limit_val=limit_val,
+        selection,
         notices=notices,
     )
 
 
-def _without_bad(images: ShardImages, place: str, bad_images: str, notices: list[str]) -> ShardImages:
+def _without_bad(images: ShardImages, location: str, bad_images: str, notices: list[str]) -> ShardImages:
     bad = int((images.labels < 0).sum())
     if not bad:
         return images
     if bad_images == "fail":
         raise CBAMError(
-            f"{bad:,} images in {place} cannot be used. To leave them out, type: --bad-images skip"
+            f"{bad:,} images in {location} cannot be used. To leave them out, type: --bad-images skip"
         )
-    notices.append(f"{bad:,} bad images in {place} were left out.")
+    notices.append(f"{bad:,} bad images in {location} were left out.")
     return images.subset(np.flatnonzero(images.labels >= 0))
 
 
@@ -111,11 +107,11 @@ def _window(text: str | None) -> int:
 
 
 def _class_names(names: ShardNames) -> tuple[str, ...] | None:
-    content = read_all(names.place("classes.txt"), _LARGEST_CLASSES_FILE)
+    content = read_all(names.location("classes.txt"), _LARGEST_CLASSES_FILE)
     if content is not None:
         listed = [line.strip() for line in content.decode("utf-8", "replace").splitlines()]
         return _unique([name for name in listed if name], "classes.txt")
-    content = read_all(names.place("classes.json"), _LARGEST_CLASSES_FILE)
+    content = read_all(names.location("classes.json"), _LARGEST_CLASSES_FILE)
     if content is None:
         return None
     try:
@@ -129,7 +125,7 @@ def _class_names(names: ShardNames) -> tuple[str, ...] | None:
             raise TypeError("neither a list nor an object")
     except (ValueError, TypeError, RecursionError) as error:
         raise CBAMError(
-            f"{names.place('classes.json')} is no list of names and no object of name: number ({error})."
+            f"{names.location('classes.json')} is neither a list of names nor an object {{name: number}} ({error})."
         ) from error
     return _unique([str(name) for name in value], "classes.json")
 
@@ -144,20 +140,20 @@ def _unique(listed: list[str], file: str) -> tuple[str, ...]:
 def _classes(
     index: ShardIndex, names: ShardNames, listed: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Return the class names, made of numbers where there are none, and what the user must be told."""
+    """Return the class names, numbers where the shards have none, and notices for the user."""
     top = {name: index.shards[name].top_label for name in (*names.train, *names.val)}
     highest = max(top, key=lambda name: top[name])
     if listed is not None:
         if top[highest] >= len(listed):
             raise CBAMError(
-                f"{names.place(highest)} holds the label {top[highest]}, but there are names for "
+                f"{names.location(highest)} holds the label {top[highest]}, but there are names for "
                 f"{len(listed)} classes, 0 to {len(listed) - 1}, at {names.base}."
             )
         return listed, []
     trained = max(top[name] for name in names.train)
     if top[highest] > trained:
         raise CBAMError(
-            f"{names.place(highest)} holds the label {top[highest]}; the highest one in training is {trained}."
+            f"{names.location(highest)} holds the label {top[highest]}; the highest one in training is {trained}."
         )
     if trained == 0:
         raise CBAMError(f"all labels in the training shards at {names.base} are 0. At least two are needed.")
@@ -169,7 +165,7 @@ def _classes(
 def _split(
     labels: NDArray[np.int32], val_fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split by class as `stratified_split` does, by the place of a sample instead of its name, and all at once."""
+    """Split by class like `stratified_split`, but by index instead of name, and vectorised."""
     if not 0 < val_fraction < 1:
         raise CBAMError(f"val_fraction must lie between 0 and 1, given {val_fraction}. Type for example: 0.2")
     order = np.lexsort((hash64(seed, np.arange(len(labels))), labels))
@@ -182,23 +178,23 @@ def _split(
 
 
 def _probe(images: ShardImages) -> None:
-    """Decode a few images from all over the set, so that what is wrong with all of them is found at once."""
+    """Decode a few images spread over the set, to find problems that all of them share before training."""
     if not len(images):
-        raise CBAMError(f"no images on one side of {images.samples.names[0]} and its like.")
+        raise CBAMError(f"no images on one side of {images.samples.names[0]} and similar shards.")
     chosen = np.unique(np.linspace(0, len(images) - 1, _PROBES).astype(np.int64)).tolist()
     for name, content in images.contents(chosen):
         check_image(content, images.max_pixels, name)
 
 
 def _checked_index(index: ShardIndex, names: ShardNames, max_pixels: int) -> ShardIndex:
-    """Decode every image of the shards not yet checked, and note in the index which cannot be used."""
+    """Decode every image of the shards that are not checked yet, and mark in the index which cannot be used."""
     wanted = [name for name in (*names.train, *names.val) if not index.shards[name].checked]
     if not wanted:
         return index
     plain = Preparation(1, (0.0,) * 3, (1.0,) * 3, max_pixels)
     found: dict[str, Part] = {}
     total, done = sum(index.shards[name].count for name in wanted), 0
-    with progress("checking images in shards") as tell, ThreadPoolExecutor() as pool:
+    with counting("checking images in shards") as count, ThreadPoolExecutor() as pool:
         for name in wanted:
             shard, rows = index.shards[name], index.rows_of(index.shards[name])
             images = ShardImages(names, Samples(index, [name]), (), plain, augment=False)
@@ -208,7 +204,7 @@ def _checked_index(index: ShardIndex, names: ShardNames, max_pixels: int) -> Sha
                 fine = list(pool.map(partial(_is_fine, max_pixels=max_pixels), images.contents(part)))
                 bad = np.array(part)[~np.array(fine)]
                 labels[bad] = np.minimum(labels[bad], -1 - labels[bad])
-                tell(done := done + len(part), total)
+                count(done := done + len(part), total)
             found[name] = Part(name, shard.stamp, Rows(rows.blocks, rows.sizes, labels), checked=True)
     return write_somewhere(names, [found.get(part.name, part) for part in parts_of(index)])
 

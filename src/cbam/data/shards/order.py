@@ -1,4 +1,4 @@
-"""The order of an epoch over shards: shuffled shards, then shuffled samples within windows of them, made when asked."""
+"""The order of an epoch over shards: shards shuffled, then samples within windows of shards; computed when sliced."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cbam.data.hashing import hash64, permutation
 
-WINDOW = 64  # shards; with 10,000 samples each a window's order needs about 20 MB
+WINDOW = 64  # shards; with 10,000 samples each, the order of a window needs about 20 MB
 
 
 class WindowedOrder:

@@ -1,4 +1,4 @@
-"""Byte ranges of many files, in a folder or behind a URL; nothing is open before the first read, in any process."""
+"""Byte ranges of many files, in a folder or at a URL; no file is open before the first read of a process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO, Any
 from cbam.errors import CBAMError, MissingExtra
 
 MOST_OPEN_FILES = 64
-MERGE_GAP = 64 * 1024  # reading this much in vain is faster than asking a server once more
+MERGE_GAP = 64 * 1024  # reading this much too much is faster than another request
 MERGED_BYTES = 8 * 1024 * 1024
 _TRIES, _FIRST_WAIT_S = 4, 0.5
 _LOCAL = ("file://", "local://")
@@ -22,31 +22,31 @@ _TAGS = ("etag", "md5", "content-md5", "mtime", "last-modified", "lastmodified")
 
 @dataclass(frozen=True)
 class Stamp:
-    """What tells one version of a file from another: its bytes, and its modification time or the server's tag."""
+    """Identifies a version of a file: its size, and its modification time or the server's tag."""
 
     size: int
     tag: str
 
     def fits(self, other: Stamp) -> bool:
-        """Whether both may be the same file; tags of different kinds (a copy elsewhere) tell nothing."""
+        """Whether both may be the same file; tags of different kinds (a copy elsewhere) prove nothing."""
         kinds = {self.tag.partition(":")[0], other.tag.partition(":")[0]}
         return self.size == other.size and (len(kinds) > 1 or self.tag == other.tag)
 
 
-def is_remote(place: str) -> bool:
-    """Whether `place` is a URL and not a path.
+def is_remote(location: str) -> bool:
+    """Whether `location` is a URL and not a path.
 
     >>> is_remote("s3://bucket/train-0000.tar"), is_remote("/data/train-0000.tar")
     (True, False)
     """
-    return "://" in place and not place.startswith(_LOCAL)
+    return "://" in location and not location.startswith(_LOCAL)
 
 
-def local_path(place: str) -> Path:
-    """Return the path of a `place` that is not remote."""
+def local_path(location: str) -> Path:
+    """Return the path of a `location` that is not a URL."""
     for prefix in _LOCAL:
-        place = place.removeprefix(prefix)
-    return Path(place).expanduser()
+        location = location.removeprefix(prefix)
+    return Path(location).expanduser()
 
 
 def filesystem(url: str) -> Any:
@@ -72,58 +72,62 @@ def filesystem(url: str) -> Any:
         ) from error
 
 
-def stamp(place: str) -> Stamp:
+def stamp(location: str) -> Stamp:
     """Return size and tag of one file.
 
     Raises:
         CBAMError: there is no such file, or it cannot be asked for.
     """
-    if not is_remote(place):
+    if not is_remote(location):
         try:
-            status = local_path(place).stat()
+            status = local_path(location).stat()
         except OSError as error:
-            raise CBAMError(f"{place} cannot be read: {error.strerror}.") from error
+            raise CBAMError(f"{location} cannot be read: {error.strerror}.") from error
         return Stamp(status.st_size, f"mtime:{status.st_mtime_ns}")
-    files = filesystem(place)
-    info = _again(lambda: files.info(place), place)
+    files = filesystem(location)
+    info = _again(lambda: files.info(location), location)
     if info.get("size") is None:
-        raise CBAMError(f"{place}: the server does not tell how long it is, so it cannot be read in parts.")
+        raise CBAMError(
+            f"{location}: the server does not tell how long it is, so it cannot be read in parts."
+        )
     known = {str(key).lower(): value for key, value in info.items()}
     tag = next((f"{key}:{known[key]}" for key in _TAGS if known.get(key)), "")
     return Stamp(int(info["size"]), tag)
 
 
-def open_for_scan(place: str) -> IO[bytes]:
+def open_for_scan(location: str) -> IO[bytes]:
     """Open one file for a pass from front to back, with seeks forward."""
-    if not is_remote(place):
-        return local_path(place).open("rb")
-    files = filesystem(place)
-    return _again(lambda: files.open(place, "rb", block_size=MERGED_BYTES, cache_type="readahead"), place)
+    if not is_remote(location):
+        return local_path(location).open("rb")
+    files = filesystem(location)
+    return _again(
+        lambda: files.open(location, "rb", block_size=MERGED_BYTES, cache_type="readahead"), location
+    )
 
 
-def read_all(place: str, limit: int) -> bytes | None:
-    """Return the content of a small file, nothing if it is not there.
+def read_all(location: str, limit: int) -> bytes | None:
+    """Return the content of a small file; None if it does not exist.
 
     Raises:
         CBAMError: it is longer than `limit` bytes.
     """
     try:
-        size = stamp(place).size
+        size = stamp(location).size
     except CBAMError:
         return None
     if size > limit:
-        raise CBAMError(f"{place} has {size:,} bytes, more than {limit:,}; it is not what its name says.")
-    if not is_remote(place):
-        return local_path(place).read_bytes()
-    files = filesystem(place)
-    return bytes(_again(lambda: files.cat_file(place), place))
+        raise CBAMError(f"{location} has {size:,} bytes, more than {limit:,}; it is not what its name says.")
+    if not is_remote(location):
+        return local_path(location).read_bytes()
+    files = filesystem(location)
+    return bytes(_again(lambda: files.cat_file(location), location))
 
 
 class Storage:
-    """Reads ranges of the files at `places`; made for worker processes: a copy opens its own files when it first reads.
+    """Reads ranges of files; for worker processes: a copy opens its own files at its first read.
 
     Args:
-        places: paths, or URLs of one protocol.
+        locations: paths, or URLs of one protocol.
 
     Example:
         >>> import tempfile
@@ -133,18 +137,18 @@ class Storage:
         [b'234', b'9']
     """
 
-    def __init__(self, places: Sequence[str]):
-        self.places = list(places)
+    def __init__(self, locations: Sequence[str]):
+        self.locations = list(locations)
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"places": self.places}
+        return {"locations": self.locations}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["places"])  # type: ignore[misc]
+        self.__init__(state["locations"])  # type: ignore[misc]
 
     def __del__(self) -> None:
-        # After a fork the numbers are copies that this process must close as well.
+        # After a fork the descriptors are copies that this process must close as well.
         for descriptor in getattr(self, "_open", {}).values():
             os.close(descriptor)
 
@@ -156,7 +160,7 @@ class Storage:
         """
         if not wanted:
             return []
-        if not is_remote(self.places[0]):
+        if not is_remote(self.locations[0]):
             return [self._whole(part, self._pread(*part)) for part in wanted]
         runs = list(_merged(wanted))
         blocks = self._fetched([(number, start, end) for number, start, end, _ in runs])
@@ -172,16 +176,18 @@ class Storage:
         number, start, end = part
         if len(block) != end - start:
             raise CBAMError(
-                f"{self.places[number]}: bytes {start:,} to {end:,} were asked for, {len(block):,} came. Either "
+                f"{self.locations[number]}: bytes {start:,} to {end:,} were asked for, {len(block):,} came. Either "
                 "the file has changed since it was indexed, or its server cannot read parts (HTTP range requests)."
             )
         return block
 
     def _fetched(self, ranges: list[tuple[int, int, int]]) -> list[bytes]:
-        files = filesystem(self.places[ranges[0][0]])
-        paths, starts, ends = zip(*((self.places[number], a, b) for number, a, b in ranges), strict=True)
+        files = filesystem(self.locations[ranges[0][0]])
+        paths, starts, ends = zip(*((self.locations[number], a, b) for number, a, b in ranges), strict=True)
 
-        def fetch() -> list[bytes]:  # all at once: an object store answers slowly, but many at a time
+        def fetch() -> list[
+            bytes
+        ]:  # together: an object store has a high latency, but serves many requests at a time
             return files.cat_ranges(list(paths), list(starts), list(ends), on_error="raise")
 
         return [bytes(block) for block in _again(fetch, paths[0])]
@@ -195,7 +201,7 @@ class Storage:
                 position += len(part)
             return b"".join(parts)
         except OSError as error:
-            raise CBAMError(f"{self.places[number]} cannot be read: {error.strerror}.") from error
+            raise CBAMError(f"{self.locations[number]} cannot be read: {error.strerror}.") from error
 
     def _descriptor(self, number: int) -> int:
         if number in self._open:
@@ -203,12 +209,12 @@ class Storage:
             return self._open[number]
         if len(self._open) >= MOST_OPEN_FILES:
             os.close(self._open.popitem(last=False)[1])
-        self._open[number] = os.open(local_path(self.places[number]), os.O_RDONLY)
+        self._open[number] = os.open(local_path(self.locations[number]), os.O_RDONLY)
         return self._open[number]
 
 
 def _merged(wanted: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int, list[int]]]:
-    """Yield (file, start, end, positions in `wanted`) so that ranges close to each other are one."""
+    """Yield (file, start, end, positions in `wanted`) with nearby ranges merged."""
     run: tuple[int, int, int, list[int]] | None = None
     for position in sorted(range(len(wanted)), key=lambda position: wanted[position]):
         number, start, end = wanted[position]
@@ -223,17 +229,17 @@ def _merged(wanted: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, 
         yield run
 
 
-def _again(ask: Any, place: str) -> Any:
-    """Ask a server up to `_TRIES` times: among millions of requests a few fail on a network in good order."""
+def _again(ask: Any, location: str) -> Any:
+    """Try a request up to `_TRIES` times: of millions a few fail even on a good network."""
     for attempt in range(_TRIES):
         try:
             return ask()
         except (FileNotFoundError, PermissionError, NotImplementedError) as error:
-            raise CBAMError(f"{place} cannot be read: {error or type(error).__name__}.") from error
-        except Exception as error:  # every protocol raises errors of its own
+            raise CBAMError(f"{location} cannot be read: {error or type(error).__name__}.") from error
+        except Exception as error:  # every protocol has its own errors
             if attempt == _TRIES - 1:
                 raise CBAMError(
-                    f"{place} could not be read in {_TRIES} tries: {str(error) or type(error).__name__}."
+                    f"{location} could not be read in {_TRIES} tries: {str(error) or type(error).__name__}."
                 ) from error
             time.sleep(_FIRST_WAIT_S * 2**attempt)
     raise AssertionError

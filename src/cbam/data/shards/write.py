@@ -1,4 +1,4 @@
-"""From a folder of images to tar shards: the same folder always gives the same bytes, and a stopped run goes on."""
+"""Write a folder of images as tar shards: the same bytes for the same folder, resumable."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from cbam.data.doctor import FolderReport, check_folder
 from cbam.data.folder import labelled_images, refuse
 from cbam.data.hashing import name_hash
 from cbam.data.pictures import DEFAULT_MAX_PIXELS
-from cbam.data.progress import progress
 from cbam.data.shards.index import load_index
-from cbam.data.shards.places import find_shards
+from cbam.data.shards.locations import find_shards
 from cbam.data.split import stratified_split
 from cbam.errors import CBAMError
 from cbam.files import remove_leftovers, write_atomically
+from cbam.runs.progress import counting
 
 PLAN = "shards.json"
 _LARGEST_SHARD = 8 << 30
@@ -29,7 +29,7 @@ _LARGEST_SHARD = 8 << 30
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_shards` did: shards and samples on each side, and how many shards were there from an earlier run."""
+    """What `write_shards` did: shards and samples on each side, and how many shards an earlier run had written."""
 
     out: Path
     shards: dict[str, int]
@@ -104,7 +104,7 @@ def _sides(report: FolderReport, val_fraction: float, split_seed: int) -> dict[s
 def _begin(
     out: Path, sides: dict[str, list[tuple[str, int]]], roots: dict[str, Path], per_shard: int
 ) -> None:
-    """Note what is to be written, so that another folder's shards can never be mixed with these."""
+    """Record what is to be written, so that shards of another folder cannot be mixed with these."""
     digest = hashlib.sha256(str(per_shard).encode())
     for side, members in sides.items():
         for name, label in members:
@@ -130,7 +130,7 @@ def _write_sides(
     reused = 0
     total = sum(len(_cuts(members, per_shard)) for members in sides.values())
     done = 0
-    with progress("writing shards") as tell:
+    with counting("writing shards") as count:
         for side, members in sides.items():
             for number, start in enumerate(_cuts(members, per_shard)):
                 path = out / f"{side}-{number:06d}.tar"
@@ -138,7 +138,7 @@ def _write_sides(
                     reused += 1
                 else:
                     write_atomically(path, _packed(roots[side], members[start : start + per_shard], start))
-                tell(done := done + 1, total)
+                count(done := done + 1, total)
     return reused
 
 
@@ -147,9 +147,9 @@ def _cuts(members: Sequence[object], per_shard: int) -> list[int]:
 
 
 def _packed(root: Path, members: Sequence[tuple[str, int]], first: int) -> bytes:
-    """Return a tar file of images and classes; times and owners are left at zero, so it depends on nothing else."""
+    """Return a tar file of images and classes; times and owners are zero, so that it depends on nothing else."""
     stream = io.BytesIO()
-    # Without a length limit on names or sizes in play, the oldest format says everything and is read everywhere.
+    # Names and sizes are within its limits, and the oldest format is read everywhere.
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for number, (name, label) in enumerate(members, first):
             content = (root / name).read_bytes()

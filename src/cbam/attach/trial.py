@@ -1,0 +1,71 @@
+"""Build the attention of a site once and look at what it does to a map there."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cbam.attach.config import SiteConfig
+from cbam.errors import CBAMError
+
+
+class Trial(NamedTuple):
+    """What a built module is like.
+
+    Args:
+        parameters: how many it has.
+        is_identity: whether it returns its input bit for bit, in eval mode and with its first weights.
+    """
+
+    parameters: int
+    is_identity: bool
+
+
+def try_attention(config: SiteConfig, shape: tuple[int, int, int], like: Tensor) -> Trial:
+    """Return what the attention for a site is like; nothing stays of it, the state of the random numbers included.
+
+    What the operator computes keeps every map; other modules run on a random one.
+
+    Args:
+        config: of the site.
+        shape: (C, H, W) of the map there.
+        like: a tensor with the dtype and the device of the map.
+
+    Raises:
+        CBAMError: the module cannot be built, fails, or returns a map of another shape or dtype.
+
+    >>> from cbam.nn.registry import attention_kind
+    >>> try_attention(SiteConfig(attention_kind("eca"), "identity"), (64, 7, 7), torch.zeros(1))
+    Trial(parameters=3, is_identity=True)
+    """
+    channels = shape[0]
+    if config.kind.has_operator:
+        block = config.build(channels, device="meta")
+        return Trial(sum(p.numel() for p in block.parameters()), config.init == "identity")
+    device = torch.device("cpu") if like.is_meta else like.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        block = config.build(channels, device=device, dtype=like.dtype).eval()
+        x = torch.randn(2, *shape, device=device, dtype=like.dtype)
+        size = "x".join(map(str, shape))
+        name = config.kind.name
+        try:
+            y = block(x.clone())
+        except Exception as error:  # of whoever wrote the module
+            raise CBAMError(
+                f"attention {name!r} fails on a map of {size} ({type(error).__name__}: {error})."
+                " Choose other sites, or other options of it."
+            ) from error
+        if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
+            given = f"{tuple(y.shape)}, {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+            raise CBAMError(
+                f"attention {name!r} does not keep the map: for {tuple(x.shape)}, {x.dtype} it returns {given}."
+                " Return the gated map, x times the gate, in the shape and dtype of x."
+            )
+        return Trial(sum(p.numel() for p in block.parameters()), _is_same(x, y))
+
+
+def _is_same(x: Tensor, y: Tensor) -> bool:
+    # What follows rounds by the layout of its input, so another one changes the model's output as well.
+    return torch.equal(x, y) and x.stride() == y.stride()

@@ -1,0 +1,94 @@
+"""What only a GPU has: the checks before anything is timed, every kernel's time, and what a call costs the host."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cbam.bench.baselines import COPY, TEXTBOOK, Baseline, ours_of
+from cbam.bench.cases import Case, Result
+from cbam.bench.config import BenchConfig
+from cbam.bench.device import Device
+from cbam.bench.modules import Comparison
+from cbam.evaluate.dram import run_quietly
+from cbam.evaluate.timing import Candidate, interleave, kernel_times
+from cbam.ops.dispatch import set_backend
+
+CHECKS = Path(__file__).resolve().parents[3] / "tests" / "ops" / "test_real_shapes.py"
+CHECKING_SECONDS = 150
+OK, IMPRECISE, WRONG, SKIPPED = "ok", "imprecise", "wrong", "skipped"
+
+
+def check(case: Case, config: BenchConfig, device: Device) -> Result:
+    """Run the operator's tests on real shapes for the case's dtype and memory format; `extra` has what they found."""
+    if not CHECKS.exists() or not importlib.util.find_spec("pytest"):
+        return Result(case, notes=[f"the operator was not checked: needs pytest and {CHECKS}"])
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        only = ["-k", f"{case.dtype} and {case.memory_format}", "--device", device.torch.type]
+        command = [sys.executable, "-m", "pytest", str(CHECKS), *only, "-q", "-p", "no:cacheprovider"]
+        try:
+            run = run_quietly([*command, f"--junitxml={report}"], CHECKING_SECONDS, CHECKS.parents[2])
+        except subprocess.TimeoutExpired:
+            return Result(case, extra={"counts": {WRONG: 1}, "failures": {CHECKS.name: "took too long"}})
+        if not report.exists():
+            return Result(case, extra={"counts": {WRONG: 1}, "failures": {CHECKS.name: run.stdout[-500:]}})
+        return Result(case, extra=read_report(report.read_text(encoding="utf-8")))
+
+
+def read_report(text: str) -> dict[str, Any]:
+    """Return the counts, and everything that did not pass with its reason, of a JUnit report of pytest.
+
+    >>> one = '<testcase name="a"/><testcase name="b"><failure message="y: too far"/></testcase>'
+    >>> read_report(f"<testsuites><testsuite>{one}</testsuite></testsuites>")
+    {'counts': {'ok': 1, 'wrong': 1}, 'failures': {'b': 'wrong: y: too far'}}
+    """
+    counts: Counter[str] = Counter()
+    reasons = {}
+    for test in ET.fromstring(text).iter("testcase"):
+        status = OK
+        for outcome in test:
+            if outcome.tag in ("failure", "error", "skipped"):
+                kind = outcome.get("type", "")
+                status = WRONG if outcome.tag != "skipped" else IMPRECISE if "xfail" in kind else SKIPPED
+                reasons[test.get("name", "")] = f"{status}: {outcome.get('message', '')}"
+        counts[status] += 1
+    return {"counts": dict(counts), "failures": reasons}
+
+
+def kernels(case: Case, config: BenchConfig, device: Device) -> Result:
+    """Return every kernel's launches and microseconds in one forward and backward."""
+    comparison, tables = Comparison(case, device, ()), {}
+    for name in (ours_of(comparison.baselines), TEXTBOOK):
+        comparison.baselines[name].select()
+        tables[name] = kernel_times(partial(comparison.step, name), device.torch)
+    set_backend("auto")
+    return Result(case, input_bytes=comparison.x.nbytes, extra={"kernels": tables})
+
+
+def host(case: Case, config: BenchConfig, device: Device) -> Result:
+    """Time the host: Python, dispatch and launches of calls that nobody waits for, on a map of next to no work."""
+    try:
+        comparison = Comparison(case, device, ())
+        candidates = {}
+        for name in (COPY, *comparison.baselines):
+            baseline = comparison.baselines.get(name)
+            call, grad = partial(comparison.step, name), comparison.grad and baseline is not None
+            candidates[name] = Candidate(call, grad, prepare=partial(_prepare, device, baseline))
+        times = interleave(candidates, rounds=config.rounds, seconds=config.seconds)
+    finally:
+        set_backend("auto")
+    return Result(case, times, input_bytes=comparison.x.nbytes)
+
+
+def _prepare(device: Device, baseline: Baseline | None) -> None:
+    if baseline is not None:
+        baseline.select()
+    device.synchronize()

@@ -1,0 +1,32 @@
+"""A module from elsewhere as an attention module: any `nn.Module` that keeps the shape of a map."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from cbam.nn.base import AttentionModule
+
+
+class ForeignAttention(AttentionModule):
+    """An attention module that calls `module`, with the switch that `cbam.disabled` turns.
+
+    Args:
+        module: takes a map (N, C, H, W) and returns one of the same shape and dtype. Its weights are in the state
+            dict behind `module.`.
+        in_channels: C.
+
+    >>> import torch
+    >>> block = ForeignAttention(nn.Hardswish(), 4)
+    >>> block.enabled = False
+    >>> block(torch.ones(1, 4, 2, 2)).sum()
+    tensor(16.)
+    """
+
+    def __init__(self, module: nn.Module, in_channels: int):
+        super().__init__()
+        self.in_channels = in_channels
+        self.module = module
+
+    def attend_eagerly(self, x: Tensor) -> Tensor:
+        """Return what the module makes of x."""
+        return self.module(x)

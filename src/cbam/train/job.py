@@ -1,0 +1,168 @@
+"""What every run that trains on images does: load them, train a network, show the progress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import nn
+
+from cbam.data import ImageData
+from cbam.formatting import counted, duration
+from cbam.runs.environment import describe_environment
+from cbam.runs.folder import RunFolder
+from cbam.runs.job import C, Job, Outcome
+from cbam.runs.progress import Progress
+from cbam.train.checkpoints import Checkpoints
+from cbam.train.config import TrainConfig
+from cbam.train.device import make_accelerator
+from cbam.train.images import ImageConfig
+from cbam.train.loop import Callbacks, Trained, train_model
+from cbam.train.stopping import Stop
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class ImageRunConfig(Protocol):
+    """The options of a run that trains on images."""
+
+    @property
+    def train(self) -> TrainConfig:
+        """The recipe."""
+
+    @property
+    def fine_tuning(self) -> bool:
+        """Whether training starts from weights of an earlier training."""
+
+
+@dataclass(kw_only=True)
+class ImageJob(Job[C, Outcome]):
+    """A run that trains on images, on all processes that accelerate joins.
+
+    Attributes:
+        data: The images.
+        processes: The accelerator.
+    """
+
+    processes: Accelerator
+    data: ImageData
+
+    def environment(self) -> dict[str, Any]:
+        """Return machine and software versions."""
+        device = self.processes.device.type
+        return describe_environment(self.command, device, self.processes.num_processes)
+
+    def open(self) -> None:
+        """Write settings, environment and what the images are."""
+        super().open()
+        data = self.data
+        about = {"mean": list(data.mean), "std": list(data.std), "notices": list(data.notices)}
+        self.folder.write_json("data.json", {**data.identity, "source": data.source, **about})
+
+    def train(
+        self,
+        config: ImageRunConfig,
+        model: nn.Module,
+        seed: int,
+        checkpoints: Checkpoints,
+        callbacks: Callbacks,
+        *,
+        save_every: int | None = None,
+        stop: Stop | None = None,
+    ) -> Trained:
+        """Train a network of the run, or resume it, and show the progress.
+
+        Args:
+            config: The run's; its recipe counts.
+            model: See `cbam.train.loop.train_model`, as for the rest.
+            seed: Of this network.
+            checkpoints: Of this network.
+            callbacks: Called before the display changes.
+            save_every: Steps between two saves.
+            stop: A request to save and stop.
+        """
+        return train_model(
+            model,
+            self.data,
+            config.train,
+            seed=seed,
+            checkpoints=checkpoints,
+            save_every=save_every,
+            fine_tuning=config.fine_tuning,
+            accelerator=self.processes,
+            stop=stop,
+            callbacks=self._shown(callbacks, config.train),
+        )
+
+    def _shown(self, callbacks: Callbacks, recipe: TrainConfig) -> Callbacks:
+        """Return callbacks that also move the display."""
+        progress, epochs = self.progress, recipe.epochs
+
+        def on_step(epoch: int, step: int, steps: int, loss: float) -> None:
+            callbacks.step(epoch, step, steps, loss)
+            text = f"epoch {epoch + 1}/{epochs}  step {step + 1}/{steps}  loss {loss:.3f}"
+            progress.at(epoch + (step + 1) / steps, text)
+
+        def on_epoch(row: dict[str, Any]) -> None:
+            callbacks.epoch(row)
+            short = f"val {100 * row['val_accuracy']:.2f} %  {row['images_per_s']:,.0f} images/s"
+            progress.report(epoch_text(row, epochs), short)
+
+        def on_resume(done: int, steps: int) -> None:
+            callbacks.resume(done, steps)
+            after = f" and {counted(steps, 'step')}" if steps else ""
+            part = steps / steps_per_epoch(self.data, recipe)
+            progress.resume(done + part, f"resumes after {counted(done, 'epoch')}{after}")
+
+        return Callbacks(step=on_step, epoch=on_epoch, resume=on_resume, best=callbacks.best)
+
+
+def prepare_images(
+    config: ImageConfig, recipe: TrainConfig, folder: RunFolder, progress: Progress
+) -> tuple[Accelerator, ImageData]:
+    """Return device and images, and show what the images are.
+
+    Args:
+        config: Which images.
+        recipe: Where to compute.
+        folder: The run's, which may hold the results on other images.
+        progress: Gets the lines.
+
+    Raises:
+        CBAMError: The device or the images are not there, or the run in the folder is on others.
+    """
+    accelerator = make_accelerator(recipe)
+    # The first process writes the index of shards, or what the doctor found; the others read it.
+    with accelerator.main_process_first():
+        data = config.load()
+    folder.check_data(data.identity)
+    progress.line(f"images: {data.source}")
+    for notice in data.notices:
+        progress.note(notice)
+    progress.line(
+        f"{len(data.train):,} images to train on, {len(data.val):,} to validate, {len(data.classes)} classes, "
+        f"{'x'.join(map(str, data.input_size))} each"
+    )
+    return accelerator, data
+
+
+def steps_per_epoch(data: ImageData, recipe: TrainConfig) -> int:
+    """Return the steps of an epoch."""
+    return max(1, len(data.train) // recipe.batch_size)
+
+
+def epoch_text(row: dict[str, Any], epochs: int) -> str:
+    """Write one line of metrics.jsonl for people.
+
+    >>> row = {"epoch": 2, "train_loss": 0.5, "val_accuracy": 0.84, "lr": 0.09, "images_per_s": 1830.2,
+    ...        "data_wait_s": 0.1, "seconds": 5.0}
+    >>> epoch_text(row, 10)
+    'epoch 2/10  loss 0.500  val 84.00 %  lr 0.09  1,830 images/s  waiting for data 2 %  in 5 s'
+    """
+    averaged = f"  average {100 * row['val_accuracy_ema']:.2f} %" if "val_accuracy_ema" in row else ""
+    return (
+        f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.3f}  val {100 * row['val_accuracy']:.2f} %{averaged}"
+        f"  lr {row['lr']:.2g}  {row['images_per_s']:,.0f} images/s  "
+        f"waiting for data {100 * row['data_wait_s'] / max(row['seconds'], 1e-9):.0f} %  in {duration(row['seconds'])}"
+    )
