@@ -32,6 +32,18 @@ def test_tiles_are_long_where_memory_is(monkeypatch):
             assert long >= min(64, axis)
 
 
+@pytest.mark.parametrize("samples", [1, 128])
+@pytest.mark.parametrize(("channels", "positions"), [(256, 3136), (2048, 49), (3, 50176), (1, 1)])
+def test_a_small_batch_gets_short_tiles_with_busy_lanes(samples, channels, positions, monkeypatch):
+    monkeypatch.setattr(blocks, "INTERPRETED", False)
+    monkeypatch.setattr(blocks, "multiprocessors", lambda device: 132)
+    tile = blocks.across.__wrapped__(samples, channels, positions, True, 2, torch.device("cpu"), longest=64)
+    assert all(side & (side - 1) == 0 for side in tile)
+    assert tile.positions == 1 or samples * -(-positions // tile.positions) >= 3 * 132
+    assert tile.channels * tile.positions >= min(256, channels)
+    assert tile.channels < 2 * max(channels, 1)
+
+
 def test_autotuning_changes_the_tiles_and_nothing_else(monkeypatch):
     from cbam.ops.triton import launch
 

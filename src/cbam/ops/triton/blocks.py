@@ -70,7 +70,8 @@ def across(
     count = max(1, min(shortest, elements // block, _power_of_two(positions)))
     while count > 1 and samples * -(-positions // count) < 3 * multiprocessors(device):
         count //= 2
-    # A thread reads 16 bytes at once, and its warps should not idle.
+    # A thread reads 16 bytes at once, and no lane of a warp should idle.
+    block = min(_power_of_two(channels), max(block, 512 // itemsize // count))
     threads = max(32, min(128, block * count * itemsize // 16))
     return Tile(block, count, threads // 32)
 

@@ -1,0 +1,1 @@
+"""What can be said about the GPU kernels without a GPU."""
