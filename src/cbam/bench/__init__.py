@@ -1,1 +1,1 @@
-"""What the attention module costs beside its rivals and beside a plain copy of the map; `cbam bench` runs it."""
+"""What the attention module costs beside other implementations and beside a copy of the map: `cbam bench`."""

@@ -120,7 +120,7 @@ def inline_svg(axes: Axes, name: str, description: str) -> Markup:
     Args:
         axes: made by `canvas`, drawn, and still inside its `with` block.
         name: short and unique in the page; it keeps the ids of several figures apart.
-        description: what a reader who cannot see the figure is told.
+        description: the text alternative, for readers who cannot see the figure.
     """
     stream = io.StringIO()
     with warnings.catch_warnings():
