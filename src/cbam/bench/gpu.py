@@ -1,4 +1,4 @@
-"""What only a GPU has: the checks before anything is timed, every kernel's time, and what a call costs the host."""
+"""On a GPU only: the checks before anything is timed, every kernel's time, and what a call costs the host."""
 
 from __future__ import annotations
 

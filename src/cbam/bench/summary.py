@@ -1,4 +1,4 @@
-"""What the results of a run say together: geometric means over the shapes, and who is how much faster."""
+"""Summaries of a run's results: geometric means over the shapes, and ratios between implementations."""
 
 from __future__ import annotations
 

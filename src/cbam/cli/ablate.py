@@ -45,9 +45,9 @@ class AblateConfig(CompareConfig):
     table: str | None = None
     """Tables of the paper, with commas: 1, 2, 3."""
     reduction: str | None = None
-    """Reduction ratios of the channel gate, e.g. 4,8,16,32."""
+    """Reduction ratios of the channel gate, e.g. 4,8,32; always with the paper's 16."""
     kernel: str | None = None
-    """Kernels of the spatial gate, e.g. 3,5,7,9."""
+    """Kernels of the spatial gate, e.g. 3,5,9; always with the paper's 7."""
     attention: str = "none"
     """Variants in addition to those of the ablations, with commas; all differences are to none."""
     output: Path | None = None

@@ -29,7 +29,7 @@ Example: cbam compare --data fashion-mnist --model resnet20 --seeds 3 --epochs 1
 def main(arguments: Sequence[str]) -> int:
     """Run the command with the `arguments` after it; return the exit code."""
     config = parse(arguments)
-    # Heavy imports after the options are known to be right: a typing error is answered at once.
+    # Heavy imports after parsing, so that a wrong option is reported at once.
     from cbam.cli.running import run_job
     from cbam.compare.run import prepare
 

@@ -28,7 +28,7 @@ class CostConfig(PlanConfig):
     model: str = ""
     """A backbone: resnet20, paper_resnet50, or a name that torchvision or timm knows."""
     attention: str = "none"
-    """cbam, se, channel or spatial: compared with the plain model; none: the plain model only."""
+    """Kind of attention, compared with the plain model; none: the plain model only."""
     batch_size: int = 1
     """Images in the forward pass."""
     depth: int = 1
@@ -64,7 +64,7 @@ def run(config: CostConfig) -> int:
     return 0
 
 
-_USUAL = {"reduction_ratio": 16}  # what None stands for; typing it asks for nothing else
+_USUAL = {"reduction_ratio": 16}  # what None means; giving it changes nothing
 _OF_ATTENTION = ("sites", "exclude", "preset", "reduction_ratio", "kernel_size")
 
 

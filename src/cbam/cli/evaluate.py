@@ -1,4 +1,4 @@
-"""`cbam evaluate`: how well a trained network does on validation images."""
+"""`cbam evaluate`: score a trained network on validation images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cbam.pretrained import Config
     from cbam.train.evaluation import Evaluation
 
-DESCRIPTION = """Count how many validation images a network recognises: top-1, top-5, cross-entropy; every image once,
+DESCRIPTION = """Score a network on validation images: top-1 and top-5 accuracy, cross-entropy. Every image counts once,
 on any number of processes (torchrun -m cbam evaluate ...).
 
 Example: cbam evaluate runs/train-digits-resnet20-cbam --data digits"""
@@ -40,7 +40,7 @@ class EvaluateConfig:
     batch_size: int = 128
     """Images at a time, over all processes together."""
     limit_val: int | None = None
-    """Use so many validation images only, as many of each class."""
+    """Use only this many validation images, equally many of each class."""
     val_fraction: float | None = None
     """Share of each class that validates where there is no validation folder. None: as the run split them, or 0.2."""
     bad_images: Literal["fail", "skip"] = "fail"
@@ -136,10 +136,10 @@ def _settings_of(folder: Path) -> dict[str, Any]:
 
 
 def run(config: EvaluateConfig, split: Split) -> tuple[ImageData, Evaluation, bool]:
-    """Return the images, the scores, and whether this is the process that talks.
+    """Return the images, the scores, and whether this is the main process.
 
     Raises:
-        CBAMError: The network or the images do not exist, or do not belong together.
+        CBAMError: The network or the images do not exist, or do not match.
     """
     from cbam.data import load_data, make_loader
     from cbam.pretrained import from_pretrained

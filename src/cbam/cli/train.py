@@ -24,7 +24,7 @@ Example: cbam train --data fashion-mnist --model resnet20 --epochs 10 --save-eve
 def main(arguments: Sequence[str]) -> int:
     """Run the command with the `arguments` after it; return the exit code."""
     config = parse(arguments)
-    # Heavy imports after the options are known to be right: a typing error is answered at once.
+    # Heavy imports after parsing, so that a wrong option is reported at once.
     from cbam.cli.running import run_job
     from cbam.train.run import prepare
     from cbam.train.stopping import Preempted

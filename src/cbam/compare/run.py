@@ -1,6 +1,6 @@
 """Run a comparison from its options to its report, or resume one that was stopped.
 
-Every step looks first whether its file is there: a cell's `result.json`, `costs.json`, `pictures.json`. So a run that
+Every step first checks whether its file exists: a cell's `result.json`, `costs.json`, `pictures.json`. So a run that
 was killed anywhere is finished by the same command, and a finished one only writes its report again.
 """
 
@@ -48,7 +48,7 @@ ROWS = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished comparison leaves."""
+    """The outcome of a finished comparison."""
 
     data: str
     summary: Summary
@@ -78,7 +78,7 @@ class CompareJob(ImageJob[Cell, Outcome]):
         return self.folder.result(cell) is not None
 
     def open(self) -> None:
-        """Write what the run is, and add the metrics of models that were trained on a cluster."""
+        """Write settings and data, and add the metrics of models that were trained on a cluster."""
         super().open()
         absorb_metrics(self.folder, self.cells)
 
@@ -185,10 +185,10 @@ class CompareJob(ImageJob[Cell, Outcome]):
 
 @dataclass(frozen=True)
 class TrainCell:
-    """One cell of a comparison, to be trained by whichever process calls this.
+    """One cell of a comparison, trained by the process that calls it.
 
     Attributes:
-        config: Of the comparison, with paths that hold on every machine.
+        config: Of the comparison, with paths that are valid on every machine.
         cell: Which one.
         parameters: Of the variants, see `CompareJob`.
     """
@@ -238,7 +238,7 @@ def prepare(config: CompareConfig, command: list[str], progress: Progress) -> Co
     backbone, brought = split_attention(config.model)
     if brought:
         raise CBAMError(
-            f"--model {config.model} brings its attention, so nothing in the comparison would be without it. "
+            f"--model {config.model} already has attention, so every variant would have it. "
             f"Type --model {backbone} --attention none,{brought}"
         )
     folder = CompareFolder(config.folder)
@@ -293,7 +293,7 @@ def absorb_metrics(folder: CompareFolder, cells: Sequence[Cell]) -> None:
 
     Args:
         folder: The run's.
-        cells: Those without a file of their own are passed over.
+        cells: Those without a file of their own are skipped.
     """
     for cell in cells:
         own = _own_rows(folder, cell)

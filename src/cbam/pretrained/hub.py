@@ -1,4 +1,4 @@
-"""Saved networks to the Hugging Face hub and back."""
+"""Publish networks on the Hugging Face hub, and fetch them."""
 
 from __future__ import annotations
 
