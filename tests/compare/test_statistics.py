@@ -160,7 +160,7 @@ class TestVerdict:
             "CBAM: measurable gain over the plain network, no measurable gain over the control: attention"
             in text
         )
-        assert "this does not show that attention does more than extra parameters" in text
+        assert "attention is not shown to add anything beyond extra parameters" in text
         assert "Without a control" not in text
 
     def test_a_gain_over_both(self):

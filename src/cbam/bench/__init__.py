@@ -1,1 +1,1 @@
-"""What the attention module costs beside other implementations and beside a copy of the map: `cbam bench`."""
+"""`cbam bench`: the cost of the attention module, compared with other implementations and a copy of the map."""

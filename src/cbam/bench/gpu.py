@@ -74,7 +74,7 @@ def kernels(case: Case, config: BenchConfig, device: Device) -> Result:
 
 
 def host(case: Case, config: BenchConfig, device: Device) -> Result:
-    """Time the host: Python, dispatch and launches of calls that nobody waits for, on a map of next to no work."""
+    """Time the host: Python, dispatch and launches, without waiting for the GPU, on a tiny map."""
     try:
         comparison = Comparison(case, device, ())
         candidates = {}

@@ -33,7 +33,7 @@ from cbam.runs.pool import Answer, Task, run_tasks, worker_pool
 from cbam.runs.progress import Progress
 
 WORKERS, CORES_EACH = 8, 2
-"""Processes that compile beside a GPU at most, and the cores that each of them should have."""
+"""The most processes that compile for a GPU run, and the cores that each of them should have."""
 
 
 @dataclass(frozen=True)

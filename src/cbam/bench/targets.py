@@ -1,4 +1,4 @@
-"""The speed and memory that this library promises, beside what a run measured.
+"""The speed and memory that this library promises, next to what a run measured.
 
 python -m cbam.bench [FOLDER]        FOLDER is what `cbam bench --output` was given
 """

@@ -131,7 +131,7 @@ class CompareJob(ImageJob[Cell, Outcome]):
 
     def finish(self, worked: Sequence[Cell]) -> Outcome:
         """Measure, draw, and write the report."""
-        costs = self._measure(anew=any(cell.seed == 0 for cell in worked))
+        costs = self._measure(again=any(cell.seed == 0 for cell in worked))
         results = [result for cell in self.cells if (result := self.folder.result(cell))]
         summary = summarise(results, self.config.variants)
         write_summary_csv(self.folder.path, summary)
@@ -144,12 +144,12 @@ class CompareJob(ImageJob[Cell, Outcome]):
         result = self.folder.result(cell) or {}
         return f"validation accuracy {result['val_accuracy']:.2%}" if result else "but left no result"
 
-    def _measure(self, *, anew: bool) -> dict[str, Any]:
-        """Write `costs.json` and the pictures where they are missing, or all where `anew`."""
+    def _measure(self, *, again: bool) -> dict[str, Any]:
+        """Write `costs.json` and the pictures where they are missing, or all of them if `again`."""
         variants, folder = self.config.variants, self.folder
         known = folder.read_json("costs.json") or {}
-        costs = {} if anew or set(known) != set(variants) else known
-        drawn = pictures_done(folder, variants) and not anew
+        costs = {} if again or set(known) != set(variants) else known
+        drawn = pictures_done(folder, variants) and not again
         if not (costs and drawn):
             device = self.processes.device
             models = trained_models(folder, self.config, self.data, self.parameters, device)
@@ -232,7 +232,7 @@ def prepare(config: CompareConfig, command: list[str], progress: Progress) -> Co
         progress: Gets lines on the images and the models.
 
     Raises:
-        CBAMError: Something that was asked for does not exist or does not fit; the message says what to type.
+        CBAMError: Something requested does not exist or does not fit; the message says what to type.
     """
     check_launcher(config.ray, config.slurm)
     backbone, brought = split_attention(config.model)

@@ -275,7 +275,7 @@ def _row_finding(row: VariantSummary, summary: Summary) -> Finding:
         else:
             claim += f", {_CLAIMS[against_control].format('the control')}"
             if outcome == "gain":
-                claim += ": this does not show that attention does more than extra parameters"
+                claim += ": attention is not shown to add anything beyond extra parameters"
         evidence.append(_evidence(row.to_control, "the control"))
     return Finding(f"{label(row.variant)}: {claim}", tuple(line for line in evidence if line))
 

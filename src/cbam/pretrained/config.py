@@ -146,7 +146,7 @@ class Config:
 
     @property
     def weights(self) -> str:
-        """Name of the file beside this one that holds the weights."""
+        """Name of the file with the weights, in the same folder."""
         return WEIGHTS[self.content]
 
     def to_json(self) -> str:

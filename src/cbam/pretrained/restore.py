@@ -49,7 +49,7 @@ def restore(model: nn.Module, groups: Iterable[Attention], fuse_epilogue: bool =
 def build_block(
     group: Attention, site: SavedSite, *, device: Any = None, dtype: Any = None
 ) -> AttentionModule:
-    """Return the attention of a site as it was when it was saved, but for its weights.
+    """Return the attention of a site as saved, without its weights.
 
     Args:
         group, site: of the config.

@@ -64,7 +64,7 @@ def describe_environment(command: list[str], accelerator: str, processes: int = 
 
 
 def with_session(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of `env.json` for a resumed run: the first session as it was, then the later ones.
+    """Return the content of `env.json` for a resumed run: the first session unchanged, then the later ones.
 
     A later session holds what differs from the first: numbers made on two machines must not look like those of one.
 

@@ -114,7 +114,7 @@ class RunFolder:
                 "Give another --output"
             )
         if (found := form.differences(before, now)) and not restart:
-            otherwise = "the old settings to resume" if restart is None else "--restart to begin anew"
+            otherwise = "the old settings to resume" if restart is None else "--restart to start over"
             raise CBAMError(
                 f"{self.path} holds a run with other settings ({'; '.join(found)}). "
                 f"Give another --output, or {otherwise}"

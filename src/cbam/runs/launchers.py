@@ -139,7 +139,7 @@ def _on_ray(cluster: Cluster, tasks: Sequence[Task]) -> Generator[tuple[Task, st
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise CBAMError(f"--ray {cluster.ray}: {str(error).splitlines()[0]}") from None
     try:
-        # A machine that goes away takes a task with it: another one goes on from its last epoch.
+        # If a machine is lost, another one resumes its task from the last epoch.
         remote = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=3)(_call)
         waiting = {remote.remote(task): task for task in tasks}
         while waiting:

@@ -128,7 +128,7 @@ class Progress:
 
         Args:
             done: Work done in the present cell, out of `work`.
-            text: What is shown beside its bar.
+            text: Shown next to its bar.
         """
         self._at = done
         if not self._bars:
@@ -138,7 +138,7 @@ class Progress:
         self._bars.update(self._one, completed=done / self._work, tail=escape("  ".join(filter(None, tail))))
 
     def report(self, text: str, short: str = "") -> None:
-        """Report on the present cell: a line, but of many cells on a terminal only `short` beside the bar."""
+        """Report on the present cell: a line, but of many cells on a terminal only `short` next to the bar."""
         if self._bars and self._cells > 1:
             self._kept = short
         else:

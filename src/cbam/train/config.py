@@ -59,11 +59,11 @@ class TrainConfig:
     cutmix: float = 0.0
     """CutMix with areas from Beta(X, X); 0 is off, 1 is usual. With --mixup, each batch gets one of the two."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, e.g. 0.999, reported beside the plain accuracy; 0 is off."""
+    """Decay of a moving average of the weights, e.g. 0.999, reported next to the plain accuracy; 0 is off."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Autocast: bf16 on most devices, fp16 (with gradient scaling) on GPUs only, no = float32."""
     # Device, compilation and sharding: a step sees the same images and computes the same gradient up to rounding, so a
-    # training may go on with another choice.
+    # training may resume with another choice.
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", affects_result=False)
     """Where to train; auto is the accelerator if there is one."""
     # Batch norm sees one part at a time: a training may resume with another value, as with another number of

@@ -97,7 +97,7 @@ def train_model(
         fine_tuning: The weights come from an earlier training: a lower default learning rate.
         accelerator: Of `make_accelerator`; made from `config` if not given.
         stop: A request to save and stop.
-        callbacks: Called as the training goes on.
+        callbacks: Called during the training.
 
     Raises:
         NonFiniteLoss: The loss is not finite; the message names the module.
