@@ -18,7 +18,7 @@ from cbam.errors import CBAMError
 
 DESCRIPTION = """Repeat the paper's ablations on your images: what the channel gate pools (Table 1), descriptor and
 kernel of the spatial gate (Table 2), arrangement (Table 3), reduction ratios and kernels; each with seeds and spread.
-Ends with tables beside the paper's. Stopped at any time, the same command resumes; tables share networks.
+Ends with tables next to the paper's. If it is stopped, the same command resumes it; tables share networks.
 
 Example: cbam ablate --table 1,2,3 --data fashion-mnist --model resnet20 --seeds 3 --epochs 5
 
@@ -54,7 +54,7 @@ class AblateConfig(CompareConfig):
     """The run's folder; the same command resumes it, other tables are added to it. None: runs/ablate-DATA-MODEL."""
 
     def _check_attention(self) -> None:
-        """Leave it to `grid`: beside the networks of a table, a control alone makes sense."""
+        """Leave it to `grid`: with the networks of a table, a control alone makes sense."""
 
     @property
     def ablations(self) -> list[Ablation]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import tyro
 from rich.console import Console
 
 from cbam.bench.config import BenchConfig, defaults
+from cbam.cli.parsing import read_options
 
 DESCRIPTION = """Time CBAM as a module, in a network, and over sizes and threads, next to the textbook module, a careful
 one, timm's, and torch.compile of each. Writes tables, JSON, CSV and a picture. Takes a few minutes; nothing else should
@@ -18,13 +18,9 @@ Examples: cbam bench --parts modules --memory-formats channels_last; cbam bench 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the `arguments` after it; return the exit code: 1 if a check on the GPU failed."""
-    config = tyro.cli(
-        BenchConfig,
-        prog="cbam bench",
-        description=DESCRIPTION,
-        args=list(arguments),
-        default=defaults(_device(arguments)),
+    """Run the command with the `arguments` after it; return the exit code: 1 if a check on the GPU failed."""
+    config = read_options(
+        BenchConfig, "cbam bench", DESCRIPTION, arguments, default=defaults(_device(arguments))
     )
     # Heavy imports after parsing, so that a wrong option is reported at once.
     from cbam.bench.report import sections, trust

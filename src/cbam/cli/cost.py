@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-import tyro
-
 from cbam.attach import attach
 from cbam.cli.attention import with_kinds
+from cbam.cli.parsing import read_options
 from cbam.cli.plan import PlanConfig
 from cbam.errors import CBAMError
 from cbam.evaluate import Cost, cost
@@ -34,14 +33,12 @@ class CostConfig(PlanConfig):
     depth: int = 1
     """Levels of modules in the table."""
     table: int | None = None
-    """Instead of a model: the cost columns of this table of the paper (1 to 5), beside our counts."""
+    """Instead of a model: the cost columns of this table of the paper (1 to 5), next to our counts."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command with its `arguments`; return the exit code."""
-    return run(
-        tyro.cli(CostConfig, prog="cbam cost", description=with_kinds(DESCRIPTION), args=list(arguments))
-    )
+    return run(read_options(CostConfig, "cbam cost", with_kinds(DESCRIPTION), arguments))
 
 
 def run(config: CostConfig) -> int:

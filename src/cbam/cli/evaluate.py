@@ -12,6 +12,7 @@ import tyro
 import yaml
 from rich.console import Console
 
+from cbam.cli.parsing import read_options
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
 from cbam.runs.imports import import_modules
@@ -31,7 +32,7 @@ Example: cbam evaluate runs/train-digits-resnet20-cbam --data digits"""
 class EvaluateConfig:
     """What to evaluate, and on which images."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """A run of `cbam train` (its best weights), a folder of cbam.save_pretrained, or user/name on the hub."""
     data: str
     """fashion-mnist, digits, a folder, ... as for `cbam train`; its validation images count."""
@@ -61,8 +62,8 @@ class EvaluateConfig:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the `arguments` after it; return the exit code."""
-    config = tyro.cli(EvaluateConfig, prog="cbam evaluate", description=DESCRIPTION, args=list(arguments))
+    """Run the command with the `arguments` after it; return the exit code."""
+    config = read_options(EvaluateConfig, "cbam evaluate", DESCRIPTION, arguments)
     split = split_of(config)
     data, scores, main_process = run(config, split)
     if main_process:
