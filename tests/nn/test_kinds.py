@@ -10,7 +10,7 @@ from cbam.nn.registry import attention_kind, describe
 from tests.nn import conformance
 
 ROWS = pytest.mark.parametrize(
-    ("name", "options", "gate"), conformance.KINDS, ids=lambda value: str(value)[:30]
+    ("name", "options", "gate"), conformance.KINDS, ids=lambda value: getattr(value, "__name__", str(value))
 )
 
 

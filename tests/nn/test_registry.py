@@ -62,7 +62,9 @@ def test_a_name_belongs_to_one():
     cbam.register_attention("registry_test_gate", Gate, label="Test", title="Test gate")
 
 
-@pytest.mark.parametrize("given", [7, None, Gate(4), int, object()], ids=str)
+@pytest.mark.parametrize(
+    "given", [7, None, Gate(4), int, object()], ids=["number", "none", "module", "type", "object"]
+)
 def test_what_is_not_attention(given):
     with pytest.raises(CBAMError, match=r"a class or a function channels -> torch.nn.Module, given"):
         attention_kind(given)
