@@ -61,7 +61,7 @@ def test_the_page_and_what_comes_of_it(folder, capsys):
         config = read_config(folder / saved)
         assert (config.attention[0].kind, len(config.attention[0].sites)) == ("contrast_gate", 9)
         card = write_card(config, "somebody/network", from_pretrained(folder / saved))
-        assert "with Contrast at 9 places" in card
+        assert "with Contrast at 9 sites" in card
         assert "@misc{me, title = {Contrast gates}}" in card
         assert "- contrast\n" in card
     forget()

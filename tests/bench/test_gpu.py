@@ -120,7 +120,7 @@ class TestDryRun:
         assert run.returncode == 1, run.stdout + run.stderr
         assert rows(tmp_path / "run") == checks
         assert "y: all of it" in (tmp_path / "run" / "bench.md").read_text()
-        assert "not after what was found before" in run.stdout
+        assert "skipped because of an earlier result" in run.stdout
         more = bench(tmp_path / "run", "--keep-going", "--parts", "host")
         assert more.returncode == 1
         assert len(rows(tmp_path / "run")) == 3

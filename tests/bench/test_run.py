@@ -143,7 +143,7 @@ def test_a_budget_ends_the_run_and_names_what_is_left(tmp_path):
     found = execute(config(tmp_path, budget=1e-6), [], progress())
     assert found.results == []
     assert len(found.left) == 4
-    assert set(found.left.values()) == {"no time left: needs 6 s, 0 s were there"}
+    assert set(found.left.values()) == {"not enough time: needs 6 s, 0 s are left"}
 
 
 def test_networks_are_compiled_one_by_one():

@@ -65,7 +65,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, tmp_path):
     line = ["bench", "--quick", "--restart", "--output", str(tmp_path)]
     assert main(line) == 130
     assert (
-        f"To go on, type the same again:\n  cbam bench --quick --output {tmp_path}\n"
+        f"To resume, type the same again:\n  cbam bench --quick --output {tmp_path}\n"
         in capsys.readouterr().err
     )
 

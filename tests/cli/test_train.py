@@ -210,7 +210,7 @@ def test_a_network_divided_over_two_processes(train, tmp_path):
     ("options", "message"),
     [
         (["--track", "tensorbord"], "Did you mean 'tensorboard'?"),
-        (["--shard", "--ema", "0.9"], "--shard goes with neither"),
+        (["--shard", "--ema", "0.9"], "--shard works with neither"),
         (["--model", "resnet20", "--attention", "cbam", "--sites", "layer9"], "layer9"),
         (["--batch-size", "30", "--accumulate", "4"], "divide --batch-size 30"),
         (["--data", "digit"], "digits"),

@@ -99,6 +99,17 @@ def test_the_page_of_an_unfinished_run(tmp_path):
     assert write_page(folder).read_text(encoding="utf-8") == text
 
 
+@pytest.mark.parametrize(
+    ("ablation", "labels"), [(kernels([3, 5]), ("k = 7", "k = 3")), (reductions([4]), ("r = 16", "r = 4"))]
+)
+def test_the_papers_choice_is_trained_even_if_it_is_not_named(ablation, labels, tmp_path):
+    accuracies = dict.fromkeys(variants([ablation]), (0.9, 0.91))
+    printed = tables_text(summarise(results(**accuracies)), [ablation])
+    assert f"| {labels[1]} (`" in printed
+    assert f"minus *{labels[0]}*" in printed
+    assert f"minus *{labels[0]}*" in page(write_run(tmp_path / "run", accuracies, seeds=2))
+
+
 def test_a_comparison_is_no_ablation(whole_run):
-    with pytest.raises(CBAMError, match="no ablation"):
+    with pytest.raises(CBAMError, match="not an ablation"):
         page(whole_run)

@@ -132,7 +132,7 @@ class TestContent:
         assert "the first image of each class" in page.words
         assert page.words.count("87.5 %") == 4 * 4
         assert "✗ says T-shirt/top" in page.words
-        assert page.words.count("flat map: no place stands out") == 4
+        assert page.words.count("flat map: nothing stands out") == 4
         originals = [image for image in page.all("img") if image["alt"].startswith("Validation image")]
         assert all(image["class"] == "pixels" for image in originals)
         assert len(originals) == 4

@@ -143,7 +143,7 @@ class TestVerdict:
         text = verdict(summarise(results(none=[0.80, 0.82, 0.80], cbam=[0.82, 0.85, 0.84])))
         assert "CBAM: measurable gain over the plain network (+3.00 points" in text
         assert "95 % interval +0.52 to +5.48, p = 0.035, 3 seeds" in text
-        assert "Without a control, a gain cannot be told from the effect of more parameters." in text
+        assert "Without a control, a gain cannot be separated from the effect of more parameters." in text
 
     def test_no_gain_is_said_plainly(self):
         text = verdict(summarise(results(none=[0.80, 0.82, 0.80], cbam=[0.81, 0.83, 0.79])))
@@ -160,7 +160,7 @@ class TestVerdict:
             "CBAM: measurable gain over the plain network, no measurable gain over the control: attention"
             in text
         )
-        assert "attention is not shown to do more than extra parameters do" in text
+        assert "attention is not shown to add anything beyond extra parameters" in text
         assert "Without a control" not in text
 
     def test_a_gain_over_both(self):
@@ -188,11 +188,11 @@ class TestVerdict:
 
     def test_two_seeds_are_called_a_hint(self):
         text = verdict(summarise(results(none=[0.80, 0.82], cbam=[0.82, 0.85])))
-        assert "Two seeds are the fewest that have a spread at all: a hint, no more." in text
+        assert "Two seeds are the minimum for an interval: take this as a hint." in text
 
     def test_several_tests_are_owned_up_to_where_one_of_them_speaks(self):
         gain = results(none=[0.80, 0.82, 0.80], cbam=[0.82, 0.85, 0.84], se=[0.80, 0.83, 0.80])
-        assert "2 variants were tested, without correction for their number." in verdict(summarise(gain))
+        assert "2 variants were tested, without correction for multiple tests." in verdict(summarise(gain))
 
     def test_says_how_many_complete_pairs_it_used(self):
         rows = results(none=[0.80, 0.82, 0.80], cbam=[0.82, 0.85, None])

@@ -42,7 +42,7 @@ def test_attach_takes_every_word():
     [
         ("none,cbma", "unknown attention 'cbma'. Did you mean 'cbam'"),
         ("none,cbam:offical", "'cbam:offical': 'offical'. Did you mean 'official'"),
-        ("none,se:k3", "'k3' goes with cbam, spatial.*, not with se"),
+        ("none,se:k3", "'k3' works with cbam, spatial.*, not with se"),
         ("none,cbam:k3:k5", "sets the kernel_size twice"),
         ("none,cbam:official:timm", "sets the preset twice: official and timm"),
         ("none,cbam:k3:official,cbam:official:k3", "are the same network"),

@@ -77,8 +77,8 @@ def test_what_is_not_attention(given):
     ("name", "message"),
     [
         ("cbma", "unknown attention 'cbma'. Did you mean 'cbam'"),
-        ("timm:gcc", "unknown attention of timm's 'gcc'. Did you mean 'gc'"),
-        ("timm:", "unknown attention of timm's ''"),
+        ("timm:gcc", "unknown timm attention 'gcc'. Did you mean 'gc'"),
+        ("timm:", "unknown timm attention ''"),
         ("timm", "unknown attention 'timm'"),
     ],
 )

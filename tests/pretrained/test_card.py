@@ -43,7 +43,7 @@ def test_it_says_what_the_network_is(tmp_path):
         "pipeline_tag": "image-classification",
         "tags": ["pytorch", "attention", "cbam"],
     }
-    assert "`resnet20` with CBAM (preset `official`) at 9 places." in text
+    assert "`resnet20` with CBAM (preset `official`) at 9 sites." in text
     gates = sum(p.numel() for key, p in model.named_parameters() if "cbam" in key)
     total = sum(p.numel() for p in model.parameters())
     assert f"| parameters | {total:,}, {gates:,} of them in the attention |" in text
@@ -71,7 +71,7 @@ def test_many_sites_and_classes_are_shortened(tmp_path):
 def test_squeeze_and_excitation_cites_its_own_paper(tmp_path):
     text = card(trained(attention="se"), tmp_path)
     assert front(text)["tags"] == ["pytorch", "attention", "squeeze-and-excitation"]
-    assert "Squeeze-and-excitation (gate `sigmoid`) at 9 places" in text
+    assert "Squeeze-and-excitation (gate `sigmoid`) at 9 sites" in text
     assert "Hu, Jie" in text
     assert "Woo" not in text
 
@@ -117,7 +117,7 @@ def test_changed_cards_are_told_from_untouched_ones(tmp_path):
 
 @pytest.mark.parametrize("value", [[0.9], None, torch.tensor(0.9)], ids=str)
 def test_metrics_are_numbers_or_words(value, tmp_path):
-    with pytest.raises(CBAMError, match="metrics expects numbers or words by name, got 'top-1'"):
+    with pytest.raises(CBAMError, match="metrics expects numbers or strings by name, got 'top-1'"):
         card(trained(), tmp_path, metrics={"top-1": value})
 
 

@@ -191,7 +191,7 @@ REFUSED = [
     ({"backbone": "resnet32"}, "not what 'resnet32' builds"),
     ({"class_names": ["a", "b"]}, "2 class names for 10 outputs"),
     ({"create_pr": True, "branch": "trial"}, "create_pr or branch, not both"),
-    ({"metrics": {"top-1": [0.9]}}, "metrics expects numbers or words"),
+    ({"metrics": {"top-1": [0.9]}}, "metrics expects numbers or strings"),
 ]
 
 

@@ -156,7 +156,7 @@ def test_attention_only_files_hold_attention_only(change, tmp_path):
     edited(tmp_path, sha256=sha256(tmp_path / "attention.safetensors"))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     message = {
-        "surplus": "conv1.weight .* is no part of what it is for",
+        "surplus": "conv1.weight .* is not part of the network",
         "shape": r"fc\.bias is \(11,\), needs \(10,\)",
     }
     with pytest.raises(CBAMError, match=message[change]):
@@ -186,7 +186,7 @@ CONFIGS = [
     ({"backbone": {**BACKBONE, "num_classes": 10**12}}, "num_classes expects 1 to"),
     ({"backbone": {**BACKBONE, "num_classes": 11}}, r"does not fit its config\.json: fc\.weight is \(10, 64\)"),
     ({"backbone": {**BACKBONE, "name": "timm/vit_giant_patch14_dinov2"}, "attention": []}, "does not fit its"),
-    ({"backbone": {**BACKBONE, "checkpoint_path": "x.pth"}}, "does not say what it must"),
+    ({"backbone": {**BACKBONE, "checkpoint_path": "x.pth"}}, "is incomplete or has unknown fields"),
     ({"backbone": {**BACKBONE, "name": "resnet21"}}, "unknown model 'resnet21'"),
     ({"attention": group(site={"path": "layer9"})}, "no module 'layer9', where attention was"),
     ({"attention": group(site={"channels": 2**40})}, "channels expects 1 to"),
@@ -198,9 +198,9 @@ CONFIGS = [
     ({"attention": group(options={"gate": "relu"})}, "unknown gate 'relu'"),
     ({"attention": group(kind="exec")}, "unknown attention 'exec'.* import the module that registers it"),
     ({"attention": group(kind="eca", options={"device": "cuda"})}, "unknown option of eca 'device'"),
-    ({"attention": group(kind="timm:exec")}, "unknown attention of timm's 'exec'"),
+    ({"attention": group(kind="timm:exec")}, "unknown timm attention 'exec'"),
     ({"attention": group(kind=["cbam"])}, "attention.kind expects a name"),
-    ({"attention": 7}, "does not say what it must"),
+    ({"attention": 7}, "is incomplete or has unknown fields"),
     ({"sha256": "0" * 64}, "is not the file that config.json was written for"),
     ({"mean": "half"}, "mean expects a list or null"),
 ]  # fmt: skip
@@ -295,15 +295,15 @@ def test_a_users_own_attention_is_no_attachment(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"input_size": 64}, r"input_size expects a row such as \(3, 224, 224\), got 64"),
+        ({"input_size": 64}, r"input_size expects a sequence such as \(3, 224, 224\), got 64"),
         ({"input_size": (3, -1, 0)}, "input_size expects 1 to"),
         ({"input_size": (3, 32)}, "three numbers"),
         ({"input_size": (1, 32, 32)}, "the network's 3 channels"),
-        ({"mean": "0.5"}, "mean expects a row"),
+        ({"mean": "0.5"}, "mean expects a sequence"),
         ({"mean": (0.5,)}, "mean expects a number for each of the 3 channels"),
         ({"mean": (0.5, float("nan"), 0.5)}, "mean expects a number"),
         ({"std": (0.5, 0.0, 0.5)}, "std expects numbers above 0"),
-        ({"class_names": "0123456789"}, "class_names expects a row"),
+        ({"class_names": "0123456789"}, "class_names expects a sequence"),
         ({"class_names": list(range(10))}, "class_names expects"),
         ({"class_names": ["a"]}, "1 class names for 10 outputs"),
         ({"backbone": "resnet32"}, "resnet32"),

@@ -59,8 +59,8 @@ def test_time_limits_errors_and_deaths_cost_one_task_each(pool, tmp_path):
 def test_a_task_cut_off_by_the_end_is_not_held_against_it(pool):
     tasks = [Task("cut", time.sleep, (1000,), limit=500), Task("late", double, (1,), needs=5)]
     left = run_tasks(tasks, pool, lambda task, answer: pytest.fail("nothing was done"), time.monotonic() + 1)
-    assert left[0][1] == "cut off when the time was over"
-    assert left[1][1].startswith("no time left: needs 5 s")
+    assert left[0][1] == "stopped when the time ran out"
+    assert left[1][1].startswith("not enough time: needs 5 s")
 
 
 def test_what_is_not_wanted_is_not_begun(pool):

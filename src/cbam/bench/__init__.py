@@ -1,1 +1,1 @@
-"""What the attention module costs beside its rivals and beside a plain copy of the map; `cbam bench` runs it."""
+"""`cbam bench`: the cost of the attention module, compared with other implementations and a copy of the map."""

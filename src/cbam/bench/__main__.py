@@ -1,4 +1,4 @@
-"""`python -m cbam.bench FOLDER`: what `cbam bench` measured beside the speed and memory that this library promises."""
+"""`python -m cbam.bench FOLDER`: results of `cbam bench` next to the speed and memory that this library promises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ways in which CBAM is written today, each with the weights of one of this library's modules."""
+"""Other implementations of CBAM, each with the weights of one of this library's modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPERATOR, EAGER = "cbam operator", "cbam eager"
 
 @dataclass(frozen=True)
 class Baseline:
-    """One way to write CBAM.
+    """One implementation of CBAM.
 
     Args:
         module: To be called with the map.
@@ -56,9 +56,9 @@ def build_baselines(
     memory_format: torch.memory_format,
     compiled: Collection[str] | None = None,
 ) -> dict[str, Baseline]:
-    """Return all baselines with the same random weights, this library's modules at their head.
+    """Return all baselines with the same random weights, this library's modules first.
 
-    `compiled` says which of "cbam", "textbook", "careful" and "timm" take part under torch.compile too; by default all.
+    `compiled` says which of "cbam", "textbook", "careful" and "timm" are also run under torch.compile; by default all.
 
     >>> list(build_baselines(Device("cpu"), 32, torch.float32, torch.contiguous_format, ()))[-3:]
     ['textbook', 'careful', 'timm']

@@ -17,7 +17,7 @@ GRAPH, HOT = ", in a graph", ", in a graph, map in the cache"
 """Behind a name: timed in a CUDA graph on a cold cache, or right after the map was written."""
 ONE_THREAD = ", 1 thread"
 GRAPHS, COMPILED_NETWORKS, EVERYTHING_COMPILED = "CUDA graph", "compiled", "everything compiled"
-"""How networks are run; for modules the last one stands beside the usual study, which compiles two of them."""
+"""How networks are run; for modules the last one adds to the usual study, which compiles two of them."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What tells the case from all others of its run.
+        """The case's unique name in its run.
 
         >>> Case("modules", "", "forward", (8, 256, 56, 56), "float32", "contiguous", 2).name
         'modules forward 8x256x56² float32 contiguous 2 threads'
@@ -56,7 +56,7 @@ class Case:
 
     @property
     def reference(self) -> str:
-        """What the others are divided by."""
+        """What ratios are relative to."""
         return PLAIN if self.part == "network" else COPY
 
     @property
@@ -71,13 +71,13 @@ class Result:
 
     Args:
         case: Which one.
-        samples_ms: Provider -> milliseconds, a sample a round.
+        samples_ms: Provider -> milliseconds, one sample per round.
         saved_bytes: Provider -> bytes kept for backward.
         peak_bytes: Provider -> bytes by which one step raises PyTorch's memory at most.
         input_bytes: Size of the input.
         finished: When, in UTC.
         notes: What could not be measured, and why.
-        extra: Of the parts that are no times: checks, kernels, traffic; and the GPU's state.
+        extra: Results that are not times: checks, kernels, traffic; and the GPU's state.
     """
 
     case: Case
@@ -192,7 +192,7 @@ def _on_cpu(config: BenchConfig) -> Iterator[Case]:
 
 
 def _on_gpu(config: BenchConfig) -> Iterator[Case]:
-    """Yield the most important first: a budget ends the run somewhere."""
+    """Yield the most important first: a time budget may end the run early."""
     main, both, steps = config.batch_size, (BOTH, FORWARD), (TRAINING, INFERENCE)
     stages = [(main, *size) for size in config.maps]
     yield _case(config, "checks", "", stages[0])

@@ -1,4 +1,4 @@
-"""The options of `cbam bench`: their help, their defaults on each device, and what is wrong with them."""
+"""The options of `cbam bench`: their help, their defaults on each device, and checks."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class BenchConfig(RunConfig):
     """
 
     parts: tuple[str, ...] = option(GPU_PARTS, affects_result=False)
-    """What to measure: modules (CBAM alone beside other ways to write it), network (a whole one), scaling (with
-    threads, batch and map); on a GPU also checks (is the operator right here?), kernels, host (the time of a call on
+    """What to measure: modules (CBAM alone, next to other implementations), network (a whole one), scaling (with
+    threads, batch and map); on a GPU also checks (is the operator correct here?), kernels, host (the time of a call on
     the CPU) and traffic (bytes read from and written to DRAM)."""
     device: str = "cpu"
-    """cpu, cuda, or dry-run: what is done on a GPU, on tiny maps on the CPU; the numbers mean nothing."""
+    """cpu, cuda, or dry-run: the steps of a GPU run on tiny maps on the CPU; the numbers mean nothing."""
     shapes: tuple[str, ...] = ("256x56x56", "512x28x28", "1024x14x14", "2048x7x7")
     """Feature maps of the modules as CxHxW; by default those at the ends of ResNet-50's stages."""
     batch_size: int = 8
@@ -53,7 +53,7 @@ class BenchConfig(RunConfig):
     image_size: int = 224
     """Height and width of the network's images."""
     threads: int | None = None
-    """CPU threads; by default what torch uses here."""
+    """CPU threads; by default as many as torch uses."""
     rounds: int = 21
     """Rounds of each measurement; in a round every candidate runs once, in turn."""
     seconds: float = 4.0
@@ -61,7 +61,7 @@ class BenchConfig(RunConfig):
     compile: bool = True
     """Measure under torch.compile as well; needs a C++ compiler and, the first time, some minutes."""
     quick: bool = False
-    """Only try whether everything works: few small maps, few rounds, nothing compiled; the numbers mean nothing."""
+    """Only check that everything works: few small maps, few rounds, nothing compiled; the numbers mean nothing."""
     budget: float = option(math.inf, affects_result=False)
     """Seconds for everything. The most important comes first; what does not fit is left out and named. The same
     command adds it later."""
@@ -70,9 +70,9 @@ class BenchConfig(RunConfig):
     commit: str | None = None
     """Commit of this code, where it is not in a git repository."""
     restart: bool = option(False, affects_result=False)
-    """Forget what the output folder holds, and measure everything anew."""
+    """Discard the results in the output folder, and measure everything again."""
     output: Path = option(Path("runs/bench"), affects_result=False)
-    """The run's folder; stopped at any time, the same command goes on in it."""
+    """The run's folder; the same command resumes it."""
 
     def __post_init__(self) -> None:
         for kind, given, valid in (
@@ -152,7 +152,7 @@ class BenchConfig(RunConfig):
         return dataclasses.replace(self, **values)
 
     def identity(self) -> dict[str, Any]:
-        """Return what two calls must share for their measurements to stand in one table."""
+        """Return what two calls must share for their measurements to appear in one table."""
         items = {item.name: item.metadata.get("affects_result", True) for item in dataclasses.fields(self)}
         return {name: value for name, value in self.resolved().items() if items[name]}
 

@@ -1,4 +1,4 @@
-"""The device of a run, and the few things that are done in another way on a GPU than on a CPU."""
+"""The device of a run, and what is done differently on a GPU and on a CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Device:
     """A device, and how things are done on it.
 
     Args:
-        kind: "cpu", "cuda", or "dry-run": what is done on a GPU, done on the CPU to see that it works.
+        kind: "cpu", "cuda", or "dry-run": the steps of a GPU run, on the CPU, as a test.
     """
 
     def __init__(self, kind: str):
@@ -64,7 +64,7 @@ class Device:
             torch.cuda.synchronize()
 
     def flush(self) -> None:
-        """Leave nothing of ours in a GPU's second-level cache, and nothing that is still to be written to memory."""
+        """Evict our data from a GPU's second-level cache, so that pending writes reach memory too."""
         if self._room is None:
             size = FLUSH_BYTES if self.is_gpu else 1 << 16
             self._room = torch.zeros(size // 8, dtype=torch.int64, device=self.torch)

@@ -1,4 +1,4 @@
-"""The run's folder: what is measured already, and the files for people and programs at the end."""
+"""The run's folder: the results so far, and the output files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BenchFolder(RunFolder):
         self.metrics = Rows(path / "measurements.jsonl")
 
     def settings(self) -> dict[str, Any] | None:
-        """Return the settings of the run in the folder; before version 0.1 they stood in `settings.json`."""
+        """Return the settings of the run in the folder; before version 0.1 they were in `settings.json`."""
         old = self.read_json("settings.json", "identity") if self.path.is_dir() else None
         return old["identity"] if old else super().settings()
 

@@ -1,4 +1,4 @@
-"""What only a GPU has: the checks before anything is timed, every kernel's time, and what a call costs the host."""
+"""On a GPU only: the checks before anything is timed, every kernel's time, and what a call costs the host."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def kernels(case: Case, config: BenchConfig, device: Device) -> Result:
 
 
 def host(case: Case, config: BenchConfig, device: Device) -> Result:
-    """Time the host: Python, dispatch and launches of calls that nobody waits for, on a map of next to no work."""
+    """Time the host: Python, dispatch and launches, without waiting for the GPU, on a tiny map."""
     try:
         comparison = Comparison(case, device, ())
         candidates = {}

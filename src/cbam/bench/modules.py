@@ -1,4 +1,4 @@
-"""The module rows: CBAM alone, in every way in which it is written, beside a copy of the map."""
+"""The module rows: CBAM alone, in every implementation, next to a copy of the map."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Comparison:
         On a GPU, where rounding differs more, another module than this library's that does not is left out.
 
         Raises:
-            BaselinesDiffer: Two do not.
+            BaselinesDiffer: Two differ.
         """
         with torch.random.fork_rng(devices=[]):
             expected = self._answer(EAGER)
@@ -170,7 +170,7 @@ class Comparison:
         return found
 
     def memory(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Return what each baseline keeps for backward, and what a step takes beside the map and its gradient."""
+        """Return what each baseline keeps for backward, and what a step needs beyond the map and its gradient."""
         saved, peaks = {}, {}
         for name, baseline in self.baselines.items():
             baseline.select()

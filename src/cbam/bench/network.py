@@ -1,4 +1,4 @@
-"""The network rows: a whole model plain, with this library's CBAM, with other people's, and with SE."""
+"""The network rows: a whole model plain, with this library's CBAM, with other implementations, and with SE."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def markdown(
     results: Sequence[Result], settings: dict[str, Any], environment: dict[str, Any], left: dict[str, str]
 ) -> str:
     """Return `bench.md`: machine and versions, targets, all tables, and what was not measured."""
-    parts = ["# CBAM beside other ways to write it", _header(settings, environment)]
+    parts = ["# CBAM next to other implementations", _header(settings, environment)]
     if settings.get("quick") or settings.get("device") == "dry-run":
         parts.append("**A small run: it shows that everything works; the numbers mean nothing.**")
     rows = [target.cells for target in targets(results)]
@@ -131,7 +131,7 @@ def _modules(results: Sequence[Result], way: str) -> Section:
 
 
 def _memory(results: Sequence[Result]) -> Section:
-    """What the modules keep for backward and take at most, in sizes of the map."""
+    """What the modules keep for backward, and their peak, in sizes of the map."""
     case, layouts = results[0].case, _layouts(results)
     title = f"memory of forward+backward, N={case.shape[0]}, {case.dtype}, in sizes of the map"
     head, rows = ["module"], []
@@ -172,7 +172,9 @@ def _network(results: Sequence[Result]) -> Section:
 
 def _host(results: Sequence[Result]) -> Section:
     case = results[0].case
-    title = f"host overhead, {shape_text(case.shape)}, {case.dtype}: µs of a call that nobody waits for"
+    title = (
+        f"host overhead, {shape_text(case.shape)}, {case.dtype}: µs of a call, without waiting for the GPU"
+    )
     rows = [[name, *(_three(1000 * r.quartiles(name)[1]) for r in results)] for name in providers(results)]
     return Section(title, ["", *(result.case.mode for result in results)], rows)
 
@@ -200,7 +202,7 @@ def _kernels(result: Result) -> Iterator[Section]:
 
 
 def _threads_table(results: Sequence[Result]) -> Section:
-    """What several threads gain on one sample."""
+    """The gain from several threads on one sample."""
     case, rows = results[0].case, []
     title = f"one sample, {shape_text(case.shape)}, {case.dtype}: ms with 1 and {_threads(case.threads)[2:]}"
     for result in results:

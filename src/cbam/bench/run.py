@@ -1,4 +1,4 @@
-"""A whole run: measure what is not measured yet, keep every result at once, write the files."""
+"""A whole run: measure what is missing, store every result at once, write the files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from cbam.runs.pool import Answer, Task, run_tasks, worker_pool
 from cbam.runs.progress import Progress
 
 WORKERS, CORES_EACH = 8, 2
-"""Processes that compile beside a GPU at most, and the cores that each of them should have."""
+"""The most processes that compile for a GPU run, and the cores that each of them should have."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class BenchJob(Job[Case, Outcome]):
         return cell.name in self.folder.results()
 
     def settings(self) -> dict[str, Any]:
-        """Return what two calls must share for their measurements to stand in one table."""
+        """Return what two calls must share for their measurements to appear in one table."""
         environment = describe_environment(self.command, "cpu")
         names = ("torch", "torchvision", "timm", "torch-cbam")
         operator = self.missing or device_of(self.config.device).backend
@@ -108,7 +108,7 @@ class BenchJob(Job[Case, Outcome]):
         }  # fmt: skip
 
     def environment(self) -> dict[str, Any]:
-        """Return the note of machine and programs; on a CPU the process keeps freed memory from now on."""
+        """Return machine and versions; on a CPU the process keeps freed memory from now on."""
         found = describe_environment(self.command, "cpu")
         if self.config.like_gpu:
             return {**found, "gpu": describe_gpu()}
@@ -120,19 +120,19 @@ class BenchJob(Job[Case, Outcome]):
         self.folder.check_settings(self.settings(), BenchConfig, self.config.restart)
 
     def open(self) -> None:
-        """Begin, or go on."""
+        """Begin or resume."""
         if self.config.restart:
             self.folder.drop()
         super().open()
 
     def announce(self, cells: Sequence[Case], done: Sequence[Case]) -> None:
-        """Tell the display how much there is to do."""
+        """Show how much there is to do."""
         self.progress.start("measurement", len(cells), len(done))
         if len(cells) == len(done):
-            self.progress.note("nothing is left to measure; --restart measures everything anew")
+            self.progress.note("nothing is left to measure; --restart measures everything again")
 
     def execute(self) -> Outcome | None:
-        """Measure, or go on measuring, and write the files.
+        """Measure what is missing, and write the files.
 
         Raises:
             BaselinesDiffer: Two modules that should compute the same do not.
@@ -153,7 +153,7 @@ class BenchJob(Job[Case, Outcome]):
             with _caches(self.config) as caches:
                 for _, group in itertools.groupby(pending, lambda case: (case.part, case.compiles)):
                     self._measure(list(group), caches)
-        finally:  # also when somebody stops it
+        finally:  # also after Ctrl-C
             if results := self._results():
                 self.folder.write_outputs(results, self.settings(), self.left)
 
@@ -174,7 +174,7 @@ class BenchJob(Job[Case, Outcome]):
         if self.config.compile and group[0].compiles and self.config.device != "dry-run":
             self._compile([task for case in group for task in compiling(case, self.config)], caches)
         tasks = [measuring(case, self.config) for case in group]
-        workers: Any = contextlib.nullcontext([Here()])
+        workers: Any = contextlib.nullcontext([InProcess()])
         if self.config.like_gpu:  # where a kernel may break its process
             workers = worker_pool(1, caches, self.folder.path / "log.txt")
         numbers = {case.name: number for number, case in enumerate(self.cells, start=1)}
@@ -231,13 +231,13 @@ class BenchJob(Job[Case, Outcome]):
         return [done[name] for name in names if name in done]
 
 
-class Here:
-    """Does tasks in this process, where nothing can break it; an error ends the run."""
+class InProcess:
+    """Runs tasks in this process; an error ends the run."""
 
     fresh = False
 
     def do(self, task: Task, seconds: float) -> Answer:
-        """Do a task and return what came of it."""
+        """Do a task and return its outcome."""
         start = time.monotonic()
         return Answer(task.function(*task.arguments), seconds=time.monotonic() - start)
 

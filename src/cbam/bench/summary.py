@@ -1,4 +1,4 @@
-"""What the results of a run say together: geometric means over the shapes, and who is how much faster."""
+"""Summaries of a run's results: geometric means over the shapes, and ratios between implementations."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def mean_ratio(results: Sequence[Result], provider: str, reference: str | None =
 
 
 def over_ours(name: str) -> Callable[[Result], float | None]:
-    """Return the measure that says how many times a row takes as long as this library's."""
+    """Return the measure (time of a row) / (time of this library's row)."""
     return lambda result: result.ratio(name, ours(result)) if _has(result, name, ours(result)) else None
 
 
@@ -61,7 +61,7 @@ def best_compiled(result: Result) -> str | None:
 
 
 def best_compiled_over_ours(result: Result) -> float | None:
-    """Return how many times the fastest compiled peer takes as long as this library; None if there is none."""
+    """Return (time of the fastest compiled peer) / (time of this library); None if there is none."""
     best = best_compiled(result)
     return None if best is None else over_ours(best)(result)
 

@@ -1,4 +1,4 @@
-"""The speed and memory that this library promises, beside what a run measured.
+"""The speed and memory that this library promises, next to what a run measured.
 
 python -m cbam.bench [FOLDER]        FOLDER is what `cbam bench --output` was given
 """
@@ -20,7 +20,7 @@ WAYS = {"": "as called", cases.GRAPH: "GPU time alone"}
 
 @dataclass(frozen=True)
 class Target:
-    """One promise: the bound to be kept, the bound hoped for, whether more is better, and what was measured."""
+    """One promise: the bound that must be kept, the bound aimed at, whether more is better, and what was measured."""
 
     figure: str
     must: float
@@ -114,7 +114,7 @@ def _gpu(results: Sequence[Result]) -> Iterator[Target]:
 
 
 def deviations(results: Sequence[Result]) -> Iterator[str]:
-    """Yield in what a run on a CPU differs from the options that the promises are made for."""
+    """Yield how the options of a run on a CPU differ from those that the promises assume."""
     for name, expected in (("threads", {2}), ("dtype", {"float32"})):
         given = {getattr(result.case, name) for result in results}
         if given != expected:

@@ -1,6 +1,6 @@
 """How often the map passes through DRAM.
 
-Run as `python -m cbam.bench.traffic DEVICE CASES`, this is the program that ncu looks at.
+Run as `python -m cbam.bench.traffic DEVICE CASES`, this is the program that ncu profiles.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cbam.bench.modules import Comparison
 from cbam.evaluate.dram import count_dram, run_quietly
 
 MARKER = "spin_kernel"
-"""What `torch.cuda._sleep` launches: it stands around every call in ncu's list of kernels."""
+"""What `torch.cuda._sleep` launches: it surrounds every call in ncu's list of kernels."""
 OURS = "ours"
 PROVIDERS = (OURS, TEXTBOOK)
 REPEATS = 3
@@ -81,7 +81,7 @@ def _names(shapes: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], str
 
 
 def main(kind: str, cases: Sequence[dict[str, Any]]) -> None:
-    """Call each provider on each map, with markers around each call for whoever counts."""
+    """Call each provider on each map, with markers around each call for the profiler."""
     device = device_of(kind)
     for fields in cases:
         comparison = Comparison(Case(**{**fields, "shape": tuple(fields["shape"])}), device, ())

@@ -18,7 +18,7 @@ from cbam.errors import CBAMError
 
 DESCRIPTION = """Repeat the paper's ablations on your images: what the channel gate pools (Table 1), descriptor and
 kernel of the spatial gate (Table 2), arrangement (Table 3), reduction ratios and kernels; each with seeds and spread.
-Ends with tables beside the paper's. Stopped at any time, the same command resumes; tables share networks.
+Ends with tables next to the paper's. If it is stopped, the same command resumes it; tables share networks.
 
 Example: cbam ablate --table 1,2,3 --data fashion-mnist --model resnet20 --seeds 3 --epochs 5
 
@@ -45,16 +45,16 @@ class AblateConfig(CompareConfig):
     table: str | None = None
     """Tables of the paper, with commas: 1, 2, 3."""
     reduction: str | None = None
-    """Reduction ratios of the channel gate, e.g. 4,8,16,32."""
+    """Reduction ratios of the channel gate, e.g. 4,8,32; always with the paper's 16."""
     kernel: str | None = None
-    """Kernels of the spatial gate, e.g. 3,5,7,9."""
+    """Kernels of the spatial gate, e.g. 3,5,9; always with the paper's 7."""
     attention: str = "none"
     """Variants in addition to those of the ablations, with commas; all differences are to none."""
     output: Path | None = None
     """The run's folder; the same command resumes it, other tables are added to it. None: runs/ablate-DATA-MODEL."""
 
     def _check_attention(self) -> None:
-        """Leave it to `grid`: beside the networks of a table, a control alone makes sense."""
+        """Leave it to `grid`: with the networks of a table, a control alone makes sense."""
 
     @property
     def ablations(self) -> list[Ablation]:

@@ -1,32 +1,28 @@
-"""`cbam bench`: how fast the attention is beside other ways to write it, and beside a plain copy of the map."""
+"""`cbam bench`: time the attention against other implementations and a plain copy of the map."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 
-import tyro
 from rich.console import Console
 
 from cbam.bench.config import BenchConfig, defaults
+from cbam.cli.parsing import read_options
 
-DESCRIPTION = """Time CBAM as a module, in a network, and over sizes and threads, beside the textbook module, a careful
-one, timm's, and torch.compile of each. Writes tables, JSON, CSV and a picture. Takes some minutes; nothing else should
+DESCRIPTION = """Time CBAM as a module, in a network, and over sizes and threads, next to the textbook module, a careful
+one, timm's, and torch.compile of each. Writes tables, JSON, CSV and a picture. Takes a few minutes; nothing else should
 run on the machine.
 
 Examples: cbam bench --parts modules --memory-formats channels_last; cbam bench --device cuda --budget 480"""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the `arguments` after it; return the exit code: 1 if a check on the GPU failed."""
-    config = tyro.cli(
-        BenchConfig,
-        prog="cbam bench",
-        description=DESCRIPTION,
-        args=list(arguments),
-        default=defaults(_device(arguments)),
+    """Run the command with the `arguments` after it; return the exit code: 1 if a check on the GPU failed."""
+    config = read_options(
+        BenchConfig, "cbam bench", DESCRIPTION, arguments, default=defaults(_device(arguments))
     )
-    # Heavy imports after the options are known to be right: a typing error is answered at once.
+    # Heavy imports after parsing, so that a wrong option is reported at once.
     from cbam.bench.report import sections, trust
     from cbam.bench.run import prepare
     from cbam.cli.running import run_job
@@ -40,7 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     for name, why in outcome.left.items():
         console.print(f"not measured: {name}: {why}", soft_wrap=True)
     if config.in_effect().small:
-        console.print("--quick and a dry run only try whether everything works: these numbers mean nothing.")
+        console.print(
+            "A run with --quick or dry-run only checks that everything works: these numbers mean nothing."
+        )
     for name in ("bench.json", "bench.csv", "bench.md", *(["bench.png"] if outcome.picture else [])):
         console.print(f"{config.output / name}", soft_wrap=True)
     return int(outcome.wrong)

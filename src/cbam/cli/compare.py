@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from cbam.cli.attention import with_kinds
+from cbam.cli.parsing import read_options
 from cbam.compare.config import CompareConfig
 from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Form = TypeVar("Form", bound=CompareConfig)
 DESCRIPTION = """Train one network plain, with SE, with CBAM, and plain but widened to the size of CBAM, with several
-seeds. Ends with a table, a verdict and a report page. Stopped at any time, the same command resumes.
+seeds. Ends with a table, a verdict and a report page. If it is stopped, the same command resumes it.
 
 Example: cbam compare --data fashion-mnist --model resnet20 --seeds 3 --epochs 10"""
 
@@ -29,7 +29,7 @@ Example: cbam compare --data fashion-mnist --model resnet20 --seeds 3 --epochs 1
 def main(arguments: Sequence[str]) -> int:
     """Run the command with the `arguments` after it; return the exit code."""
     config = parse(arguments)
-    # Heavy imports after the options are known to be right: a typing error is answered at once.
+    # Heavy imports after parsing, so that a wrong option is reported at once.
     from cbam.cli.running import run_job
     from cbam.compare.run import prepare
 
@@ -54,9 +54,7 @@ def parse(arguments: Sequence[str]) -> CompareConfig:
 def parse_as(form: type[Form], arguments: Sequence[str], program: str, description: str) -> Form:
     """Read `arguments` as the fields of `form`, a `CompareConfig` or one with more options."""
     arguments = with_file(arguments, (form, TrainConfig))
-    flat: Any = Annotated[form, tyro.conf.OmitArgPrefixes]
-    config: Form = tyro.cli(flat, prog=program, description=description, args=arguments)
-    return config
+    return read_options(form, program, description, arguments)
 
 
 def show(outcome: Outcome, config: CompareConfig, console: Console) -> None:

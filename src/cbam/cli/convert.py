@@ -13,6 +13,7 @@ from cbam.attach import attach
 from cbam.checkpoints.converting import ORDER, convert, form_in, write
 from cbam.checkpoints.formats import FORMATS
 from cbam.checkpoints.loading import load_weights
+from cbam.cli.parsing import read_options
 from cbam.errors import CBAMError
 from cbam.models import build_model, made_for
 
@@ -51,7 +52,7 @@ class ConvertConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command with its `arguments`; return the exit code."""
-    return run(tyro.cli(ConvertConfig, prog="cbam convert", description=DESCRIPTION, args=list(arguments)))
+    return run(read_options(ConvertConfig, "cbam convert", DESCRIPTION, arguments))
 
 
 def run(config: ConvertConfig) -> int:

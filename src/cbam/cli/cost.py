@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-import tyro
-
 from cbam.attach import attach
 from cbam.cli.attention import with_kinds
+from cbam.cli.parsing import read_options
 from cbam.cli.plan import PlanConfig
 from cbam.errors import CBAMError
 from cbam.evaluate import Cost, cost
@@ -28,20 +27,18 @@ class CostConfig(PlanConfig):
     model: str = ""
     """A backbone: resnet20, paper_resnet50, or a name that torchvision or timm knows."""
     attention: str = "none"
-    """cbam, se, channel or spatial: compared with the plain model; none: the plain model only."""
+    """Kind of attention, compared with the plain model; none: the plain model only."""
     batch_size: int = 1
     """Images in the forward pass."""
     depth: int = 1
     """Levels of modules in the table."""
     table: int | None = None
-    """Instead of a model: the cost columns of this table of the paper (1 to 5), beside our counts."""
+    """Instead of a model: the cost columns of this table of the paper (1 to 5), next to our counts."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command with its `arguments`; return the exit code."""
-    return run(
-        tyro.cli(CostConfig, prog="cbam cost", description=with_kinds(DESCRIPTION), args=list(arguments))
-    )
+    return run(read_options(CostConfig, "cbam cost", with_kinds(DESCRIPTION), arguments))
 
 
 def run(config: CostConfig) -> int:
@@ -64,7 +61,7 @@ def run(config: CostConfig) -> int:
     return 0
 
 
-_USUAL = {"reduction_ratio": 16}  # what None stands for; typing it asks for nothing else
+_USUAL = {"reduction_ratio": 16}  # what None means; giving it changes nothing
 _OF_ATTENTION = ("sites", "exclude", "preset", "reduction_ratio", "kernel_size")
 
 

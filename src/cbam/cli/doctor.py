@@ -30,7 +30,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the `arguments` after it; return the exit code."""
+    """Run the command with the `arguments` after it; return the exit code."""
     if set(arguments) & {"-h", "--help"}:
         print(USAGE)
         return 0

@@ -1,4 +1,4 @@
-"""`cbam evaluate`: how well a trained network does on validation images."""
+"""`cbam evaluate`: score a trained network on validation images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tyro
 import yaml
 from rich.console import Console
 
+from cbam.cli.parsing import read_options
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
 from cbam.runs.imports import import_modules
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from cbam.pretrained import Config
     from cbam.train.evaluation import Evaluation
 
-DESCRIPTION = """Count how many validation images a network recognises: top-1, top-5, cross-entropy; every image once,
+DESCRIPTION = """Score a network on validation images: top-1 and top-5 accuracy, cross-entropy. Every image counts once,
 on any number of processes (torchrun -m cbam evaluate ...).
 
 Example: cbam evaluate runs/train-digits-resnet20-cbam --data digits"""
@@ -31,7 +32,7 @@ Example: cbam evaluate runs/train-digits-resnet20-cbam --data digits"""
 class EvaluateConfig:
     """What to evaluate, and on which images."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """A run of `cbam train` (its best weights), a folder of cbam.save_pretrained, or user/name on the hub."""
     data: str
     """fashion-mnist, digits, a folder, ... as for `cbam train`; its validation images count."""
@@ -40,7 +41,7 @@ class EvaluateConfig:
     batch_size: int = 128
     """Images at a time, over all processes together."""
     limit_val: int | None = None
-    """Use so many validation images only, as many of each class."""
+    """Use only this many validation images, equally many of each class."""
     val_fraction: float | None = None
     """Share of each class that validates where there is no validation folder. None: as the run split them, or 0.2."""
     bad_images: Literal["fail", "skip"] = "fail"
@@ -61,8 +62,8 @@ class EvaluateConfig:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb with the `arguments` after it; return the exit code."""
-    config = tyro.cli(EvaluateConfig, prog="cbam evaluate", description=DESCRIPTION, args=list(arguments))
+    """Run the command with the `arguments` after it; return the exit code."""
+    config = read_options(EvaluateConfig, "cbam evaluate", DESCRIPTION, arguments)
     split = split_of(config)
     data, scores, main_process = run(config, split)
     if main_process:
@@ -136,10 +137,10 @@ def _settings_of(folder: Path) -> dict[str, Any]:
 
 
 def run(config: EvaluateConfig, split: Split) -> tuple[ImageData, Evaluation, bool]:
-    """Return the images, the scores, and whether this is the process that talks.
+    """Return the images, the scores, and whether this is the main process.
 
     Raises:
-        CBAMError: The network or the images do not exist, or do not belong together.
+        CBAMError: The network or the images do not exist, or do not match.
     """
     from cbam.data import load_data, make_loader
     from cbam.pretrained import from_pretrained

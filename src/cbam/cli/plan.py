@@ -11,6 +11,7 @@ import tyro
 from cbam.attach import plan
 from cbam.attach.sites.select import split_sites
 from cbam.cli.attention import with_kinds
+from cbam.cli.parsing import read_options
 from cbam.models import build_model, made_for
 from cbam.nn.registry import attention_kind
 from cbam.runs.imports import import_modules
@@ -85,9 +86,7 @@ class PlanConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command with its `arguments`; return the exit code."""
-    return run(
-        tyro.cli(PlanConfig, prog="cbam plan", description=with_kinds(DESCRIPTION), args=list(arguments))
-    )
+    return run(read_options(PlanConfig, "cbam plan", with_kinds(DESCRIPTION), arguments))
 
 
 def run(config: PlanConfig) -> int:

@@ -1,4 +1,4 @@
-"""Run a job at a terminal: with a display, what the library logs, and after an interruption the command to go on."""
+"""Run a job at a terminal: show its progress and log, and after an interruption how to resume it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_job(
         leave_out: Options that the advised command must not repeat, such as --restart.
 
     Returns:
-        The outcome; None on processes that only help.
+        The outcome; None on all processes but the main one.
     """
     again = shlex.join(word for word in command if word not in leave_out)
     with Progress() as progress:
@@ -47,7 +47,7 @@ def run_job(
 
 
 def log_to(note: Callable[[str], None]) -> None:
-    """Show what the library logs, such as a damaged file or loaded weights."""
+    """Show the library's log messages, such as a damaged file or loaded weights."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

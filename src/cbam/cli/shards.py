@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from cbam.cli.parsing import read_options
+
 DESCRIPTION = """Write a folder of images as tar shards in WebDataset's layout, with an index. Files are copied
 unchanged. If interrupted, the same command resumes. The same folder always gives the same bytes.
 
@@ -36,7 +38,7 @@ class ShardsConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command with its `arguments`; return the exit code."""
-    config = tyro.cli(ShardsConfig, prog="cbam shards", description=DESCRIPTION, args=list(arguments))
+    config = read_options(ShardsConfig, "cbam shards", DESCRIPTION, arguments)
     from cbam.data.shards.write import write_shards
 
     written = write_shards(

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from rich.console import Console
 
 from cbam.cli.attention import with_kinds
+from cbam.cli.parsing import read_options
 from cbam.formatting import counted
 from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig, TrainRunConfig
 
-DESCRIPTION = """Train a network with attention on your images. Stopped at any time (Ctrl-C, kill -9, power), the same
-command resumes from the last saved step, on a CPU with exactly the same result. SIGTERM and SIGUSR1 save first,
+DESCRIPTION = """Train a network with attention on your images. If it is stopped (Ctrl-C, kill -9, power), the same
+command resumes it from the last saved step, on a CPU with exactly the same result. SIGTERM and SIGUSR1 save first,
 then exit with code 75. Several processes: torchrun or accelerate launch -m cbam train ...
 
 Example: cbam train --data fashion-mnist --model resnet20 --epochs 10 --save-every 200"""
@@ -24,7 +24,7 @@ Example: cbam train --data fashion-mnist --model resnet20 --epochs 10 --save-eve
 def main(arguments: Sequence[str]) -> int:
     """Run the command with the `arguments` after it; return the exit code."""
     config = parse(arguments)
-    # Heavy imports after the options are known to be right: a typing error is answered at once.
+    # Heavy imports after parsing, so that a wrong option is reported at once.
     from cbam.cli.running import run_job
     from cbam.train.run import prepare
     from cbam.train.stopping import Preempted
@@ -49,13 +49,7 @@ def parse(arguments: Sequence[str]) -> TrainRunConfig:
     2
     """
     arguments = with_file(arguments, (TrainRunConfig, TrainConfig))
-    flat = tyro.conf.OmitArgPrefixes
-    return tyro.cli(
-        Annotated[TrainRunConfig, flat],
-        prog="cbam train",
-        description=with_kinds(DESCRIPTION),
-        args=arguments,
-    )
+    return read_options(TrainRunConfig, "cbam train", with_kinds(DESCRIPTION), arguments)
 
 
 def show(result: dict[str, Any], config: TrainRunConfig, console: Console) -> None:

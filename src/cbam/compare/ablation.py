@@ -27,7 +27,7 @@ class AblationRow:
 
 @dataclass(frozen=True)
 class Ablation:
-    """One question: its networks, which of them the paper chose, and what to know about the paper's figures."""
+    """One ablation: its networks, the one that the paper chose, and notes on the paper's figures."""
 
     title: str
     rows: tuple[AblationRow, ...]
@@ -72,16 +72,16 @@ def table(number: int) -> Ablation:
 
 
 def reductions(ratios: Sequence[int]) -> Ablation:
-    """Return CBAM with several reduction ratios; the paper uses 16 and tries no other.
+    """Return CBAM with several reduction ratios, 16 always among them: the paper uses that one only.
 
-    >>> [row.variant for row in reductions([4, 16]).rows]
+    >>> [row.variant for row in reductions([4]).rows]
     ['cbam:official:r4', 'cbam:official']
     """
-    return _sweep("reduction ratio r of the channel gate", "r", ratios, DEFAULT_RATIO)
+    return _one_option("reduction ratio r of the channel gate", "r", ratios, DEFAULT_RATIO)
 
 
 def kernels(sizes: Sequence[int]) -> Ablation:
-    """Return CBAM with several kernels of the spatial gate; the paper tries 3 and 7.
+    """Return CBAM with several kernels of the spatial gate, 7 always among them; the paper tries 3 and 7.
 
     >>> [row.variant for row in kernels([3, 7]).rows]
     ['cbam:official:k3', 'cbam:official']
@@ -89,10 +89,10 @@ def kernels(sizes: Sequence[int]) -> Ablation:
     even = [size for size in sizes if size % 2 == 0]
     if even:
         raise CBAMError(f"--kernel takes odd sizes, e.g. 3,5,7,9; given {even[0]}")
-    return _sweep("kernel k of the spatial gate", "k", sizes, DEFAULT_KERNEL)
+    return _one_option("kernel k of the spatial gate", "k", sizes, DEFAULT_KERNEL)
 
 
-def _sweep(title: str, letter: str, values: Sequence[int], default: int) -> Ablation:
+def _one_option(title: str, letter: str, values: Sequence[int], default: int) -> Ablation:
     if not values or min(values) < 1 or len(set(values)) < len(values):
         option = "--reduction" if letter == "r" else "--kernel"
         raise CBAMError(
@@ -100,7 +100,7 @@ def _sweep(title: str, letter: str, values: Sequence[int], default: int) -> Abla
         )
     printed = {variant_name(row): row for row in paper_table(2).rows}
     rows = []
-    for value in values:
+    for value in dict.fromkeys([*values, default]):  # all others are compared with the paper's choice
         variant = f"cbam:{PRESET}" if value == default else f"cbam:{PRESET}:{letter}{value}"
         parse_variant(variant)
         rows.append(AblationRow(f"{letter} = {value}", variant, printed.get(variant)))
@@ -118,14 +118,14 @@ def variants(ablations: Sequence[Ablation], further: Sequence[str] = ("none",)) 
 
 
 def ablations_of(found: Sequence[str]) -> list[Ablation]:
-    """Return the ablations whose networks are all among the variants `found`, with the sweeps as wide as they are.
+    """Return the ablations whose networks are all among the variants `found`, each with all the values found.
 
     >>> [ablation.title[:7] for ablation in ablations_of(variants([table(1), kernels([3, 7])]))]
     ['Table 1', 'kernel ']
     """
     complete = [table(number) for number in TABLE_NUMBERS]
     complete = [one for one in complete if {row.variant for row in one.rows} <= set(found)]
-    for letter, default, sweep in (("r", DEFAULT_RATIO, reductions), ("k", DEFAULT_KERNEL, kernels)):
+    for letter, default, build in (("r", DEFAULT_RATIO, reductions), ("k", DEFAULT_KERNEL, kernels)):
         start = f"cbam:{PRESET}:{letter}"
         values = [
             int(name[len(start) :])
@@ -133,5 +133,5 @@ def ablations_of(found: Sequence[str]) -> list[Ablation]:
             if name[len(start) :].isdigit() and name.startswith(start)
         ]
         if values and f"cbam:{PRESET}" in found:
-            complete.append(sweep(sorted({*values, default})))
+            complete.append(build(sorted({*values, default})))
     return complete

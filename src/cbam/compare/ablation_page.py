@@ -1,4 +1,4 @@
-"""The page of an ablation: our accuracies with spread beside the paper's errors, as Markdown."""
+"""The page of an ablation: our accuracies with spread next to the paper's errors, as Markdown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def page(folder: Path) -> str:
     ablations = ablations_of(run.variants)
     if not ablations:
         raise CBAMError(
-            f"{folder} holds a run of {', '.join(run.variants)}: no ablation. Give one of cbam ablate"
+            f"{folder} holds a run of {', '.join(run.variants)}: not an ablation. Give the folder of a run of"
+            " `cbam ablate`"
         )
     summary = summarise(run.results, run.variants)
     parts = [
@@ -45,7 +46,7 @@ def write_page(folder: Path) -> Path:
 
 
 def tables_text(summary: Summary, ablations: Sequence[Ablation], heading: str = "#") -> str:
-    """Return one Markdown table per ablation, with its verdict and what to know of the paper's figures."""
+    """Return one Markdown table per ablation, with its verdict and notes on the paper's figures."""
     return "\n\n".join(_section(summary, ablation, heading) for ablation in ablations)
 
 
@@ -74,7 +75,7 @@ def _row(summary: Summary, ablation: Ablation, row: AblationRow) -> str:
         accuracy += f" ± {100 * ours.sd:.2f}"
     printed, theirs = row.paper, next(r.paper for r in ablation.rows if r.variant == ablation.choice)
     error = f"{printed.top1:.2f}" if printed else ""
-    # As a difference of accuracies, so that its sign is that of ours.
+    # As a difference of accuracies, so that its sign has the same meaning as ours.
     gap = points((theirs.top1 - printed.top1) / 100) if printed and theirs and printed is not theirs else ""
     cells = [
         "plain" if row.variant == "none" else f"{row.label} (`{row.variant}`)",
@@ -124,7 +125,7 @@ def _verdict(summary: Summary, ablation: Ablation) -> str:
             f"{seeds} seeds, Holm's correction at 5 %)."
         )
     return (
-        f"Measurably apart from *{chosen}*, the paper's choice ({len(tested)} paired t tests, {seeds} seeds, "
+        f"Measurably different from *{chosen}*, the paper's choice ({len(tested)} paired t tests, {seeds} seeds, "
         f"Holm's correction at 5 %): {', '.join(apart)}."
     )
 
@@ -163,7 +164,7 @@ def _how_to_read(summary: Summary) -> str:
 
 
 def machine_text(run: Run) -> str:
-    """Say on what machine, and with which versions, a run was made."""
+    """Return the machine and the versions of a run, in a sentence."""
     machine, packages = run.environment.get("machine") or {}, run.environment.get("packages") or {}
     names = ", ".join(
         f"{name} {packages[name]}" for name in ("torch", "torchvision", "timm") if name in packages

@@ -33,13 +33,13 @@ class CompareConfig(ImageConfig):
     """resnet20 ... resnet110 for small images, paper_resnet18 ..., or torchvision's and timm's names, e.g. resnet18."""
     # A finished run can get more variants and more seeds: they change how much is computed, not the result of a cell.
     attention: str = option("none,se,cbam,control", affects_result=False)
-    """Variants, with commas: none; kinds of attention, e.g. se, eca, timm:gc, cbam; and control, which is plain, but
-    widened until it has as many parameters as cbam. Words behind a colon change one: cbam:official, cbam:timm;
+    """Variants, separated by commas: none; kinds of attention, e.g. se, eca, timm:gc, cbam; and control: plain, but
+    widened until it has as many parameters as cbam. Words after a colon modify a kind: cbam:official, cbam:timm;
     cbam:fresh has random gates where --pretrained and --weights would start at identity; cbam:k3, cbam:r8,
     channel:avg, cbam:parallel, ..."""
     sites: tuple[str, ...] = ("auto",)
-    """Where attention goes, as `cbam plan` takes it: auto is the end of every residual branch, or of every stage where
-    there is none; or module paths and patterns with spaces or commas, e.g. features.4 features.9 for a VGG."""
+    """Sites, as in `cbam plan`: auto is the end of every residual branch, or of every stage where
+    there is none; or module paths and patterns, separated by spaces or commas, e.g. features.4 features.9 for a VGG."""
     seeds: int = option(3, affects_result=False)
     """How many times to train each variant: seeds 0 to N-1. Seeds and variants can be added to a finished run."""
     output: Path | None = option(None, affects_result=False)

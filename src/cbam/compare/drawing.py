@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 WIDTH = 400.0
 """Width of a figure in its own units; one unit is about one pixel on a phone."""
 
-# Variant -> (colour on a light page, colour on a dark page, marker, line style). Kept apart for colour-blind readers
-# by marker and label too; every colour has a contrast of at least 4.5 on its page (a test computes it).
+# Variant -> (colour on a light page, colour on a dark page, marker, line style). For colour-blind readers markers and
+# labels differ too; every colour has a contrast of at least 4.5 on its page (a test computes it).
 LOOKS: dict[str, tuple[str, str, str, Any]] = {
     "none": ("#5c6470", "#aab2be", "o", "-"),
     "se": ("#b84a00", "#ff9a5c", "^", "-"),
@@ -36,7 +36,7 @@ LOOKS: dict[str, tuple[str, str, str, Any]] = {
 OTHER_LOOK = ("#444444", "#c8c8c8", "X", ":")
 _BORROWED = [name for name in LOOKS if name not in ("none", "control")]
 _MARKERS = "XhdH*8"
-_VARIANT = re.compile(r"[a-z][a-z0-9_]*(:.*)?")  # what `--attention` takes looks like this
+_VARIANT = re.compile(r"[a-z][a-z0-9_]*(:.*)?")  # the form of a variant's name
 
 # Colours that no figure uses otherwise; they become CSS variables in the page.
 INK, MUTED, GRID = "#0a0b01", "#0a0b02", "#0a0b03"
@@ -62,11 +62,11 @@ def css_name(variant: str) -> str:
 
 
 def _stand_in(variant: str) -> str:
-    """Return the variant whose colour is drawn: its own, or for one of the many other names a borrowed one."""
+    """Return the variant whose colour is used: itself, or one of LOOKS if it has no colour of its own."""
     if variant in LOOKS or variant == "other":
         return variant
-    # By the name, not by its position in a run: the same network has one colour on every page. And by its form, not by
-    # the registry: a report is written again without the modules that were imported for the run.
+    # By name, not by position in a run, so that a network has one colour on every page. By the name's form, not by the
+    # registry, because a report may be rewritten without the modules that were imported for the run.
     return (
         _BORROWED[zlib.crc32(variant.encode()) % len(_BORROWED)] if _VARIANT.fullmatch(variant) else "other"
     )
@@ -120,7 +120,7 @@ def inline_svg(axes: Axes, name: str, description: str) -> Markup:
     Args:
         axes: made by `canvas`, drawn, and still inside its `with` block.
         name: short and unique in the page; it keeps the ids of several figures apart.
-        description: what a reader who cannot see the figure is told.
+        description: the text alternative, for readers who cannot see the figure.
     """
     stream = io.StringIO()
     with warnings.catch_warnings():
@@ -168,7 +168,7 @@ def spread_labels(positions: list[float], gap: float, low: float, high: float) -
 
 
 def shortened(text: str, longest: int = 20) -> str:
-    """Cut a long name for a figure; the tables carry it whole.
+    """Cut a long name for a figure; the tables show it in full.
 
     >>> shortened("a very long class name indeed")
     'a very long class n…'

@@ -71,12 +71,12 @@ def differences_figure(summary: Summary) -> Markup | None:
         axes.set_xlabel("difference in accuracy (points)", loc="right")
         axes.margins(x=0.06)
         values = "; ".join(
-            f"{label(row.variant)} minus {label(other)} {_told(gap)}" for row, other, gap in drawn
+            f"{label(row.variant)} minus {label(other)} {_with_interval(gap)}" for row, other, gap in drawn
         )
         return inline_svg(axes, "differences", f"Paired differences in percentage points. {values}.")
 
 
-def _told(gap: PairedDifference) -> str:
+def _with_interval(gap: PairedDifference) -> str:
     text = points(gap.mean or 0)
     return text if gap.interval is None else "{} ({} to {})".format(text, *map(points, gap.interval))
 
@@ -164,15 +164,15 @@ def _limits(axes: Axes, curves: dict[str, list[dict[int, float]]]) -> None:
     low, high = (min(late), max(late)) if late else axes.get_ylim()
     margin = 0.06 * (high - low) or 0.5
     axes.set_ylim(low - margin, high + margin)
-    margin = 0.02 * last if last > 1 else 0.5  # a single epoch stands in the middle
+    margin = 0.02 * last if last > 1 else 0.5  # a single epoch is centred
     axes.set_xlim(1 - margin, last + margin)
 
 
 def _end_labels(axes: Axes, ends: dict[str, tuple[int, float]], gap: float) -> None:
     low, high = axes.get_ylim()
     heights = [(value - low) / (high - low) for _, value in ends.values()]
-    places = spread_labels(heights, gap=gap, low=0.0, high=1.0)
-    for (variant, (_, value)), height in zip(ends.items(), places, strict=True):
+    moved = spread_labels(heights, gap=gap, low=0.0, high=1.0)
+    for (variant, (_, value)), height in zip(ends.items(), moved, strict=True):
         axes.annotate(
             label(variant),
             xy=(1.0, (value - low) / (high - low)),
@@ -198,7 +198,7 @@ def classes_figure(
 ) -> Markup:
     """Draw the change of single classes: the mean over the seeds, and a tick for every seed.
 
-    `limits` are the smallest and the largest difference of all figures that shall be compared.
+    `limits` are the smallest and the largest difference in all figures that share the scale.
     """
     longest = max(len(shortened(change.name)) for change in changes)
     style = look(variant)

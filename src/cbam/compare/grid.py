@@ -53,13 +53,13 @@ def build_cell(
         cell: Variant and seed.
         config: The model's name, its weights and the reduction ratio.
         data: Gives the number of classes and the image size.
-        parameters: Numbers of parameters by variant, as far as they are known, and this model's from now on. The size
-            of a control is taken from here; without it, the network that it matches is built to be counted.
+        parameters: Parameter counts by variant that are known so far; this model's is added. The size of a control
+            is taken from here; if it is missing, the network that the control matches is built and counted.
 
     Raises:
         CBAMError: The model, its weights, the sites for the attention or a control of that size do not exist.
     """
-    # Lazily: timm and torchvision take seconds to import, and a typing error should not.
+    # Lazily: timm and torchvision take seconds to import, and an error in the options should be reported at once.
     from cbam.attach import attach
     from cbam.attach.sites.select import split_sites
     from cbam.models import build_model, match_parameters

@@ -1,4 +1,4 @@
-"""What follows the training: costs side by side, and the pictures."""
+"""After training: costs side by side, and the pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read a run folder, finished or not, into one object: what is missing stays empty, what is broken is named."""
+"""Read a run folder, finished or not: missing files stay empty, for broken ones an error names the file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read_run(folder: Path) -> Run:
         folder: the run folder (`--output` of `cbam compare`).
 
     Raises:
-        CBAMError: the folder does not exist or holds no run, or one of its files is not what it should be.
+        CBAMError: the folder does not exist or holds no run, or one of its files is invalid.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML page that needs no network and hides nothing."""
+"""The report of a comparison: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SMALL_SIDE = 64
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` into a run folder and return its path; an unfinished run gets a page that says so.
 
-    The page holds everything inline and asks for nothing: a content security policy in it forbids every request.
+    Everything is inline; the page's content security policy forbids all requests.
 
     Args:
         run_dir: the folder that `cbam compare` wrote.
@@ -76,7 +76,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _shell_lines(command: list[str]) -> str:
-    """Write a command for a shell, one option a line."""
+    """Write a command for a shell, one option per line."""
     lines: list[list[str]] = [[]]
     for word in command:
         if word.startswith("--") and lines[0]:

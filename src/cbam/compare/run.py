@@ -1,6 +1,6 @@
 """Run a comparison from its options to its report, or resume one that was stopped.
 
-Every step looks first whether its file is there: a cell's `result.json`, `costs.json`, `pictures.json`. So a run that
+Every step first checks whether its file exists: a cell's `result.json`, `costs.json`, `pictures.json`. So a run that
 was killed anywhere is finished by the same command, and a finished one only writes its report again.
 """
 
@@ -48,7 +48,7 @@ ROWS = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished comparison leaves."""
+    """The outcome of a finished comparison."""
 
     data: str
     summary: Summary
@@ -78,7 +78,7 @@ class CompareJob(ImageJob[Cell, Outcome]):
         return self.folder.result(cell) is not None
 
     def open(self) -> None:
-        """Write what the run is, and add the metrics of models that were trained on a cluster."""
+        """Write settings and data, and add the metrics of models that were trained on a cluster."""
         super().open()
         absorb_metrics(self.folder, self.cells)
 
@@ -131,7 +131,7 @@ class CompareJob(ImageJob[Cell, Outcome]):
 
     def finish(self, worked: Sequence[Cell]) -> Outcome:
         """Measure, draw, and write the report."""
-        costs = self._measure(anew=any(cell.seed == 0 for cell in worked))
+        costs = self._measure(again=any(cell.seed == 0 for cell in worked))
         results = [result for cell in self.cells if (result := self.folder.result(cell))]
         summary = summarise(results, self.config.variants)
         write_summary_csv(self.folder.path, summary)
@@ -144,12 +144,12 @@ class CompareJob(ImageJob[Cell, Outcome]):
         result = self.folder.result(cell) or {}
         return f"validation accuracy {result['val_accuracy']:.2%}" if result else "but left no result"
 
-    def _measure(self, *, anew: bool) -> dict[str, Any]:
-        """Write `costs.json` and the pictures where they are missing, or all where `anew`."""
+    def _measure(self, *, again: bool) -> dict[str, Any]:
+        """Write `costs.json` and the pictures where they are missing, or all of them if `again`."""
         variants, folder = self.config.variants, self.folder
         known = folder.read_json("costs.json") or {}
-        costs = {} if anew or set(known) != set(variants) else known
-        drawn = pictures_done(folder, variants) and not anew
+        costs = {} if again or set(known) != set(variants) else known
+        drawn = pictures_done(folder, variants) and not again
         if not (costs and drawn):
             device = self.processes.device
             models = trained_models(folder, self.config, self.data, self.parameters, device)
@@ -185,10 +185,10 @@ class CompareJob(ImageJob[Cell, Outcome]):
 
 @dataclass(frozen=True)
 class TrainCell:
-    """One cell of a comparison, to be trained by whichever process calls this.
+    """One cell of a comparison, trained by the process that calls it.
 
     Attributes:
-        config: Of the comparison, with paths that hold on every machine.
+        config: Of the comparison, with paths that are valid on every machine.
         cell: Which one.
         parameters: Of the variants, see `CompareJob`.
     """
@@ -232,13 +232,13 @@ def prepare(config: CompareConfig, command: list[str], progress: Progress) -> Co
         progress: Gets lines on the images and the models.
 
     Raises:
-        CBAMError: Something that was asked for does not exist or does not fit; the message says what to type.
+        CBAMError: Something requested does not exist or does not fit; the message says what to type.
     """
     check_launcher(config.ray, config.slurm)
     backbone, brought = split_attention(config.model)
     if brought:
         raise CBAMError(
-            f"--model {config.model} brings its attention, so nothing in the comparison would be without it. "
+            f"--model {config.model} already has attention, so every variant would have it. "
             f"Type --model {backbone} --attention none,{brought}"
         )
     folder = CompareFolder(config.folder)
@@ -293,7 +293,7 @@ def absorb_metrics(folder: CompareFolder, cells: Sequence[Cell]) -> None:
 
     Args:
         folder: The run's.
-        cells: Those without a file of their own are passed over.
+        cells: Those without a file of their own are skipped.
     """
     for cell in cells:
         own = _own_rows(folder, cell)

@@ -1,4 +1,4 @@
-"""Does it help? Mean, spread and paired differences over seeds, and the sentence that the numbers allow."""
+"""Does it help? Means, spread and paired differences over seeds, and a verdict that the numbers support."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PairedDifference:
     """Mean of (ours - theirs) over the seeds that both have, with its t interval.
 
     `low`, `high` and `p_value` are None where no interval exists: fewer than two pairs, or no spread at all
-    (`no_spread`), where an interval of width zero would claim a certainty that nobody has. `mean` is None
+    (`no_spread`), where an interval of zero width would claim certainty. `mean` is None
     without a pair.
     """
 
@@ -35,7 +35,7 @@ class PairedDifference:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The t interval as far as accuracies can differ, from -1 to 1; None where there is none or it is all of that.
+        """The t interval clipped to [-1, 1]; None if there is none or if it covers all of that.
 
         >>> PairedDifference(0.1, -1.3, 0.4, 2, 0.3).interval, PairedDifference(0.1, -1.3, 1.2, 2, 0.3).interval
         ((-1.0, 0.4), None)
@@ -46,7 +46,7 @@ class PairedDifference:
 
     @property
     def unbounded(self) -> bool:
-        """Whether the t interval holds every difference that there can be, as with two seeds that disagree."""
+        """Whether the t interval covers every possible difference, as it can with two seeds that disagree."""
         return self.low is not None and self.interval is None
 
 
@@ -107,7 +107,7 @@ class VariantSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """All variants of a run, in the order in which they were given, and what they are compared with."""
+    """All variants of a run, in the order given, and what they are compared with."""
 
     variants: tuple[VariantSummary, ...]
     baseline: str
@@ -124,7 +124,7 @@ def summarise(results: Iterable[Mapping[str, Any]], variants: Sequence[str] | No
     Args:
         results: the contents of the `result.json` files (`variant`, `seed`, `val_accuracy` as a fraction). A cell
             whose accuracy is not finite counts as missing.
-        variants: all variants that the run was asked for, in order; those without a finished cell get an empty
+        variants: all variants of the run, in order; those without a finished cell get an empty
             row. Default: the order of first appearance.
 
     Raises:
@@ -179,7 +179,7 @@ def points(fraction: float) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One claim and the numbers that it stands on, or a remark that `qualifies` the other claims."""
+    """One claim and its evidence, or a remark that `qualifies` the other claims."""
 
     claim: str
     evidence: tuple[str, ...] = ()
@@ -190,7 +190,7 @@ class Finding:
 
 
 def verdict(summary: Summary) -> str:
-    """Say in plain words what the run shows, and never more than the data say.
+    """State in plain words what the run shows, and no more than the data support.
 
     >>> accuracies = {"none": [0.80, 0.82, 0.80], "cbam": [0.81, 0.82, 0.79]}
     >>> results = [
@@ -222,20 +222,21 @@ def findings(summary: Summary) -> list[Finding]:
     found += [_row_finding(row, summary) for row in contenders]
     if pairs == 2:
         found.append(
-            Finding("Two seeds are the fewest that have a spread at all: a hint, no more", qualifies=True)
+            Finding("Two seeds are the minimum for an interval: take this as a hint", qualifies=True)
         )
     outcomes = [_outcome(row.to_baseline) for row in contenders]
     if "gain" in outcomes and summary.control is None:
         found.append(
             Finding(
-                "Without a control, a gain cannot be told from the effect of more parameters", qualifies=True
+                "Without a control, a gain cannot be separated from the effect of more parameters",
+                qualifies=True,
             )
         )
     tested = [outcome for outcome in outcomes if outcome in ("gain", "loss", "nothing")]
     if len(tested) > 1 and set(tested) != {"nothing"}:
         found.append(
             Finding(
-                f"{len(tested)} variants were tested, without correction for their number", qualifies=True
+                f"{len(tested)} variants were tested, without correction for multiple tests", qualifies=True
             )
         )
     return found
@@ -274,7 +275,7 @@ def _row_finding(row: VariantSummary, summary: Summary) -> Finding:
         else:
             claim += f", {_CLAIMS[against_control].format('the control')}"
             if outcome == "gain":
-                claim += ": attention is not shown to do more than extra parameters do"
+                claim += ": attention is not shown to add anything beyond extra parameters"
         evidence.append(_evidence(row.to_control, "the control"))
     return Finding(f"{label(row.variant)}: {claim}", tuple(line for line in evidence if line))
 
@@ -310,7 +311,7 @@ COST_COLUMNS = ("parameters", "macs", "flops", "bytes_moved", "bytes_saved", "tr
 def write_summary_csv(run_dir: Path, summary: Summary) -> Path:
     """Write `summary.csv` into the run folder: one row per variant, with the costs from `costs.json` if it exists.
 
-    Accuracies and differences are fractions (0.01 = one percentage point); an empty field means: not known.
+    Accuracies and differences are fractions (0.01 = one percentage point); an empty field means unknown.
     """
     run_dir = Path(run_dir)
     costs_file = run_dir / "costs.json"

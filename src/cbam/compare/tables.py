@@ -1,4 +1,4 @@
-"""The numbers of a report's tables, counted from a run and written for a reader."""
+"""The numbers of a report's tables, computed from a run and formatted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHOWN_CLASSES = 12
 
 @dataclass(frozen=True)
 class Cost:
-    """One cell of the cost table: the number as a reader sees it, its spread, and its ratio to the plain network."""
+    """One cell of the cost table: the formatted number, its spread, and its ratio to the plain network."""
 
     text: str
     spread: str = ""
@@ -153,7 +153,7 @@ def extremes(changes: Sequence[ClassChange]) -> list[ClassChange]:
 
 
 def sampling_error(accuracy: float, images: int) -> float:
-    """Return the half width of the 95 % interval of one accuracy that comes from having only so many images.
+    """Return the half width of the 95 % interval of an accuracy that is measured on this number of images.
 
     The normal approximation 1.96 sqrt(p (1 - p) / n).
 

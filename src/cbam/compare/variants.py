@@ -1,4 +1,4 @@
-"""The names that `--attention` takes, and what each stands for: a network that a grid trains."""
+"""The names of `--attention`: each stands for one network of a grid."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Variant:
 
     Args:
         name: as typed, e.g. "cbam:official:k3".
-        label: as a reader sees it.
-        attention: what `cbam.attach` puts in; None: nothing.
+        label: for tables and plots.
+        attention: kind for `cbam.attach`; None: no attention.
         init: "identity" or "paper"; None: identity where training starts from weights, else the paper's.
         options: further keywords of `cbam.attach`.
     """
@@ -46,7 +46,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class _Word:
-    """What a word behind a colon does: it sets a keyword of `cbam.attach`."""
+    """A word after a colon: it sets a keyword of `cbam.attach`."""
 
     shown: str
     option: tuple[str, Any]
@@ -91,10 +91,10 @@ def variant_names() -> tuple[str, ...]:
 def parse_variant(name: str) -> Variant:
     """Read one name: `none`, `control`, or a kind of attention and what changes it, with colons.
 
-    A name that begins with a library's, such as `timm:gc`, has its kind behind the first colon.
+    In a name that begins with a library, such as `timm:gc`, the kind follows the first colon.
 
     Raises:
-        CBAMError: a name or a word that does not exist, does not fit the attention, or says a thing twice.
+        CBAMError: a name or a word that does not exist, does not fit the attention, or sets an option twice.
 
     >>> variant = parse_variant("cbam:official:k3")
     >>> variant.label, variant.attach_arguments(fine_tuning=False)["kernel_size"]
@@ -131,7 +131,7 @@ def _word(name: str, kind: AttentionKind, text: str) -> _Word:
     if word is None:
         raise unknown_name(f"word in the attention {name!r}:", text, [*WORDS, "k3", "r8"])
     if not word.fits(kind):
-        raise CBAMError(f"attention {name!r}: {text!r} goes with {', '.join(word.of)}, not with {kind.name}")
+        raise CBAMError(f"attention {name!r}: {text!r} works with {', '.join(word.of)}, not with {kind.name}")
     return word
 
 
@@ -164,7 +164,7 @@ def parse_variants(text: str | Sequence[str]) -> tuple[str, ...]:
         )
     if "control" in names and not attentions:
         raise CBAMError(
-            "the control has as many parameters as the model with attention: name that too, "
+            "the control has as many parameters as a model with attention: name one, "
             "for example --attention none,cbam,control"
         )
     return names
@@ -180,7 +180,7 @@ def matched_by_control(variants: Sequence[str]) -> str:
 
 
 def label(variant: str) -> str:
-    """Return the name of a variant as a reader sees it; an unknown name is shown as it is.
+    """Return the name of a variant for tables and plots; an unknown name is returned unchanged.
 
     >>> label("none"), label("cbam:official"), label("of another version")
     ('plain', 'CBAM (official)', 'of another version')

@@ -21,7 +21,7 @@ class CBAM(AttentionModule):
     F' = Mc(F) * F, F'' = Ms(F') * F'; equation (1) of Woo et al., ECCV 2018. The state dict's keys are
     `channel_attention.mlp.0.weight` (C/r, C, 1, 1), `channel_attention.mlp.2.weight` (C, C/r, 1, 1) and
     `spatial_attention.conv.weight` (1, 2, k, k), so weights of the widespread textbook module load as they are;
-    biases, `spatial_attention.norm.*` and `spatial_attention.descriptor.weight` join where a switch adds them.
+    switches add biases, `spatial_attention.norm.*` and `spatial_attention.descriptor.weight`.
 
     Args:
         in_channels: C.
@@ -160,7 +160,7 @@ class CBAM(AttentionModule):
         """Make the module return its input bit for bit: zero logits, and 2 * sigmoid(0) = 1 for every gate.
 
         Two doubled gates are the paper's form behind a map that is 4 times as large, so the network can still
-        reach every function that it could reach with the paper's gates.
+        represent every function that it could with the paper's gates.
 
         >>> block, x = CBAM(8), torch.randn(2, 8, 5, 5)
         >>> block.set_identity()

@@ -1,4 +1,4 @@
-"""A module from elsewhere as an attention module: any `nn.Module` that keeps the shape of a map."""
+"""Use any `nn.Module` that keeps the shape of a map as an attention module."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cbam.nn.base import AttentionModule
 
 
 class ForeignAttention(AttentionModule):
-    """An attention module that calls `module`, with the switch that `cbam.disabled` turns.
+    """An attention module that calls `module`, and can be switched off by `cbam.disabled`.
 
     Args:
         module: takes a map (N, C, H, W) and returns one of the same shape and dtype. Its weights are in the state
@@ -28,5 +28,5 @@ class ForeignAttention(AttentionModule):
         self.module = module
 
     def attend_eagerly(self, x: Tensor) -> Tensor:
-        """Return what the module makes of x."""
+        """Return module(x)."""
         return self.module(x)

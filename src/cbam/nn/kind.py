@@ -1,4 +1,4 @@
-"""What a kind of attention is: how a module of it is built, what it is called, and how a file describes it."""
+"""A kind of attention: how its modules are built, its names, and how files describe it."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class AttentionKind:
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> AttentionModule:
-        """Return a module from what `describe` said of one; as `build` otherwise."""
+        """Return a module with the options that `describe` returned; otherwise as `build`."""
         return self._build(self.rebuild or self.builder, channels, options, device, dtype)
 
     def _build(
@@ -108,7 +108,7 @@ class AttentionKind:
                 )
         except CBAMError:
             raise
-        except Exception as error:  # of whoever wrote the builder
+        except Exception as error:  # the builder may be user code
             raise CBAMError(
                 f"attention {self.name!r} cannot be built for {channels} channels"
                 f" ({type(error).__name__}: {error})."
@@ -128,14 +128,14 @@ class AttentionKind:
         return block
 
     def set_identity(self, block: AttentionModule) -> None:
-        """Let a built module return its input where that is possible; elsewhere leave it as it is."""
+        """Make a new module return its input, if it can; otherwise leave it unchanged."""
         module: Any = block.module if isinstance(block, ForeignAttention) else block
         if self.identity is not None:
             self.identity(module)
         elif callable(getattr(module, "set_identity", None)):
             try:
                 module.set_identity()
-            except NotImplementedError:  # of AttentionModule itself
+            except NotImplementedError:  # the default of AttentionModule
                 return
 
     def description(self, options: Mapping[str, Any]) -> str:

@@ -70,7 +70,7 @@ def _rebuild_cbam(
 def _build_se(
     channels: int, *, preset: str | Preset = "paper", device: Any = None, dtype: Any = None, **options: Any
 ) -> SqueezeExcitation:
-    resolve_preset(preset, {})  # it changes nothing, but a name that is misspelt is an error
+    resolve_preset(preset, {})  # it changes nothing, but a misspelt name is an error
     return SqueezeExcitation(channels, device=device, dtype=dtype, **options)
 
 

@@ -1,4 +1,4 @@
-"""The presets of CBAM, and the switches that lead from one to another.
+"""The presets of CBAM, and the switches that modify them.
 
 "CBAM" means different networks in popular code. A preset names one of them; a switch changes one of its parts,
 which is how every ablation of the paper is written.

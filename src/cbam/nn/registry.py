@@ -1,7 +1,7 @@
 """The kinds of attention by name.
 
-`register_attention` adds one. Everything that takes the name of a kind asks here: `cbam.attach`, saved models, the
-model card, `cbam compare` and the other commands.
+`register_attention` adds one. `cbam.attach`, saved models, the model card, `cbam compare` and the other commands look
+names up here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RESERVED = ("none", "control")  # variants of `cbam compare` that are not kinds
 
 
 class Library(NamedTuple):
-    """Kinds that a library of others builds, named "LIBRARY:NAME".
+    """Kinds from another library, named "LIBRARY:NAME".
 
     Args:
         find: NAME -> kind; raises `CBAMError` for an unknown name or a library that is not installed.
@@ -96,7 +96,7 @@ def register_attention(
 
 
 def add_kind(kind: AttentionKind) -> None:
-    """Register a kind that says more of itself than `register_attention` takes."""
+    """Register a kind with more fields than `register_attention` has."""
     _KINDS[kind.name] = kind
 
 
@@ -126,7 +126,7 @@ def library_of(name: str) -> str | None:
 
 
 def attention_kind(given: str | Builder) -> AttentionKind:
-    """Return the kind that is meant by a name, or by a class or function channels -> module.
+    """Return the kind for a name, or for a class or function channels -> module.
 
     Raises:
         CBAMError: an unknown name, or something else.
@@ -169,7 +169,7 @@ def check_options(kind: AttentionKind, options: Mapping[str, Any], also: Sequenc
 
     >>> check_options(attention_kind("eca"), {"reduction_ratio": 8})
     Traceback (most recent call last):
-    cbam.errors.CBAMError: eca has no option 'reduction_ratio'; cbam, se, channel have. Leave it out, or take \
+    cbam.errors.CBAMError: eca has no option 'reduction_ratio'; cbam, se, channel have. Leave it out, or use \
 attention='cbam'.
     """
     for option in options:
@@ -185,7 +185,7 @@ def no_such_option(kind: AttentionKind, option: str, also: Sequence[str] = ()) -
     if others:
         have = f"{', '.join(others)} {'has' if len(others) == 1 else 'have'}"
         return CBAMError(
-            f"{kind.name} has no option {option!r}; {have}. Leave it out, or take attention={others[0]!r}."
+            f"{kind.name} has no option {option!r}; {have}. Leave it out, or use attention={others[0]!r}."
         )
     if not kind.options and not also:
         return CBAMError(f"{kind.name} has no options, given {option!r}.")
@@ -243,9 +243,9 @@ def _check_builder(builder: Any) -> None:
 
 
 def _is_same(one: Builder, other: Builder) -> bool:
-    """Return whether two builders come from one definition that ran twice, as a cell of a notebook does."""
-    places = [(getattr(b, "__module__", None), getattr(b, "__qualname__", "<lambda>")) for b in (one, other)]
-    return one is other or (places[0] == places[1] and "<lambda>" not in places[0][1])
+    """Return whether two builders come from one definition that was executed twice, as in a notebook."""
+    names = [(getattr(b, "__module__", None), getattr(b, "__qualname__", "<lambda>")) for b in (one, other)]
+    return one is other or (names[0] == names[1] and "<lambda>" not in names[0][1])
 
 
 def _shown(builder: Any) -> str:

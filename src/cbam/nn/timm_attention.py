@@ -21,7 +21,7 @@ def find_kind(name: str) -> AttentionKind:
     """
     builder = _builder(name)
     if builder is None:
-        raise unknown_name("attention of timm's", name, timm_names())
+        raise unknown_name("timm attention", name, timm_names())
     options = builder_options(builder)
     return AttentionKind(f"timm:{name}", builder, options, label=f"timm {name}", title=f"timm's {name}")
 

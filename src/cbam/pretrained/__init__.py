@@ -1,4 +1,4 @@
-"""Networks with attention in folders: saved with what it takes to build them again."""
+"""Save networks with attention in folders, with everything needed to build them again, and load them."""
 
 from cbam.pretrained.config import Config, read_config
 from cbam.pretrained.hub import push_to_hub

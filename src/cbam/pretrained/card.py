@@ -12,6 +12,7 @@ from torch import nn
 
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
+from cbam.formatting import counted
 from cbam.nn.registry import attention_kind
 from cbam.pretrained.config import Attention, Config
 
@@ -34,11 +35,11 @@ def write_card(
         config: of the saved network.
         name: "user/name" on the hub.
         model: the network itself, for its number of parameters.
-        metrics: numbers or words by name, shown as they are.
+        metrics: numbers or strings by name, shown as they are.
         revision: under which the files are, where that is not the main branch.
 
     Raises:
-        CBAMError: metrics that are neither numbers nor words.
+        CBAMError: metrics that are neither numbers nor strings.
 
     >>> from cbam.pretrained import Config
     >>> card = write_card(Config("full", "", None, ()), "user/name", nn.Linear(2, 2), {"top-1": 0.9125})
@@ -54,7 +55,7 @@ def write_card(
 
 
 def is_untouched(text: str) -> bool:
-    """Whether a README.md is a card as `write_card` wrote it, changed by nobody.
+    """Whether a README.md is a card as `write_card` wrote it, unchanged.
 
     >>> is_untouched("# My network")
     False
@@ -80,10 +81,8 @@ def _front(config: Config) -> str:
 def _first_sentence(config: Config) -> str:
     what = "A network" if config.backbone is None else f"`{config.backbone.name}`"
     forms = dict.fromkeys(_named(group) for group in config.attention)
-    places = sum(len(group.sites) for group in config.attention)
-    having = (
-        f" with {' and '.join(forms)} at {places} {'place' if places == 1 else 'places'}" if forms else ""
-    )
+    sites = sum(len(group.sites) for group in config.attention)
+    having = f" with {' and '.join(forms)} at {counted(sites, 'site')}" if forms else ""
     saved = "Saved with the Python library torch-cbam."
     if config.content == "attention":
         saved = (
@@ -112,8 +111,8 @@ def _loading(config: Config, name: str, revision: str | None) -> str:
     if config.content == "attention":
         said.append("base")
         needs = (
-            "\n\n`base` is the network without attention, with the very weights that this one had before its attention"
-            " was trained; other weights are refused."
+            "\n\n`base` is the network without attention, with exactly the weights that this one had before its"
+            " attention was trained; other weights are refused."
         )
         if config.backbone is not None:
             backbone = config.backbone
@@ -127,7 +126,7 @@ def _loading(config: Config, name: str, revision: str | None) -> str:
     if revision is not None:
         said.append(f"revision={json.dumps(revision)}")
     code = f"import cbam\n\nmodel = cbam.from_pretrained({', '.join(said)})"
-    after = "The network comes in eval mode; `model.cbam_config` holds what is said below."
+    after = "The network is returned in eval mode; `model.cbam_config` holds the details below."
     return f"## Load\n\n```python\n{code}\n```\n\n{after}{needs}"
 
 
@@ -165,7 +164,7 @@ def _attention(groups: tuple[Attention, ...]) -> str:
         options = ", ".join(f"`{name}={value!r}`" for name, value in group.options.items())
         parts.append(f"{_named(group)}{': ' if options else ''}{options}.")
         shown = group.sites if len(group.sites) <= _MOST_SITES else group.sites[: _MOST_SITES - 1]
-        head = ["module", "at its", "channels", "reduction ratio"]
+        head = ["module", "position", "channels", "reduction ratio"]
         rows = [[f"`{s.path}`", s.position, s.channels, s.reduction_ratio] for s in shown]
         if all(s.reduction_ratio is None for s in group.sites):
             head, rows = head[:-1], [row[:-1] for row in rows]
@@ -180,8 +179,8 @@ def _results(metrics: Mapping[str, float | str] | None) -> str:
         return ""
     for name, value in metrics.items():
         if not isinstance(name, str) or not isinstance(value, (Real, str)):
-            raise CBAMError(f"metrics expects numbers or words by name, got {name!r}: {value!r:.80}.")
-    note = "As given by whoever published the network; torch-cbam did not measure them."
+            raise CBAMError(f"metrics expects numbers or strings by name, got {name!r}: {value!r:.80}.")
+    note = "As reported by the publisher of the network; torch-cbam did not measure them."
     return f"## Results\n\n{_table(('metric', 'value'), metrics.items())}\n\n{note}"
 
 
@@ -198,5 +197,5 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    """Text that stays within one cell of a table."""
+    """Return text that stays within one cell of a table."""
     return " ".join(str(value).split()).replace("|", r"\|")

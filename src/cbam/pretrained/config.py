@@ -1,4 +1,4 @@
-"""What a saved network is, beside its weights: config.json, as strangers may have written it."""
+"""config.json, which describes a saved network. It is read as untrusted input."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class SavedSite:
-    """One place with attention.
+    """One site with attention.
 
     Args:
         path: of the host module in the network without attention.
@@ -69,8 +69,8 @@ class Attention:
     Args:
         kind: its name in `cbam.nn.registry`, such as "cbam", "se" or "timm:gc".
         preset: of CBAM: its name, "custom" if switches made another form of it; for readers. Else the kind again.
-        options: what the kind takes beside the reduction ratio.
-        sites: where it is.
+        options: of the kind, without the reduction ratio.
+        sites: where it is attached.
     """
 
     kind: str
@@ -98,10 +98,10 @@ class Config:
         sha256: of the file with the weights.
         backbone: how to build the network; None: the caller brings it.
         attention: what is attached.
-        fuse_epilogue: blocks run their end together with the attention.
+        fuse_epilogue: blocks run their epilogue in the attention's operator call.
         base_sha256: for "attention": of all weights that are not in the file.
-        class_names, input_size, mean, std: what an image must be and what the outputs mean, as far as known.
-        versions: that wrote it.
+        class_names, input_size, mean, std: of the images and outputs, as far as known.
+        versions: of the packages that wrote it.
     """
 
     content: str
@@ -139,14 +139,14 @@ class Config:
                 if channels is None
                 else f"a number for each of the {channels} channels"
             )
-            # Compared, and not math.isfinite, which a stranger's number of a thousand digits would overflow.
+            # Compared, and not math.isfinite, which a number of a thousand digits would overflow.
             known = row is None or all(-_LARGEST < value < _LARGEST for value in row)
             _check(known and (row is None or len(row) == (channels or max(1, len(row)))), name, each, row)
         _check(self.std is None or all(value > 0 for value in self.std), "std", "numbers above 0", self.std)
 
     @property
     def weights(self) -> str:
-        """Name of the file beside this one that holds the weights."""
+        """Name of the file with the weights, in the same folder."""
         return WEIGHTS[self.content]
 
     def to_json(self) -> str:
@@ -158,7 +158,7 @@ def read_config(folder: str | Path) -> Config:
     """Read config.json in a folder.
 
     Raises:
-        CBAMError: it is missing, damaged, from a later version, or says something impossible.
+        CBAMError: it is missing, damaged, from a later version, or holds invalid values.
     """
     path = Path(folder) / FILE
     if not path.is_file():
@@ -176,11 +176,11 @@ def read_config(folder: str | Path) -> Config:
     try:
         return _parse({key: value for key, value in said.items() if key not in ("library_name", "format")})
     except (TypeError, KeyError, AttributeError) as error:
-        raise CBAMError(f"{str(path)!r} does not say what it must: {error}") from error
+        raise CBAMError(f"{str(path)!r} is incomplete or has unknown fields: {error}") from error
 
 
 def _parse(said: dict[str, Any]) -> Config:
-    if "fuse_tail" in said:  # its name in folders of the first commits of 0.1
+    if "fuse_tail" in said:  # its name before the first release
         said["fuse_epilogue"] = said.pop("fuse_tail")
     backbone = said.pop("backbone")
     attention = [

@@ -1,4 +1,4 @@
-"""What a model is, in words that a file can hold: its attached attention, its backbone, its head."""
+"""Describe a model for config.json: its attached attention, its backbone, its head."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def describe_backbone(model: nn.Module, name: str | None) -> Backbone | None:
     if different:
         raise CBAMError(
             f"the model is not what {name!r} builds: {len(different)} tensors differ, the first {different[0]!r}."
-            " Name its backbone, or leave it out and bring the network to from_pretrained yourself."
+            " Name its backbone, or leave the name out and pass the network to from_pretrained."
         )
     return backbone
 

@@ -1,4 +1,4 @@
-"""Saved networks to the Hugging Face hub and back."""
+"""Publish networks on the Hugging Face hub, and fetch them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def push_to_hub(
 ) -> str:
     """Publish a network with its attached attention on the Hugging Face hub, in one commit, with a card.
 
-    `cbam.from_pretrained(repo_id)` downloads it. A README.md that somebody has written or changed is kept.
+    `cbam.from_pretrained(repo_id)` downloads it. A README.md that a person has written or changed is kept.
 
     Args:
         model: with or without attached attention.

@@ -1,4 +1,4 @@
-"""A network with its attention back from a folder, or from the Hugging Face hub."""
+"""Load a network with its attention from a folder or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def from_pretrained(
 ) -> nn.Module:
     """Return the network that `save_pretrained` saved, with its attention, in eval mode.
 
-    Its `cbam_config` says class names, input size, mean and std. A folder needs no network and no hub library; nothing
+    Its `cbam_config` holds class names, input size, mean and std. A folder needs no network and no hub library; nothing
     from the files is executed.
 
     Args:
@@ -105,7 +105,7 @@ def _compare(state: Mapping[str, Tensor], weights: Path) -> None:
         if key.endswith(optional) and not (key in state and key in there):
             continue
         given = f"is {tuple(there[key].shape)}" if key in there else "is missing"
-        needed = f"needs {tuple(state[key].shape)}" if key in state else "is no part of what it is for"
+        needed = f"needs {tuple(state[key].shape)}" if key in state else "is not part of the network"
         raise CBAMError(f"{str(weights)!r} does not fit its {FILE}: {key} {given}, {needed}.")
 
 

@@ -1,4 +1,4 @@
-"""Attached attention back into a network, from what config.json says of it."""
+"""Rebuild attached attention from config.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cbam.pretrained.config import Attention, SavedSite
 
 
 def restore(model: nn.Module, groups: Iterable[Attention], fuse_epilogue: bool = True) -> None:
-    """Put attention where a config says, in place; unlike `cbam.attach` this needs no forward pass.
+    """Attach attention at the sites of a config, in place; unlike `cbam.attach` this needs no forward pass.
 
     Args:
         model: without attached attention.
@@ -49,7 +49,7 @@ def restore(model: nn.Module, groups: Iterable[Attention], fuse_epilogue: bool =
 def build_block(
     group: Attention, site: SavedSite, *, device: Any = None, dtype: Any = None
 ) -> AttentionModule:
-    """Return the attention of a site as it was when it was saved, but for its weights.
+    """Return the attention of a site as saved, without its weights.
 
     Args:
         group, site: of the config.

@@ -1,4 +1,4 @@
-"""A network with its attention into a folder that says how to build it again."""
+"""Save a network with its attention in a folder that records how to build it again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def save_pretrained(
     std: Sequence[float] | None = None,
     attention_only: bool = False,
 ) -> Path:
-    """Save a network with its attached attention: weights as safetensors, and what they are as config.json.
+    """Save a network with its attached attention: weights as safetensors, their description as config.json.
 
     The files are those of the Hugging Face hub, so `hf upload USER/NAME FOLDER` publishes the folder as it is.
 
@@ -45,7 +45,7 @@ def save_pretrained(
             checked. timm's networks know their own. Without a name, `from_pretrained` takes the network as `model`.
         class_names: of the outputs, in order.
         input_size: (C, H, W) of the images.
-        mean, std: by which they are normalised. input_size, mean and std default to what timm's networks say.
+        mean, std: by which they are normalised. input_size, mean and std default to those of timm's networks.
         attention_only: save gates, head and batch norms only: a small file for the same base network.
 
     Returns:
@@ -53,7 +53,7 @@ def save_pretrained(
 
     Raises:
         CBAMError: the backbone's name builds another network; class names of another number than outputs; an input
-            size, a mean or a std that no image can have. What the folder held before is then as it was.
+            size, a mean or a std that no image can have. The folder is then unchanged.
 
     >>> import tempfile
     >>> from cbam import attach
@@ -114,5 +114,5 @@ def _row(what: str, given: Sequence[Any] | None, default: Any = None) -> tuple[A
         example = {"input_size": "(3, 224, 224)", "class_names": '["cat", "dog"]'}.get(
             what, "(0.5, 0.5, 0.5)"
         )
-        raise CBAMError(f"{what} expects a row such as {example}, got {chosen!r}.")
+        raise CBAMError(f"{what} expects a sequence such as {example}, got {chosen!r}.")
     return tuple(chosen)

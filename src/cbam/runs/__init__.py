@@ -1,5 +1,5 @@
-"""What every long run stands on.
+"""Common to every long run.
 
-`job` is a resumable run of named cells; `folder`, `rows` and `environment` what it leaves on the disk; `config` and
-`options` what it was asked for; `progress` its display; `launchers` puts its cells on a cluster.
+`job` is a resumable run of named cells; `folder`, `rows` and `environment` are its files; `config` and `options` its
+options; `progress` is its display; `pool` runs tasks in worker processes, and `launchers` on a cluster.
 """

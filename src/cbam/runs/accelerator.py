@@ -18,7 +18,7 @@ STATE = (
 
 
 def describe_gpu() -> dict[str, Any]:
-    """Return what a reader needs to know of the first GPU; without one, only the versions.
+    """Describe the first GPU; without one, return only the versions.
 
     >>> "cuda" in describe_gpu()
     True

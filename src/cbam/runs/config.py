@@ -14,7 +14,7 @@ def option(default: Value, *, affects_result: bool, affects_comparison: bool | N
 
     Args:
         default: The option's default.
-        affects_result: Whether a run that goes on with another value would end with other numbers (differences of
+        affects_result: Whether a run that resumes with another value would end with other numbers (differences of
             rounding aside). False for where, how fast and how much of a run is computed.
         affects_comparison: Whether models that were trained with different values cannot be compared with one
             another. None: as `affects_result`.

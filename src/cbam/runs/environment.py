@@ -1,4 +1,4 @@
-"""What a reader needs to know about machine and software to judge or repeat a run."""
+"""Machine and software of a run, to judge or repeat it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def describe_environment(command: list[str], accelerator: str, processes: int = 
 
 
 def with_session(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of `env.json` for a run that goes on: the first session as it was, then the later ones.
+    """Return the content of `env.json` for a resumed run: the first session unchanged, then the later ones.
 
     A later session holds what differs from the first: numbers made on two machines must not look like those of one.
 
@@ -135,7 +135,7 @@ def _git() -> str | None:
 
 
 def code_hash() -> str:
-    """Return what tells this code from any other, in or outside of a git repository."""
+    """Return a hash of this package's source, which needs no git repository."""
     digest, source = hashlib.sha256(), Path(__file__).resolve().parents[1]
     for file in sorted(source.rglob("*.py")):
         digest.update(str(file.relative_to(source)).encode() + b"\0" + file.read_bytes())

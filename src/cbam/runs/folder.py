@@ -1,4 +1,4 @@
-"""A run's folder: one writer at a time, settings that are not mixed, and files that may be damaged."""
+"""A run's folder: one writer at a time, one set of settings, and files that may be damaged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class FolderInUse(CBAMError):
 
 
 class RunFolder:
-    """Reads and writes the files of one run: `config.yaml`, `env.json`, `metrics.jsonl` and what else it has.
+    """Reads and writes the files of one run: `config.yaml`, `env.json`, `metrics.jsonl` and others.
 
     Args:
         path: The folder; made by `locked`.
@@ -99,7 +99,7 @@ class RunFolder:
             The settings of the run in the folder; empty if there is none yet.
 
         Raises:
-            CBAMError: The folder holds a run with other settings, or something that is no run.
+            CBAMError: The folder holds a run with other settings, or something else.
         """
         if self.path.exists() and not self.path.is_dir():
             raise CBAMError(f"{self.path} is a file. Give another --output")
@@ -114,7 +114,7 @@ class RunFolder:
                 "Give another --output"
             )
         if (found := form.differences(before, now)) and not restart:
-            otherwise = "the old settings to resume" if restart is None else "--restart to begin anew"
+            otherwise = "the old settings to resume" if restart is None else "--restart to start over"
             raise CBAMError(
                 f"{self.path} holds a run with other settings ({'; '.join(found)}). "
                 f"Give another --output, or {otherwise}"

@@ -1,4 +1,4 @@
-"""Modules of the user's own, imported for what they register: `--import my_package.my_gate`."""
+"""Import the user's own modules for what they register: `--import my_package.my_gate`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A resumable run of named cells: check everything, do what has no result yet, finish.
 
 Training one network, comparing several and measuring are all runs of cells. A subclass of `Job` defines its cells,
-which of them have a result, how one is done, and what follows the last. Stopped anywhere, the same command goes on.
+which of them have a result, how one is done, and what follows the last. If it is stopped, the same command resumes it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Processes(Protocol):
 
 
 class OneProcess:
-    """A run without others."""
+    """A run in a single process."""
 
     is_main_process = True
 
@@ -51,7 +51,7 @@ Outcome = TypeVar("Outcome")
 
 @dataclass(kw_only=True)
 class Job(ABC, Generic[C, Outcome]):
-    """A run that is ready: what can be refused has been refused, and nothing was written yet.
+    """A run that is ready: everything is checked, and nothing is written yet.
 
     Attributes:
         config: The options.
@@ -82,7 +82,7 @@ class Job(ABC, Generic[C, Outcome]):
 
     @abstractmethod
     def finish(self, worked: Sequence[C]) -> Outcome:
-        """Write what follows from all results; `worked` are the cells of this call. Called on the main process only."""
+        """Write what depends on all results; `worked` are the cells of this call. Called on the main process only."""
 
     def settings(self) -> dict[str, Any]:
         """Return what a later call must share, stored as `config.yaml`."""
@@ -115,7 +115,7 @@ class Job(ABC, Generic[C, Outcome]):
         """Do what has no result yet, and finish.
 
         Returns:
-            What `finish` gives; None on the processes that only help.
+            What `finish` gives; None on all processes but the main one.
 
         Raises:
             FolderInUse: Another run works in the folder.

@@ -1,7 +1,7 @@
 """Tasks on other machines: a Ray cluster, or Slurm through submitit.
 
 Every task runs in a process of its own, which writes into the run's folder as this one would; all machines see that
-folder. What is finished stays finished: the same command goes on with the rest, here or there.
+folder. Finished tasks are kept: the same command does the rest, on the cluster or here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Task(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
 
     def __call__(self) -> None:
         """Do it, unless it is done."""
@@ -109,7 +109,7 @@ def launch(tasks: Sequence[Task], cluster: Cluster, progress: Progress, done: Ca
         tasks: What to do.
         cluster: Where.
         progress: Gets a line for each task.
-        done: Called here with each task that succeeded; returns what came out, for the display.
+        done: Called here with each task that succeeded; returns the outcome, for the display.
 
     Raises:
         TasksFailed: Some failed, each with its reason; the others are done.
@@ -139,7 +139,7 @@ def _on_ray(cluster: Cluster, tasks: Sequence[Task]) -> Generator[tuple[Task, st
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise CBAMError(f"--ray {cluster.ray}: {str(error).splitlines()[0]}") from None
     try:
-        # A machine that goes away takes a task with it: another one goes on from its last epoch.
+        # If a machine is lost, another one resumes its task from the last epoch.
         remote = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=3)(_call)
         waiting = {remote.remote(task): task for task in tasks}
         while waiting:

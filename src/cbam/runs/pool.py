@@ -1,4 +1,4 @@
-"""Worker processes with time limits: what breaks a process, or never ends, costs one task and no more."""
+"""Worker processes with time limits: a task that crashes or hangs its process costs only itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Task:
     """One thing for a worker to do.
 
     Args:
-        name: What tells it from all others.
+        name: Unique.
         function: Called in the worker; a function of a module, since it is pickled.
         arguments: For that.
         needs: Seconds; it is not begun with less time left.
@@ -44,7 +44,7 @@ class Task:
 
 @dataclass
 class Answer:
-    """What came of a task.
+    """The outcome of a task.
 
     Args:
         result: What the function returned.
@@ -59,13 +59,13 @@ class Answer:
     broken: bool = field(default=False, repr=False)
 
 
-class Does(Protocol):
-    """What `run_tasks` gives tasks to: a worker, or something that does them in this process."""
+class Runner(Protocol):
+    """Runs tasks for `run_tasks`: in a worker process, or in this one."""
 
     fresh: bool
 
     def do(self, task: Task, seconds: float) -> Answer:
-        """Do a task and return what came of it."""
+        """Do a task and return its outcome."""
 
     def close(self) -> None:
         """End what is running."""
@@ -76,7 +76,7 @@ class Worker:
 
     Args:
         environment: Variables beyond this process's own.
-        log: File for what libraries print; by default nobody sees it.
+        log: File for what libraries print; by default it is discarded.
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None, log: Path | None = None):
@@ -93,7 +93,7 @@ class Worker:
         self.fresh = True
 
     def do(self, task: Task, seconds: float) -> Answer:
-        """Do a task and return what came of it.
+        """Do a task and return its outcome.
 
         Args:
             task: What to do.
@@ -145,12 +145,12 @@ def worker_pool(
 
 def run_tasks(
     tasks: Sequence[Task],
-    workers: Sequence[Does],
+    workers: Sequence[Runner],
     done: Callable[[Task, Answer], None],
     deadline: float = float("inf"),
     wanted: Callable[[Task], bool] = lambda task: True,
 ) -> list[tuple[Task, str]]:
-    """Give the tasks to the workers in their order, until they are done or the time is over.
+    """Give the tasks to the workers in their order, until they are done or the time runs out.
 
     Args:
         tasks: The most important first.
@@ -165,7 +165,7 @@ def run_tasks(
     waiting, left, lock = list(tasks), [], threading.Lock()
     failures: list[BaseException] = []
 
-    def follow(worker: Does) -> None:
+    def follow(worker: Runner) -> None:
         try:
             while not failures:
                 with lock:
@@ -173,17 +173,17 @@ def run_tasks(
                         return
                     task, remaining = waiting.pop(0), deadline - time.monotonic()
                     if not wanted(task):
-                        left.append((task, "not after what was found before"))
+                        left.append((task, "skipped because of an earlier result"))
                         continue
                     if remaining < task.needs:
-                        there = f"{max(remaining, 0):.0f} s were there"
-                        left.append((task, f"no time left: needs {task.needs:.0f} s, {there}"))
+                        there = f"{max(remaining, 0):.0f} s are left"
+                        left.append((task, f"not enough time: needs {task.needs:.0f} s, {there}"))
                         continue
                 limit = task.limit + (STARTING if worker.fresh else 0)
                 answer = worker.do(task, min(limit, remaining))
                 with lock:
                     if answer.given_up and remaining < limit:
-                        left.append((task, "cut off when the time was over"))
+                        left.append((task, "stopped when the time ran out"))
                     else:
                         done(task, answer)
         except BaseException as error:  # of `done` or `wanted`: raised again below
@@ -221,7 +221,7 @@ def _serve(pipe: Connection, environment: Mapping[str, str], log: Path | None) -
     with (log or Path(os.devnull)).open("ab") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
-    gc.freeze()  # every capture of a CUDA graph collects garbage first; what was imported is none
+    gc.freeze()  # every capture of a CUDA graph collects garbage first; imported objects need not be searched
     while True:
         try:
             function, arguments = pipe.recv()
@@ -230,7 +230,7 @@ def _serve(pipe: Connection, environment: Mapping[str, str], log: Path | None) -
         start = time.monotonic()
         try:
             answer = Answer(function(*arguments))
-        except Exception as error:  # whatever it may be, the other tasks can go on
+        except Exception as error:  # whatever it is, the other tasks can continue
             words = " ".join(str(error).split())[:300]
             answer = Answer(error=f"{type(error).__name__}: {words}", broken=_broken())
             sys.excepthook(*sys.exc_info())
@@ -239,7 +239,7 @@ def _serve(pipe: Connection, environment: Mapping[str, str], log: Path | None) -
 
 
 def _broken() -> bool:
-    """Return whether a GPU does nothing any more in this process; after an illegal access that is so."""
+    """Return whether this process can no longer use its GPU, as after an illegal access."""
     torch: Any = sys.modules.get("torch")
     try:
         if torch is not None and torch.cuda.is_initialized():

@@ -24,7 +24,7 @@ _active: list[Progress] = []
 class Progress:
     """Shows how far a run of one or more cells is, and how much time remains.
 
-    On a terminal, bars at the foot show the whole run and the present cell; what is done scrolls above them. Elsewhere
+    On a terminal, bars at the foot show the whole run and the present cell; finished cells scroll above them. Elsewhere
     every event is a line without control characters. Of several processes (torchrun, accelerate launch) only the first
     one writes.
 
@@ -95,7 +95,7 @@ class Progress:
             cells: Of the whole run.
             done: Those with a result already.
             work: In a cell; `at` and `resume` count in the same unit, such as epochs.
-            each: What is done with each of them, such as "to train for 5 epochs each".
+            each: What to do with each of them, such as "to train for 5 epochs each".
         """
         self._cells, self._work, self._number = cells, work, done
         self._before = self._finished = done * work
@@ -121,14 +121,14 @@ class Progress:
         self._before += done
         self._at = done
         if text:
-            self.line(f"{self._place()}{text}")
+            self.line(f"{self._prefix()}{text}")
 
     def at(self, done: float, text: str = "") -> None:
         """Move the bars.
 
         Args:
             done: Work done in the present cell, out of `work`.
-            text: What is shown beside its bar.
+            text: Shown next to its bar.
         """
         self._at = done
         if not self._bars:
@@ -138,18 +138,18 @@ class Progress:
         self._bars.update(self._one, completed=done / self._work, tail=escape("  ".join(filter(None, tail))))
 
     def report(self, text: str, short: str = "") -> None:
-        """Report on the present cell: a line, but of many cells on a terminal only `short` beside the bar."""
+        """Report on the present cell: a line, but of many cells on a terminal only `short` next to the bar."""
         if self._bars and self._cells > 1:
             self._kept = short
         else:
-            self.line("  ".join(filter(None, [f"{self._place()}{text}", self.eta()])))
+            self.line("  ".join(filter(None, [f"{self._prefix()}{text}", self.eta()])))
 
     def end(self, text: str = "") -> None:
         """End the present cell; of several cells, leave a line."""
         self._finished += self._work
         self._at = 0.0
         if self._cells > 1:
-            self.line(f"{self._place()}{text}")
+            self.line(f"{self._prefix()}{text}")
 
     def eta(self) -> str:
         """Return the remaining time at the pace so far; empty before there is one.
@@ -163,14 +163,14 @@ class Progress:
             return ""
         return f"{duration((time.monotonic() - self._started) / done * left)} left"
 
-    def _place(self) -> str:
+    def _prefix(self) -> str:
         return f"[{self._number}/{self._cells}] {self._name}  " if self._cells > 1 else ""
 
     def _show(self, *, visible: bool) -> None:
         if self._bars:
             several = self._cells > 1
             self._bars.update(self._all, completed=self._finished, visible=visible and several)
-            name = escape(self._place().rstrip() or self._name)
+            name = escape(self._prefix().rstrip() or self._name)
             self._bars.update(self._one, description=name, completed=0, tail="", visible=visible)
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""A file of JSON lines that survives a kill: rows are added one by one, each forced to the disk."""
+"""A file of JSON lines that survives a kill: each row is forced to the disk."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Rows:
         self.path = path
 
     def read(self) -> list[dict[str, Any]]:
-        """Return the rows; lines that a kill tore are left out."""
+        """Return the rows; truncated lines are skipped."""
         if not self.path.exists():
             return []
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -53,7 +53,7 @@ class Rows:
         write_atomically(self.path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
     def mend(self) -> None:
-        """Drop lines that a kill or a full disk tore, so that new rows can follow; a whole file is left alone."""
+        """Drop lines that a kill or a full disk truncated, so that new rows can follow; an intact file is kept."""
         if not self.path.exists():
             return
         text = self.path.read_text(encoding="utf-8", errors="replace")

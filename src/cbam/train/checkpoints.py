@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment: whole folders, checksummed, the newest good one is found again.
+"""Checkpoints that survive a kill at any moment: folders with checksums; the newest good one is found again.
 
 A checkpoint is a folder `step-000001200` with files and a `manifest.json` that holds their sizes and SHA-256. It is
 written under another name, forced to the disk and renamed, so a folder of that name is complete; the checksums are for
@@ -78,7 +78,7 @@ class Checkpoints:
             yield from sorted(self.path.glob(f"{_PREFIX}*"), reverse=True)
 
     def newest_good(self) -> Path | None:
-        """Return the newest checkpoint whose files are as they were written; the log names those that are not."""
+        """Return the newest checkpoint whose files have the right checksums; the log names the damaged ones."""
         for folder in self.newest_first():
             if problem := damage(folder):
                 logger.warning(
@@ -94,7 +94,7 @@ class Checkpoints:
 
 
 def damage(folder: Path) -> str:
-    """Say what is wrong with a checkpoint's files, or "" if they are as they were written.
+    """Say what is wrong with a checkpoint's files, or "" if they are good.
 
     Args:
         folder: One checkpoint.

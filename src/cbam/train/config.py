@@ -1,4 +1,4 @@
-"""The options of a training: the recipe, which `cbam compare` shares, and what `cbam train` has beside it."""
+"""The options of a training: the recipe, which `cbam compare` shares, and the options of `cbam train` alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cbam.train.images import ImageConfig, check_start
 PEAK_LR = {"sgd": (0.1, 0.01), "momentum": (0.1, 0.01), "adamw": (1e-3, 1e-4)}
 TRACKERS = ("tensorboard", "wandb")
 _OF_GATES = ("gate_lr_scale", "gate_weight_decay")
-# Options of the attention, with what a run has that does not name them.
+# Options of the attention and their defaults.
 _OF_ATTENTION = {"preset": "official", "reduction_ratio": 16, "kernel_size": 7}
 
 
@@ -59,15 +59,15 @@ class TrainConfig:
     cutmix: float = 0.0
     """CutMix with areas from Beta(X, X); 0 is off, 1 is usual. With --mixup, each batch gets one of the two."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, e.g. 0.999, reported beside the plain accuracy; 0 is off."""
+    """Decay of a moving average of the weights, e.g. 0.999, reported next to the plain accuracy; 0 is off."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Autocast: bf16 on most devices, fp16 (with gradient scaling) on GPUs only, no = float32."""
     # Device, compilation and sharding: a step sees the same images and computes the same gradient up to rounding, so a
-    # training may go on with another choice.
+    # training may resume with another choice.
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", affects_result=False)
     """Where to train; auto is the accelerator if there is one."""
-    # Batch norm sees a part, as it sees a process's share: one training may be divided anew, but networks that are
-    # compared must not differ in it.
+    # Batch norm sees one part at a time: a training may resume with another value, as with another number of
+    # processes, but networks that are compared must share it.
     accumulate: int = option(1, affects_result=False, affects_comparison=True)
     """Parts in which a process computes its share of a batch, to save memory; batch norm sees one part at a time."""
     sync_bn: bool = False
@@ -112,7 +112,7 @@ class TrainConfig:
             ("workers", self.workers, self.workers >= 0, "at least 0"),
         )
         if self.shard and (self.ema or self.compile):
-            raise CBAMError("--shard goes with neither --ema nor --compile: leave one out")
+            raise CBAMError("--shard works with neither --ema nor --compile: leave one out")
         for name, choice, choices in (
             ("--optimizer", self.optimizer, tuple(PEAK_LR)),
             ("--schedule", self.schedule, ("cosine", "step")),
@@ -155,12 +155,12 @@ class TrainRunConfig(ImageConfig):
     preset: str = "official"
     """Preset of CBAM: paper (the equations), official (the authors' code, the paper's parameter counts), timm."""
     sites: str = "auto"
-    """Where, with commas, as `cbam plan` takes it: auto is the end of every residual branch, conv behind every
+    """Sites, separated by commas, as in `cbam plan`: auto is the end of every residual branch, conv behind every
     convolution."""
     reduction_ratio: int | None = None
     """Width of the channel gate's hidden layer: channels / ratio. None: 16 for CBAM and SE, else the kind's own."""
     kernel_size: int | None = None
-    """Of the gate's convolution. None: 7 for CBAM, else the kind's own."""
+    """Kernel of the gate's convolution. None: 7 for CBAM, else the kind's own."""
     seed: int = 0
     """Determines initial weights, order of the images, augmentation and dropout."""
     output: Path | None = option(None, affects_result=False)
@@ -172,7 +172,7 @@ class TrainRunConfig(ImageConfig):
     weights: Path | None = None
     """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
     save_every: int | None = option(None, affects_result=False)
-    """Steps between two checkpoints; there is one after each epoch and at a request to stop in any case."""
+    """Steps between two checkpoints; one is always written after each epoch and on a request to stop."""
     keep: int = option(2, affects_result=False)
     """Checkpoints to keep: the newest, and older ones to fall back to if it is damaged."""
     track: str = option("", affects_result=False)
@@ -210,7 +210,7 @@ class TrainRunConfig(ImageConfig):
                 ignored.append(f"--{name.replace('_', '-')} {given}")
         if ignored:
             has, it = ("has", "it") if len(ignored) == 1 else ("have", "them")
-            instead = "" if self._brings_attention() else ", or take --attention cbam"
+            instead = "" if self._brings_attention() else ", or use --attention cbam"
             raise CBAMError(
                 f"{', '.join(ignored)} {has} no effect with --attention {self.attention}. Leave {it} out{instead}"
             )
@@ -231,7 +231,7 @@ class TrainRunConfig(ImageConfig):
         return {name: value for name, value in given.items() if value is not None}
 
     def _brings_attention(self) -> bool:
-        """Whether the network comes with attention of ours, whose weights the optimizer knows as such."""
+        """Whether the network already has attention of this library, to which the options of gates apply."""
         from cbam.models.registry import split_attention  # lazily: it makes the backbones known
 
         return split_attention(self.model)[1] is not None

@@ -1,4 +1,4 @@
-"""What every run that trains on images does: load them, train a network, show the progress."""
+"""Common to all runs that train on images: load them, train a network, show the progress."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ImageJob(Job[C, Outcome]):
         return describe_environment(self.command, device, self.processes.num_processes)
 
     def open(self) -> None:
-        """Write settings, environment and what the images are."""
+        """Write settings, environment and a description of the images."""
         super().open()
         data = self.data
         about = {"mean": list(data.mean), "std": list(data.std), "notices": list(data.notices)}
@@ -127,10 +127,10 @@ def prepare_images(
         config: Which images.
         recipe: Where to compute.
         folder: The run's, which may hold the results on other images.
-        progress: Gets the lines.
+        progress: Where to show them.
 
     Raises:
-        CBAMError: The device or the images are not there, or the run in the folder is on others.
+        CBAMError: The device or the images are not there, or the run in the folder used others.
     """
     accelerator = make_accelerator(recipe)
     # The first process writes the index of shards, or what the doctor found; the others read it.
@@ -153,7 +153,7 @@ def steps_per_epoch(data: ImageData, recipe: TrainConfig) -> int:
 
 
 def epoch_text(row: dict[str, Any], epochs: int) -> str:
-    """Write one line of metrics.jsonl for people.
+    """Format a row of metrics.jsonl for the terminal.
 
     >>> row = {"epoch": 2, "train_loss": 0.5, "val_accuracy": 0.84, "lr": 0.09, "images_per_s": 1830.2,
     ...        "data_wait_s": 0.1, "seconds": 5.0}

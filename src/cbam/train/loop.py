@@ -1,6 +1,6 @@
-"""Train one classifier, from its first step or the last one that was saved to the end.
+"""Train one classifier to the end, from its first step or from the last one that was saved.
 
-What a step does is in `step`; here are epochs, validation, saving and stopping, to be read top to bottom.
+`step` does one step; this file has the epochs, validation, saving and stopping.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OnStep = Callable[[int, int, int, float], None]  # epoch (from 0), step (from 0)
 OnEpoch = Callable[[dict[str, Any]], None]  # one row of metrics.jsonl
 OnResume = Callable[[int, int], None]  # epochs finished, steps after those
 OnBest = Callable[[nn.Module, Evaluation], None]  # the model that validated best so far
-# Reading a loss waits for the device: on a GPU it is done every so many steps.
+# Reading a loss waits for the device, so on a GPU losses are read only every so many steps.
 _STEPS_BETWEEN_READS = 16
 
 
@@ -97,12 +97,12 @@ def train_model(
         fine_tuning: The weights come from an earlier training: a lower default learning rate.
         accelerator: Of `make_accelerator`; made from `config` if not given.
         stop: A request to save and stop.
-        callbacks: Called as the training goes on.
+        callbacks: Called during the training.
 
     Raises:
         NonFiniteLoss: The loss is not finite; the message names the module.
         Preempted: `stop` was requested; the state is saved.
-        CBAMError: The checkpoint is of another training, or the processes cannot do what is asked.
+        CBAMError: The checkpoint is of another training, or the images are too few for the processes.
     """
     accelerator = accelerator or make_accelerator(config)
     callbacks = callbacks or Callbacks()
@@ -151,7 +151,7 @@ def _resume(step: TrainStep, checkpoints: Checkpoints, callbacks: Callbacks) -> 
 
 @dataclass
 class _Loop:
-    """A training on its way: epochs from `position` on."""
+    """A running training: epochs from `position` on."""
 
     step: TrainStep
     train_images: DataLoader
@@ -163,7 +163,7 @@ class _Loop:
     callbacks: Callbacks
 
     def run_epoch(self) -> tuple[Evaluation, Evaluation | None]:
-        """Do the rest of the epoch, validate, save; return the scores of the model and of its average."""
+        """Finish the epoch, validate, save; return the scores of the model and of its average."""
         row = self._train_epoch()
         started = time.perf_counter()
         scores = self.validate()

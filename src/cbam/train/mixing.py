@@ -1,4 +1,4 @@
-"""Mixup and CutMix with randomness that depends on nothing but the step."""
+"""Mixup and CutMix with randomness that depends only on the step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a loss stopped being a number: the first module, in the order of computation, whose output is not finite."""
+"""Where a loss stopped being finite: the first module, in the order of computation, whose output is not finite."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def first_nonfinite(model: nn.Module, images: Tensor) -> str:
     """Say in one clause where the first number that is not finite appears when `model` sees `images`.
 
     The forward pass runs without gradients and in the mode the model is in. Running statistics of norms and the
-    hooks are as before afterwards; random layers draw anew.
+    hooks are restored; random layers draw new numbers.
 
     Args:
         model: The model that gave the loss.

@@ -1,4 +1,4 @@
-"""`cbam train`: one training from its options to its weights, or resumed."""
+"""`cbam train`: run one training, or resume it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TrainJob(ImageJob[Network, "dict[str, Any]"]):
         return self.folder.read_json(RESULT, "val_accuracy") is not None
 
     def open(self) -> None:
-        """Write what the run is; a finished one stays as it is."""
+        """Write settings and data, unless the run is finished."""
         if not self.is_done(self.cells[0]):
             super().open()
 
@@ -110,7 +110,7 @@ class TrainJob(ImageJob[Network, "dict[str, Any]"]):
 
     @cached_property
     def skeleton(self) -> nn.Module:
-        """A second network of the same form, on the CPU, that carries weights into files."""
+        """A second network of the same form, on the CPU, through which weights are saved."""
         return build(self.config, self.data)
 
     def _write_network(self, name: str, weights: dict[str, Tensor]) -> None:
@@ -186,7 +186,7 @@ def prepare(config: TrainRunConfig, command: list[str], progress: Progress) -> T
         progress: Gets lines on the images and the model.
 
     Raises:
-        CBAMError: Something that was asked for does not exist or does not fit; the message says what to type.
+        CBAMError: Something requested does not exist or does not fit; the message says what to type.
     """
     check_trackers(config.trackers)
     folder = RunFolder(config.folder)
@@ -221,7 +221,7 @@ def build(config: TrainRunConfig, data: ImageData) -> nn.Module:
     backbone, brought = split_attention(config.model)
     if brought and config.attention != "none":
         raise CBAMError(
-            f"--model {config.model} brings its attention. Type --attention none, or "
+            f"--model {config.model} already has attention. Type --attention none, or "
             f"--model {backbone} --attention {brought}"
         )
     if config.attention != "none":

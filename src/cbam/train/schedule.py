@@ -47,7 +47,7 @@ def make_schedule(
             warmup_prefix=False,  # the warm-up is part of the first epochs: the drops stay where they are
             **shared,
         )
-    # A single step has no schedule, which is true and no reason to warn: nobody typed timm's t_initial.
+    # A single step has no schedule; timm's warning is about t_initial, which the user did not give.
     with _without("Cosine annealing scheduler will have no effect"):
         return CosineLRScheduler(
             optimizer, t_initial=max(1, steps * config.epochs - warmup), warmup_prefix=True, **shared

@@ -39,7 +39,7 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def forked_rng(seed: int) -> Iterator[None]:
-    """Run a block under `seed` and give torch's CPU generator back as it was.
+    """Run a block under `seed`, then restore torch's CPU generator.
 
     >>> before = torch.get_rng_state()
     >>> with forked_rng(7):

@@ -1,8 +1,8 @@
-"""The state of a training after a finished step, as files from which it goes on bit for bit (on a CPU).
+"""The state of a training after a finished step, as files from which it resumes bit for bit (on a CPU).
 
 No generator's state is in it: every step is seeded by (seed, epoch, step), see `seeding`. Nor is the schedule's: it is
 a function of the number of steps. Tensors, numbers and strings only, so `torch.load(weights_only=True)` reads it. All
-tensors are whole, however the processes had divided them, so any number of processes can go on.
+tensors are whole, however the processes had divided them, so any number of processes can resume.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MODEL, EMA, TRAINING = "model.safetensors", "ema.safetensors", "training.pt"
 
 @dataclass
 class Position:
-    """How far a training is, and what it has counted in the epoch that is not finished.
+    """How far a training is, and its counts in the unfinished epoch.
 
     Attributes:
         epoch: epochs finished.
@@ -90,10 +90,10 @@ def as_files(
 
 
 def restore(folder: Path, model: nn.Module, optimizer: Any, ema: nn.Module | None, scaler: Any) -> Position:
-    """Read what `as_files` made into the given objects.
+    """Load the files of `as_files` into the given objects.
 
     Args:
-        folder: A checkpoint whose files are as they were written.
+        folder: A checkpoint whose checksums were verified.
         model: Of the same names and shapes; bare, or sharded by FSDP2.
         optimizer: Of the model's parameters.
         ema: The averaged model, where there is one.

@@ -1,10 +1,10 @@
 """One step of training: the gradient of a batch, and the update.
 
-What accelerate is for: it chooses the device, joins processes (`accelerate launch`, torchrun), wraps the network for
-them (DDP) or compiles it, casts (autocast) and scales the gradients of float16. Nothing else: the division of images
-over processes is `cbam.data.batches`, since a run must go on with any number of them, and `--shard` calls torch's FSDP2
-(`sharding`), which accelerate offers on GPUs only. All calls of accelerate that a step needs are in this file; timm
-brings optimizer, schedule and moving average.
+accelerate chooses the device, joins processes (`accelerate launch`, torchrun), wraps the network for them (DDP) or
+compiles it, casts (autocast) and scales the gradients of float16. It does nothing else: `cbam.data.batches` divides
+images over processes, since a run must resume with any number of them, and `--shard` calls torch's FSDP2 (`sharding`),
+which accelerate offers on GPUs only. All calls of accelerate that a step needs are in this file; timm provides
+optimizer, schedule and moving average.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class TrainStep:
         return torch.stack(losses).sum(), torch.stack(correct).sum()
 
     def update(self, updates: int) -> None:
-        """Change the weights, and their average; `updates` is how often that was done before."""
+        """Update the weights and their average; `updates` counts the earlier updates."""
         self.schedule.step_update(updates)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -149,13 +149,13 @@ class TrainStep:
         return self.accelerator.reduce(torch.tensor(sums, device=self.accelerator.device), "sum").tolist()
 
     def release(self) -> None:
-        """Take the wrapping off the network and forget it, so that the accelerator can serve another training."""
+        """Unwrap the network and release it, so that the accelerator can serve another training."""
         if not self.config.shard:
             self.accelerator.unwrap_model(self.net, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
 
     def _syncing(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Let the processes add up their gradients in the backward pass of the last part only."""
+        """Sum gradients over the processes only in the backward pass of the last part."""
         if self.config.shard:
             set_sync(self.net, last)
             return nullcontext()

@@ -1,4 +1,4 @@
-"""Where the numbers of a training go beside its own files: TensorBoard, Weights & Biases."""
+"""The metrics of a training: its own files, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cbam.runs.folder import RunFolder
 
 
 class Metrics:
-    """`metrics.jsonl`, a row an epoch, and the same as `metrics.csv` for spreadsheets.
+    """`metrics.jsonl`, one row per epoch, and the same as `metrics.csv` for spreadsheets.
 
     Args:
         folder: The run's.
@@ -25,7 +25,7 @@ class Metrics:
         self.folder = folder
 
     def go_on_after(self, epochs: int) -> None:
-        """Drop the rows of later epochs: they will be made again."""
+        """Drop the rows of later epochs: they will be written again."""
         kept = [row for row in self.folder.metrics.read() if row["epoch"] <= epochs]
         self.folder.metrics.replace(kept)
 
@@ -44,7 +44,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """Refuse a tracker that is not installed, before any work.
 
     Raises:
-        MissingExtra: It is not there.
+        MissingExtra: It is not installed.
     """
     import importlib.util
 
@@ -66,7 +66,7 @@ def open_trackers(
         names: "tensorboard", "wandb".
         folder: The run's.
         settings: Of the run.
-        step: The first step that is to come.
+        step: The next step.
     """
     trackers: list[GeneralTracker] = []
     if "tensorboard" in names:

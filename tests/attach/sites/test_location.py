@@ -60,6 +60,12 @@ class TestSharedActivations:
     def test_conv(self):
         assert sites(Net(Bottleneck(8)), "conv") == ["stem", "blocks.0.cv1", "blocks.0.cv2"]
 
+    def test_conv_in_blocks_that_nothing_folds(self):
+        layers = [nn.Sequential(nn.Conv2d(c, 8, 3), nn.BatchNorm2d(8), ACT) for c in (3, 8)]
+        assert sites(nn.Sequential(*layers), "conv") == ["0", "1"]
+        layers[0][2] = nn.ReLU()
+        assert sites(nn.Sequential(*layers), "conv") == ["0.2", "1.2"], "each runs once"
+
     def test_one_activation_of_its_own_stays_the_site(self):
         block = Bottleneck(8)
         block.cv2.act = nn.SiLU()

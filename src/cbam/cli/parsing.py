@@ -1,0 +1,73 @@
+"""Read the options of a command: the fields of a dataclass, whose help is the text below each field."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+Form = TypeVar("Form")
+
+
+def read_options(
+    form: type[Form], command: str, description: str, arguments: Sequence[str], default: Form | None = None
+) -> Form:
+    """Return the options; exits with code 2 and an explanation if they are wrong.
+
+    Args:
+        form: A dataclass; the options of a dataclass inside it have no prefix.
+        command: Such as "cbam plan".
+        description: For its help.
+        arguments: What follows the command.
+        default: Values of options that are not given; by default those of the form.
+    """
+    _join_help_lines(form)
+    more: dict[str, Any] = {} if default is None else {"default": default}
+    flat: Any = Annotated[form, tyro.conf.OmitArgPrefixes]
+    found: Form = tyro.cli(
+        flat, prog=command, description=_wrapped(description), args=list(arguments), **more
+    )
+    return found
+
+
+def _wrapped(description: str) -> str:
+    """Fill the paragraphs to the terminal's width; those with an indented line, such as examples, keep their lines.
+
+    Lines after the first are indented: tyro would join them to the line before otherwise.
+    """
+    width = shutil.get_terminal_size().columns
+    filled = [
+        text if "\n " in text else textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False)
+        for text in description.split("\n\n")
+    ]
+    return "\n\n".join(filled)
+
+
+def _join_help_lines(form: Any) -> None:
+    """Give each option its help as one line: tyro keeps the line breaks of the source, and so prints ragged lines."""
+    texts = dict(itertools.chain.from_iterable(_texts(each) for each in reversed(form.__mro__)))
+    for item in dataclasses.fields(form):
+        if dataclasses.is_dataclass(item.default_factory):
+            _join_help_lines(item.default_factory)
+        if item.name in texts:
+            item.metadata = MappingProxyType({**item.metadata, "help": texts[item.name]})
+
+
+def _texts(form: type) -> Iterator[tuple[str, str]]:
+    """Yield name and text of every field that a dataclass itself defines."""
+    if not dataclasses.is_dataclass(form):
+        return
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(form))).body
+    assert isinstance(definition, ast.ClassDef)
+    for field, text in itertools.pairwise(definition.body):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str() as help)):
+                yield name, " ".join(help.split())
