@@ -46,6 +46,7 @@ WIDTH = 120
 # written by a script; and one option, format or source with its explanation in a row.
 WIDE_TABLES = (
     "docs/results/ablations.md", "docs/results/bench.md", "docs/results/depth.md", "docs/results/fine-tuning.md",
+    "docs/results/gpu/README.md", "docs/results/gpu/instructions.md", "docs/results/gpu/instructions-before.md",
     "docs/checkpoints.md", "docs/data.md", "docs/sites.md", "benchmarks/README.md",
 )  # fmt: skip
 
@@ -54,7 +55,9 @@ def texts(root=ROOT):
     files = [root / page for page in PAGES]
     files += [file for folder in FOLDERS for file in sorted((root / folder).rglob("*"))]
     return [
-        file for file in files if file.is_file() and file.suffix in KINDS and "__pycache__" not in file.parts
+        file
+        for file in files
+        if file.is_file() and file.suffix in KINDS and not re.search(r"__pycache__|\.egg-info", str(file))
     ]
 
 

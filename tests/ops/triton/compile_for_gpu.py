@@ -11,11 +11,10 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-from gpu.stand_in import Driver, recorded
-
+sys.path.insert(0, str(Path(__file__).parents[3]))
 from cbam.ops.signature import BackwardArguments, ForwardArguments, NormBefore, OperatorConfig, Weights, flat
 from cbam.ops.triton import backward, forward
+from tests.ops.triton.stand_in import Driver, recorded
 
 
 def run(shape, dtype, channels_last, norm, epilogue, descriptor=3, spatial_norm=None):

@@ -35,7 +35,7 @@ def tile_offsets(c, p, C, P, LAST: tl.constexpr):
 
 @triton.jit
 def loaded(at, mask, POLICY: tl.constexpr):
-    """What is in memory, zero where the mask says no; without a mask everywhere."""
+    """What is in memory, zero where the mask refuses; without a mask everywhere."""
     if mask is None:
         value = tl.load(at, eviction_policy=POLICY)
     else:

@@ -1,6 +1,6 @@
 """Count what the kernels' machine code (sm_90) does per element; no GPU is needed.
 
-Usage: python benchmarks/gpu/instructions.py [--output FILE] [--quick]
+Usage: python -m tests.ops.triton.instructions [--output FILE] [--quick]
 
 "main loop" and "program": the instructions of a thread, times the threads, over the elements of the map that a program
 works on; of the main loop alone, and of the whole program with its set-up, reductions and convolution. They are
@@ -18,17 +18,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent)]
-if __name__ == "__main__":
-    sys.path[1:1] = [str(HERE.parents[1] / "src")]
+import torch
+import triton
 
-import torch  # noqa: E402
-import triton  # noqa: E402
-
-from cbam.ops.triton import backward, blocks, forward  # noqa: E402
-from gpu.sass import Code, code  # noqa: E402
-from gpu.stand_in import Driver, Launch, recorded  # noqa: E402
+from cbam.ops.triton import backward, blocks, forward
+from tests.ops.triton.sass import Code, code
+from tests.ops.triton.stand_in import Driver, Launch, recorded
 
 MULTIPROCESSORS = 132
 """Of an H100 or H200."""

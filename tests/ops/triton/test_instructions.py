@@ -1,4 +1,4 @@
-"""`benchmarks/gpu/instructions.py`: what the kernels' machine code may cost, and how it is counted."""
+"""`instructions.py`: what the kernels' machine code may cost, and how it is counted."""
 
 import os
 import re
@@ -11,8 +11,7 @@ import pytest
 from tests.ops.library import needs_triton
 
 pytestmark = needs_triton
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.append(str(FOLDER))
+ROOT = Path(__file__).parents[3]
 # What each kernel's main loop or program may execute per element, in inference and in training.
 LOOP = {"pool": (6.0, 8.0), "gate_grads": (14.0,)}
 PROGRAM = {"squeeze": (10.0, 14.0), "apply": (9.0,), "convolution_grads": (900.0,)}
@@ -23,7 +22,7 @@ PASSES = {"pool", "squeeze", "apply", "gate_grads", "weighted", "input_grad"}
 def report(tmp_path_factory):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, str(FOLDER / "gpu" / "instructions.py"), "--quick"], capture_output=True, text=True,
+        [sys.executable, "-m", "tests.ops.triton.instructions", "--quick"], capture_output=True, text=True, cwd=ROOT,
         timeout=300, env={**environment, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -74,7 +73,7 @@ class TestCounting:
     )  # fmt: skip
 
     def test_the_usual_way(self):
-        from gpu.sass import Code
+        from tests.ops.triton.sass import Code
 
         code = Code(32, list(self.CODE))
         assert code.loops == [(2, 4), (7, 8)]
@@ -84,11 +83,11 @@ class TestCounting:
         assert code.spills == 0
 
     def test_spills(self):
-        from gpu.sass import Code
+        from tests.ops.triton.sass import Code
 
         assert Code(255, [(0, "STL [R1], R2"), (16, "LDL R2, [R1]"), (32, "EXIT")]).spills == 2
 
     def test_code_without_loops(self):
-        from gpu.sass import Code
+        from tests.ops.triton.sass import Code
 
         assert Code(1, [(0, "NOP"), (16, "EXIT")]).around(None) == 2
