@@ -84,12 +84,21 @@ def test_an_error_of_the_caller_is_not_swallowed(count, tmp_path):
         run_tasks([Task("a", double, (1,))], workers, broken)
 
 
-def test_several_workers_share_the_tasks():
+def meet(folder):
+    """Wait until tasks of two processes have come here; return the process."""
+    (folder / str(os.getpid())).touch()
+    end = time.monotonic() + 60
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    return os.getpid()
+
+
+def test_several_workers_share_the_tasks(tmp_path):
+    pids = set()
     with worker_pool(2) as workers:
-        pids = set()
-        tasks = [Task(str(number), os.getpid) for number in range(4)] + [Task("slow", time.sleep, (0.2,))] * 2
+        tasks = [Task(str(number), meet, (tmp_path,)) for number in range(4)]
         run_tasks(tasks, workers, lambda task, answer: pids.add(answer.result))
-    assert len(pids - {None}) == 2
+    assert len(pids) == 2
     for worker in workers:
         assert worker._process is None, "ended with the block"
 
