@@ -110,7 +110,7 @@ class TestDryRun:
         content = json.loads((tmp_path / "run" / "bench.json").read_text())
         assert {name.split()[0] for name in content["not_measured"]} == {"host", "kernels"}
         assert len(content["environment"]["continued"]) == 1
-        assert "| no time left: needs 6 s" in (tmp_path / "run" / "bench.md").read_text()
+        assert "| not enough time: needs 6 s" in (tmp_path / "run" / "bench.md").read_text()
 
     def test_nothing_is_timed_while_a_check_is_wrong(self, dry_run, tmp_path):
         checks = [row for row in rows(dry_run[0]) if row["case"]["part"] == "checks"]

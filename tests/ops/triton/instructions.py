@@ -21,6 +21,16 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from cbam.ops.signature import (
+    DESCRIPTORS,
+    POOLINGS,
+    BackwardArguments,
+    ForwardArguments,
+    NormBefore,
+    OperatorConfig,
+    Weights,
+    flat,
+)
 from cbam.ops.triton import backward, blocks, forward
 from tests.ops.triton.sass import Code, code
 from tests.ops.triton.stand_in import Driver, Launch, recorded
@@ -67,15 +77,17 @@ def call(
     """
     channels, hidden = shape[1], max(1, shape[1] // 16)
     new = torch.empty
-    weights = (new(hidden, channels), None, new(channels, hidden), None, None, new(1, 2, 7, 7), *[None] * 5)
-    before = tuple(new(channels) for _ in range(4)) if norm else (None,) * 4
+    weights = Weights(w0=new(hidden, channels), w1=new(channels, hidden), kernel=new(1, 2, 7, 7))
+    before = NormBefore(*(new(channels) for _ in range(4))) if norm else NormBefore()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(tuple(shape), dtype=dtype).contiguous(memory_format=layout)
-    numbers = (3, 3, 0, False, 1e-5)
+    config = OperatorConfig(POOLINGS["both"], DESCRIPTORS["both", "avg-max"], relu=epilogue)
+    config = config._replace(pre_eps=1e-5 if norm else -1.0)
     residual = x if epilogue else None
-    y, saved, places, _ = forward(x, *weights, *before, residual, *numbers, epilogue, training)
+    y, saved, argmax, _ = forward(*flat(ForwardArguments(x, weights, before, residual, config, training)))
     if training:
-        backward(x, x, *weights, *before, y if epilogue else None, saved, places, *numbers, epilogue, norm)
+        out = y if epilogue else None
+        backward(*flat(BackwardArguments(x, x, weights, before, out, saved, argmax, config)))
 
 
 @lru_cache
