@@ -4,9 +4,8 @@
     python benchmarks/depth.py --output runs/depth.jsonl --report docs/results/depth.md
     python benchmarks/depth.py --tiny --output runs/tiny.jsonl      # does it all work here?
 
-Every cell is one line of the file, written when it is done; the same command goes on with those that are missing. A
-file belongs to one set of options and one version of torch: another needs another --output. Needs
-pip install '.[compare]'.
+Each cell is one line of the file, written when it is done; the same command resumes. A file belongs to one set of
+options and one version of torch: another needs another --output. Needs pip install '.[compare]'.
 """
 
 from __future__ import annotations

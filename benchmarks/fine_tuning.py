@@ -1,14 +1,12 @@
 """The fine-tuning study: what happens at the moment of insertion, and the page of all its runs.
 
-    python -m cbam.data.fine_tuning
-    cbam compare --config recipes/fine-tuning.yaml
-    cbam compare --config recipes/fine-tuning-gates.yaml
-    cbam compare --config recipes/fine-tuning-warmup.yaml
-    cbam compare --config recipes/fine-tuning-adamw.yaml
-    python benchmarks/fine_tuning.py insertion     # step 0, and attention put into the networks that were trained plain
-    python benchmarks/fine_tuning.py page > docs/results/fine-tuning.md
-
-Every step goes on where it was stopped.
+python -m cbam.data.fine_tuning
+cbam compare --config recipes/fine-tuning.yaml
+cbam compare --config recipes/fine-tuning-gates.yaml
+cbam compare --config recipes/fine-tuning-warmup.yaml
+cbam compare --config recipes/fine-tuning-adamw.yaml
+python benchmarks/fine_tuning.py insertion     # step 0, and attention put into the networks that were trained plain
+python benchmarks/fine_tuning.py page > docs/results/fine-tuning.md
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 
     python benchmarks/loop.py --model resnet20 --steps 40 --rounds 9
 
-Both loops train the same network on the same batches of Fashion-MNIST, in turns; a ratio is of one round, and the
-table shows the median of the rounds with the quartiles. The bare loop is as people write it: forward, loss, backward,
-step. Ours adds schedule, seeding, counts of correct predictions, checks of the loss and the position. Needs
-pip install '.[compare]'.
+Both train the same network on the same batches of Fashion-MNIST, in turns; the table shows the median of the rounds'
+ratios with quartiles. The bare loop has forward, loss, backward and step; ours adds schedule, seeding, counts of
+correct predictions, checks of the loss and the position. Needs pip install '.[compare]'.
 """
 
 from __future__ import annotations

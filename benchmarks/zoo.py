@@ -3,10 +3,9 @@
     python benchmarks/zoo.py --library torchvision --output runs/zoo.jsonl
     python benchmarks/zoo.py --report docs/zoo.md --output runs/zoo.jsonl
 
-For each model, with random weights and a small image: sites are found; every output is the same bit for bit; one
-training step moves the gates at every site; the old state dict loads; `detach` gives the model back. Each runs in a
-process of its own with a time limit; the same command goes on where it was stopped. Needs pip install '.[compare]';
-the libraries smp (segmentation_models_pytorch: a U-Net around each encoder) and transformers need their packages.
+With random weights and a small image: sites are found; every output is the same bit for bit; one training step moves
+all gates; the old state dict loads; `detach` gives the model back. Each model runs in a process of its own with a time
+limit; the same command resumes. Needs pip install '.[compare]', smp and transformers also their packages.
 """
 
 from __future__ import annotations

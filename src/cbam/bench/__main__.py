@@ -25,8 +25,8 @@ def main(arguments: Sequence[str]) -> int:
     found = list(targets(results))
     others = deviations(results) if results[0].case.threads else ()
     notes = [f"The promises are for other options: {text}." for text in others]
-    head = ["figure", "must", "aim", "measured", ""]
-    show([Section("Promises", head, [target.cells for target in found], notes)], console)
+    table = Section("Promises", ["figure", "must", "aim", "measured", ""], [t.cells for t in found], notes)
+    show([table], console)
     return int(any(not target.verdict.endswith("met") for target in found))
 
 

@@ -1,7 +1,4 @@
-"""The speed and memory that this library promises, next to what a run measured.
-
-python -m cbam.bench [FOLDER]        FOLDER is what `cbam bench --output` was given
-"""
+"""The speed and memory that this library promises, next to what a run measured; `python -m cbam.bench` shows it."""
 
 from __future__ import annotations
 
