@@ -9,8 +9,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
 	@echo "make demo    train ResNet-20 on Fashion-MNIST: plain, SE, CBAM and a control of equal size; about 3 minutes"
-	@echo "make test    linter, type checker and tests; about 10 minutes on two cores"
-	@echo "make test-fast  the quick tests only; about 3 minutes"
+	@echo "make test    linter, type checker and tests; 10 to 15 minutes on two cores"
+	@echo "make test-fast  the quick tests only; about 6 minutes on two cores"
 	@echo "make test-all  linter, type checker and every test, as continuous integration runs them"
 	@echo "make format  format the code"
 	@echo "make bench   what CBAM costs on this machine beside other ways to write it; about 5 minutes"
