@@ -107,6 +107,7 @@ def test_a_block_is_one_node_in_each_graph(block):
 
 
 @every_layout
+@torch._inductor.config.patch(force_disable_caches=True)  # code on disk would hide a change of the layouts
 def test_no_map_is_copied_for_the_node(layout):
     """In the code that is run, the node reads the convolution's own output, and the next convolution the node's."""
     model = network(layout=layout)
