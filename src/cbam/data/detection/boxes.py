@@ -79,9 +79,7 @@ def usable_box(box: Box, size: tuple[int, int], problems: Problems, where: str) 
         return None
     inside = clip(box, *size)
     if inside[2] <= inside[0] or inside[3] <= inside[1]:
-        problems.error(
-            "boxes outside the image", f"{where}: {_short(box)} in {size[0]} x {size[1]}"
-        )
+        problems.error("boxes outside the image", f"{where}: {_short(box)} in {size[0]} x {size[1]}")
         return None
     if max(abs(a - b) for a, b in zip(box, inside, strict=True)) > TOLERANCE:
         problems.warning(

@@ -6,7 +6,7 @@ import json
 import posixpath
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import yaml
 
@@ -29,14 +29,16 @@ def read_json(path: Path) -> Any:
         raise CBAMError(f"{path} is no valid JSON: {_reason(error)}.") from error
 
 
-class _PlainTree(ElementTree.TreeBuilder):
+class _PlainTree(ET.TreeBuilder):
     """Refuses a document type, in which entities are declared: without it no text can grow or point elsewhere."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise CBAMError("it declares a document type, which annotations do not need; it could hide an XML bomb")
+        raise CBAMError(
+            "it declares a document type, which annotations do not need; it could hide an XML bomb"
+        )
 
 
-def read_xml(path: Path) -> ElementTree.Element:
+def read_xml(path: Path) -> ET.Element:
     """Return the root of an XML file without document type, at most 4 MiB.
 
     The parser announces a document type before it reads the entities inside, so stopping there refuses nested
@@ -47,12 +49,12 @@ def read_xml(path: Path) -> ElementTree.Element:
     """
     content = _content(path, _MOST_XML)
     try:
-        parser = ElementTree.XMLParser(target=_PlainTree())
+        parser = ET.XMLParser(target=_PlainTree())
         parser.feed(content)
         return parser.close()
     except CBAMError as error:
         raise CBAMError(f"{path} is refused: {error}.") from error
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
+    except (ET.ParseError, ValueError, LookupError) as error:
         raise CBAMError(f"{path} is no valid XML: {_reason(error)}.") from error
 
 

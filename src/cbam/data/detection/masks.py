@@ -56,7 +56,9 @@ def _from_text(text: bytes) -> NDArray[np.int64]:
     for byte in text:
         digit = byte - 48
         if not 0 <= digit < 64 or shift > 40:
-            raise CBAMError("the 'counts' of a run-length code hold a character or a number that is none of theirs")
+            raise CBAMError(
+                "the 'counts' of a run-length code hold a character or a number that is none of theirs"
+            )
         value |= (digit & 31) << shift
         shift += 5
         if not digit & 32:
