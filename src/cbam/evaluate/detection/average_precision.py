@@ -27,8 +27,8 @@ def average_precision(
         matches: of one class.
         points: 101: the mean at COCO's recalls 0, 0.01, ..., 1, in its floating point. 11: at VOC 2007's recalls 0,
             0.1, ..., 1, compared exactly, as integers; py-faster-rcnn, ChainerCV and MMDetection take them from
-            `np.arange`, where 0.30000000000000004 leaves out a recall of exactly 3/10. "all": the area below the curve, as
-            in VOC since 2010.
+            `np.arange`, where 0.30000000000000004 leaves out a recall of exactly 3/10. "all": the area below the
+            curve, as in VOC since 2010.
         weights: int (B, images), B weightings; default each image once.
 
     Returns:
