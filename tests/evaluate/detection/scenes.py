@@ -1,23 +1,21 @@
 """Random images with objects and detections: crowds, difficult objects, empty images, equal scores, masks."""
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import torch
+
+from cbam.data.detection.records import Annotation, make_record
 
 HEIGHT, WIDTH = 96, 128
 
 
 def annotation(box, label, *, crowd=False, difficult=False, area=None, segmentation=None):
-    x1, y1, x2, y2 = box
-    area = (x2 - x1) * (y2 - y1) if area is None else area
-    return SimpleNamespace(
-        box=tuple(box), label=label, area=area, iscrowd=crowd, difficult=difficult, segmentation=segmentation
-    )
+    return Annotation(tuple(box), label, area, crowd, difficult, segmentation)
 
 
 def record(image_id, annotations, height=HEIGHT, width=WIDTH):
-    return SimpleNamespace(image_id=image_id, height=height, width=width, annotations=annotations)
+    return make_record(image_id, Path(f"{image_id}.jpg"), (width, height), annotations)
 
 
 def detections(boxes, labels, scores, masks=None):

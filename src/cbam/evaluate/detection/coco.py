@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cbam.errors import CBAMError
 from cbam.evaluate.detection.collected import DetectionEvaluator, Found
-from cbam.evaluate.detection.ground_truth import Record, Truth
+from cbam.evaluate.detection.ground_truth import Record, true_masks
 from cbam.evaluate.detection.matching import Matches, match_coco
 from cbam.evaluate.detection.rle import Rle, mask_areas, require_coco
 
@@ -39,10 +39,9 @@ class CocoEvaluator(DetectionEvaluator):
         CBAMError: the limits are not three ascending numbers, or the records do not fit the classes.
 
     >>> import torch
-    >>> from types import SimpleNamespace as Object
-    >>> cat = Object(box=(10, 10, 60, 50), label=1, area=2000, iscrowd=False, difficult=False, segmentation=None)
-    >>> records = [Object(image_id=7, height=80, width=100, annotations=[cat])]
-    >>> evaluator = CocoEvaluator(records, ["cat"])
+    >>> from cbam.data.detection.records import Annotation, make_record
+    >>> record = make_record(7, "cat.jpg", (100, 80), [Annotation((10, 10, 60, 50), label=1)])
+    >>> evaluator = CocoEvaluator([record], ["cat"])
     >>> found = {"boxes": torch.tensor([[10.0, 10, 60, 50]]), "labels": torch.ones(1).long(), "scores": torch.ones(1)}
     >>> evaluator.update(7, found)
     >>> evaluator.gather()
@@ -125,7 +124,7 @@ class CocoEvaluator(DetectionEvaluator):
     def _objects(self) -> list[int]:
         counts = np.zeros(len(self.classes) + 1, dtype=np.int64)
         for truth in self.truth.values():
-            counts += np.bincount(truth.labels[~truth.crowd], minlength=len(counts))
+            counts += np.bincount(truth.labels[~truth.iscrowd], minlength=len(counts))
         return counts[1:].tolist()
 
 
@@ -154,16 +153,16 @@ def _evaluated(evaluator: CocoEvaluator, found: dict[int, Found], kind: str) -> 
     return run.eval
 
 
-def _true_entries(image_id: int, truth: Truth, kind: str) -> list[dict[str, Any]]:
-    columns = (_xywh(truth.boxes), truth.labels.tolist(), truth.areas.tolist(), truth.crowd.tolist())
+def _true_entries(image_id: int, truth: Record, kind: str) -> list[dict[str, Any]]:
+    columns = (_xywh(truth.boxes), truth.labels.tolist(), truth.areas.tolist(), truth.iscrowd.tolist())
     entries = [
         {"image_id": image_id, "category_id": label, "bbox": box, "area": area, "iscrowd": int(crowd)}
         for box, label, area, crowd in zip(*columns, strict=True)
     ]
-    return _with_masks(entries, list(truth.masks)) if kind == "masks" else entries
+    return _with_masks(entries, true_masks(truth)) if kind == "masks" else entries
 
 
-def _found_entries(image_id: int, found: Found, truth: Truth, kind: str) -> list[dict[str, Any]]:
+def _found_entries(image_id: int, found: Found, truth: Record, kind: str) -> list[dict[str, Any]]:
     boxes = _xywh(found.boxes.astype(np.float64))
     masks = [Rle(size=[truth.height, truth.width], counts=counts) for counts in found.masks]
     areas = mask_areas(masks) if kind == "masks" else [width * height for _, _, width, height in boxes]

@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 
 from cbam.data.scan import some
 from cbam.errors import CBAMError
-from cbam.evaluate.detection.ground_truth import Record, Truth, read_truth
+from cbam.evaluate.detection.ground_truth import Record, by_image, require_labels
 from cbam.evaluate.detection.rle import Rle, encode
 
 
@@ -38,7 +38,7 @@ class DetectionEvaluator:
     def __init__(self, records: Sequence[Record], classes: Sequence[str], *, masks: bool = False):
         self.classes = tuple(classes)
         self.masks = masks
-        self.truth = read_truth(records, classes, masks)
+        self.truth = by_image(records, len(self.classes), masks)
         self._found: dict[int, Found] = {}
 
     def update(self, image_id: int, detections: Mapping[str, Tensor]) -> None:
@@ -111,7 +111,7 @@ class DetectionEvaluator:
             )
         return self._found
 
-    def _compact(self, image_id: int, truth: Truth, detections: Mapping[str, Tensor]) -> Found:
+    def _compact(self, image_id: int, truth: Record, detections: Mapping[str, Tensor]) -> Found:
         expected = ("boxes", "labels", "scores", *(["masks"] if self.masks else []))
         if missing := [name for name in expected if name not in detections]:
             raise CBAMError(
@@ -128,15 +128,12 @@ class DetectionEvaluator:
             )
         if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
             raise CBAMError(f"image {image_id}: a score or box is NaN or infinite")
-        if count and not 1 <= labels.min() <= labels.max() <= len(self.classes):
-            raise CBAMError(
-                f"image {image_id}: labels must lie in 1..{len(self.classes)}; given {labels.min()}..{labels.max()}"
-            )
+        require_labels(labels, len(self.classes), f"image {image_id}")
         masks = _encoded(image_id, truth, detections["masks"], count) if self.masks else ()
         return Found(boxes.astype(np.float32), scores.astype(np.float32), labels.astype(np.int32), masks)
 
 
-def _encoded(image_id: int, truth: Truth, masks: Tensor, count: int) -> tuple[bytes, ...]:
+def _encoded(image_id: int, truth: Record, masks: Tensor, count: int) -> tuple[bytes, ...]:
     if masks.shape != (count, 1, truth.height, truth.width):
         raise CBAMError(
             f"image {image_id}: expected masks ({count}, 1, {truth.height}, {truth.width}), the size of the image as"
@@ -145,6 +142,6 @@ def _encoded(image_id: int, truth: Truth, masks: Tensor, count: int) -> tuple[by
     return tuple(encode(mask[0].gt(0.5).cpu().numpy())["counts"] for mask in masks)
 
 
-def rles(found: Found, truth: Truth, chosen: NDArray[np.intp]) -> list[Rle]:
+def rles(found: Found, truth: Record, chosen: NDArray[np.intp]) -> list[Rle]:
     """Return the encodings of the chosen detections of an image."""
     return [Rle(size=[truth.height, truth.width], counts=found.masks[index]) for index in chosen]

@@ -1,9 +1,8 @@
-"""The true objects of an image, as the evaluators compare them with detections."""
+"""The true objects of images, as the evaluators compare them with detections."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,88 +12,72 @@ from cbam.errors import CBAMError
 from cbam.evaluate.detection.rle import Rle, from_segmentation
 
 
-class Annotation(Protocol):
-    """One true object: what the evaluators read of it."""
-
-    box: Sequence[float]  # x1, y1, x2, y2 in pixels of the image as stored, edges between pixels
-    label: int  # 1..classes
-    area: float  # of the mask where there is one: it decides small, medium, large
-    iscrowd: bool
-    difficult: bool
-    segmentation: Any  # COCO's polygons or RLE; None without masks
-
-
 class Record(Protocol):
-    """What a detection set knows of an image without opening it."""
-
-    image_id: int
-    height: int
-    width: int
-    annotations: Sequence[Annotation]
-
-
-@dataclass(frozen=True)
-class Truth:
-    """The K true objects of one image, in the order of the set.
+    """What the evaluators read of an image and its K objects: a `cbam.data.detection.DetectionRecord`, say.
 
     Attributes:
-        height, width: of the image as stored, in pixels.
-        boxes: float64 (K, 4), x1, y1, x2, y2.
-        labels: int64 (K,), 1..classes.
-        areas: float64 (K,), in square pixels.
-        crowd: bool (K,): COCO's regions of many objects.
-        difficult: bool (K,): VOC's objects that do not count.
-        masks: K run-length encodings, or empty without masks.
+        image_id: unique in the split.
+        height, width: in pixels, of the image that the boxes are measured on.
+        boxes: (K, 4), x1, y1, x2, y2 in pixels, edges between pixels.
+        labels: (K,), 1..classes.
+        areas: (K,) in square pixels, of the masks where there are some: they decide small, medium, large.
+        iscrowd: (K,) bool, COCO's regions of many objects.
+        difficult: (K,) bool, VOC's objects that do not count.
+        segmentations: K outlines in COCO's forms, None for an object that has none.
     """
 
-    height: int
-    width: int
-    boxes: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    areas: NDArray[np.float64]
-    crowd: NDArray[np.bool_]
-    difficult: NDArray[np.bool_]
-    masks: tuple[Rle, ...] = ()
+    @property
+    def image_id(self) -> int: ...  # noqa: D102
+    @property
+    def height(self) -> int: ...  # noqa: D102
+    @property
+    def width(self) -> int: ...  # noqa: D102
+    @property
+    def boxes(self) -> NDArray[np.float64]: ...  # noqa: D102
+    @property
+    def labels(self) -> NDArray[np.int64]: ...  # noqa: D102
+    @property
+    def areas(self) -> NDArray[np.float64]: ...  # noqa: D102
+    @property
+    def iscrowd(self) -> NDArray[np.bool_]: ...  # noqa: D102
+    @property
+    def difficult(self) -> NDArray[np.bool_]: ...  # noqa: D102
+    @property
+    def segmentations(self) -> Sequence[Any]: ...  # noqa: D102
 
 
-def read_truth(records: Iterable[Record], classes: Sequence[str], masks: bool = False) -> dict[int, Truth]:
-    """Return the true objects of each image by `image_id`, in ascending order.
+def by_image(records: Iterable[Record], classes: int, masks: bool = False) -> dict[int, Record]:
+    """Return the records by `image_id`, in ascending order.
 
     Args:
         records: of a split, one an image.
-        classes: the names of the labels 1, 2, ...
-        masks: whether to read the masks too.
+        classes: how many there are.
+        masks: whether each object must have an outline.
 
     Raises:
-        CBAMError: two images have one id, a label has no class, or an object has no mask where masks are asked for.
+        CBAMError: two images have one id, a label has no class, or an object has no outline.
     """
-    found: dict[int, Truth] = {}
+    found: dict[int, Record] = {}
     for record in records:
+        where = f"image {record.image_id}"
         if record.image_id in found:
             raise CBAMError(f"image_id must be unique: {record.image_id} occurs twice in the records")
-        found[record.image_id] = _truth(record, len(classes), masks)
+        require_labels(record.labels, classes, where)
+        if masks and any(outline is None for outline in record.segmentations):
+            raise CBAMError(f"{where} has an object without a mask: evaluate boxes only (masks=False)")
+        found[record.image_id] = record
     return dict(sorted(found.items()))
 
 
-def _truth(record: Record, classes: int, masks: bool) -> Truth:
-    objects = record.annotations
-    labels = np.array([item.label for item in objects], dtype=np.int64)
+def require_labels(labels: NDArray[Any], classes: int, where: str) -> None:
+    """Raise an error unless all labels lie in 1..classes; `where` begins its message."""
     if labels.size and not 1 <= labels.min() <= labels.max() <= classes:
         raise CBAMError(
-            f"image {record.image_id}: labels must lie in 1..{classes} (0 is the background);"
-            f" given {labels.min()}..{labels.max()}"
+            f"{where}: labels must lie in 1..{classes}, where 0 is the background; given"
+            f" {labels.min()}..{labels.max()}"
         )
-    size = (record.height, record.width)
-    if masks and any(item.segmentation is None for item in objects):
-        raise CBAMError(
-            f"image {record.image_id} has an object without a mask: evaluate boxes only (masks=False)"
-        )
-    return Truth(
-        *size,
-        np.array([item.box for item in objects], dtype=np.float64).reshape(-1, 4),
-        labels,
-        np.array([item.area for item in objects], dtype=np.float64),
-        np.array([item.iscrowd for item in objects], dtype=bool),
-        np.array([item.difficult for item in objects], dtype=bool),
-        tuple(from_segmentation(item.segmentation, *size) for item in objects) if masks else (),
-    )
+
+
+def true_masks(record: Record) -> list[Rle]:
+    """Return the masks of an image's objects, run-length encoded."""
+    return [from_segmentation(outline, record.height, record.width) for outline in record.segmentations]

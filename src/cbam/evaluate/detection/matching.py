@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbam.evaluate.detection.collected import Found, rles
-from cbam.evaluate.detection.ground_truth import Truth
+from cbam.evaluate.detection.ground_truth import Record, true_masks
 from cbam.evaluate.detection.rle import mask_iou
 
 Booleans = NDArray[np.bool_]
@@ -116,7 +116,7 @@ def voc_rule(strict: bool) -> Rule:
 
 
 def match_coco(
-    truth: Mapping[int, Truth],
+    truth: Mapping[int, Record],
     found: Mapping[int, Found],
     classes: int,
     ious: NDArray[np.float64],
@@ -126,14 +126,16 @@ def match_coco(
 ) -> Matches:
     """Match as COCO does over all sizes of objects, with at most `most` detections an image and class."""
 
+    outlines = {image: true_masks(there) for image, there in truth.items()} if masks else {}
+
     def overlap(image: int, chosen: NDArray[np.intp], mine: NDArray[np.intp]) -> NDArray[np.float64]:
         there, here = truth[image], found[image]
-        crowd = there.crowd[mine]
+        crowd = there.iscrowd[mine]
         if masks:
-            return mask_iou(rles(here, there, chosen), [there.masks[i] for i in mine], crowd)
+            return mask_iou(rles(here, there, chosen), [outlines[image][i] for i in mine], crowd)
         return box_iou(here.boxes[chosen].astype(np.float64), there.boxes[mine], crowd)
 
-    aside = {image: there.crowd for image, there in truth.items()}
+    aside = {image: there.iscrowd for image, there in truth.items()}
     thresholds = np.minimum(
         ious, 1 - 1e-10
     )  # pycocotools' own: IoU 1 reaches a threshold of 1 despite rounding
@@ -141,7 +143,7 @@ def match_coco(
 
 
 def match_voc(
-    truth: Mapping[int, Truth],
+    truth: Mapping[int, Record],
     found: Mapping[int, Found],
     classes: int,
     iou: float,
@@ -160,7 +162,7 @@ def match_voc(
 
 
 def _matches(
-    truth: Mapping[int, Truth],
+    truth: Mapping[int, Record],
     found: Mapping[int, Found],
     classes: int,
     thresholds: NDArray[np.float64],

@@ -51,9 +51,11 @@ def from_segmentation(segmentation: Any, height: int, width: int) -> Rle:
     require_coco()
     if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
         return Rle(size=[height, width], counts=_bytes(segmentation["counts"]))
-    found = coco_masks.frPyObjects(segmentation, height, width)
-    if isinstance(found, list):
-        found = coco_masks.merge(found)
+    if isinstance(segmentation, dict):
+        found = coco_masks.frPyObjects(segmentation, height, width)
+    else:
+        polygons = [np.asarray(polygon, dtype=np.float64).tolist() for polygon in segmentation]
+        found = coco_masks.merge(coco_masks.frPyObjects(polygons, height, width))
     return Rle(size=[height, width], counts=_bytes(found["counts"]))
 
 

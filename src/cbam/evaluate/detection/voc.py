@@ -40,9 +40,9 @@ class VocEvaluator(DetectionEvaluator):
         CBAMError: an option has no such value, or the records do not fit the classes.
 
     >>> import torch
-    >>> from types import SimpleNamespace as Object
-    >>> cat = Object(box=(10, 10, 60, 50), label=1, area=2000, iscrowd=False, difficult=False, segmentation=None)
-    >>> evaluator = VocEvaluator([Object(image_id=7, height=80, width=100, annotations=[cat])], ["cat"], points="all")
+    >>> from cbam.data.detection.records import Annotation, make_record
+    >>> record = make_record(7, "cat.jpg", (100, 80), [Annotation((10, 10, 60, 50), label=1)])
+    >>> evaluator = VocEvaluator([record], ["cat"], points="all")
     >>> found = {"boxes": torch.tensor([[10.0, 10, 60, 50]]), "labels": torch.ones(1).long(), "scores": torch.ones(1)}
     >>> evaluator.update(7, found)
     >>> evaluator.compute()["mAP"]
