@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from cbam.bench.cases import Case, Result, cases
-from cbam.bench.config import GPU_PARTS, BenchConfig
+from cbam.bench.config import ALL_PARTS, BenchConfig
 from cbam.bench.device import device_of
 from cbam.bench.folder import BenchFolder
 from cbam.bench.gpu import WRONG
@@ -172,7 +172,8 @@ class BenchJob(Job[Case, Outcome]):
 
     def _measure(self, group: Sequence[Case], caches: dict[str, str]) -> None:
         if self.config.compile and group[0].compiles and self.config.device != "dry-run":
-            self._compile([task for case in group for task in compiling(case, self.config)], caches)
+            if to_compile := [task for case in group for task in compiling(case, self.config)]:
+                self._compile(to_compile, caches)
         tasks = [measuring(case, self.config) for case in group]
         workers: Any = contextlib.nullcontext([InProcess()])
         if self.config.like_gpu:  # where a kernel may break its process
@@ -227,7 +228,7 @@ class BenchJob(Job[Case, Outcome]):
     def _results(self) -> list[Result]:
         """Return all results of the folder, also of parts that this call was not asked for, in their order."""
         done = self.folder.results()
-        names = [case.name for case in cases(replace(self.config, parts=GPU_PARTS))]
+        names = [case.name for case in cases(replace(self.config, parts=ALL_PARTS))]
         return [done[name] for name in names if name in done]
 
 
