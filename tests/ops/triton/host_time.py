@@ -75,7 +75,7 @@ def cases(dtype: torch.dtype, shape: Sequence[int] = SHAPE) -> dict[str, tuple[s
 
     own = list(module.parameters())
     norm.eval()
-    found = {
+    return {
         "relu": ("relu", lambda: torch.relu(small)),
         "relu backward": ("relu backward", backward(torch.relu(small_leaf), [small_leaf], small)),
         "module, inference": ("relu", without_gradients(module)),
@@ -88,10 +88,11 @@ def cases(dtype: torch.dtype, shape: Sequence[int] = SHAPE) -> dict[str, tuple[s
             backward(_in_mode(norm, True, block)(leaf), [leaf, *own, *norm.parameters()], grad),
         ),
     }
-    return found
 
 
-def _in_mode(norm: nn.Module, training: bool, call: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
+def _in_mode(
+    norm: nn.Module, training: bool, call: Callable[[torch.Tensor], Any]
+) -> Callable[[torch.Tensor], Any]:
     def run(x: torch.Tensor) -> Any:
         norm.training = training
         return call(x)
@@ -126,7 +127,8 @@ def measure(dtype: torch.dtype = torch.bfloat16, rounds: int = 300, calls: int =
             gc.enable()
     units = ("relu", "relu backward")
     return {
-        name: best[name] * 1e6 if name in units else best[name] / best[unit] for name, (unit, _) in timed.items()
+        name: best[name] * 1e6 if name in units else best[name] / best[unit]
+        for name, (unit, _) in timed.items()
     }
 
 
