@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cbam.bench.folder import load
-from cbam.bench.targets import deviations, targets
+from cbam.bench.targets import HEAD, deviations, targets
 from cbam.errors import CBAMError
 from cbam.runs.tables import Section, show
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     found = list(targets(results))
     others = deviations(results) if results[0].case.threads else ()
     notes = [f"The promises are for other options: {text}." for text in others]
-    table = Section("Promises", ["figure", "must", "aim", "measured", ""], [t.cells for t in found], notes)
+    table = Section("Promises", HEAD, [t.cells for t in found], notes)
     show([table], console)
     return int(any(not target.verdict.endswith("met") for target in found))
 

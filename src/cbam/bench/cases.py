@@ -13,7 +13,7 @@ from cbam.evaluate.timing import quartiles, ratios
 FORWARD, BOTH = "forward", "forward+backward"
 INFERENCE, TRAINING = "inference", "training step"
 PLAIN = "plain"
-GRAPH, HOT, UNCOMPILED = ", in a graph", ", in a graph, map in the cache", ", not compiled"
+GRAPH, HOT, UNCOMPILED = ", in a graph", ", in a graph, map in the cache", ", and without the compiler"
 """Behind a name: timed in a CUDA graph on a cold cache, or right after the map was written; or without the compiler,
 in the same rounds as with it."""
 ONE_THREAD = ", 1 thread"

@@ -107,7 +107,9 @@ class BenchConfig(RunConfig):
                 raise CBAMError(f"--{name} must be more than 0, given {time}")
         here = GPU_PARTS if self.like_gpu else (*PARTS, *ASKED_FOR)
         if not set(self.parts) & set(here):
-            where = "on a CPU only. Leave out --device" if self.like_gpu else "on a GPU only. Add --device cuda"
+            where = (
+                "on a CPU only. Leave out --device" if self.like_gpu else "on a GPU only. Add --device cuda"
+            )
             raise CBAMError(f"--parts {' '.join(self.parts)}: measured {where}")
         _ = self.maps
 
@@ -175,8 +177,8 @@ def defaults(device: str) -> BenchConfig:
     if device not in ("cuda", "dry-run"):
         return BenchConfig()
     return BenchConfig(
-        device=device, parts=GPU_PARTS, batch_size=128, dtype="bfloat16", memory_formats=("channels_last",), rounds=25, seconds=0.6,
-        budget=480.0, output=Path("runs/bench-gpu"),
+        device=device, parts=GPU_PARTS, batch_size=128, dtype="bfloat16", memory_formats=("channels_last",), rounds=25,
+        seconds=0.6, budget=480.0, output=Path("runs/bench-gpu"),
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def measuring(case: Case, config: BenchConfig) -> Task:
 
 def compiling(case: Case, config: BenchConfig) -> Iterator[Task]:
     """Yield what fills torch's compile cache for a case; the networks one by one, on a CPU by the case itself."""
-    if case.part == "network" and case.threads:
+    if not case.compiles or (case.part == "network" and case.threads):
         return
     names = [""]
     if case.part == "network":

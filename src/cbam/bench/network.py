@@ -71,7 +71,7 @@ class Networks:
     def _names(self, built: dict[str, nn.Module]) -> list[str]:
         if self.case.study in (COMPILED_NETWORKS, REDUCED):
             return [PLAIN, self.ours, CAREFUL]
-        # A careful module is timed beside the others on a GPU; on a CPU only with the compiler, which is what it is for.
+        # On a CPU the careful module is timed with the compiler only, which it is written for.
         apart = (APART,) if self.compiled else () if self.device.like_gpu else (APART, CAREFUL)
         return [name for name in built if not name.endswith(apart)]
 

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cbam.bench import summary
-from cbam.bench.baselines import COPY
+from cbam.bench.baselines import COPY, ours_of
 from cbam.bench.cases import INFERENCE, ONE_THREAD, TRAINING, Case, Result
 from cbam.bench.config import shape_text
 from cbam.bench.summary import mean_of, ours, providers, select
-from cbam.bench.targets import targets
+from cbam.bench.targets import HEAD, targets
 from cbam.evaluate.timing import geometric_mean
 from cbam.runs.tables import SEPARATOR, Section
 
 KERNELS_SHOWN, LONGEST_NAME = 12, 70
+MOVED = {"pool": 1, "squeeze": 1, "apply": 2, "gate_grads": 2, "weighted": 1, "input_grad": 2}
+"""Reads and writes of the map in each pass of the module alone; the other kernels move vectors."""
 
 
 def sections(results: Sequence[Result]) -> Iterator[Section]:
@@ -31,13 +33,16 @@ def sections(results: Sequence[Result]) -> Iterator[Section]:
         yield _memory(group)
     networks = [result for result in results if result.case.part == "network"]
     for group in _groups(networks, lambda c: (c.study, c.shape[0])):
-        yield _network(group)
+        for way in group[0].ways or [""]:
+            yield _network(group, way)
     if host := select(results, "host"):
         yield _host(host)
     if passes := summary.dram_passes(results):
         yield _traffic(passes)
     for result in select(results, "kernels"):
         yield from _kernels(result)
+    for result in select(results, "code"):
+        yield from _code(result)
     if threads := select(results, "scaling", study="threads"):
         yield _threads_table(threads)
     for study, title in (("batch", "growing batch"), ("map", "growing map")):
@@ -65,7 +70,7 @@ def markdown(
     if settings.get("quick") or settings.get("device") == "dry-run":
         parts.append("**A small run: it shows that everything works; the numbers mean nothing.**")
     rows = [target.cells for target in targets(results)]
-    promises = Section("Promises", ["figure", "must", "aim", "measured", "verdict"], rows)
+    promises = Section("Promises", HEAD, rows)
     parts += [section.markdown() for section in (promises, *sections(results))]
     notes = dict.fromkeys(note for result in results for note in result.notes)
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
@@ -148,11 +153,12 @@ def _memory(results: Sequence[Result]) -> Section:
     return Section(title, head, rows)
 
 
-def _network(results: Sequence[Result]) -> Section:
+def _network(results: Sequence[Result], way: str) -> Section:
     """Times and memory of whole networks."""
-    case = results[0].case
-    title = f"network, batch {case.shape[0]}, {case.shape[-1]} px, {_kind(case)}: ms, times plain"
-    rows = []
+    case, rows = results[0].case, []
+    title = f"network, batch {case.shape[0]}, {case.shape[-1]} px, {_kind(case)}{way}: ms, times plain"
+    results = [result.of_way(way) for result in results]
+    notes = [_spread(result) for result in results if ours(result) in result.samples_ms and result.ways]
     for layout in _layouts(results):
         rows.append([layout])
         mine = [r for r in results if r.case.memory_format == layout]
@@ -167,16 +173,30 @@ def _network(results: Sequence[Result]) -> Section:
             for counts in ("saved_bytes", "peak_bytes"):
                 cells += [_share(getattr(r, counts), name, r.case.reference) for r in modes[1]] or [""]
             rows.append(["  " + name, *cells])
-    return Section(title, ["", "inference", "", "training", "", "saved", "peak"], rows)
+    return Section(title, ["", "inference", "", "training", "", "saved", "peak"], rows, notes)
+
+
+def _spread(result: Result) -> str:
+    """Say how far the rounds' ratios to plain lie apart, and what the fastest of all rounds are to each other."""
+    low, middle, high = result.ratio_quartiles(ours(result))
+    fastest = min(result.samples_ms[ours(result)]) / min(result.samples_ms[result.case.reference])
+    kind = f"{result.case.mode}, {result.case.memory_format}"
+    return f"{kind}: ours {middle:.3f} ({low:.3f} to {high:.3f}), fastest by fastest {fastest:.3f}"
 
 
 def _host(results: Sequence[Result]) -> Section:
     case = results[0].case
-    title = (
-        f"host overhead, {shape_text(case.shape)}, {case.dtype}: µs of a call, without waiting for the GPU"
-    )
-    rows = [[name, *(_three(1000 * r.quartiles(name)[1]) for r in results)] for name in providers(results)]
-    return Section(title, ["", *(result.case.mode for result in results)], rows)
+    title = f"host, {shape_text(case.shape)}, {case.dtype}{_threads(case.threads)}: µs of a call, times relu"
+    head = ["", *(cell for result in results for cell in (result.case.mode, ""))]
+    rows = [
+        [
+            name,
+            *(cell for r in results for cell in (_three(1000 * r.quartiles(name)[1]), _times(r.ratio(name)))),
+        ]
+        for name in providers(results)
+    ]
+    notes = [] if case.threads else ["Without waiting for the GPU."]
+    return Section(title, head, rows, notes)
 
 
 def _traffic(passes: Sequence[dict[str, Any]]) -> Section:
@@ -189,16 +209,47 @@ def _traffic(passes: Sequence[dict[str, Any]]) -> Section:
 
 
 def _kernels(result: Result) -> Iterator[Section]:
+    """Kernels in the order of their times; of this library's passes also how near they are to a copy of the map."""
+    copy = sum(us for _, us in result.extra["kernels"].get(COPY, {}).values())
     for name, kernels in result.extra["kernels"].items():
+        if name == COPY:
+            continue
         table = sorted(kernels.items(), key=lambda item: -item[1][1])
         shown = table[:KERNELS_SHOWN]
-        rows = [[kernel if len(kernel) <= LONGEST_NAME else kernel[: LONGEST_NAME - 3] + "...", f"{n:.1f}", _three(us)]
-                for kernel, (n, us) in shown]  # fmt: skip
+        rows = []
+        for kernel, (n, us) in shown:
+            maps = MOVED.get(kernel, 0) * n if name == ours_of(result.extra["kernels"]) else 0
+            short = kernel if len(kernel) <= LONGEST_NAME else kernel[: LONGEST_NAME - 3] + "..."
+            moved = (
+                [f"{maps * result.input_bytes / 1e6:.1f}", f"{50 * maps * copy / us:.0f} %"] if maps else []
+            )
+            rows.append([short, f"{n:.1f}", _three(us), *moved])
         rows += [[f"and {len(table) - len(shown)} more"]] if len(table) > len(shown) else []
         launches, total = (sum(row[i] for row in kernels.values()) for i in (0, 1))
         title = f"kernels of forward+backward, {name}, {shape_text(result.case.shape)}"
-        note = f"{launches:.0f} launches, {total:.0f} µs."
-        yield Section(title, ["kernel", "launches", "µs"], rows, [note])
+        note = f"{launches:.0f} launches, {total:.0f} µs; a copy of the map {_three(copy)} µs."
+        yield Section(title, ["kernel", "launches", "µs", "MB", "of a copy's speed"], rows, [note])
+
+
+def _code(result: Result) -> Iterator[Section]:
+    """Figures that have a promise are in the table of promises; here are all kernels of the first stage."""
+    if counted := result.extra.get("instructions"):
+        title, found = next(iter(counted["rows"].items()))
+        names = ("name", "tile", "registers", "spills", "loop", "program")
+        rows = [
+            [
+                f"{cell:.1f}" if isinstance(cell, float) else str(cell)
+                for cell in (row[name] for name in names)
+            ]
+            for row in found
+        ]
+        yield Section(f"code of the kernels, {title}: instructions an element", list(names), rows)
+    if host := result.extra.get("host"):
+        rows = [
+            [name, *(f"{times[name]:.2f}" for times in host.values())] for name in next(iter(host.values()))
+        ]
+        title = "host time of a GPU's call with a stub launcher: relu in µs, the rest in calls of it"
+        yield Section(title, ["", *host], rows)
 
 
 def _threads_table(results: Sequence[Result]) -> Section:

@@ -171,9 +171,8 @@ class BenchJob(Job[Case, Outcome]):
         return Outcome(results, self.left, picture)
 
     def _measure(self, group: Sequence[Case], caches: dict[str, str]) -> None:
-        if self.config.compile and group[0].compiles and self.config.device != "dry-run":
-            if to_compile := [task for case in group for task in compiling(case, self.config)]:
-                self._compile(to_compile, caches)
+        if self.config.compile and self.config.device != "dry-run":
+            self._compile([task for case in group for task in compiling(case, self.config)], caches)
         tasks = [measuring(case, self.config) for case in group]
         workers: Any = contextlib.nullcontext([InProcess()])
         if self.config.like_gpu:  # where a kernel may break its process
@@ -196,6 +195,8 @@ class BenchJob(Job[Case, Outcome]):
             self.left |= {task.name: why for task, why in run_tasks(tasks, pool, done, self.deadline, wanted)}
 
     def _compile(self, tasks: Sequence[Task], caches: dict[str, str]) -> None:
+        if not tasks:
+            return
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         like_gpu, start = self.config.like_gpu, time.monotonic()
         most = min(WORKERS, max(1, cores // CORES_EACH)) if like_gpu else self.config.threads or 1
