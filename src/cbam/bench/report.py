@@ -181,7 +181,7 @@ def _spread(result: Result) -> str:
     low, middle, high = result.ratio_quartiles(ours(result))
     fastest = min(result.samples_ms[ours(result)]) / min(result.samples_ms[result.case.reference])
     kind = f"{result.case.mode}, {result.case.memory_format}"
-    return f"{kind}: ours {middle:.3f} ({low:.3f} to {high:.3f}), fastest by fastest {fastest:.3f}"
+    return f"{kind}: ours {middle:.3f} ({low:.3f} to {high:.3f}), of the fastest {fastest:.3f}"
 
 
 def _host(results: Sequence[Result]) -> Section:
