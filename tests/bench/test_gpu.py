@@ -20,7 +20,7 @@ from cbam.runs.environment import code_hash
 
 SECTIONS = (
     "Promises", "Correctness on real shapes", "forward, channels_last, N=2, bfloat16: ms",
-    "forward+backward, channels_last, N=2, bfloat16, in a graph: ms", "host overhead",
+    "forward+backward, channels_last, N=2, bfloat16, in a graph: ms", "host, 1x64x4², bfloat16: µs of a call, times relu",
     "forward+backward, channels_last, N=2, bfloat16, in a graph, map in the cache",
     "memory of forward+backward", "network, batch 2, 32 px, bfloat16, CUDA graph",
     "network, batch 2, 32 px, bfloat16, compiled: ms", "network, batch 2, 32 px, bfloat16, compiled, in a graph: ms",
@@ -164,7 +164,7 @@ class TestChecks:
         file.parent.mkdir(parents=True)
         (tmp_path / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--device')\n")
         file.write_text(text)
-        monkeypatch.setattr(gpu, "CHECKS", file)
+        monkeypatch.setattr(gpu, "CHECKS", (file,))
         return gpu.check(self.case, BenchConfig(device="dry-run"), device_of("dry-run"))
 
     def test_failures_and_what_is_imprecise_are_named(self, monkeypatch, tmp_path):
@@ -184,7 +184,7 @@ class TestChecks:
         assert self.found(monkeypatch, tmp_path, "import no_such_module\n").extra["counts"] == {"wrong": 1}
 
     def test_without_the_tests_it_says_so(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(gpu, "CHECKS", tmp_path / "none.py")
+        monkeypatch.setattr(gpu, "CHECKS", (gpu.FIRST, tmp_path / "none.py"))
         result = gpu.check(self.case, BenchConfig(device="dry-run"), device_of("dry-run"))
         assert "was not checked: needs pytest" in result.notes[0]
 

@@ -21,25 +21,31 @@ from cbam.evaluate.dram import run_quietly
 from cbam.evaluate.timing import kernel_times
 from cbam.ops.dispatch import set_backend
 
-CHECKS = Path(__file__).resolve().parents[3] / "tests" / "ops" / "test_real_shapes.py"
+ROOT = Path(__file__).resolve().parents[3]
+FIRST = ROOT / "tests/ops/test_first_on_a_gpu.py"
+CHECKS = (FIRST, ROOT / "tests/ops/test_real_shapes.py")
+"""In the order in which they run: first what has changed since a GPU was last at hand."""
 CHECKING_SECONDS = 150
 OK, IMPRECISE, WRONG, SKIPPED = "ok", "imprecise", "wrong", "skipped"
 
 
 def check(case: Case, config: BenchConfig, device: Device) -> Result:
     """Run the operator's tests on real shapes for the case's dtype and memory format; `extra` has what they found."""
-    if not CHECKS.exists() or not importlib.util.find_spec("pytest"):
-        return Result(case, notes=[f"the operator was not checked: needs pytest and {CHECKS}"])
+    if not all(file.exists() for file in CHECKS) or not importlib.util.find_spec("pytest"):
+        return Result(case, notes=[f"the operator was not checked: needs pytest and {CHECKS[-1]}"])
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        only = ["-k", f"{case.dtype} and {case.memory_format}", "--device", device.torch.type]
-        command = [sys.executable, "-m", "pytest", str(CHECKS), *only, "-q", "-p", "no:cacheprovider"]
+        wanted = f"{FIRST.stem} or ({case.dtype} and {case.memory_format})"
+        only = [*map(str, CHECKS), "-k", wanted, "--device", device.torch.type]
+        command = [sys.executable, "-m", "pytest", *only, "-q", "-p", "no:cacheprovider"]
         try:
-            run = run_quietly([*command, f"--junitxml={report}"], CHECKING_SECONDS, CHECKS.parents[2])
+            run = run_quietly([*command, f"--junitxml={report}"], CHECKING_SECONDS, CHECKS[-1].parents[2])
         except subprocess.TimeoutExpired:
-            return Result(case, extra={"counts": {WRONG: 1}, "failures": {CHECKS.name: "took too long"}})
+            return Result(case, extra={"counts": {WRONG: 1}, "failures": {CHECKS[-1].name: "took too long"}})
         if not report.exists():
-            return Result(case, extra={"counts": {WRONG: 1}, "failures": {CHECKS.name: run.stdout[-500:]}})
+            return Result(
+                case, extra={"counts": {WRONG: 1}, "failures": {CHECKS[-1].name: run.stdout[-500:]}}
+            )
         return Result(case, extra=read_report(report.read_text(encoding="utf-8")))
 
 
