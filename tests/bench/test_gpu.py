@@ -20,7 +20,7 @@ from cbam.runs.environment import code_hash
 
 SECTIONS = (
     "Promises", "Correctness on real shapes", "forward, channels_last, N=2, bfloat16: ms",
-    "forward+backward, channels_last, N=2, bfloat16, in a graph: ms", "host, 1x64x4², bfloat16: µs of a call, times relu",
+    "forward+backward, channels_last, N=2, bfloat16, in a graph: ms", "host, 1x64x4², bfloat16: µs of a call",
     "forward+backward, channels_last, N=2, bfloat16, in a graph, map in the cache",
     "memory of forward+backward", "network, batch 2, 32 px, bfloat16, CUDA graph",
     "network, batch 2, 32 px, bfloat16, compiled: ms", "network, batch 2, 32 px, bfloat16, compiled, in a graph: ms",

@@ -41,12 +41,14 @@ def check(case: Case, config: BenchConfig, device: Device) -> Result:
         try:
             run = run_quietly([*command, f"--junitxml={report}"], CHECKING_SECONDS, CHECKS[-1].parents[2])
         except subprocess.TimeoutExpired:
-            return Result(case, extra={"counts": {WRONG: 1}, "failures": {CHECKS[-1].name: "took too long"}})
+            return _broken(case, "took too long")
         if not report.exists():
-            return Result(
-                case, extra={"counts": {WRONG: 1}, "failures": {CHECKS[-1].name: run.stdout[-500:]}}
-            )
+            return _broken(case, run.stdout[-500:])
         return Result(case, extra=read_report(report.read_text(encoding="utf-8")))
+
+
+def _broken(case: Case, why: str) -> Result:
+    return Result(case, extra={"counts": {WRONG: 1}, "failures": {"the checks": why}})
 
 
 def read_report(text: str) -> dict[str, Any]:

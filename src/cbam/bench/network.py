@@ -16,17 +16,8 @@ from torch import Tensor, nn
 
 from cbam.attach import attach
 from cbam.bench.baselines import CAREFUL, EAGER, OPERATOR, TEXTBOOK
-from cbam.bench.cases import (
-    COMPILED_NETWORKS,
-    GRAPH,
-    GRAPHS,
-    INFERENCE,
-    PLAIN,
-    REDUCED,
-    UNCOMPILED,
-    Case,
-    Result,
-)
+from cbam.bench.cases import COMPILED_NETWORKS as COMPILED
+from cbam.bench.cases import GRAPH, GRAPHS, INFERENCE, PLAIN, REDUCED, UNCOMPILED, Case, Result
 from cbam.bench.config import DTYPES, MEMORY_FORMATS, BenchConfig
 from cbam.bench.device import Device
 from cbam.bench.modules import BaselinesDiffer, first_line
@@ -69,7 +60,7 @@ class Networks:
         }
 
     def _names(self, built: dict[str, nn.Module]) -> list[str]:
-        if self.case.study in (COMPILED_NETWORKS, REDUCED):
+        if self.case.study in (COMPILED, REDUCED):
             return [PLAIN, self.ours, CAREFUL]
         # On a CPU the careful module is timed with the compiler only, which it is written for.
         apart = (APART,) if self.compiled else () if self.device.like_gpu else (APART, CAREFUL)
@@ -102,7 +93,7 @@ class Networks:
     def forward(self, network: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the logits of a network, in training the loss."""
         # Casts are not kept from one call to the next: a graph must contain them all.
-        cached = self.case.study not in (GRAPHS, COMPILED_NETWORKS)
+        cached = self.case.study not in (GRAPHS, COMPILED)
         with torch.autocast(self.device.torch.type, torch.bfloat16, enabled=self.amp, cache_enabled=cached):
             y = network(self.x)
             return F.cross_entropy(y, self.target) if self.training else y
@@ -124,7 +115,7 @@ class Networks:
                 if self.device.like_gpu or self.compiled:
                     call()
                 found[name] = capture([call], self.device.torch) if self.case.study == GRAPHS else call
-                if self.case.study == COMPILED_NETWORKS:
+                if self.case.study == COMPILED:
                     if self.device.like_gpu:
                         found[name + GRAPH] = capture([call], self.device.torch)
                     else:
@@ -191,9 +182,9 @@ def measure(case: Case, config: BenchConfig, device: Device) -> Result:
         times = interleave(candidates, rounds=config.rounds, seconds=config.seconds, clock=device.clock())
         result = Result(case, times, input_bytes=networks.x.nbytes, notes=networks.notes)
         if networks.training and case.study != GRAPHS:
-            for name, call in calls.items():
+            for name in networks.networks.keys() & calls.keys():
                 networks.select(name)
-                result.peak_bytes[name] = peak_bytes(call, device.torch.type)
+                result.peak_bytes[name] = peak_bytes(calls[name], device.torch.type)
             if not networks.compiled:
                 result.saved_bytes = networks.saved()
         if device.is_gpu:

@@ -11,7 +11,7 @@ from cbam.bench.baselines import COPY, ours_of
 from cbam.bench.cases import INFERENCE, ONE_THREAD, TRAINING, Case, Result
 from cbam.bench.config import shape_text
 from cbam.bench.summary import mean_of, ours, providers, select
-from cbam.bench.targets import HEAD, targets
+from cbam.bench.targets import deviations, targets
 from cbam.evaluate.timing import geometric_mean
 from cbam.runs.tables import SEPARATOR, Section
 
@@ -41,13 +41,24 @@ def sections(results: Sequence[Result]) -> Iterator[Section]:
         yield _traffic(passes)
     for result in select(results, "kernels"):
         yield from _kernels(result)
-    for result in select(results, "code"):
-        yield from _code(result)
     if threads := select(results, "scaling", study="threads"):
         yield _threads_table(threads)
     for study, title in (("batch", "growing batch"), ("map", "growing map")):
         if grown := select(results, "scaling", study=study):
             yield _growth(grown, title)
+
+
+def promises(results: Sequence[Result]) -> Section:
+    """Return the table of what this library promises beside what was measured."""
+    others = deviations(results) if results and results[0].case.threads else ()
+    notes = [f"The promises are for other options: {text}." for text in others]
+    rows = [
+        ["figure", "before", "must", "aim", "measured", ""],
+        *(target.cells for target in targets(results)),
+    ]
+    if not any(row[1] for row in rows[1:]):
+        rows = [[row[0], *row[2:]] for row in rows]
+    return Section("Promises", rows[0], rows[1:], notes)
 
 
 def trust(results: Sequence[Result]) -> str:
@@ -69,9 +80,7 @@ def markdown(
     parts = ["# CBAM next to other implementations", _header(settings, environment)]
     if settings.get("quick") or settings.get("device") == "dry-run":
         parts.append("**A small run: it shows that everything works; the numbers mean nothing.**")
-    rows = [target.cells for target in targets(results)]
-    promises = Section("Promises", HEAD, rows)
-    parts += [section.markdown() for section in (promises, *sections(results))]
+    parts += [section.markdown() for section in (promises(results), *sections(results))]
     notes = dict.fromkeys(note for result in results for note in result.notes)
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     why = {result.case.name: result.extra["why"] for result in results if "why" in result.extra}
@@ -188,15 +197,11 @@ def _host(results: Sequence[Result]) -> Section:
     case = results[0].case
     title = f"host, {shape_text(case.shape)}, {case.dtype}{_threads(case.threads)}: µs of a call, times relu"
     head = ["", *(cell for result in results for cell in (result.case.mode, ""))]
-    rows = [
-        [
-            name,
-            *(cell for r in results for cell in (_three(1000 * r.quartiles(name)[1]), _times(r.ratio(name)))),
-        ]
-        for name in providers(results)
-    ]
-    notes = [] if case.threads else ["Without waiting for the GPU."]
-    return Section(title, head, rows, notes)
+    rows = [[name] for name in providers(results)]
+    for row in rows:
+        for r in results:
+            row += [_three(1000 * r.quartiles(row[0])[1]), _times(r.ratio(row[0]))]
+    return Section(title, head, rows, [] if case.threads else ["Without waiting for the GPU."])
 
 
 def _traffic(passes: Sequence[dict[str, Any]]) -> Section:
@@ -220,36 +225,14 @@ def _kernels(result: Result) -> Iterator[Section]:
         for kernel, (n, us) in shown:
             maps = MOVED.get(kernel, 0) * n if name == ours_of(result.extra["kernels"]) else 0
             short = kernel if len(kernel) <= LONGEST_NAME else kernel[: LONGEST_NAME - 3] + "..."
-            moved = (
-                [f"{maps * result.input_bytes / 1e6:.1f}", f"{50 * maps * copy / us:.0f} %"] if maps else []
-            )
-            rows.append([short, f"{n:.1f}", _three(us), *moved])
+            rows.append([short, f"{n:.1f}", _three(us)])
+            if maps:
+                rows[-1] += [f"{maps * result.input_bytes / 1e6:.1f}", f"{50 * maps * copy / us:.0f} %"]
         rows += [[f"and {len(table) - len(shown)} more"]] if len(table) > len(shown) else []
         launches, total = (sum(row[i] for row in kernels.values()) for i in (0, 1))
         title = f"kernels of forward+backward, {name}, {shape_text(result.case.shape)}"
         note = f"{launches:.0f} launches, {total:.0f} µs; a copy of the map {_three(copy)} µs."
         yield Section(title, ["kernel", "launches", "µs", "MB", "of a copy's speed"], rows, [note])
-
-
-def _code(result: Result) -> Iterator[Section]:
-    """Figures that have a promise are in the table of promises; here are all kernels of the first stage."""
-    if counted := result.extra.get("instructions"):
-        title, found = next(iter(counted["rows"].items()))
-        names = ("name", "tile", "registers", "spills", "loop", "program")
-        rows = [
-            [
-                f"{cell:.1f}" if isinstance(cell, float) else str(cell)
-                for cell in (row[name] for name in names)
-            ]
-            for row in found
-        ]
-        yield Section(f"code of the kernels, {title}: instructions an element", list(names), rows)
-    if host := result.extra.get("host"):
-        rows = [
-            [name, *(f"{times[name]:.2f}" for times in host.values())] for name in next(iter(host.values()))
-        ]
-        title = "host time of a GPU's call with a stub launcher: relu in µs, the rest in calls of it"
-        yield Section(title, ["", *host], rows)
 
 
 def _threads_table(results: Sequence[Result]) -> Section:

@@ -21,24 +21,16 @@ INSTRUCTIONS = (
     ("convolution_grads", "program", (("", 3041, 900, 500),)),
 )
 STUB_LAUNCHER = {
-    "module, forward": 58.6,
-    "module, backward": 13.4,
-    "block, forward": 83.2,
-    "block, backward": 15.2,
-}
+    "module, forward": 58.6, "module, backward": 13.4, "block, forward": 83.2, "block, backward": 15.2,
+}  # fmt: skip
 """What it was before the host's part was rewritten, in calls of relu; a quarter of that is promised."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One promise.
+    """One promise: the bound that must be kept, the bound aimed at, whether more is better, and what was measured.
 
-    Args:
-        figure: What it is about.
-        must, aim: The bound that must be kept, and the one aimed at.
-        faster: Whether more is better.
-        measured: None if it was not.
-        before: What it was before somebody set to work on it, where that is known.
+    `before` is what it was before somebody set to work on it, where that is known.
     """
 
     figure: str
@@ -62,21 +54,17 @@ class Target:
     def cells(self) -> list[str]:
         """The target as a row of a table."""
         sign = ">=" if self.faster else "<="
-        before, measured = (
-            "" if number is None else f"{number:.4g}" for number in (self.before, self.measured)
-        )
+        numbers = [
+            "" if one is None else f"{one:.4g}" for one in (self.before, self.must, self.aim, self.measured)
+        ]
         return [
             self.figure,
-            before,
-            f"{sign} {self.must:.4g}",
-            f"{sign} {self.aim:.4g}",
-            measured,
+            numbers[0],
+            f"{sign} {numbers[1]}",
+            f"{sign} {numbers[2]}",
+            numbers[3],
             self.verdict,
         ]
-
-
-HEAD = ["figure", "before", "must", "aim", "measured", ""]
-"""Of a table of promises."""
 
 
 def targets(results: Sequence[Result]) -> Iterator[Target]:
@@ -129,11 +117,10 @@ def _gpu(results: Sequence[Result]) -> Iterator[Target]:
         (cases.INFERENCE, cases.COMPILED_NETWORKS, cases.GRAPH, batch, 1.65, 1.15, 1.06),
         (cases.INFERENCE, cases.GRAPHS, "", 1, 3.1, 1.35, 1.15),
     ):
-        these = [
-            r.of_way(way) for r in select(found, "network", mode, study=study) if r.case.shape[0] == images
-        ]
+        these = [r for r in select(found, "network", mode, study=study) if r.case.shape[0] == images]
+        ratio = mean_of([result.of_way(way) for result in these], _over_reference)
         figure = f"ResNet-50 {mode}, batch {images}, {study or 'eager, as called'}{way}: ours / plain"
-        yield Target(figure, must, aim, False, mean_of(these, _over_reference), before)
+        yield Target(figure, must, aim, False, ratio, before)
     stages = [result.of_way(cases.GRAPH) for result in modules if result.case.shape[0] == batch]
     for mode, figure, before, must, aim, measure in (
         (cases.FORWARD, "share of the copy limit", 0.17, 0.36, 0.50, summary.copy_share),
@@ -145,10 +132,8 @@ def _gpu(results: Sequence[Result]) -> Iterator[Target]:
     kept = mean_of(eager, _saved)
     yield Target("ResNet-50, bytes kept for backward: ours / plain", 1.02, 1.01, False, kept, 1.011)
     calls = [call for call in summary.dram_passes(results) if call["direction"] == "forward"]
-    passes = [call["passes"] for call in calls if call["provider"] == "ours"]
-    yield Target(
-        f"DRAM passes, forward, N={batch}, worst stage", 4.2, 2.3, False, max(passes, default=None), 3.9
-    )
+    passes = max((call["passes"] for call in calls if call["provider"] == "ours"), default=None)
+    yield Target(f"DRAM passes, forward, N={batch}, worst stage", 4.2, 2.3, False, passes, 3.9)
 
 
 def _compiled(results: Sequence[Result]) -> Iterator[Target]:
@@ -176,15 +161,13 @@ def _code(results: Sequence[Result]) -> Iterator[Target]:
     for kernel, column, figures in INSTRUCTIONS:
         rows = [row[column] for row in tables[0] if row["name"] == kernel] if tables else []
         for place, (mode, before, must, aim) in zip((0, -1), figures, strict=False):
-            figure = f"{kernel}{mode}, instructions" + (
-                " for 32 positions" if before > 100 else " an element"
-            )
+            per = "for 32 positions" if kernel == "convolution_grads" else "an element"
+            figure = f"{kernel}{mode}, instructions {per}"
             yield Target(figure, must, aim, False, rows[place] if rows else None, before)
     launches = counted["launches"] if counted else (None, None)
-    for mode, count, before, must, aim in zip(
-        ("forward", "backward"), launches, (9, 16), (5, 7), (4, 5), strict=True
-    ):
-        yield Target(f"launches {mode}, one block in training", must, aim, False, count, before)
+    forward, backward = (f"launches {mode}, one block in training" for mode in ("forward", "backward"))
+    yield Target(forward, 5, 4, False, launches[0], 9)
+    yield Target(backward, 7, 5, False, launches[1], 16)
     for name, before in STUB_LAUNCHER.items():
         figure = f"host, stub launcher: {name} / relu"
         yield Target(figure, before / 4, before / 8, False, host.get(name), before)
