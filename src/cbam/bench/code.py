@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor, nn
 
 from cbam.attach import attach
 from cbam.bench.cases import Case, Result
@@ -30,10 +31,7 @@ IMAGE = 64
 
 
 def measure(case: Case, config: BenchConfig, device: Device) -> Result:
-    """Count instructions, registers and launches, time the host without a GPU, and count maps that are copied.
-
-    `extra` has "instructions" and "host", what those programs print, and "copies", the number of maps.
-    """
+    """Return in `extra` what the COUNTERS print, and as "copies" the maps that a compiled network copies."""
     extra: dict[str, Any] = {}
     notes = []
     for name, program in COUNTERS.items():
@@ -51,29 +49,32 @@ def measure(case: Case, config: BenchConfig, device: Device) -> Result:
 
 def copies_in(config: BenchConfig) -> int:
     """Compile a training step of the network with CBAM, and count the maps that are copied for the operator."""
+    network = build_model(config.model, 10)
+    attach(network, "cbam", input_size=(3, IMAGE, IMAGE))
+    image = torch.randn(2, 3, IMAGE, IMAGE)
+    return copied_maps(*training_code(network.train(), image))
+
+
+def training_code(network: nn.Module, image: Tensor) -> tuple[str, str]:
+    """Return Inductor's code of a network's forward and backward pass, compiled anew."""
     from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.utils import run_fw_bw_and_get_code
 
-    channels, size = 3, IMAGE
-    network = build_model(config.model, 10)
-    attach(network, "cbam", input_size=(channels, size, size))
-    image = torch.randn(2, channels, size, size)
     torch._dynamo.reset()
-    step = torch.compile(network.train(), fullgraph=True)
+    step = torch.compile(network, fullgraph=True)
     # The code is read and not used, so its C++ need not be compiled; code kept on disk would not be written again.
     unused = mock.patch.object(AsyncCompile, "cpp_pybinding", return_value=lambda *_: None)
     with torch._inductor.config.patch(force_disable_caches=True), unused:
         _, (forward, backward) = run_fw_bw_and_get_code(lambda: step(image).sum())
     torch._dynamo.reset()
-    return copied_maps(forward, backward)
+    return forward, backward
 
 
 def copied_maps(forward: str, backward: str) -> int:
     """Count the maps that are copied or re-laid-out around the operator in the code of a training step.
 
     Args:
-        forward: Inductor's code of the forward pass of a network whose operators each follow a convolution.
-        backward: Of the backward pass.
+        forward, backward: Inductor's code of a network in which each operator follows a convolution.
 
     Returns:
         Operators whose map is not a convolution's own output; backward, whose map is not the one that was kept; and
