@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-import torch
 from torch import nn
 
 from cbam.attach import attach
-from cbam.bench.baselines import COPY
+from cbam.bench.baselines import COPY, Baseline
 from cbam.bench.cases import RELU, Case, Result
 from cbam.bench.config import BenchConfig
 from cbam.bench.device import Device
@@ -25,25 +22,15 @@ def measure(case: Case, config: BenchConfig, device: Device) -> Result:
     """Time all baselines, a ReLU, and a batch norm without and with attached CBAM, without waiting for a GPU."""
     try:
         comparison = Comparison(case, device, ())
-        steps: dict[str, Callable[[], Any]] = {
-            name: partial(comparison.step, name) for name in (COPY, *comparison.baselines)
-        }
         layers = {RELU: nn.ReLU(), NORM: _norm(case, attached=False), ATTACHED: _norm(case, attached=True)}
+        candidates = {COPY: Candidate(partial(comparison.step, COPY), prepare=device.synchronize)}
         for name, layer in layers.items():
-            layer.to(device.torch, comparison.x.dtype).train(comparison.grad)
-            steps[name] = partial(_step, comparison, layer, list(layer.parameters()))
-
-        def prepare(name: str) -> None:
-            if name in comparison.baselines:
-                comparison.baselines[name].select()
-            elif name in layers:
-                set_backend("auto")
-            device.synchronize()
-
-        candidates = {
-            name: Candidate(step, comparison.grad and name != COPY, partial(prepare, name))
-            for name, step in steps.items()
-        }
+            comparison.baselines[name] = Baseline(layer.to(device.torch, comparison.x.dtype), "auto")
+            comparison.ready[name] = layer
+            comparison.weights[name] = list(layer.train(comparison.grad).parameters())
+        for name, baseline in comparison.baselines.items():
+            prepare = partial(_prepare, device, baseline)
+            candidates[name] = Candidate(partial(comparison.step, name), comparison.grad, prepare)
         times = interleave(candidates, rounds=config.rounds, seconds=config.seconds)
     finally:
         set_backend("auto")
@@ -58,8 +45,6 @@ def _norm(case: Case, attached: bool) -> nn.Module:
     return network[0]
 
 
-def _step(comparison: Comparison, layer: nn.Module, weights: list[nn.Parameter]) -> Any:
-    y = layer(comparison.x)
-    if not comparison.grad:
-        return y
-    return torch.autograd.grad(y, [comparison.x, *weights], comparison.gradient)
+def _prepare(device: Device, baseline: Baseline) -> None:
+    baseline.select()
+    device.synchronize()
