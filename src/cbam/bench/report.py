@@ -94,7 +94,8 @@ def _header(settings: dict[str, Any], environment: dict[str, Any]) -> str:
     versions = {"python": environment.get("python"), "CUDA": gpu.get("cuda"), "triton": gpu.get("triton"),
                 **environment.get("packages", {})}  # fmt: skip
     lines = [
-        f"- host: {machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} threads",
+        f"- host: {machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} threads, "
+        f"load at the start {machine.get('load', 'unknown')}",
         "- " + ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         "- " + ", ".join(f"{name} {settings.get(name)}" for name in ("commit", "code", "operator")),
         "- " + ", ".join(str(one.get("started")) for one in (environment, *environment.get("continued", []))),

@@ -110,6 +110,9 @@ class BenchJob(Job[Case, Outcome]):
     def environment(self) -> dict[str, Any]:
         """Return machine and versions; on a CPU the process keeps freed memory from now on."""
         found = describe_environment(self.command, "cpu")
+        found["machine"]["load"] = (
+            [round(load, 1) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None
+        )
         if self.config.like_gpu:
             return {**found, "gpu": describe_gpu()}
         found["machine"]["allocator"] = keep_freed_memory()
