@@ -74,8 +74,8 @@ def size_in_header(
 def name_of(value: Any) -> str:
     """Return a value for a message: short, whatever it is.
 
-    >>> name_of({"a": "b" * 100})
-    "{'a': 'bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb..."
+    >>> name_of(["a" * 100])
+    "['aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa..."
     """
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**18 else "a huge number"
     return text if len(text) <= 45 else text[:42] + "..."
