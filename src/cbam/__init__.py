@@ -1,7 +1,7 @@
 """CBAM attention for any CNN: attach it, count it, compare it."""
 
 from cbam import functional
-from cbam.attach import Attachment, Plan, attach, detach, disabled, fold_gate_scale, plan
+from cbam.attach import Attachment, Plan, attach, attention_maps, detach, disabled, fold_gate_scale, plan
 from cbam.checkpoints import WeightsReport, load_weights
 from cbam.errors import CBAMError
 from cbam.evaluate import Cost, cost
@@ -22,6 +22,7 @@ __all__ = [
     "WeightsReport",
     "__version__",
     "attach",
+    "attention_maps",
     "cost",
     "detach",
     "disabled",
