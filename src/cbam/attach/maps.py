@@ -141,6 +141,15 @@ def attention_maps(model: nn.Module) -> Iterator[AttentionMaps]:
             _stop(part, listener)
 
 
+def sites_with_gates(model: nn.Module) -> list[str]:
+    """Return the sites that `attention_maps` records in a model.
+
+    >>> sites_with_gates(nn.Sequential(nn.ReLU(), CBAM(8)))
+    ['1']
+    """
+    return list(_sites(model)[0])
+
+
 class _Listener:
     """Adds the gates of one site's calls in the thread that made it."""
 

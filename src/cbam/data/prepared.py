@@ -58,7 +58,9 @@ class PreparedImages(EpochIndexDataset):
         self._preparation = preparation
         self._centre = centre_crop(preparation.size)
         self._augment = (
-            v2.Compose([v2.RandomResizedCrop(preparation.size), v2.RandomHorizontalFlip()]) if augment else None
+            v2.Compose([v2.RandomResizedCrop(preparation.size), v2.RandomHorizontalFlip()])
+            if augment
+            else None
         )
 
     @abc.abstractmethod
