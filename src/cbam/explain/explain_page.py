@@ -42,6 +42,11 @@ def render(
                 "cams": {
                     title: embedded(folder / entry["models"][title]["cam"], _IN_PAGE) for title in titles
                 },
+                "masked": [
+                    title
+                    for title, view in of_image.items()
+                    if any(g.spatial is not None for g in view.gates.values())
+                ],
                 "rows": [_row(size, entry, titles, folder) for size in entry["scales"]],
                 "figures": {
                     title: gates_figure(

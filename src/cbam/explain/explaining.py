@@ -33,6 +33,7 @@ def explain(
     image_size: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Explanation:
     """Return where a classifier looks, what its gates do, and what it says, for one image or several.
 
@@ -49,6 +50,7 @@ def explain(
         method: of the map, see `cbam.explain.cams.METHODS`.
         class_names: by default those saved with the network, or ImageNet's for 1,000 outputs.
         image_size, mean, std: of the input; by default those saved with the network, timm's or ImageNet's.
+        names: of the images; by default those of their files.
 
     Raises:
         CBAMError: an image that cannot be read; networks that do not fit together; an unknown layer, method or class.
@@ -68,7 +70,7 @@ def explain(
     forms = {title: input_form(each, image_size, mean, std) for title, each in models.items()}
     _check_same({title: (form.channels, form.size) for title, (form, _) in forms.items()})
     first, found = next(iter(forms.values()))
-    names = _names(sources)
+    names = _names(sources) if names is None else list(names)
     crops = [first.crop(open_picture(source, name)) for source, name in zip(sources, names, strict=True)]
     scores = {title: _scores(each, forms[title][0].batch(crops)) for title, each in models.items()}
     widths = {title: found.shape[1] for title, found in scores.items()}

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cbam.errors import CBAMError, unknown_name
+from cbam.errors import CBAMError, nearest, unknown_name
 
 # Perceptually uniform: no false edges as in jet or turbo, and readable for the colour-blind.
 COLOUR_MAP = "inferno"
 PAPER_COLOUR_MAP = "jet"
+_USUAL = ("viridis", "magma", "plasma", "cividis", "turbo", PAPER_COLOUR_MAP)
 _STRONGEST = 0.8
 _PAPER_OPACITY = 0.5  # of the whole map, as in the paper's Figure 5
 _SHOWN_SIDE = 168
@@ -28,7 +29,7 @@ def check_colour_map(name: str) -> None:
     >>> check_colour_map("inferno")
     """
     if name not in mpl.colormaps:
-        raise unknown_name("colour map", name, [each for each in mpl.colormaps if not each.endswith("_r")])
+        raise unknown_name("colour map", name, dict.fromkeys([COLOUR_MAP, *_USUAL, *nearest(name, mpl.colormaps)]))
 
 
 def colours(values: NDArray[np.floating], name: str = COLOUR_MAP) -> NDArray[np.float64]:
