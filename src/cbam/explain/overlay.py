@@ -29,7 +29,9 @@ def check_colour_map(name: str) -> None:
     >>> check_colour_map("inferno")
     """
     if name not in mpl.colormaps:
-        raise unknown_name("colour map", name, dict.fromkeys([COLOUR_MAP, *_USUAL, *nearest(name, mpl.colormaps)]))
+        raise unknown_name(
+            "colour map", name, dict.fromkeys([COLOUR_MAP, *_USUAL, *nearest(name, mpl.colormaps)])
+        )
 
 
 def colours(values: NDArray[np.floating], name: str = COLOUR_MAP) -> NDArray[np.float64]:
