@@ -57,6 +57,10 @@ def unfused_reason(norm: nn.Module, attention: AttentionModule) -> str | None:
         return "the norm in front has hooks"
     if "_is_replica" in vars(norm):
         return "nn.DataParallel's replicas hold no parameters"
+    if not isinstance(
+        attention, AttentionModule
+    ):  # pytorch-grad-cam's AblationCAM puts a layer of its own there
+        return "another module was put in the attention's place"
     return attention.unfused_reason()
 
 
