@@ -1,0 +1,91 @@
+"""Batch norms that keep their statistics: a detector sees too few images a step to take new ones."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from cbam.attach import WithAttention
+
+
+class FixedBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm that normalises with its running statistics in training, too, and never changes them.
+
+    Its weight and bias train, unlike those of torchvision's `FrozenBatchNorm2d`: the gates' norms are new where the
+    backbone's are not, and with a weight fixed at its initial 0 a gate could not learn.
+
+    >>> norm = FixedBatchNorm2d(1).train()
+    >>> norm.training
+    False
+    """
+
+    def train(self, mode: bool = True) -> FixedBatchNorm2d:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+
+class BatchNorm2dOfAny(nn.BatchNorm2d):
+    """A batch norm that also takes a single value of each channel in training: one image, and a map of one pixel.
+
+    A single value has no variance, and `nn.BatchNorm2d` raises. This one then normalises with its running statistics,
+    as in evaluation mode.
+
+    >>> import torch
+    >>> BatchNorm2dOfAny(4)(torch.ones(1, 4, 1, 1)).shape
+    torch.Size([1, 4, 1, 1])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return super().forward(x)
+
+
+def accept_single_values(gate: nn.Module) -> None:
+    """Replace the batch norms in a site's attention by `BatchNorm2dOfAny`, in place."""
+    if isinstance(gate, WithAttention):
+        _replace(gate.cbam, BatchNorm2dOfAny)
+
+
+def freeze_norms(model: nn.Module) -> None:
+    """Replace the batch norms by `FrozenBatchNorm2d`, in place, and those of attached gates by `FixedBatchNorm2d`.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    >>> freeze_norms(net)
+    >>> net[1]
+    FrozenBatchNorm2d(8, eps=1e-05)
+    """
+    freeze_gate_norms(model)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d) and not isinstance(child, FixedBatchNorm2d):
+                parent.set_submodule(name, _frozen(child))
+
+
+def freeze_gate_norms(model: nn.Module) -> None:
+    """Replace the batch norms of attached gates by `FixedBatchNorm2d`, in place."""
+    for module in list(model.modules()):
+        if isinstance(module, WithAttention):
+            _replace(module.cbam, FixedBatchNorm2d)
+
+
+def _replace(module: nn.Module, kind: type[nn.BatchNorm2d]) -> None:
+    """Replace the batch norms inside a module by those of another class, with the same weights and statistics."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                new = kind(child.num_features, child.eps, child.momentum)
+                new._parameters.update(child._parameters)
+                new._buffers.update(child._buffers)
+                parent.set_submodule(name, new.train(child.training))
+
+
+def _frozen(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
+    frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        frozen.register_buffer(name, getattr(norm, name).detach().clone())
+    return frozen
