@@ -119,6 +119,7 @@ def measure(dtype: torch.dtype = torch.bfloat16, rounds: int = 300, calls: int =
         try:
             for _ in range(rounds):
                 for name, (_, run) in timed.items():
+                    run()  # so that the code is in the cache
                     start = time.perf_counter()
                     for _ in range(calls):
                         run()

@@ -45,13 +45,13 @@ def test_a_small_batch_gets_short_tiles_with_busy_lanes(samples, channels, posit
 
 
 def test_autotuning_changes_the_tiles_and_nothing_else(monkeypatch):
-    from cbam.ops.triton import launch
+    from cbam.ops.triton import plans, tune
 
     tried = []
 
-    def seconds(run):
-        run()
-        tried.append(run)
+    def seconds(plan, tensors, name):
+        plan.start_through_triton(tensors)
+        tried.append((name, plan.tiles[name]))
         return -len(tried)  # the last one is the fastest
 
     others = [blocks.Tile(32, 16, 1), blocks.Tile(16, 32, 1)]
@@ -60,26 +60,38 @@ def test_autotuning_changes_the_tiles_and_nothing_else(monkeypatch):
         cases.maps((2, 20, 5, 4), torch.float64, torch.channels_last),
     )
     block, x, grad = block.double().to(GPU), x.to(GPU), grad.to(GPU)
+    monkeypatch.setattr(plans, "_plans", {})
     with set_backend("triton"):
         usual = cases.outcome(block, x, grad, "triton")
-        monkeypatch.setattr(launch, "AUTOTUNE", True)
-        monkeypatch.setattr(launch, "_best", {})
-        monkeypatch.setattr(launch, "_candidates", lambda tile: others)
-        monkeypatch.setattr(launch, "_seconds", seconds)
+        monkeypatch.setattr(plans, "_plans", {})
+        monkeypatch.setattr(tune, "AUTOTUNE", True)
+        monkeypatch.setattr(tune, "_candidates", lambda tile: others)
+        monkeypatch.setattr(tune, "_seconds", seconds)
         for _ in range(2):
             tuned = cases.outcome(block, x, grad, "triton")
-        assert {key[0] for key in launch._best} == {
-            "pool", "squeeze", "apply", "gate_grads", "weighted", "input_grad"
-        }  # fmt: skip
-        assert set(launch._best.values()) == {others[-1]}
-        assert launch.tuned(lambda tile: tile, blocks.Tile(64, 64, 4), "a kernel") == others[-1]
-    assert len(tried) == 7 * len(others)  # once, not at every call
+    passes = ["pool", "squeeze", "apply", "gate_grads", "weighted", "input_grad"]
+    assert tried == [(name, tile) for name in passes for tile in others]  # once, not at every call
+    chosen = {name: tile for plan in plans._plans.values() for name, tile in plan.tiles.items()}
+    assert chosen == dict.fromkeys(passes, others[-1])
     for key, value in usual.items():
         torch.testing.assert_close(tuned[key], value)
 
 
+def test_the_time_of_one_kernel(monkeypatch):
+    from cbam.ops.triton import plans, tune
+
+    x = torch.randn(1, 5, 3, 2, device=GPU)
+    monkeypatch.setattr(plans, "_plans", {})
+    monkeypatch.setattr(tune, "AUTOTUNE", True)
+    with set_backend("triton"), torch.no_grad():
+        block = cases.block_of("paper", 5).to(GPU)
+        tuned = block(x)
+        monkeypatch.setattr(tune, "AUTOTUNE", False)
+        torch.testing.assert_close(block(x), tuned)
+
+
 def test_candidates_are_tiles_that_triton_takes():
-    from cbam.ops.triton.launch import _candidates
+    from cbam.ops.triton.tune import _candidates
 
     found = _candidates(blocks.Tile(64, 32, 4))
     assert blocks.Tile(64, 32, 4) in found

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from cbam.ops.reference import accumulation_dtype
 from cbam.ops.signature import ACTIVATIONS, DESCRIPTOR_PLANES, POOLED_ROWS, OperatorConfig, Weights
+from cbam.ops.triton.plan import Part, Room
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,40 @@ class Problem:
         """Indices kept for backward: the channel of each position's maximum, the position of each channel's."""
         return self.samples * self.positions * (self.k > 0), self.samples * self.channels * (self.hidden > 0)
 
-    def split(self, saved: Tensor) -> list[Tensor | None]:
-        """Return the parts of `saved`, None for the empty ones."""
-        return [part if part.numel() else None for part in saved.split_with_sizes(self.sizes)]
+    def kept(self, numbers: Room, indices: Room | None) -> Kept:
+        """Return the parts of what is kept, None for those that this call does not have or does not use."""
+        s, pooled, hidden, t, maps, z, z_stats = (numbers.part(n) if n else None for n in self.sizes)
+        channels = positions = None
+        if indices is not None:
+            channels, positions = map(indices.part, self.argmax_sizes)
+        if not self.k or self.maximum_plane < 0:
+            channels = None
+        if not self.hidden or self.maximum_row < 0:
+            positions = None
+        return Kept(s, pooled, hidden, t, maps, z, z_stats, channels, positions)
 
-    def split_argmax(self, argmax: Tensor) -> list[Tensor | None]:
-        """Return the channels and the positions in `argmax`; None where the maximum is not used."""
-        channels, positions = argmax.split_with_sizes(self.argmax_sizes)
-        return [
-            channels if self.maximum_plane >= 0 and channels.numel() else None,
-            positions if self.maximum_row >= 0 and positions.numel() else None,
-        ]
+
+class Kept(NamedTuple):
+    """The vectors of numbers and indices that backward needs.
+
+    Args:
+        s, t: the gates, (N, C) and (N, P).
+        pooled, hidden: the pooled values and the hidden layer of the MLP, (N, rows, C) and (N, rows, h).
+        maps: what the spatial convolution reads, (N, planes, P).
+        z, z_stats: the convolution's output before a norm of batch statistics, and these: mean, 1 / deviation.
+        channel_argmax: the channel of each position's maximum.
+        position_argmax: the position of each channel's maximum.
+    """
+
+    s: Part | None
+    pooled: Part | None
+    hidden: Part | None
+    t: Part | None
+    maps: Part | None
+    z: Part | None
+    z_stats: Part | None
+    channel_argmax: Part | None
+    position_argmax: Part | None
 
 
 def problem_of(x: Tensor, weights: Weights, config: OperatorConfig) -> Problem:
@@ -139,9 +162,3 @@ def _problem(
 
 def _index(name: str, names: tuple[str, ...]) -> int:
     return names.index(name) if name in names else -1
-
-
-def new_vectors(x: Tensor, problem: Problem, keep: bool) -> tuple[Tensor, Tensor]:
-    """Return room for the numbers and the indices; no indices if nothing is kept for backward."""
-    saved = x.new_empty(sum(problem.sizes), dtype=accumulation_dtype(x.dtype))
-    return saved, x.new_empty(sum(problem.argmax_sizes) if keep else 0, dtype=torch.int32)
