@@ -153,14 +153,14 @@ class AttentionModule(nn.Module):
         x: Tensor,
         weights: Weights,
         before: NormBefore = _NO_NORM,
-        pre_eps: float = -1.0,
+        pre: tuple[bool, float] = (False, 1e-5),
         residual: Tensor | None = None,
         relu: bool = False,
     ) -> Tensor:
         """Return the operator's result for this module; hooks that only observe see a call of the module."""
         for hook in self._forward_pre_hooks.values():
             hook(self, (x,))
-        config = self.operator_config()._replace(relu=relu, pre_eps=pre_eps)
+        config = self.operator_config()._replace(relu=relu, pre_training=pre[0], pre_eps=pre[1])
         y, stats = fused.attend(x, weights, config, before, residual)
         self.after_operator(x, stats)
         for hook in self._forward_hooks.values():

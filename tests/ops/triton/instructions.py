@@ -82,7 +82,7 @@ def call(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(tuple(shape), dtype=dtype).contiguous(memory_format=layout)
     config = OperatorConfig(POOLINGS["both"], DESCRIPTORS["both", "avg-max"], relu=epilogue)
-    config = config._replace(pre_eps=1e-5 if norm else -1.0)
+    config = config._replace(pre_training=norm)
     residual = x if epilogue else None
     y, saved, argmax, _ = forward(*flat(ForwardArguments(x, weights, before, residual, config, training)))
     if training:

@@ -121,13 +121,13 @@ def channel_gate(hidden, w1, b1, scale, s, samples, C, width, ROWS: tl.constexpr
 
 @triton.jit
 def logits(maps, kernel, z, parts, P, height, width, tiles, K: tl.constexpr, PLANES: tl.constexpr,
-           BP: tl.constexpr):  # fmt: skip
+           INNER: tl.constexpr, BP: tl.constexpr):  # fmt: skip
     """The convolution of all positions, (N, P), and of every tile its count, mean and sum of squared deviations."""
     part = tl.program_id(0)
     n = (part // tiles).to(tl.int64)
     p = part % tiles * BP + tl.arange(0, BP)
     inside = p < P
-    value = convolved(maps + n * PLANES * P, kernel, p, inside, height, width, K, PLANES)
+    value = convolved(maps + n * PLANES * P, kernel, p, inside, height, width, K, PLANES, INNER)
     tl.store(z + n * P + p, value, mask=inside)
     count = tl.minimum(P - part % tiles * BP, BP).to(value.dtype)
     mean = tl.sum(tl.where(inside, value, 0.0), 0) / count

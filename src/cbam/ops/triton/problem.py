@@ -22,6 +22,7 @@ class Problem:
         hidden: width of the MLP, 0 without a channel gate.
         pooling, descriptor: as in the operator's signature, 0 without their gate.
         k: side of the spatial kernel, 0 without a spatial gate.
+        inner: whether that kernel is in channels_last, so that its planes are the inner axis.
         hard: whether the gates are hard sigmoids.
         norm: whether the spatial gate has a norm.
         norm_training: whether that norm uses the statistics of the batch.
@@ -37,6 +38,7 @@ class Problem:
     pooling: int
     descriptor: int
     k: int
+    inner: bool
     hard: bool
     norm: bool
     norm_training: bool
@@ -143,6 +145,7 @@ def problem_of(x: Tensor, weights: Weights, config: OperatorConfig) -> Problem:
         not x.is_contiguous() or x.shape[2] * x.shape[3] == 1,
         0 if w0 is None else w0.numel() // x.shape[1],
         0 if kernel is None else kernel.shape[-1],
+        kernel is not None and not kernel.is_contiguous(),
         config.norm_training or weights.norm_mean is not None,
         config,
     )
@@ -150,12 +153,18 @@ def problem_of(x: Tensor, weights: Weights, config: OperatorConfig) -> Problem:
 
 @lru_cache(4096)  # detectors see maps of many sizes
 def _problem(
-    shape: tuple[int, ...], channels_last: bool, hidden: int, k: int, norm: bool, config: OperatorConfig
+    shape: tuple[int, ...],
+    channels_last: bool,
+    hidden: int,
+    k: int,
+    inner: bool,
+    norm: bool,
+    config: OperatorConfig,
 ) -> Problem:
     n, c, height, width = shape
     return Problem(
         n, c, height, width, channels_last, hidden, config.pooling if hidden else 0, config.descriptor if k else 0, k,
-        config.activation == ACTIVATIONS["hardsigmoid"], norm and k > 0, config.norm_training and k > 0,
+        inner, config.activation == ACTIVATIONS["hardsigmoid"], norm and k > 0, config.norm_training and k > 0,
         config.norm_eps,
     )  # fmt: skip
 

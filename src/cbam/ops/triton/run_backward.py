@@ -61,12 +61,13 @@ class Call(NamedTuple):
     problem: Problem
     given: Any
     kept: Kept
+    norm: Part | None
     device: torch.device
 
     @property
     def has_norm(self) -> bool:
         """Whether there is a norm in front."""
-        return self.given.before.mean is not None
+        return self.norm is not None
 
 
 def _plan(arguments: Sequence[Any], tiles: dict[str, Tile]) -> Plan:
@@ -85,12 +86,13 @@ def _plan(arguments: Sequence[Any], tiles: dict[str, Tile]) -> Plan:
     ]
     masked = None if out is None else Part(TENSORS + 1 + len(learned), 0, x.numel(), x.dtype)
     if x.numel():
-        _add(Call(plan, q, given, kept, x.device), found, masked, dx, config.pre_eps >= 0)
+        norm = None if before.mean is None else plan.scratch.part(2 * q.channels)
+        _add(Call(plan, q, given, kept, norm, x.device), found, masked, dx)
     plan.sizes = (*sizes, plan.scratch.size)
     return plan
 
 
-def _add(call: Call, found: list[Any], masked: Any, dx: Part, pre_training: bool) -> None:
+def _add(call: Call, found: list[Any], masked: Any, dx: Part) -> None:
     q, given = call.problem, call.given
     dt, count, logits, sums, tiles = _gate_grads(call, masked)
     spatial = _spatial_gate(call, dt, count, logits) if q.k else None
@@ -101,7 +103,7 @@ def _add(call: Call, found: list[Any], masked: Any, dx: Part, pre_training: bool
         )
         dhidden = _hidden_grads(call, da) if q.hidden else None
         dpooled, input_sums = _pooled_grads(call, dhidden, per_sample)
-        if call.has_norm and pre_training:
+        if call.has_norm and given.config.pre_training:
             k1, k0 = (call.plan.scratch.part(q.channels) for _ in range(2))
     _parameter_grads(call, da, dhidden, spatial, input_sums, found, k1, k0)
     dmaps = None if spatial is None else spatial.dmaps
@@ -125,10 +127,10 @@ def _gate_grads(call: Call, masked: Any) -> tuple[Any, int, bool, Any, int]:
     sums = plan.scratch.part(n * tiles * number * c) if number else None
     group = min(16 // itemsize, size.channels) if q.channels_last else 1
     plan.launch_pass(
-        passes.gate_grads, (n * tiles, count), size, given.x, *given.before, given.grad, given.out, masked, kept.s,
-        kept.t, given.weights.spatial_scale, dt, sums, n, c, p, tiles, per_program, SUMS=number, LOGITS=logits,
-        HARD=q.hard, LAST=q.channels_last, GROUP=group, STEPS=steps,
-        WHOLE=c % size.channels == 0 and p % (size.positions * steps) == 0,
+        passes.gate_grads, (n * tiles, count), size, given.x, *given.before, given.config.pre_eps, call.norm,
+        given.grad, given.out, masked, kept.s, kept.t, given.weights.spatial_scale, dt, sums, n, c, p, tiles,
+        per_program, BATCH=given.config.pre_training, SUMS=number, LOGITS=logits, HARD=q.hard, LAST=q.channels_last,
+        GROUP=group, STEPS=steps, WHOLE=c % size.channels == 0 and p % (size.positions * steps) == 0,
     )  # fmt: skip
     return dt, count, logits, sums, tiles
 
@@ -164,7 +166,7 @@ def _spatial_gate(call: Call, dt: Any, parts_of_dt: int, logits: bool) -> Spatia
         plan.launch(
             kernels.logit_grads, (n * tiles,), dt, kept.t, w.spatial_scale, kept.maps, w.kernel, kept.z, kept.z_stats,
             w.norm_weight, w.norm_mean, w.norm_var, dz, norm_sums, p, q.height, q.width, parts_of_dt, tiles, q.eps,
-            K=q.k, PLANES=q.planes, HARD=q.hard, BP=128,
+            K=q.k, PLANES=q.planes, INNER=q.inner, HARD=q.hard, BP=128,
         )  # fmt: skip
     if q.norm_training:
         plan.launch(
@@ -181,7 +183,7 @@ def _spatial_gate(call: Call, dt: Any, parts_of_dt: int, logits: bool) -> Spatia
     plan.launch(
         convolution_grads, (n * count, q.k + 1), dz, kept.maps, w.kernel, dmaps, partial, arrived,
         q.channels, p, q.height, q.width, count, per_part, blocks,
-        AVERAGE=q.average_plane, K=q.k, PLANES=q.planes, RUN=RUN, BQ=32, warps=1,
+        AVERAGE=q.average_plane, K=q.k, PLANES=q.planes, INNER=q.inner, RUN=RUN, BQ=32, warps=1,
     )  # fmt: skip
     return Spatial(dmaps, partial, n * count, norm_sums, n * tiles, arrived)
 
@@ -198,7 +200,7 @@ def _weighted(call: Call, spatial: Spatial, gate_sums: Any, tiles: int) -> tuple
     sums = plan.scratch.part(n * splits * number * c)
     plan.launch_pass(
         passes.weighted, (n * splits, blocks), size, given.x, spatial.dmaps, kept.channel_argmax, sums,
-        spatial.arrived, gate_sums, tiles, kept.s, given.weights.channel_scale, *given.before, da, per_sample,
+        spatial.arrived, gate_sums, tiles, kept.s, given.weights.channel_scale, call.norm, da, per_sample,
         c, p, splits, per_split, SUMS=number, HARD=q.hard, AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane,
         LAST=q.channels_last, WHOLE=c % size.channels == 0,
     )  # fmt: skip
@@ -211,7 +213,7 @@ def _channel_sums(call: Call, sums: Any, tiles: int) -> tuple[Any, Any]:
     da, per_sample = _channel_results(call)
     call.plan.launch(
         kernels.channel_sums, (q.samples, -(-q.channels // 64)), sums, tiles, None, 0, call.kept.s,
-        given.weights.channel_scale, *given.before, da, per_sample, q.channels,
+        given.weights.channel_scale, call.norm, da, per_sample, q.channels,
         SUMS=3 if call.has_norm else 1, SECOND=0, HARD=q.hard, BC=64,
     )  # fmt: skip
     return da, per_sample
@@ -270,9 +272,9 @@ def _parameter_grads(
     call.plan.launch(
         kernels.parameter_grads, (of_mlp + of_kernel + of_norm,), da, dhidden, kept.pooled, kept.hidden,
         dw0, db0, dw1, db1, partial, dkernel, norm_sums, dnorm_weight, dnorm_bias,
-        input_sums, before.weight, before.mean, before.invstd, dweight, dbias, k1, k0,
+        input_sums, before.weight, before.mean, before.var, call.given.config.pre_eps, dweight, dbias, k1, k0,
         q.samples, q.channels, q.positions, q.hidden, channel_blocks, of_mlp, of_kernel, count, tiles, size,
-        ROWS=q.rows, BN=16, BC=64, BH=16, BLOCK=block,
+        ROWS=q.rows, BATCH=call.given.config.pre_training, BN=16, BC=64, BH=16, BLOCK=block,
     )  # fmt: skip
 
 
@@ -284,7 +286,7 @@ def _input_grad(call: Call, grad: Part, dmaps: Any, dpooled: Any, k1: Any, k0: A
     tiles = -(-p // group)
     count, per_program = parts(c, size.channels, n * tiles, call.device)
     plan.launch_pass(
-        passes.input_grad, (n * tiles, count), size, given.x, given.before.weight, given.before.invstd, grad, kept.s,
+        passes.input_grad, (n * tiles, count), size, given.x, call.norm, grad, kept.s,
         kept.t, dmaps, kept.channel_argmax, dpooled, kept.position_argmax, k1, k0, dx, n, c, p, tiles, per_program,
         AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane, MEAN=q.average_row, PEAK=q.maximum_row,
         LAST=q.channels_last, WHOLE=c % size.channels == 0, BG=group,

@@ -57,18 +57,22 @@ def _plan(arguments: Sequence[Any], tiles: dict[str, Tile]) -> Plan:
     kept = q.kept(numbers if keep else plan.scratch, indices if keep else None)
     if x.numel():
         call = ForwardArguments.parse((*plan.given, *config, keep))
+        norm = None if call.before.mean is None else plan.scratch.part(2 * q.channels)
+        before = (*call.before, config.pre_eps, norm)
         if q.hidden:
-            _channel_gate(plan, q, call, kept, x.device)
+            _channel_gate(plan, q, call, kept, before, x.device)
         if q.k:
-            _squeeze(plan, q, call, kept, x.device)
+            _squeeze(plan, q, call, kept, before, x.device)
         if q.norm_training:
             _statistics(plan, q, call, kept, stats)
-        _apply(plan, q, call, kept, y, x.device)
+        _apply(plan, q, call, kept, norm, y, x.device)
     plan.sizes = (numbers.size, indices.size, 2 * q.norm_training, plan.scratch.size)
     return plan
 
 
-def _channel_gate(plan: Plan, q: Problem, call: Any, kept: Kept, device: torch.device) -> None:
+def _channel_gate(
+    plan: Plan, q: Problem, call: Any, kept: Kept, before: tuple[Any, ...], device: torch.device
+) -> None:
     n, c, p, w = q.samples, q.channels, q.positions, call.weights
     average, maximum = int(q.average_row >= 0), int(q.maximum_row >= 0)
     size = plan.tile("pool", tile(2048, 32 if q.channels_last else 16, c, p, q.channels_last, 4))
@@ -77,8 +81,9 @@ def _channel_gate(plan: Plan, q: Problem, call: Any, kept: Kept, device: torch.d
     sums, maxima = plan.scratch.part(n * splits * c), plan.scratch.part(n * splits * c)
     firsts = None if kept.position_argmax is None else plan.scratch.part(n * splits * c, torch.int32)
     plan.launch_pass(
-        passes.pool, (n * splits, blocks), size, call.x, *call.before, sums, maxima, firsts, c, p, splits, per_split,
-        AVERAGE=average, MAXIMUM=maximum, LAST=q.channels_last, WHOLE=c % size.channels == 0,
+        passes.pool, (n * splits, blocks), size, call.x, *before, sums, maxima, firsts, c, p, splits, per_split,
+        BATCH=call.config.pre_training, AVERAGE=average, MAXIMUM=maximum, LAST=q.channels_last,
+        WHOLE=c % size.channels == 0,
     )  # fmt: skip
     few = n <= FEW
     sizes = ONE_HIDDEN if few else MANY_HIDDEN
@@ -94,14 +99,17 @@ def _channel_gate(plan: Plan, q: Problem, call: Any, kept: Kept, device: torch.d
     )  # fmt: skip
 
 
-def _squeeze(plan: Plan, q: Problem, call: Any, kept: Kept, device: torch.device) -> None:
+def _squeeze(
+    plan: Plan, q: Problem, call: Any, kept: Kept, before: tuple[Any, ...], device: torch.device
+) -> None:
     n, c, p, itemsize = q.samples, q.channels, q.positions, call.x.dtype.itemsize
     size = plan.tile("squeeze", across(n, c, p, q.channels_last, itemsize, device, longest=64))
     tiles = -(-p // size.positions)
     group = min(16 // itemsize, size.channels) if q.channels_last else 1  # channels of a thread's read
     plan.launch_pass(
-        passes.squeeze, (n * tiles,), size, call.x, *call.before, kept.s, kept.maps, kept.channel_argmax, n, c, p,
-        tiles, AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane, LAST=q.channels_last, GROUP=group,
+        passes.squeeze, (n * tiles,), size, call.x, *before, kept.s, kept.maps, kept.channel_argmax, n, c, p, tiles,
+        FOLD=before[-1] is not None and not q.hidden, BATCH=call.config.pre_training, AVERAGE=q.average_plane,
+        MAXIMUM=q.maximum_plane, LAST=q.channels_last, GROUP=group,
     )  # fmt: skip
 
 
@@ -111,12 +119,20 @@ def _statistics(plan: Plan, q: Problem, call: Any, kept: Kept, stats: Part) -> N
     partial = plan.scratch.part(q.samples * tiles * 3)
     plan.launch(
         kernels.logits, (q.samples * tiles,), kept.maps, call.weights.kernel, kept.z, partial, q.positions, q.height,
-        q.width, tiles, K=q.k, PLANES=q.planes, BP=size,
+        q.width, tiles, K=q.k, PLANES=q.planes, INNER=q.inner, BP=size,
     )  # fmt: skip
     plan.launch(kernels.statistics, (1,), partial, kept.z_stats, stats, q.samples * tiles, q.eps, BLOCK=1024)
 
 
-def _apply(plan: Plan, q: Problem, call: Any, kept: Kept, y: Part, device: torch.device) -> None:
+def _apply(
+    plan: Plan,
+    q: Problem,
+    call: Any,
+    kept: Kept,
+    norm: Part | None,
+    y: Part,
+    device: torch.device,
+) -> None:
     n, c, p, w = q.samples, q.channels, q.positions, call.weights
     size = plan.tile("apply", tile(2048, 16, c, p, q.channels_last, 2 if q.channels_last else 4))
     # One position a thread for the convolution; the tiles are parts of those positions.
@@ -124,9 +140,9 @@ def _apply(plan: Plan, q: Problem, call: Any, kept: Kept, y: Part, device: torch
     tiles = -(-p // gates)
     count, per_program = parts(c, size.channels, n * tiles, device)
     plan.launch_pass(
-        passes.apply, (n * tiles, count), size, call.x, *call.before, kept.s, kept.maps, w.kernel, kept.z,
+        passes.apply, (n * tiles, count), size, call.x, norm, kept.s, kept.maps, w.kernel, kept.z,
         kept.z_stats, w.norm_weight, w.norm_bias, w.norm_mean, w.norm_var, w.spatial_scale, kept.t, call.residual, y,
         c, p, q.height, q.width, tiles, per_program, q.eps,
-        K=q.k, PLANES=q.planes, HARD=q.hard, RELU=call.config.relu, LAST=q.channels_last,
+        K=q.k, PLANES=q.planes, INNER=q.inner, HARD=q.hard, RELU=call.config.relu, LAST=q.channels_last,
         WHOLE=c % size.channels == 0, BG=gates,
     )  # fmt: skip
