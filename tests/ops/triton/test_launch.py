@@ -83,6 +83,7 @@ def test_the_time_of_one_kernel(monkeypatch):
     x = torch.randn(1, 5, 3, 2, device=GPU)
     monkeypatch.setattr(plans, "_plans", {})
     monkeypatch.setattr(tune, "AUTOTUNE", True)
+    monkeypatch.setattr(tune, "_candidates", lambda tile: [tile])
     with set_backend("triton"), torch.no_grad():
         block = cases.block_of("paper", 5).to(GPU)
         tuned = block(x)
@@ -98,3 +99,24 @@ def test_candidates_are_tiles_that_triton_takes():
     for channels, positions, warps in found:
         assert channels * positions <= 2**14
         assert all(side >= 1 and side & (side - 1) == 0 for side in (channels, positions, warps))
+
+
+@pytest.mark.parametrize("front", [False, True], ids=["", "norm"])
+@pytest.mark.parametrize("name", ["official", "max pooling"])
+def test_small_layers_at_the_end_of_other_kernels_compute_the_same(name, front, monkeypatch):
+    from cbam.ops.triton import plans, run_forward
+
+    shape, outcomes, counts = (17, 20, 3, 2), [], []
+    x, grad = cases.maps(shape, torch.float64, torch.channels_last)
+    norm = cases.norm_of(20, torch.float64, True) if front else None
+    attention = cases.block_of(name, 20, torch.float64)
+    block = cases.WithResidual(attention, torch.randn(shape, dtype=torch.float64), True, norm)
+    block, x, grad = block.to(GPU), x.to(GPU), grad.to(GPU)
+    for most in (run_forward.JOINED, 0):
+        monkeypatch.setattr(run_forward, "JOINED", most)
+        monkeypatch.setattr(plans, "_plans", {})
+        outcomes.append(cases.outcome(block, x, grad, "triton"))
+        counts.append([len(plan.launches) for plan in plans._plans.values()])
+    assert [apart - joined for joined, apart in zip(*counts, strict=True)] == [1, 2]
+    for key, value in outcomes[0].items():
+        torch.testing.assert_close(outcomes[1][key], value, atol=1e-12, rtol=1e-12)

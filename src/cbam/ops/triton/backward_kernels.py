@@ -3,7 +3,16 @@
 import triton
 import triton.language as tl
 
-from cbam.ops.triton.common import affine, cast, convolved, inverse_root, product, stored, through_gate
+from cbam.ops.triton.common import (
+    affine,
+    cast,
+    convolved,
+    inverse_root,
+    product,
+    stored,
+    through_gate,
+    wait_for_the_kernel_before,
+)
 from cbam.ops.triton.forward_kernels import layer
 
 
@@ -15,6 +24,7 @@ def logit_grads(dt, t, scale, maps, kernel, z, z_stats, norm_weight, norm_mean, 
 
     `norm_sums` (N tiles, 2): sums of the gradient of the norm's output, alone and times the normalised logit.
     """
+    wait_for_the_kernel_before()
     ACC: tl.constexpr = dt.dtype.element_ty
     n = (tl.program_id(0) // tiles).to(tl.int64)
     p = tl.program_id(0) % tiles * BP + tl.arange(0, BP)
@@ -50,6 +60,7 @@ def through_statistics(
 
     `norm_sums` (count, 2) are the partial sums of `logit_grads`.
     """
+    wait_for_the_kernel_before()
     ACC: tl.constexpr = dz.dtype.element_ty
     plain = tl.zeros((BLOCK,), ACC)
     sloped = tl.zeros((BLOCK,), ACC)
@@ -75,6 +86,7 @@ def through_statistics(
 def channel_sums(first, tiles, second, splits, s, scale, norm, da, found, C,
                  SUMS: tl.constexpr, SECOND: tl.constexpr, HARD: tl.constexpr, BC: tl.constexpr):  # fmt: skip
     """Add the partial sums: da = ds gate'(a) (N, C); with a norm in front also sums over g' u, g' and u (N, 3, C)."""
+    wait_for_the_kernel_before()
     n = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     channel_sums_of(first, tiles, second, splits, s, scale, norm, da, found, n, c, C,
@@ -122,9 +134,18 @@ def summed(partial, row, count, SUMS: tl.constexpr, number: tl.constexpr, c, C, 
 def hidden_grads(da, w1, hidden, dhidden, samples, C, width, ROWS: tl.constexpr,
                  BN: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr):  # fmt: skip
     """The gradient of the hidden layer before its ReLU, (N, rows, h)."""
+    wait_for_the_kernel_before()
+    hidden_grads_of(tl.program_id(0).to(tl.int64) * BN, tl.program_id(1) * BH, da, w1, hidden, dhidden, samples, C,
+                    width, ROWS, BN, BH, BC)  # fmt: skip
+
+
+@triton.jit
+def hidden_grads_of(n0, h0, da, w1, hidden, dhidden, samples, C, width, ROWS: tl.constexpr,
+                    BN: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr):  # fmt: skip
+    """The same for BN samples from n0 on and BH hidden units from h0 on."""
     ACC: tl.constexpr = da.dtype.element_ty
-    n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    h = tl.program_id(1) * BH + tl.arange(0, BH)
+    n = n0 + tl.arange(0, BN)
+    h = h0 + tl.arange(0, BH)
     LANES: tl.constexpr = BC if BN == 1 else 1
     sums = tl.zeros((BN, BH, LANES), ACC)
     for c0 in range(0, C, BC):
@@ -153,11 +174,21 @@ def pooled_grads(dhidden, w0, dpooled, s, found, u, argmax, input_sums, samples,
     `input_sums` (N, 2, C), for a norm in front: sum_p dx and sum_p dx u without reading the gradient again, where dx
     is the gradient of the norm's output.
     """
+    wait_for_the_kernel_before()
+    pooled_grads_of(tl.program_id(0).to(tl.int64) * BN, tl.program_id(1) * BC, dhidden, w0, dpooled, s, found, u,
+                    argmax, input_sums, samples, C, P, width, AVERAGE, MAXIMUM, LAST, BN, BC, BH)  # fmt: skip
+
+
+@triton.jit
+def pooled_grads_of(n0, c0, dhidden, w0, dpooled, s, found, u, argmax, input_sums, samples, C, P, width,
+                    AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr, LAST: tl.constexpr,
+                    BN: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr):  # fmt: skip
+    """The same for BN samples from n0 on and BC channels from c0 on."""
     ACC: tl.constexpr = dpooled.dtype.element_ty if dpooled is not None else input_sums.dtype.element_ty
     T: tl.constexpr = u.dtype.element_ty
     ROWS: tl.constexpr = AVERAGE + MAXIMUM
-    n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    n = n0 + tl.arange(0, BN)
+    c = c0 + tl.arange(0, BC)
     inside = (n < samples)[:, None] & (c < C)[None, :]
     LANES: tl.constexpr = BH if BN == 1 else 1
     of_average = tl.zeros((BN, BC, LANES), ACC)
@@ -207,6 +238,7 @@ def parameter_grads(da, dhidden, pooled, hidden, dw0, db0, dw1, db1, partial, dk
                     ROWS: tl.constexpr, BATCH: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr,
                     BLOCK: tl.constexpr):  # fmt: skip
     """Gradients of all parameters: `of_mlp` programs for the MLP, `of_kernel` for the convolution, then the norm's."""
+    wait_for_the_kernel_before()
     i = tl.program_id(0)
     if dw0 is not None:
         if i < of_mlp:

@@ -16,7 +16,7 @@ bits on every run.
 import triton
 import triton.language as tl
 
-from cbam.ops.triton.backward_kernels import channel_sums_of
+from cbam.ops.triton.backward_kernels import channel_sums_of, hidden_grads_of, pooled_grads_of
 from cbam.ops.triton.common import (
     affine,
     cast,
@@ -26,6 +26,7 @@ from cbam.ops.triton.common import (
     stored,
     through_gate,
     tile_offsets,
+    wait_for_the_kernel_before,
     widened,
 )
 
@@ -41,6 +42,7 @@ def gate_grads(u, weight, bias, mean, var, eps, norm, grad, out, masked, s, t, s
     A program has STEPS tiles of positions. LOGITS: it has all channels, and `dt` becomes the gradient of the logits.
     Folds the norm in front, if there is one. WHOLE: there is nothing beyond the border of the map in any tile.
     """
+    wait_for_the_kernel_before()
     T: tl.constexpr = u.dtype.element_ty
     ACC: tl.constexpr = tl.float64 if tl.float64 == T else tl.float32
     GROUPS: tl.constexpr = BC // GROUP
@@ -124,14 +126,18 @@ def gate_grads(u, weight, bias, mean, var, eps, norm, grad, out, masked, s, t, s
 
 @triton.jit
 def weighted(u, dmaps, argmax, sums, arrived, gate_sums, tiles, s, scale, norm, da, found,
-             C, P, splits, per_split, SUMS: tl.constexpr, HARD: tl.constexpr, AVERAGE: tl.constexpr,
-             MAXIMUM: tl.constexpr, LAST: tl.constexpr, WHOLE: tl.constexpr,
-             BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
+             w0, w1, hidden, dhidden, dpooled, position_argmax, input_sums, width,
+             C, P, splits, per_split, counters, SUMS: tl.constexpr, HARD: tl.constexpr, AVERAGE: tl.constexpr,
+             MAXIMUM: tl.constexpr, MEAN: tl.constexpr, PEAK: tl.constexpr, LAST: tl.constexpr, WHOLE: tl.constexpr,
+             GATES: tl.constexpr, UNITS: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
     """Partial sums per channel of u weighted by the maps' gradients, and with SUMS = 2 of the weights themselves.
 
     `sums` is (N, splits, SUMS, C). Of the programs with the same sample and channels, the one that comes last adds
-    their sums and those of `gate_grads` in order, as `channel_sums` does; `arrived` counts them, from zero to zero.
+    their sums and those of `gate_grads` in order, as `channel_sums` does; `arrived` (N, counters) counts them,
+    from zero to zero. With `dhidden`, the last of those with the same sample goes backward through the MLP, as
+    `hidden_grads` and `pooled_grads` do; MEAN and PEAK say whether there are such rows.
     """
+    wait_for_the_kernel_before()
     ACC: tl.constexpr = sums.dtype.element_ty
     PLANES: tl.constexpr = (AVERAGE >= 0) + (MAXIMUM >= 0)
     part = tl.program_id(0)
@@ -168,11 +174,23 @@ def weighted(u, dmaps, argmax, sums, arrived, gate_sums, tiles, s, scale, norm, 
     if SUMS == 2:
         tl.store(to + C, tl.sum(weights, 1), mask=c < C)
     tl.debug_barrier()
-    counter = arrived + n * tl.num_programs(1) + tl.program_id(1)
+    counter = arrived + n * counters + tl.program_id(1)
     if tl.atomic_add(counter, 1, sem="acq_rel") == splits - 1:
         channel_sums_of(gate_sums, tiles, sums, splits, s, scale, norm, da, found, n, c, C,
                         3 if SUMS == 2 else 1, SUMS, HARD, BC)  # fmt: skip
         tl.store(counter, 0)
+        if dhidden is not None:
+            tl.debug_barrier()
+            counter = arrived + n * counters + tl.num_programs(1)
+            if tl.atomic_add(counter, 1, sem="acq_rel") == tl.num_programs(1) - 1:
+                for h0 in range(0, width, UNITS):
+                    hidden_grads_of(n, h0, da, w1, hidden, dhidden, n + 1, C, width, MEAN + PEAK, 1, UNITS,
+                                    GATES)  # fmt: skip
+                tl.debug_barrier()
+                for c0 in range(0, C, GATES):
+                    pooled_grads_of(n, c0, dhidden, w0, dpooled, s, found, u - n * C * P, position_argmax, input_sums,
+                                    n + 1, C, P, width, MEAN, PEAK, LAST, 1, GATES, UNITS)  # fmt: skip
+                tl.store(counter, 0)
 
 
 @triton.jit
@@ -200,6 +218,7 @@ def input_grad(u, norm, grad, s, t, dmaps, channel_argmax, dpooled, position_arg
 
     A program has BG positions and a share of the channels.
     """
+    wait_for_the_kernel_before()
     T: tl.constexpr = u.dtype.element_ty
     ACC: tl.constexpr = tl.float64 if tl.float64 == T else tl.float32
     PLANES: tl.constexpr = (AVERAGE >= 0) + (MAXIMUM >= 0)

@@ -21,6 +21,20 @@ def packs(elements):
     return not INTERPRETED and elements % 2 == 0 and tl.target_info.cuda_capability_geq(8, 0)
 
 
+@triton.constexpr_function
+def overlaps():
+    """Whether the target can begin a kernel before the end of the one before it, as `plan.py` asks it to."""
+    return not INTERPRETED and tl.target_info.cuda_capability_geq(9, 0)
+
+
+@triton.jit
+def wait_for_the_kernel_before():
+    """First of all in each kernel: let the next one take its place, and wait for what the last one wrote."""
+    if overlaps():
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
 # Triton's interpreter cuts the low bits off where a GPU rounds to bfloat16.
 TRUNCATES = tl.constexpr(INTERPRETED)
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from cbam.ops.triton.common import tap
+from cbam.ops.triton.common import tap, wait_for_the_kernel_before
 
 
 @triton.jit
@@ -16,6 +16,7 @@ def convolution_grads(dz, maps, kernel, dmaps, partial, arrived, C, P, height, w
     axis each program sums one row of the kernel's gradient; the last one computes the maps' gradients, and sets
     `arrived` (N, blocks) to zero for `weighted`.
     """
+    wait_for_the_kernel_before()
     ACC: tl.constexpr = dz.dtype.element_ty
     n = (tl.program_id(0) // parts).to(tl.int64)
     part = tl.program_id(0) % parts

@@ -26,23 +26,28 @@ from cbam.ops.triton.common import (
     stored,
     tile_offsets,
     times,
+    wait_for_the_kernel_before,
     widened,
 )
 
 
 @triton.jit
-def pool(u, weight, bias, mean, var, eps, norm, sums, maxima, firsts, C, P, splits, per_split,
+def pool(u, weight, bias, mean, var, eps, norm, sums, maxima, firsts, arrived, C, P, splits, per_split,
          BATCH: tl.constexpr, AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr, LAST: tl.constexpr, WHOLE: tl.constexpr,
          BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
     """Sum, maximum and its first place over a share of the positions: (N, splits, C) each; `firsts` may be None.
 
-    Folds the norm in front, if there is one, for all kernels behind.
+    Folds the norm in front, if there is one, for all kernels behind; sets `arrived` (N,) to zero for `hidden`.
+
     WHOLE: C is a multiple of BC.
     """
+    wait_for_the_kernel_before()
     ACC: tl.constexpr = sums.dtype.element_ty
     PLACES: tl.constexpr = MAXIMUM and firsts is not None
     part = tl.program_id(0)
     n = (part // splits).to(tl.int64)
+    if arrived is not None:
+        tl.store(arrived + n, 0)
     start = part % splits * per_split
     end = tl.minimum(start + per_split, P)
     full = start + (end - start) // BP * BP
@@ -145,6 +150,7 @@ def squeeze(u, weight, bias, mean, var, eps, norm, s, maps, argmax, samples, C, 
     FOLD: no kernel before this one has folded the norm in front. Which of a group's channels is the maximum's is
     looked up at the end: the loop only finds the group.
     """
+    wait_for_the_kernel_before()
     ACC: tl.constexpr = maps.dtype.element_ty
     PLANES: tl.constexpr = (AVERAGE >= 0) + (MAXIMUM >= 0)
     PLACES: tl.constexpr = MAXIMUM >= 0 and argmax is not None
@@ -230,6 +236,7 @@ def apply(u, norm, s, maps, kernel, z, z_stats, norm_weight, norm_bias, norm_mea
 
     First the gate of BG positions, one a thread, then their values of a share of the channels in tiles (BC, BP).
     """
+    wait_for_the_kernel_before()
     T: tl.constexpr = u.dtype.element_ty
     ACC: tl.constexpr = tl.float64 if tl.float64 == T else tl.float32
     part = tl.program_id(0)

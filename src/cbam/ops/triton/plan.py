@@ -84,8 +84,9 @@ class Launch(NamedTuple):
 
     def start(self, tensors: Sequence[Any]) -> Any:
         """Launch through Triton, and return the compiled kernel; None in the interpreter."""
+        options = self.options | ({"launch_pdl": True} if _overlaps() else {})
         given = [a.of(tensors) if isinstance(a, Part) else a for a in self.arguments]
-        return self.kernel[self.grid](*given, **self.options, **self.constants)
+        return self.kernel[self.grid](*given, **options, **self.constants)
 
     def values(self) -> list[Any]:
         """Return the values of all parameters, in order."""
@@ -196,6 +197,14 @@ class Plan:
             (kernel.run, itemgetter(*[0 if at is None else at[1] + (shift if at[0] else 1) for at in row]))
             for kernel, row in zip(compiled, rows, strict=True)
         ]
+
+
+def _overlaps() -> bool:
+    """Return whether the device can begin a kernel before the end of the one before (`wait_for_the_kernel_before`)."""
+    if INTERPRETED:
+        return False
+    target = driver.active.get_current_target()
+    return target.backend == "cuda" and target.arch >= 90
 
 
 def _watched() -> bool:

@@ -17,7 +17,7 @@ from cbam.ops.triton.mode import INTERPRETED
 from cbam.ops.triton.plan import Part, Plan, Room
 from cbam.ops.triton.plans import addresses_of, kind_of, plan_for
 from cbam.ops.triton.problem import Kept, Problem, problem_of
-from cbam.ops.triton.run_forward import FEW
+from cbam.ops.triton.run_forward import FEW, joined
 
 RUN = 1 if INTERPRETED else 4
 """Positions of a thread of `convolution_grads`."""
@@ -98,11 +98,15 @@ def _add(call: Call, found: list[Any], masked: Any, dx: Part) -> None:
     spatial = _spatial_gate(call, dt, count, logits) if q.k else None
     dpooled = k1 = k0 = da = dhidden = input_sums = None
     if q.hidden or call.has_norm:
-        da, per_sample = (
-            _weighted(call, spatial, sums, tiles) if spatial else _channel_sums(call, sums, tiles)
-        )
-        dhidden = _hidden_grads(call, da) if q.hidden else None
-        dpooled, input_sums = _pooled_grads(call, dhidden, per_sample)
+        to = _room(call)
+        da, dhidden, dpooled, input_sums = to.da, to.dhidden, to.dpooled, to.input_sums
+        together = joined(q) and spatial is not None
+        if spatial:
+            _weighted(call, spatial, sums, tiles, to, together)
+        else:
+            _channel_sums(call, sums, tiles, to)
+        if not together:
+            _through_mlp(call, to)
         if call.has_norm and given.config.pre_training:
             k1, k0 = (call.plan.scratch.part(q.channels) for _ in range(2))
     _parameter_grads(call, da, dhidden, spatial, input_sums, found, k1, k0)
@@ -146,7 +150,7 @@ def _steps(q: Problem, positions: int, device: torch.device) -> int:
 
 
 class Spatial(NamedTuple):
-    """Gradients of the maps, rows of partial sums of the kernel and of the norm, and counters at zero."""
+    """Gradients of the maps, rows of partial sums of the kernel and of the norm, and counters at zero, for a sample."""
 
     dmaps: Part
     partial: Part
@@ -154,6 +158,7 @@ class Spatial(NamedTuple):
     norm_sums: Any
     norm_rows: int
     arrived: Part
+    counters: int
 
 
 def _spatial_gate(call: Call, dt: Any, parts_of_dt: int, logits: bool) -> Spatial:
@@ -178,76 +183,93 @@ def _spatial_gate(call: Call, dt: Any, parts_of_dt: int, logits: bool) -> Spatia
     count, per_part = parts(runs, 32, n * (q.k + 1), call.device, at_most=max(8, 64 // n))
     dmaps = plan.scratch.part(n * q.planes * p)
     partial = plan.scratch.part(n * count * q.planes * q.k * q.k)
-    blocks = -(-q.channels // 4)  # at most so many blocks of channels has `weighted`
-    arrived = plan.scratch.part(n * blocks, torch.int32)
+    counters = (
+        -(-q.channels // 4) + 1
+    )  # at most: one for each block of channels of `weighted`, one for the sample
+    arrived = plan.scratch.part(n * counters, torch.int32)
     plan.launch(
         convolution_grads, (n * count, q.k + 1), dz, kept.maps, w.kernel, dmaps, partial, arrived,
-        q.channels, p, q.height, q.width, count, per_part, blocks,
+        q.channels, p, q.height, q.width, count, per_part, counters,
         AVERAGE=q.average_plane, K=q.k, PLANES=q.planes, INNER=q.inner, RUN=RUN, BQ=32, warps=1,
     )  # fmt: skip
-    return Spatial(dmaps, partial, n * count, norm_sums, n * tiles, arrived)
+    return Spatial(dmaps, partial, n * count, norm_sums, n * tiles, arrived, counters)
 
 
-def _weighted(call: Call, spatial: Spatial, gate_sums: Any, tiles: int) -> tuple[Any, Any]:
-    """Return the gradient of the channel gate's logits (N, C), and the sums for a norm in front (N, 3, C)."""
+class Mlp(NamedTuple):
+    """What goes backward through the MLP.
+
+    Args:
+        da: gradient of the channel gate's logits, (N, C).
+        per_sample: for a norm in front, sums over g' u, g' and u, (N, 3, C).
+        dhidden: gradient of the hidden layer, (N, rows, h).
+        dpooled: gradients of the pooled values, (N, rows, C).
+        input_sums: for a norm in front, sums over dx and dx u, (N, 2, C).
+    """
+
+    da: Part | None
+    per_sample: Part | None
+    dhidden: Part | None
+    dpooled: Part | None
+    input_sums: Part | None
+
+
+def _room(call: Call) -> Mlp:
+    q, part = call.problem, call.plan.scratch.part
+    n, c = q.samples, q.channels
+    return Mlp(
+        part(n * c) if q.hidden else None,
+        part(3 * n * c) if call.has_norm else None,
+        part(n * q.rows * q.hidden) if q.hidden else None,
+        part(n * q.rows * c) if q.hidden else None,
+        part(2 * n * c) if call.has_norm else None,
+    )
+
+
+def _weighted(call: Call, spatial: Spatial, gate_sums: Any, tiles: int, to: Mlp, together: bool) -> None:
+    """Add up over the positions; `together`: go backward through the MLP too."""
     plan, q, given, kept = call.plan, call.problem, call.given, call.kept
-    n, c, p = q.samples, q.channels, q.positions
+    n, c, p, w = q.samples, q.channels, q.positions, given.weights
     number = 2 if call.has_norm else 1
-    da, per_sample = _channel_results(call)
     size = plan.tile("weighted", tile(2048, 32 if q.channels_last else 16, c, p, q.channels_last, 4))
     blocks = -(-c // size.channels)
     splits, per_split = parts(p, size.positions, n * blocks, call.device)
     sums = plan.scratch.part(n * splits * number * c)
+    mlp = (w.w0, w.w1, kept.hidden, to.dhidden, to.dpooled, kept.position_argmax, to.input_sums)
     plan.launch_pass(
         passes.weighted, (n * splits, blocks), size, given.x, spatial.dmaps, kept.channel_argmax, sums,
-        spatial.arrived, gate_sums, tiles, kept.s, given.weights.channel_scale, call.norm, da, per_sample,
-        c, p, splits, per_split, SUMS=number, HARD=q.hard, AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane,
-        LAST=q.channels_last, WHOLE=c % size.channels == 0,
+        spatial.arrived, gate_sums, tiles, kept.s, w.channel_scale, call.norm, to.da, to.per_sample,
+        *(mlp if together else [None] * len(mlp)), q.hidden, c, p, splits, per_split, spatial.counters, SUMS=number,
+        HARD=q.hard, AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane, MEAN=int(q.average_row >= 0),
+        PEAK=int(q.maximum_row >= 0), LAST=q.channels_last, WHOLE=c % size.channels == 0, GATES=64, UNITS=8,
     )  # fmt: skip
-    return da, per_sample
 
 
-def _channel_sums(call: Call, sums: Any, tiles: int) -> tuple[Any, Any]:
-    """Return the same without a spatial gate."""
+def _channel_sums(call: Call, sums: Any, tiles: int, to: Mlp) -> None:
+    """The same without a spatial gate."""
     q, given = call.problem, call.given
-    da, per_sample = _channel_results(call)
     call.plan.launch(
         kernels.channel_sums, (q.samples, -(-q.channels // 64)), sums, tiles, None, 0, call.kept.s,
-        given.weights.channel_scale, call.norm, da, per_sample, q.channels,
+        given.weights.channel_scale, call.norm, to.da, to.per_sample, q.channels,
         SUMS=3 if call.has_norm else 1, SECOND=0, HARD=q.hard, BC=64,
     )  # fmt: skip
-    return da, per_sample
 
 
-def _channel_results(call: Call) -> tuple[Any, Any]:
-    count, part = call.problem.samples * call.problem.channels, call.plan.scratch.part
-    return part(count) if call.problem.hidden else None, part(3 * count) if call.has_norm else None
-
-
-def _hidden_grads(call: Call, da: Any) -> Part:
-    q = call.problem
-    dhidden = call.plan.scratch.part(q.samples * q.rows * q.hidden)
-    sizes = {"BN": 1, "BH": 1, "BC": 512} if q.samples <= FEW else {"BN": 16, "BH": 8, "BC": 64}
-    call.plan.launch(
-        kernels.hidden_grads, (-(-q.samples // sizes["BN"]), -(-q.hidden // sizes["BH"])), da, call.given.weights.w1,
-        call.kept.hidden, dhidden, q.samples, q.channels, q.hidden, ROWS=q.rows, **sizes,
-    )  # fmt: skip
-    return dhidden
-
-
-def _pooled_grads(call: Call, dhidden: Any, per_sample: Any) -> tuple[Any, Any]:
-    """Return the gradients of the pooled values (N, rows, C), and the sums over dx and dx u (N, 2, C)."""
-    plan, q, kept = call.plan, call.problem, call.kept
+def _through_mlp(call: Call, to: Mlp) -> None:
+    plan, q, kept, w = call.plan, call.problem, call.kept, call.given.weights
     n, c = q.samples, q.channels
-    dpooled = plan.scratch.part(n * q.rows * c) if q.hidden else None
-    input_sums = None if per_sample is None else plan.scratch.part(n * 2 * c)
-    sizes = {"BN": 1, "BC": 16, "BH": 128} if n <= FEW else {"BN": 16, "BC": 32, "BH": 16}
+    few = n <= FEW
+    if q.hidden:
+        sizes = {"BN": 1, "BH": 1, "BC": 512} if few else {"BN": 16, "BH": 8, "BC": 64}
+        plan.launch(
+            kernels.hidden_grads, (-(-n // sizes["BN"]), -(-q.hidden // sizes["BH"])), to.da, w.w1, kept.hidden,
+            to.dhidden, n, c, q.hidden, ROWS=q.rows, **sizes,
+        )  # fmt: skip
+    sizes = {"BN": 1, "BC": 16, "BH": 128} if few else {"BN": 16, "BC": 32, "BH": 16}
     plan.launch(
-        kernels.pooled_grads, (-(-n // sizes["BN"]), -(-c // sizes["BC"])), dhidden, call.given.weights.w0, dpooled,
-        kept.s, per_sample, call.given.x, kept.position_argmax, input_sums, n, c, q.positions, q.hidden,
+        kernels.pooled_grads, (-(-n // sizes["BN"]), -(-c // sizes["BC"])), to.dhidden, w.w0, to.dpooled, kept.s,
+        to.per_sample, call.given.x, kept.position_argmax, to.input_sums, n, c, q.positions, q.hidden,
         AVERAGE=int(q.average_row >= 0), MAXIMUM=int(q.maximum_row >= 0), LAST=q.channels_last, **sizes,
     )  # fmt: skip
-    return dpooled, input_sums
 
 
 def _parameter_grads(

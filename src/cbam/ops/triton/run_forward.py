@@ -26,6 +26,18 @@ MANY_GATES = {"BN": 16, "BC": 32, "BH": 16}
 ONE_GATE = {"BN": 1, "BC": 16, "BH": 128}
 
 
+JOINED = 1 << 13
+"""Largest number of weights of a layer that one program computes at the end of the kernel before it."""
+
+
+def joined(q: Problem) -> bool:
+    """Return whether layers of the MLP are computed by the last program of the kernel before: fewer launches.
+
+    Larger ones take a single program longer than a launch does.
+    """
+    return 0 < q.hidden * q.channels <= JOINED
+
+
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute `cbam::forward`."""
     tensors = arguments[:TENSORS]
@@ -80,18 +92,23 @@ def _channel_gate(
     splits, per_split = parts(p, size.positions, n * blocks, device)
     sums, maxima = plan.scratch.part(n * splits * c), plan.scratch.part(n * splits * c)
     firsts = None if kept.position_argmax is None else plan.scratch.part(n * splits * c, torch.int32)
+    together = joined(q)
+    arrived = plan.scratch.part(n, torch.int32) if together else None
     plan.launch_pass(
-        passes.pool, (n * splits, blocks), size, call.x, *before, sums, maxima, firsts, c, p, splits, per_split,
-        BATCH=call.config.pre_training, AVERAGE=average, MAXIMUM=maximum, LAST=q.channels_last,
+        passes.pool, (n * splits, blocks), size, call.x, *before, sums, maxima, firsts, arrived, c, p, splits,
+        per_split, BATCH=call.config.pre_training, AVERAGE=average, MAXIMUM=maximum, LAST=q.channels_last,
         WHOLE=c % size.channels == 0,
     )  # fmt: skip
     few = n <= FEW
     sizes = ONE_HIDDEN if few else MANY_HIDDEN
     plan.launch(
         kernels.hidden, (-(-n // sizes["BN"]), -(-q.hidden // sizes["BH"])), sums, maxima, firsts, w.w0, w.b0,
-        kept.pooled, kept.position_argmax, kept.hidden, n, c, p, q.hidden, splits,
-        AVERAGE=average, MAXIMUM=maximum, **sizes,
+        kept.pooled, kept.position_argmax, kept.hidden, arrived, w.w1, w.b1, w.channel_scale, kept.s,
+        n, c, p, q.hidden, splits, AVERAGE=average, MAXIMUM=maximum, HARD=q.hard, **sizes, GATES=256 if few else 128,
+        UNITS=16,
     )  # fmt: skip
+    if together:
+        return
     sizes = ONE_GATE if few else MANY_GATES
     plan.launch(
         kernels.channel_gate, (-(-n // sizes["BN"]), -(-c // sizes["BC"])), kept.hidden, w.w1, w.b1, w.channel_scale,
