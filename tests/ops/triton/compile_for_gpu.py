@@ -1,7 +1,7 @@
 """Compile kernels, as the launch path asks for them, for a GPU that is not there.
 
-`python FILE cuda 90 32` compiles them for several maps, `python FILE cuda 90 32 1x8x1x1 ...` for maps of these shapes, as
-on a device of two multiprocessors; `1x8x1x1@132` as on one of 132.
+`python FILE cuda 90 32` compiles them for several maps, `python FILE cuda 90 32 1x8x1x1 ...` for maps of these shapes,
+as on a device of two multiprocessors; `1x8x1x1@132` as on one of 132.
 Prints one line of JSON per kernel: its warps, its shared memory, and vector loads and local memory of its assembly.
 """
 
