@@ -120,3 +120,43 @@ def test_small_layers_at_the_end_of_other_kernels_compute_the_same(name, front, 
     assert [apart - joined for joined, apart in zip(*counts, strict=True)] == [1, 2]
     for key, value in outcomes[0].items():
         torch.testing.assert_close(outcomes[1][key], value, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("channels", "side"), [(256, 56), (512, 28), (1024, 14), (2048, 7)])
+def test_a_single_sample_has_programs_for_the_whole_gpu(channels, side, monkeypatch):
+    from cbam.ops.signature import (
+        BackwardArguments,
+        ForwardArguments,
+        NormBefore,
+        OperatorConfig,
+        Weights,
+        flat,
+    )
+    from cbam.ops.triton import run_backward, run_forward
+
+    for module in (blocks, run_backward):
+        monkeypatch.setattr(module, "INTERPRETED", False)
+        monkeypatch.setattr(module, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(blocks, "PROGRAMS_PER_MULTIPROCESSOR", 6)
+    for name in ("tile", "across", "parts"):
+        plain = getattr(blocks, name).__wrapped__
+        for module in (run_forward, run_backward):
+            monkeypatch.setattr(module, name, plain)
+    x = torch.empty(1, channels, side, side, dtype=torch.bfloat16).contiguous(
+        memory_format=torch.channels_last
+    )
+    hidden = channels // 16
+    weights = Weights(
+        w0=torch.empty(hidden, channels), w1=torch.empty(channels, hidden), kernel=torch.empty(1, 2, 7, 7)
+    )
+    config, saved = OperatorConfig(3, 3), torch.empty(0)
+    forward = flat(ForwardArguments(x, weights, NormBefore(), None, config, True))
+    backward = flat(BackwardArguments(x, x, weights, NormBefore(), None, saved, saved.int(), config))
+    launches = run_forward._plan(forward, {}).launches + run_backward._plan(backward, {}).launches
+    programs = {launch.kernel.__name__: launch.grid[0] * (*launch.grid, 1)[1] for launch in launches}
+    passes = {"pool": 64, "squeeze": 49, "apply": 64, "gate_grads": 49, "weighted": 64, "input_grad": 64}
+    for name, least in (
+        passes | dict.fromkeys(("hidden", "channel_gate", "hidden_grads", "pooled_grads"), 16)
+    ).items():
+        assert name not in programs or programs[name] >= least, (name, programs)
+    assert set(programs) >= passes.keys()

@@ -11,7 +11,7 @@ from torch import Tensor
 from cbam.ops.signature import BACKWARD, DIFFERENTIABLE, BackwardArguments
 from cbam.ops.triton import backward_kernels as kernels
 from cbam.ops.triton import backward_passes as passes
-from cbam.ops.triton.blocks import Tile, across, multiprocessors, parts, tile
+from cbam.ops.triton.blocks import Tile, across, finer, multiprocessors, parts, tile
 from cbam.ops.triton.convolution_kernels import convolution_grads
 from cbam.ops.triton.mode import INTERPRETED
 from cbam.ops.triton.plan import Part, Plan, Room
@@ -303,7 +303,9 @@ def _parameter_grads(
 def _input_grad(call: Call, grad: Part, dmaps: Any, dpooled: Any, k1: Any, k0: Any, dx: Part) -> None:
     plan, q, given, kept = call.plan, call.problem, call.given, call.kept
     n, c, p = q.samples, q.channels, q.positions
-    size = plan.tile("input_grad", tile(2048, 16, c, p, q.channels_last, 4))
+    usual = tile(2048, 16, c, p, q.channels_last, 4)
+    shares = n * -(-p // (max(usual.positions, 64) if q.channels_last else usual.positions))
+    size = plan.tile("input_grad", finer(usual, shares, c, call.device))
     group = max(size.positions, 64) if q.channels_last else size.positions
     tiles = -(-p // group)
     count, per_program = parts(c, size.channels, n * tiles, call.device)

@@ -12,7 +12,7 @@ from cbam.ops.reference import accumulation_dtype
 from cbam.ops.signature import TENSORS, ForwardArguments
 from cbam.ops.triton import forward_kernels as kernels
 from cbam.ops.triton import forward_passes as passes
-from cbam.ops.triton.blocks import Tile, across, parts, tile
+from cbam.ops.triton.blocks import Tile, across, finer, parts, tile
 from cbam.ops.triton.plan import Part, Plan, Room
 from cbam.ops.triton.plans import addresses_of, kind_of, plan_for
 from cbam.ops.triton.problem import Kept, Problem, problem_of
@@ -151,9 +151,9 @@ def _apply(
     device: torch.device,
 ) -> None:
     n, c, p, w = q.samples, q.channels, q.positions, call.weights
-    size = plan.tile("apply", tile(2048, 16, c, p, q.channels_last, 2 if q.channels_last else 4))
-    # One position a thread for the convolution; the tiles are parts of those positions.
-    gates = size.positions if not q.channels_last else max(size.positions, 32 * size.warps)
+    usual = tile(2048, 16, c, p, q.channels_last, 2 if q.channels_last else 4)
+    size = plan.tile("apply", finer(usual, n * -(-p // _gates(q, usual)), c, device))
+    gates = _gates(q, size)
     tiles = -(-p // gates)
     count, per_program = parts(c, size.channels, n * tiles, device)
     plan.launch_pass(
@@ -163,3 +163,8 @@ def _apply(
         K=q.k, PLANES=q.planes, INNER=q.inner, HARD=q.hard, RELU=call.config.relu, LAST=q.channels_last,
         WHOLE=c % size.channels == 0, BG=gates,
     )  # fmt: skip
+
+
+def _gates(q: Problem, size: Tile) -> int:
+    """Return the positions of a program of `apply`: one a thread for the convolution; its tiles are parts of them."""
+    return max(size.positions, 32 * size.warps) if q.channels_last else size.positions
