@@ -197,7 +197,9 @@ def test_only_the_norm_in_training():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_dtypes(kind, dtype):
     found = block(kind)
-    assert found(a_map(dtype) if kind == "alone" else a_map()).dtype is (dtype if kind == "alone" else torch.float32)
+    assert found(a_map(dtype) if kind == "alone" else a_map()).dtype is (
+        dtype if kind == "alone" else torch.float32
+    )
     found.to(dtype)
     x = a_map(dtype)
     y = found(x)

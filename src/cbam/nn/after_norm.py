@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from cbam.nn.base import AttentionModule, has_global_hooks, is_like, is_plain
-from cbam.nn.plan import Plan, plans_of
 from cbam.nn.norms import counted_share, move_running, uses_batch
+from cbam.nn.plan import Plan, plans_of
 from cbam.ops import dispatch, fused
 from cbam.ops.signature import NormBefore, OperatorConfig, Weights
 
@@ -87,7 +87,9 @@ def _as_planned(
     form = u.dtype, u.is_contiguous(), operator.name, u.is_cpu
     same_bits = plan.exact.get(form)
     if same_bits is None:
-        same_bits = plan.exact[form] = exact(u.dtype, not u.is_contiguous(), config.pre_training, u.device.type)
+        same_bits = plan.exact[form] = exact(
+            u.dtype, not u.is_contiguous(), config.pre_training, u.device.type
+        )
     tensors = plan.tensors()
     if not same_bits or tensors is None or not fused.fit(u, tensors):
         return None

@@ -30,7 +30,11 @@ class Plan:
     """
 
     def __init__(
-        self, attention: nn.Module, norm: nn.Module | None, tensors: Sequence[Tensor | None], config: OperatorConfig
+        self,
+        attention: nn.Module,
+        norm: nn.Module | None,
+        tensors: Sequence[Tensor | None],
+        config: OperatorConfig,
     ):
         inner = list(attention.modules())[1:]
         every = [attention, *inner] if norm is None else [attention, norm, *inner]

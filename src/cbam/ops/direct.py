@@ -1,7 +1,7 @@
 """Call the compiled operator without torch's dispatcher: `csrc/direct.cpp` takes numbers and addresses.
 
-On a small map the dispatcher takes longer than the arithmetic. Whoever watches calls in there (a profiler, the counter of
-FLOPs, a mode that replaces tensors) sees the registered operator, and so does a call that is not as it should be.
+On a small map the dispatcher takes longer than the arithmetic. Whoever watches calls in there (a profiler, the counter
+of FLOPs, a mode that replaces tensors) sees the registered operator; it also gets what is not as it should be.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ _NOTHING = torch.empty(0)
 class _Form:
     """What calls have in common that differ in their tensors only."""
 
-    def __init__(self, shape: torch.Size, dtype: torch.dtype, contiguous: bool, hidden: int, k: int, numbers: Any):
+    def __init__(
+        self, shape: torch.Size, dtype: torch.dtype, contiguous: bool, hidden: int, k: int, numbers: Any
+    ):
         config = OperatorConfig(*numbers)
         n, c, height, width = shape
         positions, planes = n * height * width, 2 if config.descriptor > 2 else 1

@@ -56,7 +56,7 @@ NO_CHANNEL_GATE = (None,) * Weights._fields.index("kernel")
 
 
 class NormBefore(NamedTuple):
-    """A batch norm in front of the gates, u -> (u - mean) / sqrt(var + pre_eps) * weight + bias, a number per channel each.
+    """A batch norm in front of the gates, u -> (u - mean) / sqrt(var + pre_eps) * weight + bias, channel by channel.
 
     In training, mean and var are those of the batch, the variance divided by the number of values.
     """
