@@ -70,6 +70,10 @@ LEVELS = (
         "all kernels for three GPUs, 15 s each; Hopper is kept", keep=("cuda 90*",),
     ),
     Level(
+        "exhaustive", "tests/ops/triton/test_compile_for_gpu.py::TestOnes::test_the_cross_product",
+        "16 shapes for three GPUs, minutes; five shapes are kept in other tests",
+    ),
+    Level(
         "exhaustive", "tests/nn/test_after_norm.py::TestInANetwork::test_resnet_50_keeps_no_more_than_the_plain_one",
         "a ResNet-50 for each kind of attention and mode, 9 s", keep="values",
     ),
