@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from cbam.ops.reference import accumulation_dtype
-from cbam.ops.signature import ACTIVATIONS, DESCRIPTOR_PLANES, POOLED_ROWS, NormBefore, OperatorConfig, Weights
+from cbam.ops.signature import (
+    ACTIVATIONS,
+    DESCRIPTOR_PLANES,
+    POOLED_ROWS,
+    NormBefore,
+    OperatorConfig,
+    Weights,
+)
 
 
 @dataclass(frozen=True)
