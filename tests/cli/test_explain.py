@@ -120,8 +120,8 @@ def test_a_plain_network_has_nothing_to_switch_off(place, tmp_path, capsys):
 
 
 def test_scores_on_a_detection_set(place, tmp_path, capsys):
-    from cbam.data.fashion_mnist import CLASSES
     from cbam.data.detection.generate import write_generated
+    from cbam.data.fashion_mnist import CLASSES
 
     where = write_generated(tmp_path / "set", ("coco",), images=2, validation=6, size=64, seed=1)["coco"]
     network = build_model("resnet20_cbam", 10)

@@ -1,4 +1,4 @@
-"""The page of `cbam explain` in a real browser: it fits phone and desktop, is silent, and its tables sort by keyboard."""
+"""The page of `cbam explain` in a real browser: it fits, is silent, and its tables sort by keyboard."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import subprocess
 
 import pytest
 import torch
-
-import cbam
 from tests.attach.networks import resnet
 from tests.compare.test_report_browser import CHROMIUM, FLAGS, look, pytestmark  # noqa: F401
 from tests.explain.test_explain import picture
+
+import cbam
 
 SORT = """<!doctype html><iframe id="page" style="width:1280px;height:900px" srcdoc="{page}"></iframe><script>
 addEventListener("load", () => {{
@@ -44,7 +44,9 @@ def page(tmp_path_factory):
     names = ["averyverylongclassnamewithoutanyspaceinit" * 2, "<script>alert(1)</script>", *"cdefghij"]
     models = {"plain": resnet().eval(), "with <i>CBAM</i>": network}
     found = cbam.explain(models, [picture(), picture(1)], image_size=64, class_names=names, label=1)
-    return found.save(tmp_path_factory.mktemp("page"), command=["cbam", "explain"]).read_text(encoding="utf-8")
+    return found.save(tmp_path_factory.mktemp("page"), command=["cbam", "explain"]).read_text(
+        encoding="utf-8"
+    )
 
 
 def test_it_fits_and_is_silent(page, tmp_path):

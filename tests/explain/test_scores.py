@@ -60,7 +60,9 @@ class TestNumbers:
         assert np.all(scores.values["weak"]["probability"] < found["probability"])
 
     def test_chance_is_the_share_of_the_object(self, scores):
-        share = [image.cropped(InputForm(3, 28, (0.0,) * 3, (1.0,) * 3))[1].mean() for image in (square(8, 8),)]
+        share = [
+            image.cropped(InputForm(3, 28, (0.0,) * 3, (1.0,) * 3))[1].mean() for image in (square(8, 8),)
+        ]
         assert scores.chance["energy"] == pytest.approx(share[0], abs=0.02)
         assert 0 < scores.chance["centre"] <= 1
 
@@ -72,7 +74,11 @@ class TestNumbers:
         assert found == pytest.approx({"pointing": 0, "energy": 0.6 / 2.1, "iou": 1 / 8})
         assert _located(heat, region, 0.2, tolerance=1)["pointing"] == 1
         assert _located(heat, region, 0.05, 0)["iou"] == pytest.approx(2 / 8)
-        assert _located(np.zeros((3, 4), np.float32), region, 0.2, 0) == {"pointing": 0, "energy": 0, "iou": 0}
+        assert _located(np.zeros((3, 4), np.float32), region, 0.2, 0) == {
+            "pointing": 0,
+            "energy": 0,
+            "iou": 0,
+        }
 
     def test_faithfulness_equals_torchcam_s_own_run(self, scores):
         model = Bright().eval()
@@ -125,16 +131,17 @@ class TestNumbers:
         assert found.values["bright"]["pointing"].tolist() == [1, 0]
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    from cbam.data.detection import load_detection
+    from cbam.data.detection.generate import write_generated
+
+    folder = tmp_path_factory.mktemp("generated")
+    where = write_generated(folder, ("coco",), images=4, validation=12, size=64, seed=1)
+    return load_detection(where["coco"])
+
+
 class TestSets:
-    @pytest.fixture(scope="class")
-    def data(self, tmp_path_factory):
-        from cbam.data.detection import load_detection
-        from cbam.data.detection.generate import write_generated
-
-        folder = tmp_path_factory.mktemp("generated")
-        where = write_generated(folder, ("coco",), images=4, validation=12, size=64, seed=1)
-        return load_detection(where["coco"])
-
     def test_the_class_of_the_largest_object_and_its_mask(self, data):
         names = ["nothing", *data.classes]
         found = localised_images(data.validation, data.classes, names)
@@ -189,9 +196,13 @@ class TestRandomisation:
 
         def edges(model, layer, images, labels, method):
             maps = real(model, layer, images, labels, method)
-            return type(maps)(images.mean(1), maps.flat, maps.scores, maps.probabilities, maps.predicted, layer)
+            return type(maps)(
+                images.mean(1), maps.flat, maps.scores, maps.probabilities, maps.predicted, layer
+            )
 
         monkeypatch.setattr(randomisation, "class_activation_maps", edges)
-        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        network = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        )
         found = randomisation_check(network, torch.rand(2, 3, 8, 8), [0, 1], layer="1")
         assert [round(each.similarity, 6) for each in found] == [1, 1]

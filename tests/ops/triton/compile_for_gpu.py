@@ -39,9 +39,7 @@ def run(shape, dtype, channels_last, norm, epilogue, descriptor=3, spatial_norm=
     out = y if epilogue else None
     backward(
         *flat(
-            BackwardArguments(
-                x, x, weights, before, out, saved, argmax, config._replace(pre_training=norm)
-            )
+            BackwardArguments(x, x, weights, before, out, saved, argmax, config._replace(pre_training=norm))
         )
     )
 
