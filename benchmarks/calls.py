@@ -2,8 +2,8 @@
 
     python benchmarks/calls.py [--threads 1] [--rounds 60]
 
-On 1x64x4x4 there is next to nothing to compute: what is left is the call. The two sides of a ratio are timed in turns in
-one process, so that a busy machine slows both down.
+On 1x64x4x4 there is next to nothing to compute: what is left is the call. The two sides of a ratio are timed in turns
+in one process, so that a busy machine slows both down.
 """
 
 from __future__ import annotations

@@ -160,7 +160,8 @@ def _listened_to(
         y = _apply(call, *[tensors[i] for i in call.wanted])
     else:
         y, call.saved, _, call.stats = operator.forward(*tensors, *config, True)
-    assert call.saved is not None and call.stats is not None
+    assert call.saved is not None
+    assert call.stats is not None
     x, weights = tensors[0], Weights(*tensors[1 : 1 + len(Weights._fields)])
     gates.hand_on(listeners, x, **gates.gates_in(call.saved, x, weights))
     return y, call.stats
