@@ -108,6 +108,10 @@ class CompareConfig(ImageConfig):
         """Whether training starts from weights of an earlier training."""
         return self.pretrained or self.weights is not None
 
+    def peak_lr(self) -> float:
+        """The learning rate after the warm-up."""
+        return self.train.peak_lr(fine_tuning=self.fine_tuning)
+
     @property
     def folder(self) -> Path:
         """The run's folder, relative as given."""
@@ -122,7 +126,7 @@ class CompareConfig(ImageConfig):
         0.1
         """
         return super().resolved() | {
-            "lr": self.train.peak_lr(fine_tuning=self.fine_tuning),
+            "lr": self.peak_lr(),
             "attention": ",".join(self.variants),
             "sites": ",".join(split_sites(self.sites)),
             "reduction_ratio": 16 if self.reduction_ratio is None else self.reduction_ratio,

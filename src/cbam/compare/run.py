@@ -39,6 +39,7 @@ from cbam.runs.progress import Progress
 from cbam.runs.rows import Rows
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.device import make_accelerator
+from cbam.train.evaluation import Evaluation
 from cbam.train.job import ImageJob, prepare_images
 from cbam.train.loop import Callbacks, Trained
 from cbam.train.nonfinite import NonFiniteLoss
@@ -308,7 +309,7 @@ def _own_rows(folder: CompareFolder, cell: Cell) -> Rows:
     return Rows(folder.cell(cell) / ROWS)
 
 
-def _result(cell: Cell, trained: Trained, epochs: int) -> dict[str, Any]:
+def _result(cell: Cell, trained: Trained[Evaluation], epochs: int) -> dict[str, Any]:
     scores = trained.evaluation
     ema = {"val_accuracy_ema": trained.ema_evaluation.accuracy} if trained.ema_evaluation else {}
     return {

@@ -24,7 +24,7 @@ from cbam.runs.progress import Progress
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.config import TrainRunConfig
 from cbam.train.evaluation import Evaluation
-from cbam.train.job import ImageJob, prepare_images, steps_per_epoch
+from cbam.train.job import ImageJob, prepare_images
 from cbam.train.loop import Callbacks, Trained
 from cbam.train.seeding import derive_seed, forked_rng
 from cbam.train.state import whole_state
@@ -127,7 +127,7 @@ class TrainJob(ImageJob[Network, "dict[str, Any]"]):
         )
 
     def _callbacks(self, metrics: Metrics) -> Callbacks:
-        main, steps_each = self.processes.is_main_process, steps_per_epoch(self.data, self.config.train)
+        main, steps_each = self.processes.is_main_process, self.steps_per_epoch(self.config.train)
 
         def on_step(epoch: int, step: int, steps: int, loss: float) -> None:
             done = epoch * steps + step
@@ -149,14 +149,14 @@ class TrainJob(ImageJob[Network, "dict[str, Any]"]):
             if main:
                 metrics.go_on_after(epochs)
 
-        def on_best(model: nn.Module, evaluation: Evaluation) -> None:
+        def on_best(model: nn.Module) -> None:
             weights = whole_state(model)
             if main:
                 self._write_network("best", weights)
 
         return Callbacks(step=on_step, epoch=on_epoch, resume=on_resume, best=on_best)
 
-    def _result(self, trained: Trained) -> dict[str, Any]:
+    def _result(self, trained: Trained[Evaluation]) -> dict[str, Any]:
         scores, ema = trained.evaluation, trained.ema_evaluation
         best = max(self.folder.metrics.read(), key=lambda row: row["val_accuracy"])
         averaged = {"val_accuracy_ema": ema.accuracy, "val_top5_ema": ema.top5_accuracy} if ema else {}
