@@ -59,8 +59,8 @@ def parse_as(form: type[Form], arguments: Sequence[str], program: str, descripti
 
 def show(outcome: Outcome, config: CompareConfig, console: Console) -> None:
     """Print the table, the verdict and where the report is."""
+    from cbam.attach.variants import label
     from cbam.compare.statistics import verdict
-    from cbam.compare.variants import label
     from cbam.formatting import counted
 
     summary = outcome.summary

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cbam.attach.sites.select import split_sites
-from cbam.compare.variants import matched_by_control, parse_variants
+from cbam.attach.variants import matched_by_control, parse_variants
 from cbam.errors import CBAMError
 from cbam.runs.config import option
 from cbam.runs.options import absolute_data, check_ranges, folder_name

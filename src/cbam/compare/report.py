@@ -14,12 +14,12 @@ import jinja2
 import yaml
 from PIL import Image
 
+from cbam.attach.variants import label
 from cbam.compare.drawing import LOOKS, OTHER_LOOK, css_name
 from cbam.compare.figures import classes_figure, curve_figure, differences_figure, seeds_figure
 from cbam.compare.reading import Run, read_run
 from cbam.compare.statistics import Summary, findings, p_text, points, summarise
 from cbam.compare.tables import class_changes, cost_table, costed, extremes, sampling_error
-from cbam.compare.variants import label
 from cbam.explain.overlay import colour_stops
 from cbam.files import write_atomically
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cbam.compare.variants import label
+from cbam.attach.variants import label
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
 
