@@ -8,8 +8,6 @@ import sys
 
 import pytest
 import torch
-from tests.ops.cases import WithResidual
-from tests.ops.library import needs_operator, needs_same_bits
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +17,8 @@ from cbam.errors import CBAMError
 from cbam.evaluate import cost
 from cbam.models import build_model
 from cbam.nn import CBAM, SqueezeExcitation
+from tests.ops.cases import WithResidual
+from tests.ops.library import needs_operator, needs_same_bits
 
 BACKENDS = ["eager", pytest.param("cpp", marks=needs_operator)]
 

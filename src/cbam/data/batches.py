@@ -6,12 +6,13 @@ that was interrupted in the middle of an epoch can resume exactly, even with ano
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from cbam.data.epoch_index import EpochIndex, EpochIndexDataset, Item
+from cbam.data.epoch_index import EpochDataset, EpochIndex
 from cbam.errors import CBAMError
 
 
@@ -19,7 +20,7 @@ class EpochBatches(Sampler["list[EpochIndex]"]):
     """The batches of one process in one epoch: every `world`-th position of each step, starting at `rank`.
 
     Args:
-        dataset: gives the order of an epoch, see `EpochIndexDataset.order`.
+        dataset: gives the order of an epoch, see `EpochDataset.order`.
         batch_size: images per step, over all processes together.
         seed: seed of the order.
         shuffle: whether to shuffle; otherwise every epoch runs in file order.
@@ -41,7 +42,7 @@ class EpochBatches(Sampler["list[EpochIndex]"]):
 
     def __init__(
         self,
-        dataset: EpochIndexDataset,
+        dataset: EpochDataset[Any],
         batch_size: int,
         *,
         seed: int,
@@ -93,7 +94,7 @@ class EpochBatches(Sampler["list[EpochIndex]"]):
 
 
 def make_loader(
-    dataset: EpochIndexDataset,
+    dataset: EpochDataset[Any],
     *,
     batch_size: int,
     seed: int,
@@ -102,7 +103,8 @@ def make_loader(
     drop_last: bool = False,
     rank: int = 0,
     world: int = 1,
-) -> DataLoader[Item]:
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> DataLoader[Any]:
     """Return a loader of batches (N, C, H, W), (N,) over `dataset`; `loader.batch_sampler` is its `EpochBatches`.
 
     Args:
@@ -114,6 +116,7 @@ def make_loader(
         drop_last: drop the last step if it is smaller than the others.
         rank: number of this process, from 0; it gets its share of every step.
         world: number of processes.
+        collate: makes a batch of items; torch's own stacks them.
 
     Raises:
         CBAMError: no images, a batch size below 1, workers below 0, no batch left by `drop_last`, or a batch that the
@@ -134,6 +137,7 @@ def make_loader(
     return DataLoader(
         dataset.with_seed(seed),
         batch_sampler=batches,
+        collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

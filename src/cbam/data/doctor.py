@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,25 +126,37 @@ def _bad_images(root: Path, sides: list[Side], max_pixels: int) -> dict[Path, Ba
         for images in side.images.values()
         for image in images
     ]
+    return bad_images(paths, lambda path: check_image(path, max_pixels), CheckedFiles(root, max_pixels))
+
+
+def bad_images(
+    paths: list[str], check: Callable[[Path], None], checked: CheckedFiles
+) -> dict[Path, BadImage]:
+    """Return what is wrong with each image that cannot be used; good ones of a large set are remembered.
+
+    Args:
+        paths: of the images.
+        check: raises `BadImage` for a bad one.
+        checked: the memory.
+    """
     if len(paths) < WORTH_IT:
-        return _problems(paths, max_pixels)
-    checked = CheckedFiles(root, max_pixels)
+        return _problems(paths, check)
     keys = checked.keys(paths)
     known = checked.known(keys)
     todo = np.flatnonzero(~known)
     if not len(todo):
         return {}
-    bad = _problems([paths[index] for index in todo], max_pixels)
+    bad = _problems([paths[index] for index in todo], check)
     spoilt = {str(path) for path in bad}
     good = [key for path, key in zip(paths, keys, strict=True) if key and path not in spoilt]
     checked.remember(np.array(good, dtype=np.uint64))
     return bad
 
 
-def _problems(paths: list[str], max_pixels: int) -> dict[Path, BadImage]:
+def _problems(paths: list[str], check: Callable[[Path], None]) -> dict[Path, BadImage]:
     def problem(path: str) -> BadImage | None:
         try:
-            check_image(Path(path), max_pixels)
+            check(Path(path))
         except BadImage as error:
             return error
         return None

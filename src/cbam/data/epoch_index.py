@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,45 +27,33 @@ EpochIndex = tuple[int, int]
 Item = tuple[torch.Tensor, int]
 
 
-class EpochIndexDataset(Dataset[Item], abc.ABC):
-    """Images with labels; item (epoch, index) is a normalised float32 tensor (C, H, W) and its label.
+Sample = TypeVar("Sample")
+
+
+class EpochDataset(Dataset[Sample], abc.ABC):
+    """Anything that is indexed by (epoch, index) and drawn in a new order every epoch.
 
     Attributes:
-        labels: the class of every image, as an index into `classes`.
-        classes: the names of the classes.
         seed: the seed of the augmentation; see `with_seed`.
     """
 
-    labels: list[int]
-    classes: tuple[str, ...]
     seed: int = 0
 
     @abc.abstractmethod
-    def __getitem__(self, at: EpochIndex) -> Item:
-        """Return the image (C, H, W) and the label at (epoch, index)."""
+    def __getitem__(self, at: EpochIndex) -> Sample:
+        """Return what lies at (epoch, index)."""
 
     @abc.abstractmethod
-    def picture(self, index: int) -> Image:
-        """Return image `index` in RGB as the network sees it: resized and cropped, not augmented, not normalised."""
-
-    @abc.abstractmethod
-    def subset(self, indices: Sequence[int]) -> Self:
-        """Return a view of the images at `indices`, in that order."""
-
-    def identifier(self, index: int) -> str:
-        """Return what identifies image `index`: its number in the set, or its file's name."""
-        return str(index)
+    def __len__(self) -> int:
+        """Return the number of items in an epoch."""
 
     def order(self, seed: int, epoch: int, shuffle: bool) -> NDArray[np.int64]:
         """Return the indices (len(self),) in the order of one epoch: shuffled by (seed, epoch), or as they are."""
         return permutation(len(self), seed, epoch) if shuffle else np.arange(len(self))
 
-    def __getitems__(self, batch: Sequence[EpochIndex]) -> list[Item]:
+    def __getitems__(self, batch: Sequence[EpochIndex]) -> list[Sample]:
         """Return several items; each is the same as it would be alone."""
         return [self[at] for at in batch]
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def with_seed(self, seed: int) -> Self:
         """Return a view of the same images whose augmentation is drawn from another `seed`."""
@@ -80,3 +68,30 @@ class EpochIndexDataset(Dataset[Item], abc.ABC):
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside the {len(self)} images")
         return epoch, index
+
+
+class EpochIndexDataset(EpochDataset[Item]):
+    """Images with labels; item (epoch, index) is a normalised float32 tensor (C, H, W) and its label.
+
+    Attributes:
+        labels: the class of every image, as an index into `classes`.
+        classes: the names of the classes.
+    """
+
+    labels: list[int]
+    classes: tuple[str, ...]
+
+    @abc.abstractmethod
+    def picture(self, index: int) -> Image:
+        """Return image `index` in RGB as the network sees it: resized and cropped, not augmented, not normalised."""
+
+    @abc.abstractmethod
+    def subset(self, indices: Sequence[int]) -> Self:
+        """Return a view of the images at `indices`, in that order."""
+
+    def identifier(self, index: int) -> str:
+        """Return what identifies image `index`: its number in the set, or its file's name."""
+        return str(index)
+
+    def __len__(self) -> int:
+        return len(self.labels)

@@ -83,16 +83,84 @@ def check_image(source: Path | bytes, max_pixels: int = DEFAULT_MAX_PIXELS, name
     elif not source:
         raise BadImage(name, "empty file", "0 bytes")
     with _header(BytesIO(source) if isinstance(source, bytes) else source, path, max_pixels) as image:
-        # Decoding a JPEG at an eighth of its size reads the whole file with a fraction of the arithmetic.
-        image.draft(image.mode, (max(1, image.width // 8), max(1, image.height // 8)))
-        _decode(image, path)
-        if image.mode not in _PLAIN_MODES:
-            _to_rgb(image, path)
+        _decode_small(image, path)
 
 
-def _shown(image: PILImage.Image, path: Path | str) -> PILImage.Image:
+def image_size(path: Path, *, upright: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
+    """Return (width, height) of the image in `path`, from its header where the format allows it.
+
+    Args:
+        path: the file.
+        upright: as its EXIF data turn it; otherwise as it is stored.
+        max_pixels: of a larger image nothing is read.
+
+    Raises:
+        BadImage: the file is missing, no image of a known format, or larger than `max_pixels`.
+    """
+    _require_file(path)
+    with _header(path, path, max_pixels) as image:
+        width, height = image.size
+        return (height, width) if upright and _orientation(image) >= 5 else (width, height)
+
+
+def open_annotated(
+    path: Path, size: tuple[int, int], *, upright: bool = False, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> PILImage.Image:
+    """Return the image in `path` in RGB, turned as it was when it was annotated.
+
+    Args:
+        path: the file.
+        size: (width, height) that the annotations give. COCO's are of images as they are stored, other tools' of images
+            as they are shown: an image that has this size as it is stored stays so, another is turned by its EXIF data.
+        upright: turn it in any case.
+        max_pixels: a larger image is refused.
+
+    Raises:
+        BadImage: see `open_image`; or the image has another size.
+    """
+    _require_file(path)
+    with _header(path, path, max_pixels) as image:
+        as_stored = _annotated_as_stored(image, path, size, upright)
+        return _shown(image, path, turn=not as_stored)
+
+
+def check_annotated(
+    path: Path, size: tuple[int, int], *, upright: bool = False, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> None:
+    """Decode the image in `path` like `open_annotated`, but faster if the format allows it.
+
+    Raises:
+        BadImage: `open_annotated` would fail.
+    """
+    _require_file(path)
+    with _header(path, path, max_pixels) as image:
+        _annotated_as_stored(image, path, size, upright)
+        _decode_small(image, path)
+
+
+def _annotated_as_stored(image: PILImage.Image, path: Path, size: tuple[int, int], upright: bool) -> bool:
+    if image.size == size and not upright:
+        return True
+    width, height = image.size
+    shown = (height, width) if _orientation(image) >= 5 else (width, height)
+    if shown != size:
+        raise BadImage(
+            path, "another size than annotated", f"{shown[0]} x {shown[1]}, annotated {size[0]} x {size[1]}"
+        )
+    return False
+
+
+def _decode_small(image: PILImage.Image, path: Path | str) -> None:
+    # Decoding a JPEG at an eighth of its size reads the whole file with a fraction of the arithmetic.
+    image.draft(image.mode, (max(1, image.width // 8), max(1, image.height // 8)))
     _decode(image, path)
-    turned = _UPRIGHT.get(_orientation(image))
+    if image.mode not in _PLAIN_MODES:
+        _to_rgb(image, path)
+
+
+def _shown(image: PILImage.Image, path: Path | str, *, turn: bool = True) -> PILImage.Image:
+    _decode(image, path)
+    turned = _UPRIGHT.get(_orientation(image)) if turn else None
     return _to_rgb(image if turned is None else image.transpose(turned), path)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from torchvision.transforms import v2
 from cbam.data.epoch_index import EpochIndex, EpochIndexDataset, Item
 from cbam.data.hashing import hash64
 from cbam.data.image_data import ImageData
+from cbam.data.seeded import seeded
 from cbam.data.split import balanced_subset
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class PreparedImages(EpochIndexDataset):
         if self._augment is None:
             image = self._centre(image)
         else:
-            with _seeded(int(hash64(self.seed, epoch, index))):
+            with seeded(int(hash64(self.seed, epoch, index))):
                 image = self._augment(image)
         pixels = v2.functional.pil_to_tensor(image).to(torch.float32)
         return pixels.div_(255).sub_(self._mean).div_(self._std)
@@ -126,15 +126,3 @@ def prepared_data(
         std=preparation.std,
         notices=tuple(notices),
     )
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    # torchvision's transforms draw from torch's global CPU generator and accept no other.
-    generator = torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        generator.set_state(before)

@@ -22,10 +22,11 @@ class CheckedFiles:
     Args:
         root: the folder that was checked.
         max_pixels: the limit used; the result depends on it and on the version of Pillow.
+        also: what else the result depends on.
     """
 
-    def __init__(self, root: Path, max_pixels: int):
-        about = f"{root.resolve()}\0{max_pixels}\0{PIL.__version__}"
+    def __init__(self, root: Path, max_pixels: int, also: str = ""):
+        about = f"{root.resolve()}\0{max_pixels}\0{PIL.__version__}{also}"
         name = hashlib.blake2b(about.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self.file = cache / "torch-cbam" / "checked" / name

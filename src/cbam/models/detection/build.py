@@ -1,0 +1,144 @@
+"""Build a detector by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from cbam.attach.config import Attention
+from cbam.attach.sites.select import Sites
+from cbam.errors import CBAMError, unknown_name
+from cbam.models.detection.attention import DetectorAttention, attach_to_backbone, attach_to_detector
+from cbam.models.detection.backbone import build_classifier, count_trainable, freeze_first
+from cbam.models.detection.names import Detector, parse_name
+from cbam.models.detection.norms import freeze_gate_norms, freeze_norms
+from cbam.models.detection.rcnn import CLASSES, build_on_classifier
+from cbam.models.detection.weights import load_detector
+from cbam.models.files import load_backbone
+
+NORMS = ("auto", "frozen", "batch")
+
+
+def build_detector(
+    name: str,
+    classes: int,
+    *,
+    attention: Attention = "none",
+    sites: Sites | None = None,
+    init: str | None = None,
+    attention_options: Mapping[str, Any] | None = None,
+    weights_backbone: str | Path | None = None,
+    weights: str | Path | None = None,
+    trainable_layers: int | None = None,
+    norm: str = "auto",
+    width: float = 1.0,
+    **options: Any,
+) -> nn.Module:
+    """Build a detector with torchvision's interface, plain or with attention.
+
+    In training it maps (images, targets) to a dict of losses, in evaluation mode images to a list of dicts with
+    boxes, labels and scores. Images are a list of float tensors (3, H, W) with values in 0..1. Labels are 1 to
+    `classes`; 0 is the background, in every kind of detector.
+
+    - `fasterrcnn_BACKBONE_fpn`, `maskrcnn_BACKBONE_fpn`, `retinanet_BACKBONE_fpn`, `fcos_BACKBONE_fpn`: torchvision's,
+      with a ResNet, ResNeXt or wide ResNet of torchvision's (`resnet50`) or of the paper (`paper_resnet50`), the first
+      two also with a MobileNet. The plain ones are torchvision's bit for bit.
+    - `fasterrcnn_BACKBONE_c4`: without a pyramid, as in Table 6: the last stage runs on every region.
+
+    Args:
+        name: see above; `detector_names()` lists all.
+        classes: number of classes, without the background.
+        attention: a kind for `cbam.attach`, or "none".
+        sites: "backbone": where the backbone's own paper has it, in a ResNet the end of every residual branch;
+            "head": right before every classifier; or any other `sites` of `cbam.attach`.
+        init: "identity" or "paper"; by default "identity" with weights from a file, else "paper".
+        attention_options: of the attention, such as {"reduction_ratio": 8}.
+        weights_backbone: a classifier's state dict, with attention or without, as for `cbam.models.build_model`.
+        weights: a detector's state dict, such as torchvision's; predictors of other classes are newly initialised.
+        trainable_layers: layers of the backbone that train, from the last one on; by default 3 with weights, else all.
+            New gates train everywhere.
+        norm: of the backbone: "batch", or "frozen": batch norms with fixed statistics and weights; the gates' own
+            norms then keep their statistics, too. "auto": frozen with weights.
+        width: factor on the channels of MobileNetV1.
+        **options: of torchvision's class: min_size, max_size, image_mean, box_score_thresh, rpn_post_nms_top_n_train,
+            ...
+
+    Raises:
+        CBAMError: an unknown name or option; weights that do not fit; what `cbam.attach` raises.
+
+    >>> import torch
+    >>> model = build_detector("fasterrcnn_resnet18_fpn", 3, attention="cbam", min_size=64, max_size=64).eval()
+    >>> sorted(model([torch.rand(3, 64, 64)])[0])
+    ['boxes', 'labels', 'scores']
+    """
+    parsed = parse_name(name)
+    if not isinstance(classes, int) or classes < 1:
+        raise CBAMError(
+            f"classes is the number of classes without the background, at least 1, given {classes!r}."
+        )
+    if norm not in NORMS:
+        raise unknown_name("norm", norm, NORMS)
+    pretrained = weights is not None or weights_backbone is not None
+    _check_options(parsed, options)
+    chosen = DetectorAttention(
+        attention,
+        "backbone" if sites is None else sites,
+        init or ("identity" if pretrained else "paper"),
+        attention_options or {},
+    )
+    frozen = norm == "frozen" or (norm == "auto" and pretrained)
+    return _on_classifier(
+        parsed, classes, chosen, weights_backbone, weights, trainable_layers, frozen, width, options
+    )
+
+
+def _on_classifier(
+    parsed: Detector,
+    classes: int,
+    attention: DetectorAttention,
+    weights_backbone: str | Path | None,
+    weights: str | Path | None,
+    trainable: int | None,
+    frozen: bool,
+    width: float,
+    options: dict[str, Any],
+) -> nn.Module:
+    network = build_classifier(parsed.backbone, width)
+    trained = count_trainable(parsed.backbone, trainable, weights is not None or weights_backbone is not None)
+    if attention.in_backbone:
+        attach_to_backbone(network, parsed.backbone, attention)
+    fresh = True
+    if weights_backbone is not None:
+        fresh = bool(load_backbone(network, weights_backbone).kept)
+    if frozen:
+        freeze_norms(network)
+    model = build_on_classifier(parsed, network, classes + 1, options)
+    if attention.in_detector:
+        attach_to_detector(model, attention, _PROBE)
+        if frozen:
+            freeze_gate_norms(model)
+    if weights is not None:
+        fresh = bool(load_detector(model, weights).kept)
+    freeze_first(network, parsed.backbone, trained, fresh)
+    return model
+
+
+_PROBE = 128  # pixels; the detector itself enlarges the image to its min_size
+_OURS = ("self", "backbone", "num_classes", "kwargs")
+
+
+def _check_options(parsed: Detector, options: Mapping[str, Any]) -> None:
+    """Refuse options that torchvision's class does not have: it would hand them to its transform, which fails late."""
+    classes: list[Any] = [CLASSES[parsed.kind], GeneralizedRCNNTransform]
+    if parsed.kind == "maskrcnn":
+        classes.append(FasterRCNN)
+    known = {name for each in classes for name in inspect.signature(each.__init__).parameters} - {*_OURS}
+    for option in options:
+        if option not in known:
+            raise unknown_name(f"option of {parsed.kind}", option, sorted(known))
