@@ -261,11 +261,13 @@ class DetectorConfig(DetectionSetConfig):
             for option, given in (("image-size", self.image_size), ("max-size", self.max_size)):
                 if given is not None:
                     raise CBAMError(
-                        f"--{option} {given} has no effect with --model {self.model}, which takes 300 x 300. Leave it out"
+                        f"--{option} {given} has no effect with --model {self.model}, which takes 300 x 300. "
+                        "Leave it out"
                     )
             if self.augment == "multiscale":
                 raise CBAMError(
-                    f"--augment multiscale does not fit --model {self.model}, which takes 300 x 300. Type: --augment ssd"
+                    f"--augment multiscale does not fit --model {self.model}, which takes 300 x 300. "
+                    "Type: --augment ssd"
                 )
         self.more_options()
 
@@ -299,7 +301,9 @@ class DetectorConfig(DetectionSetConfig):
         found: dict[str, Any] = {}
         if not self.takes_300:
             found["min_size"], found["max_size"] = self.sides
-            if self.augment == "multiscale":  # the detector itself draws a side and uses the last one otherwise
+            if (
+                self.augment == "multiscale"
+            ):  # the detector itself draws a side and uses the last one otherwise
                 shares = [_SHORTEST + (1 - _SHORTEST) * step / (_SIDES - 1) for step in range(_SIDES)]
                 found["min_size"] = tuple(round(self.sides[0] * share) for share in shares)
         for word in filter(None, (word.strip() for word in self.detector_options.split(","))):

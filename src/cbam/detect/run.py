@@ -82,7 +82,11 @@ class DetectJob(DetectionJob[Network, "dict[str, Any]"], SingleJob[DetectionData
         """Return the detector as it is before training."""
         config = self.config
         return build(
-            config, config.attention, config.seed, len(self.data.classes), reduction_ratio=config.reduction_ratio
+            config,
+            config.attention,
+            config.seed,
+            len(self.data.classes),
+            reduction_ratio=config.reduction_ratio,
         )
 
     def validation_images(self) -> int:
@@ -123,7 +127,12 @@ class DetectJob(DetectionJob[Network, "dict[str, Any]"], SingleJob[DetectionData
 def detection(config: DetectorConfig, recipe: DetectTrainConfig, data: DetectionData) -> Detection:
     """Return the task of a run."""
     return Detection(
-        recipe, data, config.judged_by, config.augment, config.sides, masks=config.model.startswith("maskrcnn")
+        recipe,
+        data,
+        config.judged_by,
+        config.augment,
+        config.sides,
+        masks=config.model.startswith("maskrcnn"),
     )
 
 

@@ -50,7 +50,7 @@ class SavedDetector:
 
 
 def frozen_eps(model: nn.Module) -> float | None:
-    """Return the eps of a detector's frozen norms: that of torchvision's first COCO weights is 0, and no weight says so."""
+    """Return the eps of a detector's frozen norms, which no weight holds: of torchvision's first COCO weights it is 0."""
     return next((m.eps for m in model.modules() if isinstance(m, FrozenBatchNorm2d)), None)
 
 
@@ -115,7 +115,9 @@ def _read(file: Path) -> SavedDetector:
         form = content.pop("format")
         content.pop("torch_cbam", None)
         if form != FORMAT:
-            raise CBAMError(f"{file} has format {form}, expected {FORMAT}: it is of another version of torch-cbam")
+            raise CBAMError(
+                f"{file} has format {form}, expected {FORMAT}: it is of another version of torch-cbam"
+            )
         about = SavedDetector(**content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, CBAMError):
