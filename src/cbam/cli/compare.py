@@ -16,7 +16,7 @@ from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from cbam.compare.run import Outcome
+    from cbam.compare.job import Outcome
     from cbam.compare.statistics import PairedDifference
 
 Form = TypeVar("Form", bound=CompareConfig)
