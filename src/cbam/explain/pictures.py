@@ -77,7 +77,7 @@ def gradcam_pictures(
         "notes": notes,
         "images": [],
     }
-    with _replacing(Path(out_dir)) as fresh:
+    with replacing(Path(out_dir)) as fresh:
         for row, index in enumerate(chosen):
             entry = _draw(row, dataset.picture(index), maps, classes, fresh)
             manifest["images"].append(
@@ -87,7 +87,7 @@ def gradcam_pictures(
 
 
 @contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path) -> Iterator[Path]:
     """Yield an empty folder that replaces `folder` unless the block raises."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{getpid()}.new")

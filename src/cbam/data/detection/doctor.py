@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from cbam.data.detection.images import DetectionImages
 from cbam.data.detection.problems import Problems
 from cbam.data.detection.raw import RawDetection
 from cbam.data.detection.records import DetectionRecord
+from cbam.data.detection.voc import OPTIONS as VOC_OPTIONS
+from cbam.data.detection.voc import read_voc
+from cbam.data.detection.yolo import OPTIONS as YOLO_OPTIONS
+from cbam.data.detection.yolo import read_yolo
 from cbam.data.doctor import bad_images
 from cbam.data.options import split_options
 from cbam.data.pictures import DEFAULT_MAX_PIXELS, MOST_PIXELS, check_annotated
@@ -26,6 +31,8 @@ from cbam.formatting import counted
 # Of each format: its reader, and the options behind a question mark.
 READERS: dict[str, tuple[Callable[[Path, dict[str, str]], RawDetection], tuple[str, ...]]] = {
     "coco": (read_coco, COCO_OPTIONS),
+    "voc": (read_voc, VOC_OPTIONS),
+    "yolo": (read_yolo, YOLO_OPTIONS),
 }
 
 
@@ -120,11 +127,15 @@ def _parsed(spec: str | Path) -> tuple[str, Path, dict[str, str]]:
 
 def _without_bad_images(root: Path, raw: RawDetection, max_pixels: int) -> RawDetection:
     sides = [side for side in (raw.train, raw.validation) if side is not None]
-    known = {os.fspath(record.path): record for side in sides for record in side}
+    known: dict[str, list[DetectionRecord]] = defaultdict(list)
+    for side in sides:
+        for record in side:
+            known[os.fspath(record.path)].append(record)
 
     def check(path: Path) -> None:
-        record = known[os.fspath(path)]
-        check_annotated(path, (record.width, record.height), upright=record.upright, max_pixels=max_pixels)
+        for record in known[os.fspath(path)]:
+            size = record.width, record.height
+            check_annotated(path, size, upright=record.upright, max_pixels=max_pixels)
 
     also = "".join(DetectionImages(side).digest().hex() for side in sides)
     bad = bad_images(list(known), check, CheckedFiles(root, max_pixels, also))

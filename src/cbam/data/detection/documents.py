@@ -29,6 +29,10 @@ def read_json(path: Path) -> Any:
         raise CBAMError(f"{path} is no valid JSON: {_reason(error)}.") from error
 
 
+class RefusedFile(CBAMError):
+    """A file that could harm whoever reads it, so it is not read."""
+
+
 class _PlainTree(ET.TreeBuilder):
     """Refuses a document type, in which entities are declared: without it no text can grow or point elsewhere."""
 
@@ -45,15 +49,16 @@ def read_xml(path: Path) -> ET.Element:
     entities and external ones alike, in any encoding.
 
     Raises:
-        CBAMError: it cannot be read, is no XML, or declares a document type.
+        RefusedFile: it declares a document type.
+        CBAMError: it cannot be read, or is no XML.
     """
     content = _content(path, _MOST_XML)
     try:
         parser = ET.XMLParser(target=_PlainTree())
         parser.feed(content)
         return parser.close()
-    except CBAMError as error:
-        raise CBAMError(f"{path} is refused: {error}.") from error
+    except RefusedFile as error:
+        raise RefusedFile(f"{path} is refused: {error}.") from error
     except (ET.ParseError, ValueError, LookupError) as error:
         raise CBAMError(f"{path} is no valid XML: {_reason(error)}.") from error
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from cbam.attach import WithAttention, attach
+from cbam.attach import attach
 from cbam.attach.config import Attention
 from cbam.attach.sites.select import Sites
+from cbam.models.detection.norms import accept_single_values
 from cbam.models.registry import OWN
 
 _PROBE = (3, 64, 64)  # enough to find the sites
@@ -60,17 +61,16 @@ def attach_to_backbone(network: nn.Module, name: str, attention: DetectorAttenti
         attach(network, attention.kind, sites, init=attention.init, input_size=_PROBE, **attention.options)
 
 
-def attach_to_detector(model: nn.Module, attention: DetectorAttention, side: int) -> None:
-    """Put attention into a detector; the state of the random numbers is as after `attach_to_backbone`.
+def attach_to_detector(model: nn.Module, attention: DetectorAttention) -> None:
+    """Put attention into a detector; the state of the random numbers is left as by `attach_to_backbone`.
 
     Args:
         model: changed in place.
         attention: with sites of the whole detector.
-        side: of the probe's image, in pixels.
     """
     with torch.random.fork_rng(devices=[]):
-        image = torch.rand(3, side, side)
-        attach(
+        image = torch.rand(_PROBE)  # the detector enlarges it
+        found = attach(
             model,
             attention.kind,
             attention.sites,
@@ -78,12 +78,6 @@ def attach_to_detector(model: nn.Module, attention: DetectorAttention, side: int
             example_input=([image],),
             **attention.options,
         )
-
-
-def has_attention(model: nn.Module) -> bool:
-    """Return whether a model carries attached attention.
-
-    >>> has_attention(nn.Conv2d(3, 8, 3))
-    False
-    """
-    return any(isinstance(module, WithAttention) for module in model.modules())
+    for site in found.sites:
+        if site.height * site.width == 1:
+            accept_single_values(model.get_submodule(site.name))

@@ -13,6 +13,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from cbam.errors import CBAMError
 from cbam.models.build import build_model
 from cbam.models.detection.names import MOBILENETS
+from cbam.models.detection.vgg import VGGTrunk
 from cbam.models.mobilenet import MobileNetV1
 
 FPN_CHANNELS = 256
@@ -42,9 +43,11 @@ class C4(nn.Module):
 
 
 def build_classifier(name: str, width: float) -> nn.Module:
-    """Return a classifier by its name, of MobileNetV1 with its channels times `width`."""
+    """Return a classifier by its name; the channels of MobileNetV1 and VGG16 are multiplied by `width`."""
     if name == "mobilenet_v1":
         return MobileNetV1(width)
+    if name == "vgg16":
+        return VGGTrunk(width)
     if width != 1.0:
         raise CBAMError(
             f"width is for VGG16 and MobileNetV1, given width={width} for {name}. A smaller ResNet is resnet18."
@@ -90,7 +93,8 @@ def freeze_first(network: nn.Module, name: str, trainable: int, fresh: bool) -> 
     Args:
         network: a classifier.
         name: of the classifier.
-        trainable: layers that train, from the last one on: 0 to 5 of a ResNet (5: all), 0 to 6 of a MobileNet.
+        trainable: layers that train, from the last one on: 0 to 5 of a ResNet or VGG16 (5: all), 0 to 6 of a
+            MobileNet.
         fresh: attached gates are new: they train wherever they are.
     """
     for key, parameter in network.named_parameters():
@@ -99,7 +103,7 @@ def freeze_first(network: nn.Module, name: str, trainable: int, fresh: bool) -> 
 
 
 def count_trainable(name: str, given: int | None, pretrained: bool) -> int:
-    """Return how many layers of a backbone train: all, or the last three where the weights come from a file.
+    """Return how many layers of a backbone train: all; with weights from a file the last 3, of VGG16 the last 4.
 
     Raises:
         CBAMError: more or fewer than there are.
@@ -109,7 +113,7 @@ def count_trainable(name: str, given: int | None, pretrained: bool) -> int:
     """
     most = 6 if name in MOBILENETS else 5
     if given is None:
-        return 3 if pretrained else most
+        return {"vgg16": 4}.get(name, 3) if pretrained else most  # as torchvision
     if not 0 <= given <= most:
         raise CBAMError(f"trainable_layers of {name} is 0 to {most} ({most}: all), given {given}.")
     return given
@@ -117,12 +121,16 @@ def count_trainable(name: str, given: int | None, pretrained: bool) -> int:
 
 def _trained(network: nn.Module, name: str, count: int) -> tuple[str, ...]:
     """Return the beginnings of the names of what trains."""
-    if name not in MOBILENETS:
+    if isinstance(network, VGGTrunk):
+        parts: nn.Sequential = network.features
+        starts = [0, *(i for i, layer in enumerate(parts) if isinstance(layer, nn.MaxPool2d))]
+    elif name in MOBILENETS:
+        parts = _features(network)
+        starts = [0, *_strided(parts)]
+    else:
         return tuple(f"{layer}." for layer in _RESNET_LAYERS[: count + (count == 5)])
-    features = _features(network)
-    starts = [0, *_strided(features)]
-    first = len(features) if count == 0 else starts[len(starts) - min(count, len(starts))]
-    return tuple(f"{_prefix(network, i)}." for i in range(first, len(features)))
+    first = len(parts) if count == 0 else starts[max(0, len(starts) - count)]
+    return tuple(f"{_prefix(network, i)}." for i in range(first, len(parts)))
 
 
 def levels(network: nn.Module) -> list[int]:

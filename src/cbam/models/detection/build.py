@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cbam.attach.config import Attention
@@ -16,11 +17,11 @@ from cbam.attach.sites.select import Sites
 from cbam.errors import CBAMError, unknown_name
 from cbam.models.detection.attention import DetectorAttention, attach_to_backbone, attach_to_detector
 from cbam.models.detection.backbone import build_classifier, count_trainable, freeze_first
-from cbam.models.detection.names import Detector, parse_name
+from cbam.models.detection.names import SSD_KINDS, Detector, parse_name
 from cbam.models.detection.norms import freeze_gate_norms, freeze_norms
 from cbam.models.detection.rcnn import CLASSES, build_on_classifier
-from cbam.models.detection.weights import load_detector
-from cbam.models.files import load_backbone
+from cbam.models.detection.ssd import build_ssd
+from cbam.models.detection.weights import load_classifier, load_detector
 
 NORMS = ("auto", "frozen", "batch")
 
@@ -38,6 +39,7 @@ def build_detector(
     trainable_layers: int | None = None,
     norm: str = "auto",
     width: float = 1.0,
+    boxes: str = "paper",
     **options: Any,
 ) -> nn.Module:
     """Build a detector with torchvision's interface, plain or with attention.
@@ -50,13 +52,16 @@ def build_detector(
       with a ResNet, ResNeXt or wide ResNet of torchvision's (`resnet50`) or of the paper (`paper_resnet50`), the first
       two also with a MobileNet. The plain ones are torchvision's bit for bit.
     - `fasterrcnn_BACKBONE_c4`: without a pyramid, as in Table 6: the last stage runs on every region.
+    - `ssd300_vgg16`, `ssd300_mobilenet`, `stairnet300_vgg16`, `stairnet300_mobilenet`: as in Table 7. Images become
+      300 x 300 pixels.
 
     Args:
         name: see above; `detector_names()` lists all.
         classes: number of classes, without the background.
         attention: a kind for `cbam.attach`, or "none".
-        sites: "backbone": where the backbone's own paper has it, in a ResNet the end of every residual branch;
-            "head": right before every classifier; or any other `sites` of `cbam.attach`.
+        sites: "backbone": at the end of every residual branch, in MobileNetV1 behind every convolution, in VGG16 at
+            the end of every stage; "head": right before every classifier, the default of SSD300 and StairNet300; or
+            any other `sites` of `cbam.attach`, in the whole detector.
         init: "identity" or "paper"; by default "identity" with weights from a file, else "paper".
         attention_options: of the attention, such as {"reduction_ratio": 8}.
         weights_backbone: a classifier's state dict, with attention or without, as for `cbam.models.build_model`.
@@ -64,8 +69,10 @@ def build_detector(
         trainable_layers: layers of the backbone that train, from the last one on; by default 3 with weights, else all.
             New gates train everywhere.
         norm: of the backbone: "batch", or "frozen": batch norms with fixed statistics and weights; the gates' own
-            norms then keep their statistics, too. "auto": frozen with weights.
-        width: factor on the channels of MobileNetV1.
+            norms then keep their statistics, too. "auto": frozen with weights, except in SSD300 and StairNet300.
+        width: factor on all channels of MobileNetV1, VGG16 and what SSD300 and StairNet300 have behind them.
+        boxes: default boxes of SSD300 and StairNet300 on VGG16: "paper": those that the paper's counts fit, six at
+            each place of the first map; "voc" and "coco": SSD's four there, "coco" those of torchvision's weights.
         **options: of torchvision's class: min_size, max_size, image_mean, box_score_thresh, rpn_post_nms_top_n_train,
             ...
 
@@ -79,48 +86,33 @@ def build_detector(
     """
     parsed = parse_name(name)
     if not isinstance(classes, int) or classes < 1:
-        raise CBAMError(
-            f"classes is the number of classes without the background, at least 1, given {classes!r}."
-        )
+        raise CBAMError(f"classes is their number without the background, at least 1, given {classes!r}.")
     if norm not in NORMS:
         raise unknown_name("norm", norm, NORMS)
-    pretrained = weights is not None or weights_backbone is not None
     _check_options(parsed, options)
+    is_ssd, pretrained = parsed.kind in SSD_KINDS, weights is not None or weights_backbone is not None
     chosen = DetectorAttention(
         attention,
-        "backbone" if sites is None else sites,
+        ("head" if is_ssd else "backbone") if sites is None else sites,
         init or ("identity" if pretrained else "paper"),
         attention_options or {},
     )
-    frozen = norm == "frozen" or (norm == "auto" and pretrained)
-    return _on_classifier(
-        parsed, classes, chosen, weights_backbone, weights, trainable_layers, frozen, width, options
-    )
-
-
-def _on_classifier(
-    parsed: Detector,
-    classes: int,
-    attention: DetectorAttention,
-    weights_backbone: str | Path | None,
-    weights: str | Path | None,
-    trainable: int | None,
-    frozen: bool,
-    width: float,
-    options: dict[str, Any],
-) -> nn.Module:
+    frozen = norm == "frozen" or (norm == "auto" and pretrained and not is_ssd)
     network = build_classifier(parsed.backbone, width)
-    trained = count_trainable(parsed.backbone, trainable, weights is not None or weights_backbone is not None)
-    if attention.in_backbone:
-        attach_to_backbone(network, parsed.backbone, attention)
-    fresh = True
-    if weights_backbone is not None:
-        fresh = bool(load_backbone(network, weights_backbone).kept)
+    trained = count_trainable(parsed.backbone, trainable_layers, pretrained)
+    if chosen.in_backbone:
+        attach_to_backbone(network, parsed.backbone, chosen)
+    fresh = weights_backbone is None or bool(load_classifier(network, weights_backbone).kept)
     if frozen:
         freeze_norms(network)
-    model = build_on_classifier(parsed, network, classes + 1, options)
-    if attention.in_detector:
-        attach_to_detector(model, attention, _PROBE)
+    if is_ssd:
+        model: nn.Module = build_ssd(
+            parsed.kind == "stairnet300", network, classes + 1, boxes, width, options
+        )
+    else:
+        model = build_on_classifier(parsed, network, classes + 1, options)
+    if chosen.in_detector:
+        attach_to_detector(model, chosen)
         if frozen:
             freeze_gate_norms(model)
     if weights is not None:
@@ -129,13 +121,15 @@ def _on_classifier(
     return model
 
 
-_PROBE = 128  # pixels; the detector itself enlarges the image to its min_size
-_OURS = ("self", "backbone", "num_classes", "kwargs")
+_OURS = ("self", "backbone", "num_classes", "kwargs", "anchor_generator", "head", "size")
 
 
 def _check_options(parsed: Detector, options: Mapping[str, Any]) -> None:
     """Refuse options that torchvision's class does not have: it would hand them to its transform, which fails late."""
-    classes: list[Any] = [CLASSES[parsed.kind], GeneralizedRCNNTransform]
+    if parsed.kind in SSD_KINDS:
+        classes: list[Any] = [SSD]
+    else:
+        classes = [CLASSES[parsed.kind], GeneralizedRCNNTransform]
     if parsed.kind == "maskrcnn":
         classes.append(FasterRCNN)
     known = {name for each in classes for name in inspect.signature(each.__init__).parameters} - {*_OURS}

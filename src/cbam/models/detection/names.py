@@ -13,7 +13,7 @@ RESNETS: tuple[str, ...] = (
     "paper_resnext50_32x4d", "paper_resnext101_32x4d", "wrn18_1.5", "wrn18_2.0",
 )  # fmt: skip
 MOBILENETS: tuple[str, ...] = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
-SSD_BACKBONES: tuple[str, ...] = ("vgg16", "mobilenet")
+SSD_KINDS: tuple[str, ...] = ("ssd300", "stairnet300")
 
 # {kind: {neck: backbones}}; a neck is the end of the name.
 _KINDS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -29,7 +29,7 @@ class Detector(NamedTuple):
 
     Args:
         kind: "fasterrcnn", "maskrcnn", "retinanet", "fcos", "ssd300" or "stairnet300".
-        backbone: name for `cbam.models.build_model`, or "vgg16" and "mobilenet" of the last two.
+        backbone: name for `cbam.models.build_model`.
         neck: "fpn", "c4" or, in the last two, "".
     """
 
@@ -39,12 +39,16 @@ class Detector(NamedTuple):
 
 
 def _all() -> dict[str, Detector]:
-    return {
+    found = {
         f"{kind}_{backbone}_{neck}": Detector(kind, backbone, neck)
         for kind, necks in _KINDS.items()
         for neck, backbones in necks.items()
         for backbone in backbones
     }
+    for kind in SSD_KINDS:
+        found[f"{kind}_vgg16"] = Detector(kind, "vgg16", "")
+        found[f"{kind}_mobilenet"] = Detector(kind, "mobilenet_v1", "")
+    return found
 
 
 _DETECTORS = _all()
@@ -53,8 +57,8 @@ _DETECTORS = _all()
 def detector_names() -> list[str]:
     """Return all names that `build_detector` knows.
 
-    >>> detector_names()[0]
-    'fasterrcnn_resnet18_fpn'
+    >>> [name for name in detector_names() if "300" in name]
+    ['ssd300_vgg16', 'ssd300_mobilenet', 'stairnet300_vgg16', 'stairnet300_mobilenet']
     """
     return list(_DETECTORS)
 
@@ -74,7 +78,7 @@ def parse_name(name: str) -> Detector:
     hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
     raise CBAMError(
         f"unknown detector {name!r}.{hint} Valid: fasterrcnn_, maskrcnn_, retinanet_ and fcos_BACKBONE_fpn,"
-        f" fasterrcnn_BACKBONE_c4, with a ResNet such as resnet50; {', '.join(f'ssd300_{b}' for b in SSD_BACKBONES)},"
-        f" {', '.join(f'stairnet300_{b}' for b in SSD_BACKBONES)}. To list them: "
-        "python -c 'import cbam.models.detection as d; print(d.detector_names())'"
+        f" fasterrcnn_BACKBONE_c4, with a ResNet such as resnet50;"
+        " ssd300_ and stairnet300_vgg16 and _mobilenet. To list them:"
+        " python -c 'import cbam.models.detection as d; print(d.detector_names())'"
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from cbam.attach import WithAttention
@@ -24,6 +25,32 @@ class FixedBatchNorm2d(nn.BatchNorm2d):
         return super().train(False)
 
 
+class BatchNorm2dOfAny(nn.BatchNorm2d):
+    """A batch norm that also takes a single value of each channel in training: one image, and a map of one pixel.
+
+    A single value has no variance, and `nn.BatchNorm2d` raises. This one then normalises with its running statistics,
+    as in evaluation mode.
+
+    >>> import torch
+    >>> BatchNorm2dOfAny(4)(torch.ones(1, 4, 1, 1)).shape
+    torch.Size([1, 4, 1, 1])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return super().forward(x)
+
+
+def accept_single_values(gate: nn.Module) -> None:
+    """Replace the batch norms in a site's attention by `BatchNorm2dOfAny`, in place."""
+    if isinstance(gate, WithAttention):
+        _replace(gate.cbam, BatchNorm2dOfAny)
+
+
 def freeze_norms(model: nn.Module) -> None:
     """Replace the batch norms by `FrozenBatchNorm2d`, in place, and those of attached gates by `FixedBatchNorm2d`.
 
@@ -41,12 +68,20 @@ def freeze_norms(model: nn.Module) -> None:
 
 def freeze_gate_norms(model: nn.Module) -> None:
     """Replace the batch norms of attached gates by `FixedBatchNorm2d`, in place."""
-    gates = [module.cbam for module in model.modules() if isinstance(module, WithAttention)]
-    for gate in gates:
-        for parent in list(gate.modules()):
-            for name, child in parent.named_children():
-                if type(child) is nn.BatchNorm2d:
-                    parent.set_submodule(name, _fixed(child))
+    for module in list(model.modules()):
+        if isinstance(module, WithAttention):
+            _replace(module.cbam, FixedBatchNorm2d)
+
+
+def _replace(module: nn.Module, kind: type[nn.BatchNorm2d]) -> None:
+    """Replace the batch norms inside a module by those of another class, with the same weights and statistics."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                new = kind(child.num_features, child.eps, child.momentum)
+                new._parameters.update(child._parameters)
+                new._buffers.update(child._buffers)
+                parent.set_submodule(name, new.train(child.training))
 
 
 def _frozen(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
@@ -54,10 +89,3 @@ def _frozen(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
     for name in ("weight", "bias", "running_mean", "running_var"):
         frozen.register_buffer(name, getattr(norm, name).detach().clone())
     return frozen
-
-
-def _fixed(norm: nn.BatchNorm2d) -> FixedBatchNorm2d:
-    fixed = FixedBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
-    fixed._parameters.update(norm._parameters)
-    fixed._buffers.update(norm._buffers)
-    return fixed.eval()

@@ -19,6 +19,8 @@ from cbam.checkpoints.reading import look_at
 from cbam.checkpoints.report import WeightsReport
 from cbam.checkpoints.unpacking import unpack
 from cbam.errors import CBAMError
+from cbam.models.detection.vgg import VGGTrunk
+from cbam.models.files import load_backbone
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +40,25 @@ _WITHOUT_EPS = {
         RetinaNet_ResNet50_FPN_Weights,
     )
 }
+
+
+def load_classifier(network: nn.Module, path: str | Path) -> WeightsReport:
+    """Load a classifier's file into the network that becomes a backbone, and log what was loaded.
+
+    Args:
+        network: changed in place. A `VGGTrunk` takes the convolutions of a VGG16.
+        path: a .safetensors, .pth, .pt or .bin file.
+
+    Raises:
+        CBAMError: as `cbam.load_weights`; the network is then unchanged.
+    """
+    if not isinstance(network, VGGTrunk):
+        return load_backbone(network, path)
+    packed = unpack(look_at(path), wanted=network.state_dict())
+    state = {key: value for key, value in packed.tensors().items() if not key.startswith("classifier.")}
+    report = load_unpacked(network, packed.holding(state))
+    _log.info("%s", report)
+    return report
 
 
 def load_detector(model: nn.Module, path: str | Path) -> WeightsReport:
