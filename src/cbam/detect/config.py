@@ -308,12 +308,11 @@ class DetectorConfig(DetectionSetConfig):
                 found["min_size"] = tuple(round(self.sides[0] * share) for share in shares)
         for word in filter(None, (word.strip() for word in self.detector_options.split(","))):
             name, equals, value = (part.strip() for part in word.partition("="))
-            number = _number(value)
-            if not equals or number is None:
+            if not (name and equals and value):
                 raise CBAMError(
-                    f"--detector-options takes name=number with commas, e.g. box_score_thresh=0.1; given {word!r}"
+                    f"--detector-options takes name=value with commas, e.g. box_score_thresh=0.1; given {word!r}"
                 )
-            found[name.replace("-", "_")] = number
+            found[name.replace("-", "_")] = _value(value)
         return found
 
     def resolved(self) -> dict[str, Any]:
@@ -406,7 +405,7 @@ def absolute_set(data: str) -> str:
     return f"{form}{colon}{Path(folder).expanduser().resolve()}{mark}{options}" if colon else data
 
 
-def _number(text: str) -> int | float | bool | None:
+def _value(text: str) -> int | float | bool | str:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for form in (int, float):
@@ -414,4 +413,4 @@ def _number(text: str) -> int | float | bool | None:
             return form(text)
         except ValueError:
             continue
-    return None
+    return text

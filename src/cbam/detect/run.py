@@ -137,7 +137,11 @@ def detection(config: DetectorConfig, recipe: DetectTrainConfig, data: Detection
 
 
 def describe(
-    data: DetectionData, config: DetectorConfig, arguments: dict[str, Any], model: nn.Module
+    data: DetectionData,
+    config: DetectorConfig,
+    arguments: dict[str, Any],
+    model: nn.Module,
+    widened_to: int | None = None,
 ) -> SavedDetector:
     """Return what a saved detector's folder says of it.
 
@@ -146,9 +150,16 @@ def describe(
         config: Of the run.
         arguments: Of `build_detector`.
         model: The detector.
+        widened_to: Parameters of a control.
     """
     return SavedDetector(
-        arguments, data.classes, data.category_ids, config.judged_by, data.name, frozen_eps(model)
+        arguments=arguments,
+        classes=data.classes,
+        category_ids=data.category_ids,
+        metric=config.judged_by,
+        data=data.name,
+        frozen_eps=frozen_eps(model),
+        widened_to=widened_to,
     )
 
 

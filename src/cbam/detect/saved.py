@@ -14,6 +14,7 @@ from cbam.checkpoints import tensors_file
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
 from cbam.models.detection import build_detector
+from cbam.models.matched_control import match_parameters
 from cbam.version import __version__
 
 FILE, WEIGHTS = "detector.json", "model.safetensors"
@@ -31,6 +32,7 @@ class SavedDetector:
         metric: By which it was judged.
         data: Name of the set that it was trained on.
         frozen_eps: Of the frozen norms; None where there are none.
+        widened_to: Parameters of a control, see `match_parameters`; None for other detectors.
     """
 
     arguments: dict[str, Any]
@@ -39,10 +41,13 @@ class SavedDetector:
     metric: str
     data: str
     frozen_eps: float | None = None
+    widened_to: int | None = None
 
     def build(self) -> nn.Module:
         """Return the detector with new weights."""
         model = build_detector(**self.arguments)
+        if self.widened_to is not None:
+            match_parameters(model, self.widened_to, tolerance=0)
         for module in model.modules():
             if isinstance(module, FrozenBatchNorm2d) and self.frozen_eps is not None:
                 module.eps = self.frozen_eps
@@ -50,7 +55,7 @@ class SavedDetector:
 
 
 def frozen_eps(model: nn.Module) -> float | None:
-    """Return the eps of a detector's frozen norms, which no weight holds: of torchvision's first COCO weights it is 0."""
+    """Return the eps of a detector's frozen norms, which no weight holds: it is 0 with torchvision's first weights."""
     return next((m.eps for m in model.modules() if isinstance(m, FrozenBatchNorm2d)), None)
 
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from cbam.detect.evaluation import DetectionScores
     from cbam.detect.saved import SavedDetector
 
-DESCRIPTION = """Judge a detector on validation images: COCO's 12 figures of boxes and masks, or VOC's average precision,
-each class, and the curves of precision over recall. Every image counts once, on any number of processes (torchrun -m
-cbam detect evaluate ...).
+DESCRIPTION = """Judge a detector on validation images: COCO's 12 figures of boxes and masks, or VOC's average
+precision, each class, and the curves of precision over recall. Every image counts once, on any number of processes
+(torchrun -m cbam detect evaluate ...).
 
 Example: cbam detect evaluate runs/detect-coco-fasterrcnn_resnet50_fpn-cbam"""
 
