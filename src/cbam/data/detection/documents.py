@@ -14,6 +14,7 @@ from cbam.errors import CBAMError
 
 _MOST_XML = 4 * 2**20  # bytes; a VOC file has a few hundred an object
 _MOST_TEXT = 2**20
+_DEEPEST = 20  # brackets inside each other in a YAML file
 _MOST_JSON = 4 * 2**30  # COCO's largest has half a gigabyte
 
 
@@ -23,8 +24,9 @@ def read_json(path: Path) -> Any:
     Raises:
         CBAMError: it cannot be read, or is no JSON.
     """
+    content = _content(path, _MOST_JSON)
     try:
-        return json.loads(_content(path, _MOST_JSON))
+        return json.loads(content)
     except (ValueError, RecursionError) as error:  # also bad UTF-8, integers of thousands of digits
         raise CBAMError(f"{path} is no valid JSON: {_reason(error)}.") from error
 
@@ -37,7 +39,7 @@ class _PlainTree(ET.TreeBuilder):
     """Refuses a document type, in which entities are declared: without it no text can grow or point elsewhere."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise CBAMError(
+        raise RefusedFile(
             "it declares a document type, which annotations do not need; it could hide an XML bomb"
         )
 
@@ -64,12 +66,17 @@ def read_xml(path: Path) -> ET.Element:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Refuses aliases, by which a few lines can stand for gigabytes."""
+    """Refuses aliases, by which a few lines can stand for gigabytes, and brackets in brackets, which take hours."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise yaml.YAMLError("it repeats parts by *aliases, which a data.yaml does not need")
         return super().compose_node(parent, index)
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        if self.flow_level >= _DEEPEST:
+            raise yaml.YAMLError(f"it has more than {_DEEPEST} brackets inside each other")
+        super().fetch_flow_collection_start(token)
 
 
 def read_yaml(path: Path) -> Any:
@@ -112,11 +119,13 @@ def inside(folder: Path, name: str) -> Path | None:
 
 def _content(path: Path, most: int) -> bytes:
     try:
-        with path.open("rb") as stream:
-            content = stream.read(most + 1)
-    except (OSError, ValueError) as error:
+        if not path.is_file():
+            raise CBAMError(f"{path} is no file.")
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= most else b""
+    except OSError as error:
         raise CBAMError(f"{path} cannot be read: {_reason(error)}.") from error
-    if len(content) > most:
+    if size > most:
         raise CBAMError(f"{path} is larger than {most:,} bytes, which no such file should be.")
     return content
 

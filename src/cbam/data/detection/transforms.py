@@ -31,6 +31,28 @@ class _IoUCrop(v2.RandomIoUCrop):
         return super().forward(*inputs)
 
 
+class _Resize(v2.Transform):
+    """Keeps torchvision's resizing from rounding the short side of a long image to nothing.
+
+    Images one pixel wide or high stay as they are: torch 2.14 cannot resize a single pixel of type uint8.
+    """
+
+    def forward(self, *inputs: Any) -> Any:
+        return inputs if min(inputs[0].shape[-2:]) < 2 else super().forward(*inputs)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        params = super().make_params(flat_inputs)
+        return {**params, "size": tuple(max(2, side) for side in params["size"])}
+
+
+class _ScaleJitter(_Resize, v2.ScaleJitter):
+    pass
+
+
+class _RandomShortestSize(_Resize, v2.RandomShortestSize):
+    pass
+
+
 def _flip(image_size: int, max_size: int) -> list[v2.Transform]:
     return [v2.RandomHorizontalFlip()]
 
@@ -47,7 +69,7 @@ def _ssd(image_size: int, max_size: int) -> list[v2.Transform]:
 def _multiscale(image_size: int, max_size: int) -> list[v2.Transform]:
     shares = [_SHORTEST + (1 - _SHORTEST) * step / (_STEPS - 1) for step in range(_STEPS)]
     return [
-        v2.RandomShortestSize([round(image_size * share) for share in shares], max_size=max_size),
+        _RandomShortestSize([round(image_size * share) for share in shares], max_size=max_size),
         v2.RandomHorizontalFlip(),
     ]
 
@@ -55,7 +77,7 @@ def _multiscale(image_size: int, max_size: int) -> list[v2.Transform]:
 def _lsj(image_size: int, max_size: int) -> list[v2.Transform]:
     side = (image_size, image_size)
     return [
-        v2.ScaleJitter(side),
+        _ScaleJitter(side),
         v2.RandomCrop(side, pad_if_needed=True, fill=_FILL),
         v2.RandomHorizontalFlip(),
     ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cbam.errors import CBAMError
-from cbam.evaluate.detection.collected import DetectionEvaluator, Found
+from cbam.evaluate.detection.collected import DetectionEvaluator, Found, rles
 from cbam.evaluate.detection.ground_truth import Record, true_masks
 from cbam.evaluate.detection.matching import Matches, match_coco
 from cbam.evaluate.detection.rle import Rle, mask_areas, require_coco
@@ -128,60 +130,87 @@ class CocoEvaluator(DetectionEvaluator):
         return counts[1:].tolist()
 
 
-def _evaluated(evaluator: CocoEvaluator, found: dict[int, Found], kind: str) -> dict[str, Any]:
+def _evaluated(evaluator: CocoEvaluator, found: Mapping[int, Found], kind: str) -> dict[str, Any]:
     from faster_coco_eval import COCO, COCOeval_faster
 
     images = [{"id": i, "height": t.height, "width": t.width} for i, t in evaluator.truth.items()]
     categories = [{"id": index + 1, "name": name} for index, name in enumerate(evaluator.classes)]
 
     def indexed(annotations: list[dict[str, Any]]) -> Any:
-        for number, annotation in enumerate(annotations):
-            annotation["id"] = number + 1  # not 0: older evaluators take 0 for "unmatched"
         coco = COCO()
         coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
         coco.createIndex()
         return coco
 
-    true = indexed([entry for i, truth in evaluator.truth.items() for entry in _true_entries(i, truth, kind)])
-    detected = indexed(
-        [entry for i in evaluator.truth for entry in _found_entries(i, found[i], evaluator.truth[i], kind)]
-    )
-    run = COCOeval_faster(true, detected, "bbox" if kind == "boxes" else "segm")
-    run.params.maxDets = list(evaluator.max_detections)
-    run.evaluate()
-    run.accumulate()
+    with _without_collection():
+        true, detected = _true_entries(evaluator.truth, kind), _found_entries(evaluator.truth, found, kind)
+        run = COCOeval_faster(indexed(true), indexed(detected), "bbox" if kind == "boxes" else "segm")
+        run.params.maxDets = list(evaluator.max_detections)
+        run.evaluate()
+        run.accumulate()
     return run.eval
 
 
-def _true_entries(image_id: int, truth: Record, kind: str) -> list[dict[str, Any]]:
-    columns = (_xywh(truth.boxes), truth.labels.tolist(), truth.areas.tolist(), truth.iscrowd.tolist())
-    entries = [
-        {"image_id": image_id, "category_id": label, "bbox": box, "area": area, "iscrowd": int(crowd)}
-        for box, label, area, crowd in zip(*columns, strict=True)
-    ]
-    return _with_masks(entries, true_masks(truth)) if kind == "masks" else entries
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Pause Python's search for circles of garbage: it looks through half a million dicts again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
-def _found_entries(image_id: int, found: Found, truth: Record, kind: str) -> list[dict[str, Any]]:
-    boxes = _xywh(found.boxes.astype(np.float64))
-    masks = [Rle(size=[truth.height, truth.width], counts=counts) for counts in found.masks]
-    areas = mask_areas(masks) if kind == "masks" else [width * height for _, _, width, height in boxes]
-    columns = (boxes, found.labels.tolist(), found.scores.tolist(), areas)
-    entries = [
-        {"image_id": image_id, "category_id": label, "bbox": box, "score": score, "area": area, "iscrowd": 0}
-        for box, label, score, area in zip(*columns, strict=True)
-    ]
+def _true_entries(truth: Mapping[int, Record], kind: str) -> list[dict[str, Any]]:
+    records = list(truth.values())
+    entries = _entries(
+        [r.image_id for r in records], [r.boxes for r in records], [r.labels for r in records],
+        score=[np.zeros(len(r.labels)) for r in records], area=[r.areas for r in records],
+        iscrowd=[r.iscrowd.astype(np.int64) for r in records],
+    )  # fmt: skip
+    return _with_masks(entries, [m for r in records for m in true_masks(r)]) if kind == "masks" else entries
+
+
+def _found_entries(
+    truth: Mapping[int, Record], found: Mapping[int, Found], kind: str
+) -> list[dict[str, Any]]:
+    here = [found[image_id] for image_id in truth]
+    masks: list[Rle] = []
+    if kind == "masks":
+        masks = [
+            m for r, f in zip(truth.values(), here, strict=True) for m in rles(f, r, range(len(f.masks)))
+        ]
+        areas = [np.array(mask_areas(masks))]
+    else:
+        areas = [(f.boxes[:, 2:].astype(np.float64) - f.boxes[:, :2]).prod(1) for f in here]
+    entries = _entries(
+        list(truth), [f.boxes for f in here], [f.labels for f in here],
+        score=[f.scores for f in here], area=areas, iscrowd=[np.zeros(len(f.labels), dtype=np.int64) for f in here],
+    )  # fmt: skip
     return _with_masks(entries, masks) if kind == "masks" else entries
+
+
+def _entries(
+    image_ids: list[int], boxes: list[NDArray[Any]], labels: list[NDArray[Any]], **columns: list[NDArray[Any]]
+) -> list[dict[str, Any]]:
+    """Return COCO's annotations: one dict an object, from arrays for each image; ids count from 1."""
+    if not boxes:
+        return []
+    corners = np.concatenate(boxes).astype(np.float64)
+    corners[:, 2:] -= corners[:, :2]
+    images = np.repeat(np.array(image_ids), [len(part) for part in labels])
+    listed = [np.concatenate(part).tolist() for part in (labels, *columns.values())]
+    names = ("id", "image_id", "bbox", "category_id", *columns)
+    rows = zip(range(1, len(images) + 1), images.tolist(), corners.tolist(), *listed, strict=True)
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _with_masks(entries: list[dict[str, Any]], masks: list[Rle]) -> list[dict[str, Any]]:
     for entry, mask in zip(entries, masks, strict=True):
         entry["segmentation"] = mask
     return entries
-
-
-def _xywh(boxes: NDArray[np.float64]) -> list[list[float]]:
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:

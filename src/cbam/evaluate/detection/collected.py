@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +142,6 @@ def _encoded(image_id: int, truth: Record, masks: Tensor, count: int) -> tuple[b
     return tuple(encode(mask[0].gt(0.5).cpu().numpy())["counts"] for mask in masks)
 
 
-def rles(found: Found, truth: Record, chosen: NDArray[np.intp]) -> list[Rle]:
+def rles(found: Found, truth: Record, chosen: Iterable[int]) -> list[Rle]:
     """Return the encodings of the chosen detections of an image."""
     return [Rle(size=[truth.height, truth.width], counts=found.masks[index]) for index in chosen]

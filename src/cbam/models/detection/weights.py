@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,7 +78,8 @@ def load_detector(model: nn.Module, path: str | Path) -> WeightsReport:
     """
     own = model.state_dict()
     packed = unpack(look_at(path), wanted=own)
-    state = {key: value for key, value in packed.tensors().items() if key in own or not _is_counter(key)}
+    state = {_today(key, own): value for key, value in packed.tensors().items()}
+    state = {key: value for key, value in state.items() if key in own or not _is_counter(key)}
     fresh = {
         key: own[key]
         for key in own
@@ -98,6 +101,25 @@ def load_detector(model: nn.Module, path: str | Path) -> WeightsReport:
     )
     _log.info("%s", report)
     return report
+
+
+# Names in files from before torchvision 0.13, such as those of its first weights, and those of today.
+_RENAMED: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"(fpn\.(?:inner|layer)_blocks\.\d+)\.(\w+)"), r"\1.0.\2"),
+    (re.compile(r"(rpn\.head\.conv)\.(\w+)"), r"\1.0.0.\2"),
+    (re.compile(r"(mask_head)\.mask_fcn(\d+)\.(\w+)"), lambda m: f"{m[1]}.{int(m[2]) - 1}.0.{m[3]}"),
+    (re.compile(r"(_head\.conv)\.(\d+)\.(\w+)"), lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}"),
+)
+
+
+def _today(key: str, own: Mapping[str, Tensor]) -> str:
+    """Return the model's name for a name in a file."""
+    if key not in own:
+        for pattern, new in _RENAMED:
+            renamed = pattern.sub(new, key)
+            if renamed in own:
+                return renamed
+    return key
 
 
 def _is_counter(key: str) -> bool:
