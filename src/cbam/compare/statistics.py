@@ -337,7 +337,8 @@ def write_summary_csv(run_dir: Path, summary: Summary, score: Score = ACCURACY) 
     run_dir = Path(run_dir)
     costs_file = run_dir / "costs.json"
     costs = json.loads(costs_file.read_text(encoding="utf-8")) if costs_file.exists() else {}
-    rows = [_csv_row(row, costs.get(row.variant, {}), score.word) for row in summary.variants]
+    batches = sorted({int(batch) for cost in costs.values() for batch in cost.get("latency", {})} or {1, 32})
+    rows = [_csv_row(row, costs.get(row.variant, {}), score.word, batches) for row in summary.variants]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -347,7 +348,9 @@ def write_summary_csv(run_dir: Path, summary: Summary, score: Score = ACCURACY) 
     return target
 
 
-def _csv_row(row: VariantSummary, cost: Mapping[str, Any], word: str) -> dict[str, Any]:
+def _csv_row(
+    row: VariantSummary, cost: Mapping[str, Any], word: str, batches: Sequence[int]
+) -> dict[str, Any]:
     word = word.replace(" ", "_")
     fields: dict[str, Any] = {
         "variant": row.variant,
@@ -359,7 +362,7 @@ def _csv_row(row: VariantSummary, cost: Mapping[str, Any], word: str) -> dict[st
         for part in ("mean", "low", "high", "p_value", "n"):
             fields[f"to_{name}_{part}"] = getattr(difference, part, None)
     fields |= {name: cost.get(name) for name in COST_COLUMNS}
-    latency = cost.get("latency") or {"1": {}, "32": {}}
-    for batch, times in latency.items():
+    for batch in batches:
+        times = cost.get("latency", {}).get(str(batch), {})
         fields[f"latency_batch_{batch}_ms"] = times.get("median_ms")
     return fields

@@ -6,11 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from cbam.compare.detection.figures import precision_recall_figure
+from cbam.compare.grid import Cell
 from cbam.compare.reading import Run, read_run
 from cbam.compare.report import embedded, write_page
 from cbam.compare.statistics import Score, summarise
 from cbam.compare.tables import costed
 
+RECALLS = [step / 100 for step in range(101)]
 AVERAGE_PRECISION = Score("val_map", "average precision", "per_class_ap")
 _NOTES = {
     "coco": "Average precision of boxes as COCO defines it: the mean over IoU thresholds from 0.5 to 0.95.",
@@ -32,7 +37,7 @@ def write_detection_report(run_dir: Path) -> Path:
     summary = summarise(run.results, run.variants, AVERAGE_PRECISION)
     images = _read(run.folder / "images.json")
     shots = _shots(run)
-    own = {
+    own: dict[str, Any] = {
         "costed": costed(run),
         "metric_note": _NOTES[run.data.get("metric", "coco")],
         "images": images,
@@ -41,7 +46,38 @@ def write_detection_report(run_dir: Path) -> Path:
         "least_score": run.pictures.get("least_score"),
         "shown_variants": [name for name in run.variants if any(name in shot["panels"] for shot in shots)],
     }
+    own["curves"] = precision_recall_figure(
+        _curves(run), RECALLS, "precision-recall", "IoU 0.5, mean over the classes"
+    )
     return write_page(run, summary, AVERAGE_PRECISION, "detection.html.j2", own)
+
+
+def _curves(run: Run) -> dict[str, list[list[float]]]:
+    """Return by variant for each seed the precision at `RECALLS`, the mean over the classes with objects."""
+    found: dict[str, list[list[float]]] = {variant: [] for variant in run.variants}
+    for result in run.results:
+        cell = Cell(result["variant"], result["seed"]).name
+        content = _read(run.folder / "cells" / cell / "evaluation.json")
+        if content.get("metric") == "coco":
+            curve = content["boxes"]["curves"]["0.50"]["mean"]
+        else:
+            curve = _mean_curve([one for one in content.get("curves", []) if one])
+        if curve:
+            found[result["variant"]].append(curve)
+    return found
+
+
+def _mean_curve(classes: list[dict[str, list[float]]]) -> list[float]:
+    """Return the mean over classes of the highest precision at each recall or above."""
+    if not classes:
+        return []
+    rows = []
+    for curve in classes:
+        recall, precision = np.array(curve["recall"]), np.array(curve["precision"])
+        best = np.maximum.accumulate(precision[::-1])[::-1] if len(precision) else precision
+        at = np.searchsorted(recall, RECALLS, side="left")
+        rows.append(np.append(best, 0.0)[np.minimum(at, len(best))])
+    return np.mean(rows, axis=0).tolist()
 
 
 def _shots(run: Run) -> list[dict[str, Any]]:
