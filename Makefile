@@ -54,7 +54,7 @@ demo: $(VENV)/.operator data
 
 # The generated images need scikit-image's photographs.
 demo-detect: $(VENV)/.operator data
-	$(BIN)/python -m pip install --quiet --editable '.[compare,detect]'
+	$(BIN)/python -m pip install --quiet --editable '.[compare,detect]' 'scikit-image>=0.24'
 	@[ -d $(GARMENTS)/coco ] || $(BIN)/cbam detect generate $(GARMENTS) --formats coco --images 300 --validation 60 \
 		--size 96 --classes Trouser,Sneaker,Bag --most-objects 3
 	$(BIN)/cbam detect compare --config recipes/detect-demo.yaml --data coco:$(GARMENTS)/coco --output $(DEMO_DETECT)

@@ -1,4 +1,4 @@
-"""What the loop costs beside torchvision's reference loop on the same detector and data, and what waiting for data costs.
+"""What the loop costs beside torchvision's reference loop on the same detector and data; waiting for data shown apart.
 
     cbam detect generate garments --images 200 --formats coco
     python benchmarks/detection_loop.py --data coco:garments/coco --steps 8 --rounds 7
@@ -48,7 +48,10 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     recipe = DetectTrainConfig(
-        iterations=options.steps + _WARM, batch_size=options.batch_size, workers=options.workers, device=options.device
+        iterations=options.steps + _WARM,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        device=options.device,
     )
     config = DetectRunConfig(
         data=options.data, model=options.model, attention=options.attention, image_size=options.image_size,
@@ -64,7 +67,9 @@ def main() -> int:
         rates = ", ".join(f"{name} {rate:.2f} images/s" for name, (rate, _) in found.items())
         print(f"round {number + 1}: {rates}", flush=True)
     low, middle, high = quartiles(ratios)
-    print(f"ours / reference: {middle:.3f} [{low:.3f}, {high:.3f}] (median and quartiles of {len(ratios)} rounds)")
+    print(
+        f"ours / reference: {middle:.3f} [{low:.3f}, {high:.3f}] (median and quartiles of {len(ratios)} rounds)"
+    )
     print(f"waiting for data: {statistics.median(waits):.1%} of our time")
     return 0
 
@@ -82,7 +87,9 @@ def ours(config: DetectRunConfig, task: Any, steps: int) -> tuple[float, float]:
     model = build(config, config.attention, 0, len(task.data.classes))
     with tempfile.TemporaryDirectory() as folder:
         callbacks = Callbacks(step=on_step, epoch=rows.append)
-        train_model(model, task, peak=0.01, seed=0, checkpoints=Checkpoints(Path(folder)), callbacks=callbacks)
+        train_model(
+            model, task, peak=0.01, seed=0, checkpoints=Checkpoints(Path(folder)), callbacks=callbacks
+        )
     whole = (steps + _WARM) * config.train.batch_size / rows[0]["images_per_s"]
     return steps * config.train.batch_size / (marks[1] - marks[0]), rows[0]["data_wait_s"] / whole
 
