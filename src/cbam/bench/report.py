@@ -93,9 +93,9 @@ def _header(settings: dict[str, Any], environment: dict[str, Any]) -> str:
     gpu, machine = environment.get("gpu", {}), environment.get("machine", {})
     versions = {"python": environment.get("python"), "CUDA": gpu.get("cuda"), "triton": gpu.get("triton"),
                 **environment.get("packages", {})}  # fmt: skip
+    load = ", ".join(map(str, machine.get("load") or ["unknown"]))
     lines = [
-        f"- host: {machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} threads, "
-        f"load at the start {machine.get('load', 'unknown')}",
+        f"- host: {machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} threads, load {load}",
         "- " + ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         "- " + ", ".join(f"{name} {settings.get(name)}" for name in ("commit", "code", "operator")),
         "- " + ", ".join(str(one.get("started")) for one in (environment, *environment.get("continued", []))),
