@@ -43,7 +43,7 @@ class DetectCompareConfig(GridConfig, DetectorConfig):
         """The run's folder, relative as given."""
         if self.output is not None:
             return self.output
-        return Path("runs") / folder_name(self.data, self.model)
+        return Path("runs") / folder_name(self.data.partition(":")[2], self.model)
 
     def resolved(self) -> dict[str, Any]:
         """Return every option's value, with defaults filled in and paths made absolute."""
