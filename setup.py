@@ -16,6 +16,7 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = [
     "library",
+    "direct",
     "problem",
     "isa",
     "scratch",

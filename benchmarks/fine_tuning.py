@@ -24,12 +24,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from cbam.attach.variants import label
 from cbam.compare.ablation_page import gap_text, machine_text
 from cbam.compare.config import CompareConfig
 from cbam.compare.grid import Cell, build_cell
 from cbam.compare.reading import Run, read_run
 from cbam.compare.statistics import Summary, findings, summarise
-from cbam.compare.variants import label
 from cbam.data import ImageData
 from cbam.files import write_atomically
 from cbam.runs.markdown import wrap

@@ -29,6 +29,7 @@ from cbam.files import write_atomically
 from cbam.models import build_model
 from cbam.runs.environment import describe_environment
 from cbam.train.checkpoints import Checkpoints
+from cbam.train.classification import Classification
 from cbam.train.config import TrainConfig
 from cbam.train.device import make_accelerator
 from cbam.train.loop import Callbacks, train_model
@@ -98,7 +99,8 @@ def ours(data: ImageData, config: TrainConfig, options: Any) -> float:
 
     with tempfile.TemporaryDirectory() as folder, suppress(Enough):
         files, callbacks = Checkpoints(Path(folder)), Callbacks(step=on_step)
-        train_model(network(data, options), data, config, seed=0, checkpoints=files, callbacks=callbacks)
+        task, peak = Classification(config, data), config.peak_lr(fine_tuning=False)
+        train_model(network(data, options), task, peak=peak, seed=0, checkpoints=files, callbacks=callbacks)
     return options.steps * config.batch_size / (marks[1] - marks[0])
 
 

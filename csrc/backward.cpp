@@ -286,7 +286,7 @@ class Backward {
     }
     if (!q.channel) return;
     A* gradient = da.get() + sample * q.c;
-    for (int64_t c = 0; c < q.c; ++c) gradient[c] = q.pre ? q.alpha[c] * of_u[c] + q.beta[c] * of_one[c] : of_u[c];
+    for (int64_t c = 0; c < q.c; ++c) gradient[c] = q.pre ? q.alpha.get()[c] * of_u[c] + q.beta.get()[c] * of_one[c] : of_u[c];
     algebra_for<A>().through_activation(gradient, kept.s + sample * q.c, q.c, q.channel_scale, q.hard);
   }
   static A read(const T* p) {
@@ -345,12 +345,12 @@ class Backward {
         ones += dx_sums.get()[2 * sample * q.c + c];
         us += dx_sums.get()[(2 * sample + 1) * q.c + c];
       }
-      const double mean = q.pre_mean[c], invstd = q.pre_invstd[c];
+      const double mean = q.pre_mean[c], invstd = q.pre_invstd.get()[c];
       const double slope = invstd * (us - mean * ones);  // sum of dx times the normalised input
       if (dweight) dweight[c] = static_cast<A>(slope);
       if (dbias) dbias[c] = static_cast<A>(ones);
       if (through_statistics) {
-        const double count = static_cast<double>(q.n) * q.p, alpha = q.alpha[c];
+        const double count = static_cast<double>(q.n) * q.p, alpha = q.alpha.get()[c];
         k1.get()[c] = static_cast<A>(-alpha * invstd * slope / count);
         k0.get()[c] = static_cast<A>(alpha * (mean * invstd * slope - ones) / count);
       }
@@ -394,14 +394,26 @@ class Backward {
 }  // namespace
 
 template <class T>
+void compute_backward(const Problem<T>& problem, const BackwardMaps<T>& maps, bool pre_training) {
+  if (problem.n == 0) return;
+  const Saved<acc_t<T>> kept(problem, maps.saved);
+  const Argmax<T> indices(problem, maps.argmax);
+  const auto [dw0, db0, dw1, db1, dkernel, dnorm_weight, dnorm_bias, dpre_weight, dpre_bias] = maps.weights;
+  Backward<T> backward(problem, kept, indices, maps.grad, maps.out, maps.masked, maps.dx, pre_training);
+  backward.run(dpre_weight, dpre_bias);
+  backward.weight_gradients(dw0, db0, dw1, db1, dkernel, dnorm_weight, dnorm_bias);
+}
+
+template <class T>
 std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weights& weights, const Weight& output,
                                  const Tensor& saved, const Tensor& argmax, const Config& config) {
   using A = acc_t<T>;
-  const Problem<T> problem(x, weights, config);
+  const Shape shape = shape_of(x, weights);
+  const Problem<T> problem(static_cast<const T*>(x.const_data_ptr()), shape, pointers_of<A>(weights, shape, config),
+                           config);
   const ScalarType type = scalar_type_of<A>();
-  const Saved<A> kept(problem, static_cast<A*>(saved.data_ptr()));
-  const Argmax<T> indices(problem, static_cast<int32_t*>(argmax.data_ptr()));
-  STD_TORCH_CHECK(saved.numel() == kept.size && argmax.numel() == indices.size && saved.scalar_type() == type &&
+  STD_TORCH_CHECK(saved.numel() == Saved<A>(problem, nullptr).size &&
+                      argmax.numel() == Argmax<T>(problem, nullptr).size && saved.scalar_type() == type &&
                       argmax.scalar_type() == ScalarType::Int && saved.is_contiguous() && argmax.is_contiguous(),
                   "cbam: saved and argmax are not those of this map's forward");
   check_like(grad, x, "the gradient");
@@ -422,18 +434,21 @@ std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weig
                              gradient_of(weights.pre_weight, problem.pre),
                              gradient_of(weights.pre_bias, problem.pre),
                              output ? new_like(x) : new_vector(0, x.scalar_type())};
-  if (problem.n == 0) return out;
-  auto data = [&](int i) { return out[i].numel() ? static_cast<A*>(out[i].mutable_data_ptr()) : nullptr; };
-  Backward<T> backward(problem, kept, indices, static_cast<const T*>(grad.const_data_ptr()),
-                       output ? static_cast<const T*>(output->const_data_ptr()) : nullptr,
-                       output ? static_cast<T*>(out[10].mutable_data_ptr()) : nullptr,
-                       static_cast<T*>(out[0].mutable_data_ptr()), config.pre_training);
-  backward.run(data(8), data(9));
-  backward.weight_gradients(data(1), data(2), data(3), data(4), data(5), data(6), data(7));
+  BackwardMaps<T> maps = {static_cast<const T*>(grad.const_data_ptr()),
+                          output ? static_cast<const T*>(output->const_data_ptr()) : nullptr,
+                          static_cast<A*>(saved.data_ptr()),
+                          static_cast<int32_t*>(argmax.data_ptr()),
+                          static_cast<T*>(out[0].mutable_data_ptr()),
+                          output ? static_cast<T*>(out[10].mutable_data_ptr()) : nullptr,
+                          {}};
+  for (int i = 0; i < kGradients; ++i)
+    maps.weights[i] = out[i + 1].numel() ? static_cast<A*>(out[i + 1].mutable_data_ptr()) : nullptr;
+  compute_backward(problem, maps, config.pre_training);
   return out;
 }
 
 #define CBAM_INSTANTIATE(T)                                                                                     \
+  template void compute_backward<T>(const Problem<T>&, const BackwardMaps<T>&, bool);                           \
   template std::vector<Tensor> run_backward<T>(const Tensor&, const Tensor&, const Weights&, const Weight&,   \
                                                const Tensor&, const Tensor&, const Config&);
 CBAM_FOR_EACH_TYPE(CBAM_INSTANTIATE)

@@ -31,7 +31,7 @@ void over_chunks(const Problem<T>& q, Order order, const F& walk) {
       }
     });
   };
-  if (apart && threads > 1) torch::stable::parallel_for(0, q.n, 1, over);
+  if (apart && threads > 1 && q.n * q.sample_size() > kGrain) torch::stable::parallel_for(0, q.n, 1, over);
   else over(0, q.n);
 }
 

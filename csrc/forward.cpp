@@ -201,30 +201,44 @@ class Forward {
 }  // namespace
 
 template <class T>
+void compute_forward(const Problem<T>& problem, const ForwardMaps<T>& maps, bool relu) {
+  using A = acc_t<T>;
+  if (problem.n == 0) return;
+  const int64_t floats = Saved<A>(problem, nullptr).size;
+  const Scratch<A> unkept(maps.saved ? 0 : floats);
+  const Saved<A> saved(problem, maps.saved ? maps.saved : unkept.get());
+  // Not all of it is used.
+  if (maps.saved && (problem.pooled == 1 || problem.planes == 1)) std::fill_n(saved.s, floats, A(0));
+  const Argmax<T> indices(problem, maps.argmax);
+  Forward<T>(problem, saved, indices, maps.residual, relu ? kAddRelu : maps.residual ? kAdd : kNoEpilogue, maps.y)
+      .run(maps.stats);
+}
+
+template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& x, const Weights& weights,
                                                        const Weight& residual, const Config& config,
                                                        bool keep) {
   using A = acc_t<T>;
-  const Problem<T> problem(x, weights, config);
+  const Shape shape = shape_of(x, weights);
+  const Problem<T> problem(static_cast<const T*>(x.const_data_ptr()), shape, pointers_of<A>(weights, shape, config),
+                           config);
   STD_TORCH_CHECK(residual || !config.relu, "cbam: a ReLU comes after a residual only");
   if (residual) check_like(*residual, x, "the residual");
   const ScalarType type = scalar_type_of<A>();
-  const int64_t floats = Saved<A>(problem, nullptr).size, integers = Argmax<T>(problem, nullptr).size;
-  Tensor y = new_like(x), kept = new_vector(keep ? floats : 0, type);
-  Tensor argmax = new_vector(keep ? integers : 0, ScalarType::Int);
+  Tensor y = new_like(x), kept = new_vector(keep ? Saved<A>(problem, nullptr).size : 0, type);
+  Tensor argmax = new_vector(keep ? Argmax<T>(problem, nullptr).size : 0, ScalarType::Int);
   Tensor stats = new_vector(problem.norm_training ? 2 : 0, type);
-  const Scratch<A> unkept(keep ? 0 : floats);
-  const Saved<A> saved(problem, keep ? static_cast<A*>(kept.mutable_data_ptr()) : unkept.get());
-  if (keep && (problem.pooled == 1 || problem.planes == 1)) std::fill_n(saved.s, floats, A(0));  // not all of it is used
-  const Argmax<T> indices(problem, keep ? static_cast<int32_t*>(argmax.mutable_data_ptr()) : nullptr);
-  if (problem.n > 0)
-    Forward<T>(problem, saved, indices, residual ? static_cast<const T*>(residual->const_data_ptr()) : nullptr,
-               config.relu ? kAddRelu : residual ? kAdd : kNoEpilogue, static_cast<T*>(y.mutable_data_ptr()))
-        .run(static_cast<A*>(stats.mutable_data_ptr()));
+  const ForwardMaps<T> maps = {residual ? static_cast<const T*>(residual->const_data_ptr()) : nullptr,
+                               static_cast<T*>(y.mutable_data_ptr()),
+                               keep ? static_cast<A*>(kept.mutable_data_ptr()) : nullptr,
+                               keep ? static_cast<int32_t*>(argmax.mutable_data_ptr()) : nullptr,
+                               static_cast<A*>(stats.mutable_data_ptr())};
+  compute_forward(problem, maps, config.relu);
   return {y, kept, argmax, stats};
 }
 
 #define CBAM_INSTANTIATE(T)                                                                            \
+  template void compute_forward<T>(const Problem<T>&, const ForwardMaps<T>&, bool);                  \
   template std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward<T>(const Tensor&, const Weights&,  \
                                                                      const Weight&, const Config&, bool);
 CBAM_FOR_EACH_TYPE(CBAM_INSTANTIATE)

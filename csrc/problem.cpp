@@ -56,11 +56,7 @@ const A* pointer(const Weight& weight, int64_t count, const char* name) {
   STD_TORCH_CHECK(weight->numel() == count, "cbam expects ", name, " with ", count, " elements, got ", weight->numel());
   return static_cast<const A*>(weight->const_data_ptr());
 }
-template <class A>
-A scalar(const Weight& weight, A otherwise, const char* name) {
-  const A* p = pointer<A>(weight, 1, name);
-  return p ? *p : otherwise;
-}
+int64_t planes_of(int64_t descriptor) { return descriptor >= kAverageMaximum ? 2 : 1; }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -75,70 +71,107 @@ constexpr int64_t kStreamingBytes = 8 << 20;
 
 }  // namespace
 
-template <class T>
-Problem<T>::Problem(const Tensor& map, const Weights& weights, const Config& config) {
+Shape shape_of(const Tensor& map, const Weights& weights) {
   STD_TORCH_CHECK(map.dim() == 4 && map.is_cpu(), "cbam expects a map (N, C, H, W) on the CPU");
-  n = map.size(0), c = map.size(1), height = map.size(2), width = map.size(3), p = height * width;
-  STD_TORCH_CHECK(c > 0 && p > 0 && c < INT32_MAX && p < INT32_MAX, "cbam expects C, H and W of at least 1");
-  layout = layout_of(map);
-  x = static_cast<const T*>(map.const_data_ptr());
+  Shape shape = {map.size(0), map.size(1), map.size(2), map.size(3), layout_of(map), 0, 0};
+  STD_TORCH_CHECK(shape.c > 0 && shape.height * shape.width > 0, "cbam expects C, H and W of at least 1");
+  if (weights.w0) {
+    shape.hidden = weights.w0->numel() / shape.c;
+    STD_TORCH_CHECK(shape.hidden > 0, "cbam expects w0 of shape (h, C)");
+  }
+  if (weights.kernel) shape.k = weights.kernel->size(weights.kernel->dim() - 1);
+  return shape;
+}
 
-  channel = weights.w0.has_value();
-  hidden = pooled = 0;
+template <class A>
+Pointers<A> pointers_of(const Weights& w, const Shape& shape, const Config& config) {
+  const int64_t c = shape.c, hidden = shape.hidden, taps = planes_of(config.descriptor) * shape.k * shape.k;
+  return {
+      pointer<A>(w.w0, hidden * c, "w0"),
+      pointer<A>(w.b0, hidden, "b0"),
+      pointer<A>(w.w1, c * hidden, "w1"),
+      pointer<A>(w.b1, c, "b1"),
+      pointer<A>(w.channel_scale, 1, "channel_scale"),
+      pointer<A>(w.kernel, taps, "kernel"),
+      pointer<A>(w.norm_weight, 1, "norm_weight"),
+      pointer<A>(w.norm_bias, 1, "norm_bias"),
+      pointer<A>(w.norm_mean, 1, "norm_mean"),
+      pointer<A>(w.norm_var, 1, "norm_var"),
+      pointer<A>(w.spatial_scale, 1, "spatial_scale"),
+      pointer<A>(w.pre_weight, c, "pre_weight"),
+      pointer<A>(w.pre_bias, c, "pre_bias"),
+      pointer<A>(w.pre_mean, c, "pre_mean"),
+      pointer<A>(w.pre_var, c, "pre_var"),
+  };
+}
+
+template <class T>
+Problem<T>::Problem(const T* map, const Shape& shape, const Pointers<A>& weights, const Config& config)
+    : n(shape.n),
+      c(shape.c),
+      height(shape.height),
+      width(shape.width),
+      p(shape.height * shape.width),
+      layout(shape.layout),
+      x(map),
+      pre(weights[13] != nullptr),
+      alpha(pre ? c : 0),
+      beta(pre ? c : 0),
+      pre_invstd(pre ? c : 0) {
+  STD_TORCH_CHECK(c < INT32_MAX && p < INT32_MAX, "cbam: a sample has too many channels or positions");
+  const auto [w0_, b0_, w1_, b1_, scale_of_channels, kernel_, weight_of_norm, bias_of_norm, mean_of_norm, var_of_norm,
+              scale_of_positions, gain, shift, mean, var] = weights;
+  const auto number = [](const A* given, A otherwise) { return given ? *given : otherwise; };
+
+  channel = w0_ != nullptr;
+  w0 = w0_, b0 = b0_, w1 = w1_, b1 = b1_;
+  hidden = channel ? shape.hidden : 0;
+  pooled = 0;
   row_of_average = row_of_maximum = -1;
-  w0 = b0 = w1 = b1 = nullptr;
   if (channel) {
     STD_TORCH_CHECK(config.pooling >= kPoolAverage && config.pooling <= kPoolBoth, "cbam: pooling is 1, 2 or 3");
-    hidden = weights.w0->numel() / c;
-    STD_TORCH_CHECK(hidden > 0, "cbam expects w0 of shape (h, C)");
-    w0 = pointer<A>(weights.w0, hidden * c, "w0"), w1 = pointer<A>(weights.w1, c * hidden, "w1");
-    b0 = pointer<A>(weights.b0, hidden, "b0"), b1 = pointer<A>(weights.b1, c, "b1");
     STD_TORCH_CHECK(w1, "cbam expects w1 together with w0");
     if (config.pooling & kPoolAverage) row_of_average = pooled++;
     if (config.pooling & kPoolMaximum) row_of_maximum = pooled++;
   }
-  channel_scale = scalar<A>(weights.channel_scale, A(1), "channel_scale");
+  channel_scale = number(scale_of_channels, A(1));
 
-  spatial = weights.kernel.has_value();
+  spatial = kernel_ != nullptr;
+  kernel = kernel_;
   k = planes = 0;
   plane_of_average = plane_of_maximum = -1;
-  kernel = nullptr;
   if (spatial) {
     const int64_t d = config.descriptor;
     STD_TORCH_CHECK(d >= kAverage && d <= kMaximumAverage, "cbam: descriptor is 1, 2, 3 or 4");
-    planes = d >= kAverageMaximum ? 2 : 1;
+    planes = planes_of(d);
     if (d != kMaximum) plane_of_average = d == kMaximumAverage ? 1 : 0;
     if (d != kAverage) plane_of_maximum = d == kAverageMaximum ? 1 : 0;
-    k = weights.kernel->size(weights.kernel->dim() - 1);
+    k = shape.k;
     STD_TORCH_CHECK(k % 2 == 1, "cbam expects an odd kernel");
-    kernel = pointer<A>(weights.kernel, planes * k * k, "kernel");
   }
-  spatial_scale = scalar<A>(weights.spatial_scale, A(1), "spatial_scale");
+  spatial_scale = number(scale_of_positions, A(1));
   norm_training = spatial && config.norm_training;
-  norm = spatial && (norm_training || weights.norm_mean.has_value());
-  norm_weight = scalar<A>(weights.norm_weight, A(1), "norm_weight");
-  norm_bias = scalar<A>(weights.norm_bias, A(0), "norm_bias");
-  norm_mean = scalar<A>(weights.norm_mean, A(0), "norm_mean");
-  norm_var = scalar<A>(weights.norm_var, A(1), "norm_var");
+  norm = spatial && (norm_training || mean_of_norm);
+  norm_weight = number(weight_of_norm, A(1));
+  norm_bias = number(bias_of_norm, A(0));
+  norm_mean = number(mean_of_norm, A(0));
+  norm_var = number(var_of_norm, A(1));
   norm_eps = static_cast<A>(config.norm_eps);
   hard = config.activation == kHardSigmoid;
 
-  pre = weights.pre_mean.has_value();
-  pre_mean = pointer<A>(weights.pre_mean, c, "pre_mean");
-  const A* pre_var = pointer<A>(weights.pre_var, c, "pre_var");
+  pre_mean = mean;
   if (pre) {
-    STD_TORCH_CHECK(pre_var, "cbam expects pre_var together with pre_mean");
-    const A *gain = pointer<A>(weights.pre_weight, c, "pre_weight"), *shift = pointer<A>(weights.pre_bias, c, "pre_bias");
-    alpha.resize(c), beta.resize(c), pre_invstd.resize(c);
+    STD_TORCH_CHECK(var, "cbam expects pre_var together with pre_mean");
     // torch's own batch norm compiles to a fused multiply-add where the processor has one: the same bits are wanted.
     const bool fused = isa() != Isa::plain;
     for (int64_t i = 0; i < c; ++i) {
       // In the type in which torch takes it.
-      pre_invstd[i] = config.pre_training ? static_cast<A>(1 / std::sqrt(static_cast<double>(pre_var[i]) + config.pre_eps))
-                                          : 1 / std::sqrt(pre_var[i] + static_cast<A>(config.pre_eps));
-      alpha[i] = gain ? pre_invstd[i] * gain[i] : pre_invstd[i];
-      const A bias = shift ? shift[i] : A(0);
-      beta[i] = fused ? std::fma(-pre_mean[i], alpha[i], bias) : bias - pre_mean[i] * alpha[i];
+      const A invstd = config.pre_training ? static_cast<A>(1 / std::sqrt(static_cast<double>(var[i]) + config.pre_eps))
+                                           : 1 / std::sqrt(var[i] + static_cast<A>(config.pre_eps));
+      const A slope = gain ? invstd * gain[i] : invstd, bias = shift ? shift[i] : A(0);
+      pre_invstd.get()[i] = invstd;
+      alpha.get()[i] = slope;
+      beta.get()[i] = fused ? std::fma(-mean[i], slope, bias) : bias - mean[i] * slope;
     }
   }
 
@@ -157,5 +190,7 @@ Problem<T>::Problem(const Tensor& map, const Weights& weights, const Config& con
 #define CBAM_INSTANTIATE(T) template struct Problem<T>;
 CBAM_FOR_EACH_TYPE(CBAM_INSTANTIATE)
 #undef CBAM_INSTANTIATE
+template Pointers<float> pointers_of<float>(const Weights&, const Shape&, const Config&);
+template Pointers<double> pointers_of<double>(const Weights&, const Shape&, const Config&);
 
 }  // namespace cbam

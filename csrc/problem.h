@@ -1,6 +1,7 @@
 // One call: its shapes, weights and config, checked, and the layout of what it keeps for backward.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <memory>
@@ -81,19 +82,37 @@ constexpr ScalarType scalar_type_of() {
   return sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float;
 }
 
+constexpr int64_t kGrain = 16384;  // elements; fewer are not worth another thread
 // Run f(begin, end) over [0, count) on torch's threads; `work` is roughly the elements that one item touches.
 template <class F>
 void in_parallel(int64_t count, int64_t work, const F& f) {
   if (count <= 0) return;
-  const int64_t grain = 16384 / (work > 0 ? work : 1);
-  torch::stable::parallel_for(0, count, grain > 0 ? grain : 1, f);
+  const int64_t grain = kGrain / (work > 0 ? work : 1);
+  if (count <= grain) f(0, count);
+  else torch::stable::parallel_for(0, count, grain > 0 ? grain : 1, f);
 }
+
+// A call without its tensors.
+struct Shape {
+  int64_t n, c, height, width;
+  Layout layout;
+  int64_t hidden, k;  // 0 without their gate
+};
+// The addresses of `Weights` in its order, null for the absent ones.
+constexpr int kWeights = 15;
+template <class A>
+using Pointers = std::array<const A*, kWeights>;
+
+Shape shape_of(const Tensor& x, const Weights& weights);
+template <class A>
+Pointers<A> pointers_of(const Weights& weights, const Shape& shape, const Config& config);
 
 template <class T>
 struct Problem {
   using A = acc_t<T>;
 
-  Problem(const Tensor& x, const Weights& weights, const Config& config);
+  Problem(const T* x, const Shape& shape, const Pointers<A>& weights, const Config& config);
+  Problem(const Problem&) = delete;
 
   int64_t n, c, height, width, p;
   Layout layout;
@@ -115,7 +134,7 @@ struct Problem {
   bool hard;
 
   bool pre;  // a batch norm in front
-  std::vector<A> alpha, beta, pre_invstd;
+  Scratch<A> alpha, beta, pre_invstd;
   const A* pre_mean;
 
   // A sample is worked on in blocks of whole rows of the map; the partition depends on the shape alone, so sums do not
@@ -128,8 +147,8 @@ struct Problem {
   int64_t sample_size() const { return c * p; }
   Part<T> part(int64_t sample, int64_t block) const {
     const int64_t h0 = block * block_rows, h1 = h0 + block_rows < height ? h0 + block_rows : height;
-    return {x + sample * sample_size(), c, p, h0 * width, h1 * width, pre ? alpha.data() : nullptr,
-            pre ? beta.data() : nullptr, streaming};
+    return {x + sample * sample_size(), c, p, h0 * width, h1 * width, pre ? alpha.get() : nullptr,
+            pre ? beta.get() : nullptr, streaming};
   }
   const Kernels<T>& kernels() const { return kernels_for<T>(layout, pre); }
 };
@@ -168,6 +187,33 @@ struct Argmax {
   int32_t* position;  // (N, C) position of each channel's maximum
   int64_t size;
 };
+
+// What a forward call reads and writes besides its problem: `residual` null without an epilogue, `saved` and `argmax` null
+// where nothing is kept.
+template <class T>
+struct ForwardMaps {
+  const T* residual;
+  T* y;
+  acc_t<T>* saved;
+  int32_t* argmax;
+  acc_t<T>* stats;
+};
+template <class T>
+void compute_forward(const Problem<T>& problem, const ForwardMaps<T>& maps, bool relu);
+
+// The same of a backward call: `out` and `masked` null unless there was a ReLU; the gradients of the weights in the order of
+// the schema, null where there is no such weight.
+constexpr int kGradients = 9;
+template <class T>
+struct BackwardMaps {
+  const T *grad, *out;
+  acc_t<T>* saved;
+  int32_t* argmax;
+  T *dx, *masked;
+  std::array<acc_t<T>*, kGradients> weights;
+};
+template <class T>
+void compute_backward(const Problem<T>& problem, const BackwardMaps<T>& maps, bool pre_training);
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& x, const Weights& weights,

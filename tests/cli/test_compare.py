@@ -289,10 +289,10 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path, capsys):
     assert "--output" in err
 
 
-OPTIONS = """data image-size mean std limit-train limit-val val-fraction bad-images import model attention sites seeds
-output config pretrained weights reduction-ratio ray slurm model-cpus model-gpus epochs batch-size optimizer lr schedule
-step-epochs warmup-epochs weight-decay decay-norms gate-lr-scale gate-weight-decay label-smoothing mixup cutmix ema
-precision device accumulate sync-bn shard compile workers"""
+OPTIONS = """data image-size mean std limit-train limit-val val-fraction bad-images import attention reduction-ratio
+seeds output config ray slurm model-cpus model-gpus model sites pretrained weights epochs batch-size optimizer lr
+weight-decay decay-norms gate-lr-scale gate-weight-decay ema precision device accumulate sync-bn workers schedule
+step-epochs warmup-epochs label-smoothing mixup cutmix shard compile"""
 
 
 def test_the_options_are_frozen(capsys):

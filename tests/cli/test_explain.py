@@ -117,3 +117,23 @@ def test_a_plain_network_has_nothing_to_switch_off(place, tmp_path, capsys):
     cbam.save_pretrained(network, tmp_path / "plain", "resnet20", input_size=(3, 32, 32))
     assert run(place, "--run", tmp_path / "plain", "--compare", "off", "--output", tmp_path / "out") == 2
     assert "--compare off: plain has no attention to switch off" in capsys.readouterr().err
+
+
+def test_scores_on_a_detection_set(place, tmp_path, capsys):
+    from cbam.data.detection.generate import write_generated
+    from cbam.data.fashion_mnist import CLASSES
+
+    where = write_generated(tmp_path / "set", ("coco",), images=2, validation=6, size=64, seed=1)["coco"]
+    network = build_model("resnet20_cbam", 10)
+    cbam.save_pretrained(network, tmp_path / "net", "resnet20", class_names=CLASSES, input_size=(3, 32, 32))
+    options = ("--run", tmp_path / "net", "--compare", "off", "--boxes", where, "--output", tmp_path / "out")
+    assert run(place, *options, images=()) == 0
+    printed = capsys.readouterr().out
+    assert "energy in the object" in printed
+    found = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert list(found["summary"]) == ["net", "net, attention off"]
+    assert len(found["values"]["net"]["energy"]) == len(found["images"]) > 2
+    page = (tmp_path / "out" / "explain.html").read_text()
+    assert f"Scores on {len(found['images'])} images" in page
+    assert run(place, "--run", place / "runs" / "mine", "--boxes", where, images=()) == 2
+    assert "the network has no class 'T-shirt/top'" in capsys.readouterr().err

@@ -6,10 +6,10 @@ import pytest
 from tests.compare.conftest import write_run
 
 from cbam.attach import plan
+from cbam.attach.variants import parse_variant, parse_variants
 from cbam.compare.ablation import TABLE_NUMBERS, ablations_of, kernels, reductions, table, variants
 from cbam.compare.ablation_page import page, tables_text, write_page
 from cbam.compare.statistics import summarise
-from cbam.compare.variants import parse_variant, parse_variants
 from cbam.errors import CBAMError
 from cbam.models import build_model
 

@@ -1,6 +1,6 @@
 """Precision over recall, as a figure that follows the page and escapes names."""
 
-from cbam.compare.detection_figures import precision_recall_figure
+from cbam.compare.detection.figures import precision_recall_figure
 
 RECALL = [i / 100 for i in range(101)]
 

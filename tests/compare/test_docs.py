@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cbam.attach.variants import parse_variant
 from cbam.cli.main import main
-from cbam.compare.variants import parse_variant
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "adding-attention.md").read_text(encoding="utf-8")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cbam.attach.variants import matched_by_control, variant_names
 from cbam.compare.config import CompareConfig
 from cbam.compare.grid import Cell, build_cell, cells, count_parameters
-from cbam.compare.variants import matched_by_control, variant_names
 from cbam.data import load_data
 from cbam.errors import CBAMError
 from cbam.models import build_model

@@ -16,7 +16,8 @@ from cbam.cli.main import main
 from cbam.compare.config import CompareConfig
 from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell
-from cbam.compare.run import absorb_metrics, prepare
+from cbam.compare.job import absorb_metrics
+from cbam.compare.run import prepare
 from cbam.errors import CBAMError
 from cbam.models import build_model
 from cbam.runs.progress import Progress

@@ -15,6 +15,7 @@ from torch import nn
 from cbam.data import load_data
 from cbam.models import build_model
 from cbam.train.checkpoints import Checkpoints
+from cbam.train.classification import Classification
 from cbam.train.config import TrainConfig
 from cbam.train.loop import Callbacks, train_model
 from cbam.train.nonfinite import NonFiniteLoss
@@ -58,8 +59,8 @@ def train(
 
     return train_model(
         model or fresh(),
-        data,
-        config,
+        Classification(config, data),
+        peak=config.peak_lr(fine_tuning=False),
         seed=seed,
         checkpoints=Checkpoints(folder),
         save_every=save_every,

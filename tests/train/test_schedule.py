@@ -16,7 +16,7 @@ STEPS = 10
 
 def rates(config, groups=None, peak=0.1):
     optimizer = optim.SGD(groups or nn.Linear(2, 2).parameters(), lr=peak)
-    schedule = make_schedule(optimizer, STEPS, config, peak)
+    schedule = make_schedule(optimizer, config.plan(STEPS), peak)
     found = []
     for update in range(config.epochs * STEPS):
         schedule.step_update(update)
@@ -66,7 +66,7 @@ def test_frozen_weights_are_left_out_and_norms_decay_if_told():
 def test_one_step_gives_no_warning_of_timm(caplog):
     """timm tells of `t_initial`, which nobody typed; what else it has to say comes through."""
     optimizer = optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
-    schedule = make_schedule(optimizer, 1, TrainConfig(epochs=1), 0.1)
+    schedule = make_schedule(optimizer, TrainConfig(epochs=1).plan(1), 0.1)
     assert caplog.text == ""
     schedule.step_update(0)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)

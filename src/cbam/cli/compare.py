@@ -16,7 +16,7 @@ from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from cbam.compare.run import Outcome
+    from cbam.compare.job import Outcome
     from cbam.compare.statistics import PairedDifference
 
 Form = TypeVar("Form", bound=CompareConfig)
@@ -59,17 +59,31 @@ def parse_as(form: type[Form], arguments: Sequence[str], program: str, descripti
 
 def show(outcome: Outcome, config: CompareConfig, console: Console) -> None:
     """Print the table, the verdict and where the report is."""
-    from cbam.compare.statistics import verdict
-    from cbam.compare.variants import label
     from cbam.formatting import counted
 
-    summary = outcome.summary
     title = (
         f"{config.model} on {outcome.data}, validation accuracy after {counted(config.train.epochs, 'epoch')}"
     )
+    show_summary(outcome, title, "accuracy", "32", console)
+
+
+def show_summary(outcome: Outcome, title: str, score: str, batch: str, console: Console) -> None:
+    """Print the table of any comparison, the verdict and where the report is.
+
+    Args:
+        outcome: Of the comparison.
+        title: Of the table.
+        score: What was compared, in a word.
+        batch: The batch size whose latency is shown.
+        console: Where to print.
+    """
+    from cbam.attach.variants import label
+    from cbam.compare.statistics import verdict
+
+    summary = outcome.summary
     table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", padding=(0, 1, 0, 0))
     table.add_column("variant", no_wrap=True)
-    for heading in ("accuracy", f"vs {label(summary.baseline)}", "parameters", "MACs", "ms, batch 32"):
+    for heading in (score, f"vs {label(summary.baseline)}", "parameters", "MACs", f"ms, batch {batch}"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in summary.variants:
         cost = outcome.costs[row.variant]
@@ -79,7 +93,7 @@ def show(outcome: Outcome, config: CompareConfig, console: Console) -> None:
             _difference(row.to_baseline),
             f"{cost['parameters']:,}",
             f"{cost['macs'] / 1e6:,.2f} M",
-            f"{cost['latency']['32']['median_ms']:.2f}",
+            f"{cost['latency'][batch]['median_ms']:.2f}",
         )
     console.print(table)
     seeds = max((len(row.seeds) for row in summary.variants), default=0)

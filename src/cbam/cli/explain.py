@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cbam.explain import Explanation
+    from cbam.explain.localised import Localised
+    from cbam.explain.scores import MapScores
 
 DESCRIPTION = """Show where a network looks: class activation maps, the gates of its attention, and what it says, for
 one network or several side by side, as a page that needs no network, PNG pictures and .npz files.
@@ -30,14 +32,15 @@ one network or several side by side, as a page that needs no network, PNG pictur
 Examples: cbam explain cat.png --run runs/train-digits-resnet20-cbam --compare off;
   cbam explain cat.png dog.png --model timm/tf_efficientnet_lite0 --weights lite0.safetensors"""
 OFF = "off"
+_FROM_SET = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainConfig:
     """Which images, which networks, and what to draw."""
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
-    """Pictures: JPEG, PNG, WebP, TIFF, GIF, BMP or PPM."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")] = ()
+    """Pictures: JPEG, PNG, WebP, TIFF, GIF, BMP or PPM. With --boxes by default the first ones of the set."""
     run: str | None = None
     """A run of `cbam train` (its best weights), a folder of cbam.save_pretrained, or user/name on the hub."""
     model: str | None = None
@@ -49,6 +52,11 @@ class ExplainConfig:
     compare: tuple[str, ...] = ()
     """Further networks, side by side with the first one: a folder as for --run, a file with other weights for
     --model, or off: the first network with its attention switched off."""
+    boxes: str | None = None
+    """Score the maps on images in which it is known where the objects are: the validation images of coco:FOLDER,
+    voc:FOLDER or yolo:FOLDER, each for the class of its largest object."""
+    limit: int = 200
+    """Of --boxes, at most so many images."""
     label: Annotated[str | None, tyro.conf.arg(name="class")] = None
     """The class to explain, by name or number. None: what the first network predicts for each image."""
     class_names: Path | None = None
@@ -79,36 +87,55 @@ class ExplainConfig:
 def main(arguments: Sequence[str]) -> int:
     """Run the command with the `arguments` after it; return the exit code."""
     config = read_options(ExplainConfig, "cbam explain", DESCRIPTION, arguments)
-    explanation = run(config)
-    page = explanation.save(config.output, cmap=config.cmap, command=["cbam", "explain", *arguments])
+    explanation, scores = run(config)
+    made_by = ["cbam", "explain", *arguments]
+    page = explanation.save(config.output, cmap=config.cmap, command=made_by, scores=scores)
     print("\n".join(_lines(explanation)))
+    if scores is not None:
+        print("\n" + "\n".join(_score_lines(scores)))
     print(f"\n{page}")
     return 0
 
 
-def run(config: ExplainConfig) -> Explanation:
-    """Return what the networks see.
+def run(config: ExplainConfig) -> tuple[Explanation, MapScores | None]:
+    """Return what the networks see, and the scores of the maps if they are wanted.
 
     Raises:
         CBAMError: an image, a network or an option that cannot be used.
     """
     from cbam.explain.explaining import explain
-    from cbam.explain.inputs import open_picture, read_class_names
+    from cbam.explain.inputs import class_names_of, open_picture, outputs_of, read_class_names
     from cbam.explain.overlay import check_colour_map
+    from cbam.explain.scores import score_maps
 
     check_colour_map(config.cmap)
-    if not config.images:
-        raise CBAMError("explain needs images, such as cbam explain cat.png --run RUN")
+    if not config.images and config.boxes is None:
+        raise CBAMError("explain needs images, such as: cbam explain cat.png --run RUN")
     pictures = [open_picture(path, str(path)) for path in config.images]
+    titles = [path.name for path in config.images]
     names = None if config.class_names is None else read_class_names(config.class_names)
     models = load_networks(config, names)
+    first = next(iter(models.values()))
     for model in models.values():
         model.to(config.device)
+    form: Any = {"image_size": config.image_size, "mean": config.mean, "std": config.std}
+    maps: Any = {"layer": config.layer, "method": config.method, **form}
+    scores = None
+    if config.boxes is not None:
+        located = _located(config, class_names_of(first, names, outputs_of(first) or 0))
+        scores = score_maps(models, located, **maps)
+        pictures = pictures or [image.picture for image in located[:_FROM_SET]]
+        titles = titles or [image.name for image in located[:_FROM_SET]]
     label: Any = int(config.label) if config.label is not None and config.label.isdecimal() else config.label
-    return explain(
-        models, pictures, names=[path.name for path in config.images], label=label, layer=config.layer,
-        method=config.method, class_names=names, image_size=config.image_size, mean=config.mean, std=config.std,
-    )  # fmt: skip
+    return explain(models, pictures, names=titles, label=label, class_names=names, **maps), scores
+
+
+def _located(config: ExplainConfig, names: Sequence[str]) -> list[Localised]:
+    from cbam.data.detection import load_detection
+    from cbam.explain.localised import localised_images
+
+    data = load_detection(config.boxes or "", limit_val=config.limit, check_images=False)
+    return localised_images(data.validation, data.classes, names, config.limit)
 
 
 def load_networks(config: Any, names: Sequence[str] | None) -> dict[str, nn.Module]:
@@ -200,3 +227,18 @@ def _lines(explanation: Explanation) -> list[str]:
             share = f"{100 * float(views[index].probabilities[best]):.1f}"
             rows.append((name, title, explanation.class_names[best], share, views[index].layer))
     return columns(rows, left=(0, 1, 2, 4))
+
+
+def _score_lines(scores: MapScores) -> list[str]:
+    titles = list(scores.values)
+    rows = [(f"{len(scores.images)} images", "better", *titles)]
+    for _, name, more, cells in scores.rows():
+        shown = []
+        for title in titles:
+            mean, gap = cells[title]
+            text = f"{mean.estimate:.3f}"
+            shown.append(
+                text if gap is None else f"{text} ({gap.estimate:+.3f}: {gap.low:+.3f} to {gap.high:+.3f})"
+            )
+        rows.append((name, "more" if more else "less", *shown))
+    return columns(rows, left=(0, 1))

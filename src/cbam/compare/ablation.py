@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cbam.compare.variants import WORDS, parse_variant
+from cbam.attach.variants import WORDS, parse_variant
 from cbam.errors import CBAMError
 from cbam.evaluate.paper_tables import PaperRow, paper_table
 from cbam.nn.registry import attention_kind

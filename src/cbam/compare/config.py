@@ -2,56 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from cbam.attach.sites.select import split_sites
-from cbam.compare.variants import matched_by_control, parse_variants
+from cbam.attach.variants import matched_by_control, parse_variants
 from cbam.errors import CBAMError
-from cbam.runs.config import option
+from cbam.runs.config import RunConfig, option
 from cbam.runs.options import absolute_data, check_ranges, folder_name
 from cbam.train.config import TrainConfig
 from cbam.train.images import ImageConfig, check_start
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(ImageConfig):
-    """Everything that a comparison depends on.
+class GridConfig(RunConfig):
+    """The options of a comparison, whatever is trained: variants, seeds, and where.
 
-    Each field is an option of `cbam compare`; the text below it is the option's help.
-
-    >>> config = CompareConfig(data="digits", attention="none,cbam", seeds=2)
-    >>> config.variants, str(config.folder)
-    (('none', 'cbam'), 'runs/digits-resnet20')
+    Each field is an option; the text below it is the option's help.
     """
 
     compares: ClassVar[bool] = True
     essential: ClassVar[tuple[str, ...]] = ("seeds",)
 
-    model: str = "resnet20"
-    """resnet20 ... resnet110 for small images, paper_resnet18 ..., or torchvision's and timm's names, e.g. resnet18."""
     # A finished run can get more variants and more seeds: they change how much is computed, not the result of a cell.
     attention: str = option("none,se,cbam,control", affects_result=False)
     """Variants, separated by commas: none; kinds of attention, e.g. se, eca, timm:gc, cbam; and control: plain, but
     widened until it has as many parameters as cbam. Words after a colon modify a kind: cbam:official, cbam:timm;
     cbam:fresh has random gates where --pretrained and --weights would start at identity; cbam:k3, cbam:r8,
     channel:avg, cbam:parallel, ..."""
-    sites: tuple[str, ...] = ("auto",)
-    """Sites, as in `cbam plan`: auto is the end of every residual branch, or of every stage where
-    there is none; or module paths and patterns, separated by spaces or commas, e.g. features.4 features.9 for a VGG."""
+    reduction_ratio: int | None = None
+    """Width of the channel gate's hidden layer: channels / ratio. None: 16 for CBAM and SE, else the kind's own."""
     seeds: int = option(3, affects_result=False)
     """How many times to train each variant: seeds 0 to N-1. Seeds and variants can be added to a finished run."""
     output: Path | None = option(None, affects_result=False)
     """The run's folder; the same command resumes it. None: runs/DATA-MODEL."""
     config: Path | None = None
     """A YAML file with options, one `name: value` per line; options on the command line win."""
-    pretrained: bool = False
-    """Start from the weights that torchvision or timm publish for the model."""
-    weights: Path | None = None
-    """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
-    reduction_ratio: int | None = None
-    """Width of the channel gate's hidden layer: channels / ratio. None: 16 for CBAM and SE, else the kind's own."""
     ray: str | None = option(None, affects_result=False)
     """Train on a Ray cluster with shared folders: its address, auto to find it, local for one on this machine."""
     slurm: str | None = option(None, affects_result=False)
@@ -60,14 +47,14 @@ class CompareConfig(ImageConfig):
     """Processor cores for each model, with --ray or --slurm."""
     model_gpus: int = option(0, affects_result=False)
     """GPUs for each model, with --ray or --slurm."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """The recipe."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_grid(self) -> None:
+        """Refuse options outside their range, or that would be ignored.
+
+        Raises:
+            CBAMError: The first one, by name.
+        """
         self._check_attention()
-        if self.train.shard:
-            raise CBAMError("--shard is for one network that does not fit: cbam train --shard")
         if self.ray and self.slurm:
             raise CBAMError("--ray and --slurm both say where to train: give one of them")
         check_ranges(
@@ -81,7 +68,6 @@ class CompareConfig(ImageConfig):
                 "at least 1",
             ),
         )
-        check_start(self.pretrained, self.weights)
         if not self.elsewhere:
             for option, given, default in (("cpus", self.model_cpus, 1), ("gpus", self.model_gpus, 0)):
                 if given != default:
@@ -103,10 +89,64 @@ class CompareConfig(ImageConfig):
         """Whether the models are trained by other processes than this one."""
         return self.ray is not None or self.slurm is not None
 
+    def grid_settings(self) -> dict[str, Any]:
+        """Return the options whose value is not stored as it was given."""
+        return {
+            "attention": ",".join(self.variants),
+            "reduction_ratio": 16 if self.reduction_ratio is None else self.reduction_ratio,
+            "output": str(self.folder),
+        }
+
+    @classmethod
+    def differences(cls, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+        """Name the settings in which two runs would give different results, the size of the control among them."""
+        found = super().differences(before, now)
+        there, here = (str(settings.get("attention", "")).split(",") for settings in (before, now))
+        if "control" in there and (
+            matched_by_control(there) != (matched := matched_by_control(list(dict.fromkeys([*there, *here]))))
+        ):
+            found.append(f"control: as large as {matched_by_control(there)} there, as {matched} now")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(GridConfig, ImageConfig):
+    """Everything that a comparison depends on.
+
+    Each field is an option of `cbam compare`; the text below it is the option's help.
+
+    >>> config = CompareConfig(data="digits", attention="none,cbam", seeds=2)
+    >>> config.variants, str(config.folder)
+    (('none', 'cbam'), 'runs/digits-resnet20')
+    """
+
+    model: str = "resnet20"
+    """resnet20 ... resnet110 for small images, paper_resnet18 ..., or torchvision's and timm's names, e.g. resnet18."""
+    sites: tuple[str, ...] = ("auto",)
+    """Sites, as in `cbam plan`: auto is the end of every residual branch, or of every stage where
+    there is none; or module paths and patterns, separated by spaces or commas, e.g. features.4 features.9 for a VGG."""
+    pretrained: bool = False
+    """Start from the weights that torchvision or timm publish for the model."""
+    weights: Path | None = None
+    """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The recipe."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_grid()
+        if self.train.shard:
+            raise CBAMError("--shard is for one network that does not fit: cbam train --shard")
+        check_start(self.pretrained, self.weights)
+
     @property
     def fine_tuning(self) -> bool:
         """Whether training starts from weights of an earlier training."""
         return self.pretrained or self.weights is not None
+
+    def peak_lr(self) -> float:
+        """The learning rate after the warm-up."""
+        return self.train.peak_lr(fine_tuning=self.fine_tuning)
 
     @property
     def folder(self) -> Path:
@@ -122,25 +162,25 @@ class CompareConfig(ImageConfig):
         0.1
         """
         return super().resolved() | {
-            "lr": self.train.peak_lr(fine_tuning=self.fine_tuning),
-            "attention": ",".join(self.variants),
+            **self.grid_settings(),
+            "lr": self.peak_lr(),
             "sites": ",".join(split_sites(self.sites)),
-            "reduction_ratio": 16 if self.reduction_ratio is None else self.reduction_ratio,
             "data": absolute_data(self.data),
-            "output": str(self.folder),
             "weights": str(self.weights.resolve()) if self.weights else None,
         }
 
-    @classmethod
-    def differences(cls, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-        """Name the settings in which two runs would give different results, the size of the control among them."""
-        found = super().differences(before, now)
-        there, here = (str(settings.get("attention", "")).split(",") for settings in (before, now))
-        if "control" in there and (
-            matched_by_control(there) != (matched := matched_by_control(list(dict.fromkeys([*there, *here]))))
-        ):
-            found.append(f"control: as large as {matched_by_control(there)} there, as {matched} now")
-        return found
+    def anywhere(self) -> CompareConfig:
+        """Return the options with absolute paths, for processes that start in another folder.
+
+        >>> CompareConfig(data="digits").anywhere().folder.is_absolute()
+        True
+        """
+        return replace(
+            self,
+            output=self.folder.resolve(),
+            data=absolute_data(self.data),
+            weights=self.weights.resolve() if self.weights else None,
+        )
 
 
 def merged(before: str, now: tuple[str, ...]) -> tuple[str, ...]:

@@ -10,17 +10,17 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from cbam.compare.statistics import PairedDifference, Summary, points
+from cbam.attach.variants import label
+from cbam.compare.statistics import ACCURACY, PairedDifference, Score, Summary, points
 from cbam.compare.tables import ClassChange
-from cbam.compare.variants import label
 from cbam.page.drawing import GRID, INK, MUTED, WIDTH, canvas, inline_svg, look, shortened, spread_labels
 
 _ROW = 27.0
 _LINE = 14.3
 
 
-def seeds_figure(summary: Summary) -> Markup:
-    """Draw every seed's accuracy, one row per variant; a thin line joins the runs of the same seed."""
+def seeds_figure(summary: Summary, score: Score = ACCURACY) -> Markup:
+    """Draw every seed's score, one row per variant; a thin line joins the runs of the same seed."""
     rows = [row for row in summary.variants if row.seeds]
     names = [label(row.variant) for row in rows]
     with canvas(_ROW * len(rows) + 46, left=_room(names, 108), right=12) as axes:
@@ -38,15 +38,15 @@ def seeds_figure(summary: Summary) -> Markup:
             if len(scores) > 1:
                 axes.plot([100 * (row.mean or 0)] * 2, [y - 0.32, y + 0.32], color=INK, linewidth=2)
         _rows(axes, names)
-        axes.set_xlabel("validation accuracy (%)")
+        axes.set_xlabel(f"validation {score.word} (%)")
         axes.margins(x=0.06)
         values = "; ".join(
             f"{label(row.variant)} {', '.join(f'{100 * a:.2f}' for a in row.accuracies)}" for row in rows
         )
-        return inline_svg(axes, "seeds", f"Validation accuracy in percent, one mark per seed. {values}.")
+        return inline_svg(axes, "seeds", f"Validation {score.word} in percent, one mark per seed. {values}.")
 
 
-def differences_figure(summary: Summary) -> Markup | None:
+def differences_figure(summary: Summary, score: Score = ACCURACY) -> Markup | None:
     """Draw the paired differences with their intervals, to the baseline and, where there is one, to the control."""
     rows = [(row, summary.baseline, row.to_baseline) for row in summary.variants]
     rows += [(row, summary.control or "", row.to_control) for row in summary.variants]
@@ -68,7 +68,7 @@ def differences_figure(summary: Summary) -> Markup | None:
                 axes.plot(ends, [y, y], color=style.colour, linewidth=2.4, alpha=0.75)
             axes.plot([100 * (gap.mean or 0)], [y], style.marker, color=style.colour, markersize=7)
         _rows(axes, names)
-        axes.set_xlabel("difference in accuracy (points)", loc="right")
+        axes.set_xlabel(f"difference in {score.word} (points)", loc="right")
         axes.margins(x=0.06)
         values = "; ".join(
             f"{label(row.variant)} minus {label(other)} {_with_interval(gap)}" for row, other, gap in drawn
@@ -194,7 +194,11 @@ def _end_labels(axes: Axes, ends: dict[str, tuple[int, float]], gap: float) -> N
 
 
 def classes_figure(
-    variant: str, changes: Sequence[ClassChange], baseline: str, limits: tuple[float, float]
+    variant: str,
+    changes: Sequence[ClassChange],
+    baseline: str,
+    limits: tuple[float, float],
+    score: Score = ACCURACY,
 ) -> Markup:
     """Draw the change of single classes: the mean over the seeds, and a tick for every seed.
 
@@ -217,5 +221,5 @@ def classes_figure(
         values = "; ".join(f"{change.name} {points(change.mean)}" for change in changes)
         name = f"classes-{variant.replace(':', '-')}"
         return inline_svg(
-            axes, name, f"Change of accuracy per class in points, mean over the seeds. {values}."
+            axes, name, f"Change of {score.word} per class in points, mean over the seeds. {values}."
         )

@@ -15,7 +15,16 @@ logger = logging.getLogger(__name__)
 
 
 class CompareFolder(RunFolder):
-    """Reads and writes the files of one comparison."""
+    """Reads and writes the files of one comparison.
+
+    Args:
+        path: The folder.
+        score_name: The score without which a cell's result is damaged.
+    """
+
+    def __init__(self, path: Path, score_name: str = "val_accuracy"):
+        super().__init__(path)
+        self.score_name = score_name
 
     def cell(self, cell: Cell) -> Path:
         """Return the folder of a cell."""
@@ -23,7 +32,7 @@ class CompareFolder(RunFolder):
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """Return the result of a finished cell whose weights are there too, else None."""
-        result = self.read_json(f"cells/{cell.name}/result.json", "variant", "seed", "val_accuracy")
+        result = self.read_json(f"cells/{cell.name}/result.json", "variant", "seed", self.score_name)
         weights = self.cell(cell) / "model.safetensors"
         try:
             if result is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from cbam.compare.variants import matched_by_control, parse_variant
+from cbam.attach.variants import matched_by_control, parse_variant
 from cbam.nn.registry import attention_kind
 from cbam.train.seeding import derive_seed, forked_rng
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
 
+from cbam.attach.variants import label
 from cbam.compare.figures import classes_figure, curve_figure, differences_figure, seeds_figure
 from cbam.compare.reading import Run, read_run
-from cbam.compare.statistics import Summary, findings, p_text, points, summarise
+from cbam.compare.statistics import ACCURACY, Score, Summary, findings, p_text, points, summarise
 from cbam.compare.tables import class_changes, cost_table, costed, extremes, sampling_error
-from cbam.compare.variants import label
 from cbam.explain.overlay import colour_stops
 from cbam.files import write_atomically
 from cbam.page import embedded, environment, shell_lines
@@ -33,26 +34,43 @@ def write_report(run_dir: Path) -> Path:
     """
     run = read_run(Path(run_dir))
     summary = summarise(run.results, run.variants)
+    own = {
+        "costed": costed(run),
+        "pictures": _pictures(run),
+        "colour_stops": colour_stops(),
+        "sampling": _sampling(run, summary),
+    }
+    return write_page(run, summary, ACCURACY, "report.html.j2", own)
+
+
+def write_page(run: Run, summary: Summary, score: Score, template: str, own: Mapping[str, Any]) -> Path:
+    """Write `report.html` into a run's folder and return its path.
+
+    Args:
+        run: what the folder holds.
+        summary: of its results.
+        score: the number that is compared.
+        template: its name.
+        own: what only this template reads.
+    """
     page = (
         _environment()
-        .get_template("report.html.j2")
+        .get_template(template)
         .render(
             run=run,
             summary=summary,
+            score=score,
             findings=findings(summary),
             looks={css_name(variant): style[:2] for variant, style in {**LOOKS, "other": OTHER_LOOK}.items()},
             facts=_facts(run, summary),
-            averaged=_averaged(run),
-            figures=_figures(run, summary),
-            costed=costed(run),
+            averaged=_averaged(run, score),
+            figures=_figures(run, summary, score),
             costs=cost_table(run, summary.baseline),
-            classes=_classes(run, summary),
-            pictures=_pictures(run),
-            colour_stops=colour_stops(),
+            classes=_classes(run, summary, score),
             command=shell_lines(run.environment.get("command", [])),
             config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True).strip(),
-            sampling=_sampling(run, summary),
             tests=_tests(summary),
+            **own,
         )
     )
     return write_atomically(run.folder / "report.html", page)
@@ -82,36 +100,38 @@ def _facts(run: Run, summary: Summary) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
 
 
-def _averaged(run: Run) -> dict[str, float]:
-    """Mean accuracy of the moving average of the weights, per variant, where the run kept one."""
+def _averaged(run: Run, score: Score) -> dict[str, float]:
+    """Mean score of the moving average of the weights, per variant, where the run kept one."""
     found: dict[str, list[float]] = {}
     for result in run.results:
-        if result.get("val_accuracy_ema") is not None:
-            found.setdefault(result["variant"], []).append(result["val_accuracy_ema"])
+        if result.get(f"{score.key}_ema") is not None:
+            found.setdefault(result["variant"], []).append(result[f"{score.key}_ema"])
     return {variant: statistics.fmean(values) for variant, values in found.items()}
 
 
-def _figures(run: Run, summary: Summary) -> dict[str, Any]:
+def _figures(run: Run, summary: Summary, score: Score) -> dict[str, Any]:
     variants = run.variants
     return {
-        "seeds": seeds_figure(summary) if run.results else None,
-        "differences": differences_figure(summary),
-        "accuracy": curve_figure(
-            run.history, variants, "val_accuracy", "Validation accuracy in percent", percent=True
+        "seeds": seeds_figure(summary, score) if run.results else None,
+        "differences": differences_figure(summary, score),
+        "score": curve_figure(
+            run.history, variants, score.key, f"Validation {score.word} in percent", percent=True
         ),
         "loss": curve_figure(run.history, variants, "train_loss", "Training loss", percent=False),
     }
 
 
-def _classes(run: Run, summary: Summary) -> list[dict[str, Any]]:
+def _classes(run: Run, summary: Summary, score: Score) -> list[dict[str, Any]]:
     others = [row.variant for row in summary.variants if row.variant != summary.baseline]
-    changes = {variant: class_changes(run, variant, summary.baseline) for variant in others}
+    changes = {variant: class_changes(run, variant, summary.baseline, score) for variant in others}
     shown = {variant: extremes(rows) for variant, rows in changes.items() if rows}
     drawn = [value for rows in shown.values() for row in rows for value in row.differences]
     return [
         {
             "variant": variant,
-            "figure": classes_figure(variant, rows, summary.baseline, (min(0.0, *drawn), max(0.0, *drawn))),
+            "figure": classes_figure(
+                variant, rows, summary.baseline, (min(0.0, *drawn), max(0.0, *drawn)), score
+            ),
             "shown": rows,
             "total": len(changes[variant]),
         }
@@ -125,10 +145,10 @@ def _pictures(run: Run) -> dict[str, Any]:
     images = []
     for entry in run.pictures.get("images", []):
         variants = {
-            variant: {**shown, "overlay": _picture(folder, shown.get("overlay"))}
+            variant: {**shown, "overlay": picture(folder, shown.get("overlay"))}
             for variant, shown in entry["variants"].items()
         }
-        images.append({**entry, "original": _picture(folder, entry.get("original")), "variants": variants})
+        images.append({**entry, "original": picture(folder, entry.get("original")), "variants": variants})
     shown = [variant for variant in run.variants if any(variant in image["variants"] for image in images)]
     size = run.pictures.get("map_size")
     return {
@@ -143,7 +163,8 @@ def _pictures(run: Run) -> dict[str, Any]:
     }
 
 
-def _picture(folder: Path, name: str | None) -> Any:
+def picture(folder: Path, name: str | None) -> Any:
+    """Return a picture of a run's folder as a data URI with its size; None where it is missing."""
     return embedded(folder / Path(name).name) if name else None
 
 

@@ -12,9 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cbam.compare.variants import label
+from cbam.attach.variants import label
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Score:
+    """The number by which networks are compared, a fraction.
+
+    Attributes:
+        key: Its name in `result.json` and in the metrics.
+        word: What it is called.
+        per_class: Name of the list of each class's in `result.json`.
+    """
+
+    key: str
+    word: str
+    per_class: str
+
+
+ACCURACY = Score("val_accuracy", "accuracy", "per_class_accuracy")
 
 
 @dataclass(frozen=True)
@@ -118,14 +136,17 @@ class Summary:
         return next(row for row in self.variants if row.variant == variant)
 
 
-def summarise(results: Iterable[Mapping[str, Any]], variants: Sequence[str] | None = None) -> Summary:
+def summarise(
+    results: Iterable[Mapping[str, Any]], variants: Sequence[str] | None = None, score: Score = ACCURACY
+) -> Summary:
     """Summarise the finished cells of a run: one row per variant.
 
     Args:
-        results: the contents of the `result.json` files (`variant`, `seed`, `val_accuracy` as a fraction). A cell
-            whose accuracy is not finite counts as missing.
+        results: the contents of the `result.json` files (`variant`, `seed`, the score as a fraction). A cell
+            whose score is not finite counts as missing.
         variants: all variants of the run, in order; those without a finished cell get an empty
             row. Default: the order of first appearance.
+        score: the number to compare.
 
     Raises:
         CBAMError: there is nothing to summarise.
@@ -133,8 +154,8 @@ def summarise(results: Iterable[Mapping[str, Any]], variants: Sequence[str] | No
     scores: dict[str, dict[int, float]] = {variant: {} for variant in variants or ()}
     for result in results:
         cell = scores.setdefault(result["variant"], {})
-        if math.isfinite(result["val_accuracy"]):
-            cell[int(result["seed"])] = float(result["val_accuracy"])
+        if math.isfinite(result[score.key]):
+            cell[int(result["seed"])] = float(result[score.key])
     if not scores:
         raise CBAMError("no variants to summarise: the run has no finished cell and names no variant")
     baseline = "none" if "none" in scores else next(iter(scores))
@@ -308,15 +329,16 @@ def p_text(p_value: float) -> str:
 COST_COLUMNS = ("parameters", "macs", "flops", "bytes_moved", "bytes_saved", "training_images_per_s")
 
 
-def write_summary_csv(run_dir: Path, summary: Summary) -> Path:
+def write_summary_csv(run_dir: Path, summary: Summary, score: Score = ACCURACY) -> Path:
     """Write `summary.csv` into the run folder: one row per variant, with the costs from `costs.json` if it exists.
 
-    Accuracies and differences are fractions (0.01 = one percentage point); an empty field means unknown.
+    Scores and differences are fractions (0.01 = one percentage point); an empty field means unknown.
     """
     run_dir = Path(run_dir)
     costs_file = run_dir / "costs.json"
     costs = json.loads(costs_file.read_text(encoding="utf-8")) if costs_file.exists() else {}
-    rows = [_csv_row(row, costs.get(row.variant, {})) for row in summary.variants]
+    batches = sorted({int(batch) for cost in costs.values() for batch in cost.get("latency", {})} or {1, 32})
+    rows = [_csv_row(row, costs.get(row.variant, {}), score.word, batches) for row in summary.variants]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -326,17 +348,21 @@ def write_summary_csv(run_dir: Path, summary: Summary) -> Path:
     return target
 
 
-def _csv_row(row: VariantSummary, cost: Mapping[str, Any]) -> dict[str, Any]:
+def _csv_row(
+    row: VariantSummary, cost: Mapping[str, Any], word: str, batches: Sequence[int]
+) -> dict[str, Any]:
+    word = word.replace(" ", "_")
     fields: dict[str, Any] = {
         "variant": row.variant,
         "seeds": len(row.seeds),
-        "mean_accuracy": row.mean,
-        "sd_accuracy": row.sd,
+        f"mean_{word}": row.mean,
+        f"sd_{word}": row.sd,
     }
     for name, difference in (("baseline", row.to_baseline), ("control", row.to_control)):
         for part in ("mean", "low", "high", "p_value", "n"):
             fields[f"to_{name}_{part}"] = getattr(difference, part, None)
     fields |= {name: cost.get(name) for name in COST_COLUMNS}
-    for batch in ("1", "32"):
-        fields[f"latency_batch_{batch}_ms"] = cost.get("latency", {}).get(batch, {}).get("median_ms")
+    for batch in batches:
+        times = cost.get("latency", {}).get(str(batch), {})
+        fields[f"latency_batch_{batch}_ms"] = times.get("median_ms")
     return fields

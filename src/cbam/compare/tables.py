@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cbam.compare.reading import Run
+from cbam.compare.statistics import ACCURACY, Score
 
 _SHOWN_CLASSES = 12
 
@@ -24,7 +25,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class ClassChange:
-    """Accuracy of one class: the baseline's mean and the paired differences (variant minus baseline), one per seed."""
+    """Score of one class: the baseline's mean and the paired differences (variant minus baseline), one per seed."""
 
     name: str
     baseline: float
@@ -60,6 +61,7 @@ COST_ROWS = (
     ("bytes_moved", "bytes moved"),
     ("bytes_saved", "bytes saved for backward"),
     ("latency:1", "latency, batch 1"),
+    ("latency:4", "latency, batch 4"),
     ("latency:32", "latency, batch 32"),
     ("training_images_per_s", "training images/s"),
 )
@@ -108,13 +110,13 @@ def _value(key: str, cost: Mapping[str, Any]) -> float | None:
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def class_changes(run: Run, variant: str, baseline: str) -> list[ClassChange]:
+def class_changes(run: Run, variant: str, baseline: str, score: Score = ACCURACY) -> list[ClassChange]:
     """Compare the classes of a variant with the baseline's, seed by seed; best change first.
 
     Only seeds that both have finished count; a class without validation images is left out.
     """
     names: Sequence[str] = run.data.get("classes", [])
-    ours, theirs = _class_scores(run, variant), _class_scores(run, baseline)
+    ours, theirs = _class_scores(run, variant, score), _class_scores(run, baseline, score)
     changes = []
     for position, name in enumerate(names):
         pairs = [
@@ -128,12 +130,12 @@ def class_changes(run: Run, variant: str, baseline: str) -> list[ClassChange]:
     return sorted(changes, key=lambda change: -change.mean)
 
 
-def _class_scores(run: Run, variant: str) -> dict[int, dict[int, float]]:
-    """Return seed -> class number -> accuracy, for the classes that have one."""
+def _class_scores(run: Run, variant: str, score: Score) -> dict[int, dict[int, float]]:
+    """Return seed -> class number -> score, for the classes that have one."""
     scores = {}
     for result in run.results:
         if result["variant"] == variant:
-            listed = enumerate(result.get("per_class_accuracy") or [])
+            listed = enumerate(result.get(score.per_class) or [])
             scores[result["seed"]] = {
                 n: value for n, value in listed if value is not None and math.isfinite(value)
             }

@@ -17,7 +17,9 @@ from cbam.explain.pictures import replacing
 class DetectionPictureData(Protocol):
     """What `detection_pictures` needs of a split: records, (image, target) by index, and pictures."""
 
-    records: Sequence[Any]
+    @property
+    def records(self) -> Sequence[Any]:
+        """What is known of each image."""
 
     def __getitem__(self, index: int, /) -> tuple[Any, Mapping[str, Any]]:
         """Return the image and its target."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from cbam.explain.cams import METHODS
 from cbam.explain.overlay import colour_stops
+from cbam.explain.scores import MapScores
 from cbam.explain.site_figures import gates_figure, scale_of
 from cbam.explain.views import View
 from cbam.page import embedded, environment, shell_lines
@@ -22,6 +23,7 @@ def render(
     views: Mapping[str, Sequence[View]],
     folder: Path,
     command: Sequence[str] = (),
+    scores: MapScores | None = None,
 ) -> str:
     """Return the text of the page.
 
@@ -30,6 +32,7 @@ def render(
         views: by title of the network, for each image.
         folder: with the pictures.
         command: that made it; may be empty.
+        scores: of the same networks.
     """
     titles, cmap = list(views), manifest["colours"]
     images = []
@@ -69,6 +72,7 @@ def render(
         colours=cmap,
         command=shell_lines(command) if command else "",
         version=__version__,
+        scores=scores,
     )
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from cbam.explain.explain_page import render
 from cbam.explain.overlay import check_colour_map, enlarged, overlay, painted
+from cbam.explain.scores import MapScores
 from cbam.explain.site_figures import scale_of
 from cbam.explain.views import SiteGates, View
 from cbam.files import write_atomically
@@ -23,6 +24,7 @@ from cbam.version import __version__
 
 MANIFEST = "manifest.json"
 PAGE = "explain.html"
+SCORES = "scores.json"
 _TOP = 5
 
 
@@ -48,13 +50,21 @@ class Explanation:
     prepared: str
     views: Mapping[str, Sequence[View]]
 
-    def save(self, folder: str | Path, *, cmap: str = "inferno", command: Sequence[str] = ()) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        cmap: str = "inferno",
+        command: Sequence[str] = (),
+        scores: MapScores | None = None,
+    ) -> Path:
         """Write a page, `explain.html`, its pictures as PNG, the maps as .npz, and `manifest.json`.
 
         Args:
             folder: made if it is not there; files of the same names are replaced.
             cmap: matplotlib's name of the colours; "jet" looks like the paper's figures.
             command: that made it, for the page.
+            scores: of the same networks, for the page and `scores.json`.
 
         Returns:
             The page.
@@ -62,10 +72,12 @@ class Explanation:
         Raises:
             CBAMError: an unknown colour map.
         """
-        return _save(self, Path(folder), cmap, command)
+        return _save(self, Path(folder), cmap, command, scores)
 
 
-def _save(explanation: Explanation, folder: Path, cmap: str, command: Sequence[str]) -> Path:
+def _save(
+    explanation: Explanation, folder: Path, cmap: str, command: Sequence[str], scores: MapScores | None
+) -> Path:
     """Write all files; return the page. See `Explanation.save`."""
     check_colour_map(cmap)
     images = [_write_image(explanation, index, folder, cmap) for index in range(len(explanation.names))]
@@ -78,7 +90,9 @@ def _save(explanation: Explanation, folder: Path, cmap: str, command: Sequence[s
         "images": images,
     }
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    return write_atomically(folder / PAGE, render(manifest, explanation.views, folder, command))
+    if scores is not None:
+        write_atomically(folder / SCORES, json.dumps(scores.to_json(), indent=1, ensure_ascii=False) + "\n")
+    return write_atomically(folder / PAGE, render(manifest, explanation.views, folder, command, scores))
 
 
 def _write_image(explanation: Explanation, index: int, folder: Path, cmap: str) -> dict[str, Any]:

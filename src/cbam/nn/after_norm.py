@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from cbam.nn.base import AttentionModule, is_like, is_plain
+from cbam.nn.base import AttentionModule, has_global_hooks, is_like, is_plain
 from cbam.nn.norms import counted_share, move_running, uses_batch
+from cbam.nn.plan import Plan, plans_of
 from cbam.ops import dispatch, fused
 from cbam.ops.signature import NormBefore, OperatorConfig, Weights
 
@@ -35,18 +36,71 @@ def attend(
         return None
     if residual is not None and not is_like(residual, u):
         return None
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
+        y = _as_planned(norm, attention, u, residual, relu)
+        if y is not None:
+            return y
     weights = _weights(norm, attention, u)
     if isinstance(weights, str) or not dispatch.can_fuse(u, weights):
         return None
-    if torch.compiler.is_compiling():
+    if compiling:
         if dispatch.is_exporting() or (norm.training and norm.momentum is None):
             return None  # exporters get plain operations; a number of batches in Python breaks the graph
         before = _traced_statistics(norm, u)
     elif exact(u.dtype, not u.is_contiguous(), uses_batch(norm), u.device.type):
+        _decide(norm, attention, weights)
         before = _statistics(norm, u)
     else:
         return None
     return attention.operate(u, weights, before, (uses_batch(norm), norm.eps), residual, relu)
+
+
+def _decide(norm: nn.BatchNorm2d, attention: AttentionModule, weights: Weights) -> None:
+    """Plan further calls of the two."""
+    if attention.listeners:
+        return
+    plans = plans_of(attention)
+    if plans.behind_norm is None or not plans.behind_norm.holds(attention, norm):
+        batch = uses_batch(norm)
+        running = (None, None) if batch else (norm._buffers["running_mean"], norm._buffers["running_var"])
+        before = (norm._parameters["weight"], norm._parameters["bias"], *running)
+        config = attention.operator_config()._replace(pre_training=batch, pre_eps=norm.eps)
+        plan = Plan(attention, norm, (*weights, *before), config)
+        plans.behind_norm = plan if plan.complete else None
+
+
+def _as_planned(
+    norm: nn.BatchNorm2d, attention: AttentionModule, u: Tensor, residual: Tensor | None, relu: bool
+) -> Tensor | None:
+    """Return the result as decided by an earlier call, None if this call has to be decided anew."""
+    plans = attention.__dict__.get("_plans")
+    plan: Plan | None = None if plans is None else plans.behind_norm
+    if plan is None or has_global_hooks() or not plan.holds(attention, norm):
+        return None
+    operator = dispatch.operator_at_hand(u)
+    if operator is None or u.dim() != 4 or u.dtype not in _MAPS or not u.numel():
+        return None
+    if plan.config.pre_training and u.numel() <= u.shape[1]:
+        return None
+    if u.shape[1] != norm.num_features or attention.in_channels not in (None, u.shape[1]):
+        return None
+    config = plan.with_relu if relu else plan.config
+    form = u.dtype, u.is_contiguous(), operator.name, u.is_cpu
+    same_bits = plan.exact.get(form)
+    if same_bits is None:
+        same_bits = plan.exact[form] = exact(
+            u.dtype, not u.is_contiguous(), config.pre_training, u.device.type
+        )
+    tensors = plan.tensors()
+    if not same_bits or tensors is None or not fused.fit(u, tensors):
+        return None
+    if config.pre_training:
+        tensors[-4:] = _statistics(norm, u)
+    y, stats = fused.run(operator, [u, *tensors, residual], config)
+    if config.norm_training:
+        attention.after_operator(u, stats)
+    return y
 
 
 def unfused_reason(norm: nn.Module, attention: AttentionModule) -> str | None:
@@ -72,8 +126,10 @@ def _weights(norm: nn.BatchNorm2d, attention: AttentionModule, u: Tensor) -> Wei
     # Before anything asks for a memory format.
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return "torch.func transforms work on plain operations"
-    if u.dim() != 4 or u.dtype not in _MAPS or u.shape[1] != norm.num_features or u.numel() <= u.shape[1]:
+    if u.dim() != 4 or u.dtype not in _MAPS or u.shape[1] != norm.num_features or not u.numel():
         return "a map that the norm does not take, or whose dtype or size has not been compared with it"
+    if u.numel() <= u.shape[1] and uses_batch(norm):
+        return "a norm cannot take the statistics of a single value"
     if attention.in_channels not in (None, u.shape[1]):
         return "a map that the attention does not take"
     if not u.is_contiguous() and not u.is_contiguous(memory_format=torch.channels_last):
@@ -111,7 +167,7 @@ def _statistics(norm: nn.BatchNorm2d, u: Tensor) -> NormBefore:
 
 
 def exact(dtype: torch.dtype, channels_last: bool, training: bool, device: str = "cpu") -> bool:
-    """Return whether the operator's norm equals torch's bit for bit, found by trying it on a small random map.
+    """Return whether the operator's norm equals torch's bit for bit, found by trying it on small random maps.
 
     The last bit depends on whether a product and a sum are rounded together, which differs between builds of torch.
 
@@ -127,20 +183,23 @@ def exact(dtype: torch.dtype, channels_last: bool, training: bool, device: str =
 
 @cache
 def _tried(dtype: torch.dtype, channels_last: bool, training: bool, device: str, operator: str) -> bool:
+    sizes = [(4, 48, 9, 7)] if training else [(4, 48, 9, 7), (2, 48, 1, 1)]
     generator = torch.Generator().manual_seed(0)
     with _disable_current_modes(), torch.no_grad():
-        u = torch.randn(4, 48, 9, 7, generator=generator, device="cpu", dtype=torch.float32) * 3 + 1
-        u = u.to(device, dtype)
-        if channels_last:
-            u = u.contiguous(memory_format=torch.channels_last)
         norm: Any = nn.BatchNorm2d(48, device=device, dtype=torch.float32).train(training)
-        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-            tensor.copy_(torch.rand(48, generator=generator, device="cpu", dtype=torch.float32) + 0.5)
-        running = norm.running_mean.clone(), norm.running_var.clone()
-        expected = F.batch_norm(u, *running, norm.weight, norm.bias, training, 0.1, norm.eps)
-        before = _statistics(norm, u)
         zeros = torch.zeros(48, device=device, dtype=torch.float32)
         identity = Weights(zeros, None, zeros, None, torch.full((), 2.0, device=device, dtype=torch.float32))
         config = OperatorConfig(pooling=1, pre_training=training, pre_eps=norm.eps)
-        y, _ = fused.attend(u, identity, config, before)
-        return torch.equal(y, expected) and torch.equal(norm.running_var, running[1])
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor.copy_(torch.rand(48, generator=generator, device="cpu", dtype=torch.float32) + 0.5)
+        for size in sizes:
+            u = torch.randn(size, generator=generator, device="cpu", dtype=torch.float32) * 3 + 1
+            u = u.to(device, dtype)
+            if channels_last:
+                u = u.contiguous(memory_format=torch.channels_last)
+            running = norm.running_mean.clone(), norm.running_var.clone()
+            expected = F.batch_norm(u, *running, norm.weight, norm.bias, training, 0.1, norm.eps)
+            y, _ = fused.attend(u, identity, config, _statistics(norm, u))
+            if not torch.equal(y, expected) or not torch.equal(norm.running_var, running[1]):
+                return False
+    return True

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 from cbam.errors import CBAMError
+from cbam.nn.plan import Plan, plans_of
 from cbam.ops import checks, dispatch, fused, gates, reference
 from cbam.ops.signature import NormBefore, OperatorConfig, Weights
 
@@ -98,8 +99,12 @@ class AttentionModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gated map."""
-        if isinstance(x, torch.fx.Proxy):
-            return self._traced(x)
+        if not torch.compiler.is_compiling():
+            y = self._as_planned(x)
+            if y is not None:
+                return y
+            if isinstance(x, torch.fx.Proxy):
+                return self._traced(x)
         checks.check_feature_map(x, type(self).__name__, self.in_channels)
         return self.attend(x) if self.enabled else x
 
@@ -110,10 +115,43 @@ class AttentionModule(nn.Module):
         weights = self.operator_weights(x)
         if dispatch.can_fuse(x, weights):
             assert not isinstance(weights, str)
-            y, stats = fused.attend(x, weights, self.operator_config(), listeners=self.listeners)
+            config = self.operator_config()
+            self._decide(weights, config)
+            y, stats = fused.attend(x, weights, config, listeners=self.listeners)
             self.after_operator(x, stats)
             return y
         return self.attend_eagerly(x)
+
+    def _decide(self, weights: Weights, config: OperatorConfig) -> None:
+        """Plan further calls of this module alone."""
+        if torch.compiler.is_compiling() or not self.enabled or self.listeners:
+            return
+        plans = plans_of(self)
+        if plans.alone is None or not plans.alone.holds(self):
+            plan = Plan(self, None, (*weights, *_NO_NORM), config)
+            plans.alone = plan if plan.complete else None
+
+    def _as_planned(self, x: Any, residual: Tensor | None = None, relu: bool = False) -> Tensor | None:
+        """Return the gated map as decided by an earlier call, None if this call has to be decided anew."""
+        plans = self.__dict__.get("_plans")
+        if plans is None or plans.alone is None or not plans.alone.holds(self):
+            return None
+        plan: Plan = plans.alone
+        operator = dispatch.operator_at_hand(x)
+        if operator is None or x.dim() != 4 or not x.numel():
+            return None
+        if plan.config.norm_training and x.numel() <= x.shape[1]:
+            return None  # statistics of a single value
+        if self.in_channels is not None and self.in_channels != x.shape[1]:
+            return None
+        tensors = plan.tensors()
+        if tensors is None or not fused.fit(x, tensors):
+            return None
+        config = plan.with_relu if relu else plan.config
+        y, stats = fused.run(operator, [x, *tensors, residual], config)
+        if config.norm_training:
+            self.after_operator(x, stats)
+        return y
 
     def attend_epilogue(self, x: Tensor, residual: Tensor, relu: bool) -> Tensor | None:
         """Return the gated map plus `residual`, followed by a ReLU if asked for; None if one call cannot compute that.

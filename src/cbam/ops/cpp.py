@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cbam.ops import library, registered
+from cbam.ops import direct, library
 
 name = "cpp"
 title = "the C++ operator"
 device = "the CPU"
 device_types: tuple[str, ...] = ("cpu",)
 
-# The compiled library has registered its kernels; the first question whether it is there loads it.
-forward, backward = registered.forward, registered.backward
+# The first question whether the compiled library is there loads it.
+forward, backward = direct.forward, direct.backward
 unavailable_reason = library.load
 
 _SETS = {0: "plain", 1: "avx2", 2: "avx512"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,9 +132,24 @@ def operator_for(x: Tensor) -> Backend:
     return _TABLE[_chosen or _from_environment(), kind]
 
 
-def is_registered(operator: Backend, x: Tensor) -> bool:
-    """Return whether `torch.ops.cbam` computes maps like x by this operator."""
-    return _TABLE["auto", "cpu" if x.is_cpu else x.device.type] is operator
+def operator_at_hand(x: Any) -> Backend | None:
+    """Return the operator for a plain map in eager mode, None wherever `can_fuse` has to look closer."""
+    if type(x) is not Tensor and type(x) is not nn.Parameter:
+        return None
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or x.layout is not torch.strided
+        or x.dtype not in _DTYPES
+    ):
+        return None
+    kind = "cpu" if x.is_cpu else x.device.type
+    operator = _TABLE.get((_chosen or _from_environment(), kind))
+    if operator is None or operator.unavailable_reason() is not None:
+        return None
+    return operator if operator.unsupported_reason(x) is None else None
 
 
 def operator_on(device_type: str) -> Backend | None:

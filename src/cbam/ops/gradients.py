@@ -50,7 +50,9 @@ def gradients(
     if torch.is_grad_enabled() or not usable:  # for a second derivative
         return _through_plain_operations(grad, tensors, config, needed)
     x = tensors[0]
-    dense = grad.to(x.dtype).contiguous(memory_format=memory_format(x))
+    dense = grad
+    if grad.dtype is not x.dtype or grad.stride() != x.stride():
+        dense = grad.to(x.dtype).contiguous(memory_format=memory_format(x))
     computed = backward(dense, *kept, *config[:KEPT_NUMBERS])
     found: list[Tensor | None] = [None] * TENSORS
     for i, gradient in zip(DIFFERENTIABLE, computed, strict=True):
@@ -67,6 +69,8 @@ def memory_format(x: Tensor) -> torch.memory_format:
 def _like_its_tensor(gradient: Tensor, tensor: Tensor) -> Tensor:
     # A 1 x 1 weight in channels_last has other strides for the same memory. If its gradient had not, autograd would
     # keep it so, and DistributedDataParallel would warn, and copy it in every step.
+    if gradient.shape == tensor.shape:
+        return gradient
     if gradient.dim() == 1 and tensor.is_contiguous():
         return gradient.as_strided(tensor.shape, tensor.stride())
     return gradient.view_as(tensor)

@@ -37,8 +37,8 @@ def forward(
         x: map (N, C, H, W).
         weights: the gates' tensors.
         before: the norm in front of them.
-        config: the numbers; with `pre_training` the statistics of the norm in front are computed again, so that derivatives
-            go through them.
+        config: the numbers; with `pre_training` the statistics of the norm in front are computed again, so that
+            derivatives go through them.
         residual: map added to the gated one, before the ReLU if there is one.
 
     Returns:

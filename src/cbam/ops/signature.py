@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
-from operator import itemgetter
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import Tensor
@@ -49,7 +48,7 @@ class Weights(NamedTuple):
     @property
     def constants(self) -> tuple[Tensor | None, ...]:
         """The tensors that the operator computes no gradient for."""
-        return _constants(self)
+        return tuple(self[i] for i in CONSTANTS)
 
 
 # The fields of `Weights` in front of the spatial gate's, for a module without a channel gate.
@@ -57,7 +56,7 @@ NO_CHANNEL_GATE = (None,) * Weights._fields.index("kernel")
 
 
 class NormBefore(NamedTuple):
-    """A batch norm in front of the gates, u -> (u - mean) / sqrt(var + pre_eps) * weight + bias, a number per channel each.
+    """A batch norm in front of the gates, u -> (u - mean) / sqrt(var + pre_eps) * weight + bias, channel by channel.
 
     In training, mean and var are those of the batch, the variance divided by the number of values.
     """
@@ -199,7 +198,7 @@ def _schema(name: str, arguments: Iterable[Argument], results: Iterable[str]) ->
     return f"{name}({taken}) -> ({', '.join(f'Tensor {result}' for result in results)})"
 
 
-_constants = itemgetter(*(i for i, weight in enumerate(_arguments(Weights)) if not weight.differentiable))
+CONSTANTS = tuple(i for i, weight in enumerate(_arguments(Weights)) if not weight.differentiable)
 FORWARD = tuple(_arguments(ForwardArguments))
 BACKWARD = tuple(_arguments(BackwardArguments, backward=True))
 # Positions among the arguments of `cbam::forward`: the tensors come first, the residual last of them.

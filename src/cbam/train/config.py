@@ -11,6 +11,7 @@ from cbam.nn.registry import attention_kind
 from cbam.runs.config import option
 from cbam.runs.options import absolute_data, check_ranges, folder_name
 from cbam.train.images import ImageConfig, check_start
+from cbam.train.recipe import SCHEDULES, Plan, Recipe
 
 # Peak learning rates at batch size 128: (from scratch, fine-tuning).
 PEAK_LR = {"sgd": (0.1, 0.01), "momentum": (0.1, 0.01), "adamw": (1e-3, 1e-4)}
@@ -21,7 +22,7 @@ _OF_ATTENTION = {"preset": "official", "reduction_ratio": 16, "kernel_size": 7}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Recipe):
     """The training recipe: SGD with Nesterov momentum 0.9, one short warm-up, then a cosine to zero, step by step.
 
     Each field is an option of `cbam train` and `cbam compare`; the text below it is the option's help.
@@ -30,12 +31,6 @@ class TrainConfig:
     0.1
     """
 
-    epochs: int = 10
-    """Passes over the training images, for each model."""
-    batch_size: int = 128
-    """Images per step, over all processes together."""
-    optimizer: Literal["sgd", "momentum", "adamw"] = "sgd"
-    """sgd has Nesterov momentum 0.9; momentum is SGD with plain momentum 0.9, as in the authors' code."""
     lr: float | None = None
     """Peak learning rate. None: 0.1 from scratch, 0.01 with --pretrained or --weights (adamw: 1e-3, 1e-4)."""
     schedule: Literal["cosine", "step"] = "cosine"
@@ -44,46 +39,21 @@ class TrainConfig:
     """Epochs between two drops of the step schedule."""
     warmup_epochs: float | None = None
     """Epochs in which the rate rises. None: with cosine 1, or a tenth of all epochs if that is less; with step 0."""
-    weight_decay: float = 5e-4
-    """Weight decay, on all weights but biases and norms."""
-    decay_norms: bool = False
-    """Weight decay on biases and norms too, as in the authors' code."""
-    gate_lr_scale: float = 1.0
-    """Factor on the learning rate of the attention's own weights; see docs/adding-attention.md."""
-    gate_weight_decay: float | None = None
-    """Weight decay of the attention's own weights. None: as for all others."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
     mixup: float = 0.0
     """Mixup with shares from Beta(X, X); 0 is off, 0.2 is usual."""
     cutmix: float = 0.0
     """CutMix with areas from Beta(X, X); 0 is off, 1 is usual. With --mixup, each batch gets one of the two."""
-    ema: float = 0.0
-    """Decay of a moving average of the weights, e.g. 0.999, reported next to the plain accuracy; 0 is off."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast: bf16 on most devices, fp16 (with gradient scaling) on GPUs only, no = float32."""
-    # Device, compilation and sharding: a step sees the same images and computes the same gradient up to rounding, so a
-    # training may resume with another choice.
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", affects_result=False)
-    """Where to train; auto is the accelerator if there is one."""
-    # Batch norm sees one part at a time: a training may resume with another value, as with another number of
-    # processes, but networks that are compared must share it.
-    accumulate: int = option(1, affects_result=False, affects_comparison=True)
-    """Parts in which a process computes its share of a batch, to save memory; batch norm sees one part at a time."""
-    sync_bn: bool = False
-    """Batch norm over the images of all processes (on GPUs)."""
+    # As for the device: the same gradient up to rounding.
     shard: bool = option(False, affects_result=False)
     """Shard weights, gradients and optimizer over the processes (FSDP2) instead of copying them (DDP)."""
     compile: bool = option(False, affects_result=False)
     """Compile the network with torch.compile."""
-    workers: int = option(0, affects_result=False)
-    """Processes that load images; the result does not depend on it. Folders of photographs gain from a few."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ranges(
-            ("epochs", self.epochs, self.epochs >= 1, "at least 1"),
-            ("batch-size", self.batch_size, self.batch_size >= 1, "at least 1"),
-            ("lr", self.lr, self.lr is None or 0 < self.lr < float("inf"), "above 0"),
             ("step-epochs", self.step_epochs, self.step_epochs >= 1, "at least 1"),
             (
                 "warmup-epochs",
@@ -93,34 +63,12 @@ class TrainConfig:
             ),
             ("mixup", self.mixup, 0 <= self.mixup < float("inf"), "at least 0, e.g. 0.2"),
             ("cutmix", self.cutmix, 0 <= self.cutmix < float("inf"), "at least 0, e.g. 1"),
-            (
-                "accumulate",
-                self.accumulate,
-                self.accumulate >= 1 and self.batch_size % self.accumulate == 0,
-                f"at least 1 and divide --batch-size {self.batch_size}",
-            ),
-            ("weight-decay", self.weight_decay, 0 <= self.weight_decay < float("inf"), "at least 0"),
-            ("gate-lr-scale", self.gate_lr_scale, 0 < self.gate_lr_scale < float("inf"), "above 0"),
-            (
-                "gate-weight-decay",
-                self.gate_weight_decay,
-                self.gate_weight_decay is None or 0 <= self.gate_weight_decay < float("inf"),
-                "at least 0",
-            ),
             ("label-smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "from 0 to below 1"),
-            ("ema", self.ema, 0 <= self.ema < 1, "from 0 (off) to below 1, e.g. 0.999"),
-            ("workers", self.workers, self.workers >= 0, "at least 0"),
         )
+        if self.schedule not in SCHEDULES:
+            raise unknown_name("--schedule", self.schedule, SCHEDULES)
         if self.shard and (self.ema or self.compile):
             raise CBAMError("--shard works with neither --ema nor --compile: leave one out")
-        for name, choice, choices in (
-            ("--optimizer", self.optimizer, tuple(PEAK_LR)),
-            ("--schedule", self.schedule, ("cosine", "step")),
-            ("--precision", self.precision, ("no", "bf16", "fp16")),
-            ("--device", self.device, ("auto", "cpu", "cuda", "mps")),
-        ):
-            if choice not in choices:
-                raise unknown_name(name, choice, choices)
 
     def peak_lr(self, *, fine_tuning: bool) -> float:
         """Return the learning rate at the end of the warm-up.
@@ -131,6 +79,26 @@ class TrainConfig:
         if self.lr is not None:
             return self.lr
         return PEAK_LR[self.optimizer][fine_tuning]
+
+    def plan(self, steps: int) -> Plan:
+        """Return the learning rate's plan; see `Recipe.plan`."""
+        cosine = self.schedule == "cosine"
+        if self.warmup_epochs is not None:
+            warmup = round(self.warmup_epochs * steps)
+        else:  # the first epoch, or a tenth of all steps where that is less
+            warmup = min(steps, steps * self.epochs // 10) if cosine else 0
+        every = 0 if cosine else self.step_epochs * steps
+        return Plan(self.epochs * steps, warmup, cosine, every)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the network is divided over the processes (FSDP2)."""
+        return self.shard
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the network is compiled."""
+        return self.compile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +209,10 @@ class TrainRunConfig(ImageConfig):
         """Whether training starts from weights of an earlier training."""
         return self.pretrained or self.weights is not None
 
+    def peak_lr(self) -> float:
+        """The learning rate after the warm-up."""
+        return self.train.peak_lr(fine_tuning=self.fine_tuning)
+
     @property
     def trackers(self) -> tuple[str, ...]:
         """The trackers' names."""
@@ -266,7 +238,7 @@ class TrainRunConfig(ImageConfig):
         }
         return super().resolved() | {
             **used,
-            "lr": self.train.peak_lr(fine_tuning=self.fine_tuning),
+            "lr": self.peak_lr(),
             "data": absolute_data(self.data),
             "output": str(self.folder),
             "weights": str(self.weights.resolve()) if self.weights else None,

@@ -8,12 +8,12 @@ import torch
 from accelerate import Accelerator
 
 from cbam.errors import CBAMError
-from cbam.train.config import TrainConfig
+from cbam.train.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
+def make_accelerator(config: Recipe) -> Accelerator:
     """Return the accelerator that `config` asks for.
 
     Args:
@@ -23,6 +23,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         CBAMError: The device does not exist or lacks the precision, the processes cannot share a batch, or
             their batch norms cannot be joined on it.
 
+    >>> from cbam.train.config import TrainConfig
     >>> make_accelerator(TrainConfig(device="cpu")).device
     device(type='cpu')
     """
@@ -36,7 +37,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         accelerator = Accelerator(
             cpu=config.device == "cpu",
             mixed_precision=config.precision,
-            dynamo_backend="inductor" if config.compile else None,
+            dynamo_backend="inductor" if config.compiled else None,
         )
     except ValueError as error:
         raise CBAMError(f"--device {config.device} --precision {config.precision}: {error}") from None

@@ -1,9 +1,10 @@
-"""Common to all runs that train on images: load them, train a network, show the progress."""
+"""Common to all runs that train: load the images, train a network, show the progress."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from torch import nn
 
@@ -14,31 +15,51 @@ from cbam.runs.folder import RunFolder
 from cbam.runs.job import C, Job, Outcome
 from cbam.runs.progress import Progress
 from cbam.train.checkpoints import Checkpoints
+from cbam.train.classification import Classification
 from cbam.train.config import TrainConfig
 from cbam.train.device import make_accelerator
 from cbam.train.images import ImageConfig
 from cbam.train.loop import Callbacks, Trained, train_model
 from cbam.train.stopping import Stop
+from cbam.train.task import Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class ImageRunConfig(Protocol):
-    """The options of a run that trains on images."""
+class TrainingConfig(Protocol):
+    """The options of a run that trains."""
 
     @property
-    def train(self) -> TrainConfig:
+    def train(self) -> Any:
         """The recipe."""
 
+    def peak_lr(self) -> float:
+        """The learning rate after the warm-up."""
+
+
+class TrainingData(Protocol):
+    """What a run trains on."""
+
     @property
-    def fine_tuning(self) -> bool:
-        """Whether training starts from weights of an earlier training."""
+    def source(self) -> str:
+        """Where it is from and how it is split."""
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know about it."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What trainings must share to be comparable."""
+
+
+Data = TypeVar("Data", bound=TrainingData)
 
 
 @dataclass(kw_only=True)
-class ImageJob(Job[C, Outcome]):
-    """A run that trains on images, on all processes that accelerate joins.
+class TrainingJob(Job[C, Outcome], Generic[C, Outcome, Data]):
+    """A run that trains networks, on all processes that accelerate joins.
 
     Attributes:
         data: The images.
@@ -46,7 +67,28 @@ class ImageJob(Job[C, Outcome]):
     """
 
     processes: Accelerator
-    data: ImageData
+    data: Data
+
+    @abstractmethod
+    def task(self, recipe: Any) -> Task[Any, Any]:
+        """Return what is trained."""
+
+    @abstractmethod
+    def steps_per_epoch(self, recipe: Any) -> int:
+        """Return the steps of an epoch."""
+
+    @abstractmethod
+    def about_data(self) -> dict[str, Any]:
+        """Return what `data.json` says of the images beside their identity."""
+
+    @abstractmethod
+    def score_text(self, row: dict[str, Any]) -> str:
+        """Format the main score in a row of the metrics for the terminal."""
+
+    def epochs(self, recipe: Any) -> int:
+        """Return the epochs of a training, the last one perhaps unfinished."""
+        steps = self.steps_per_epoch(recipe)
+        return -(-int(recipe.plan(steps).steps) // steps)
 
     def environment(self) -> dict[str, Any]:
         """Return machine and software versions."""
@@ -56,13 +98,12 @@ class ImageJob(Job[C, Outcome]):
     def open(self) -> None:
         """Write settings, environment and a description of the images."""
         super().open()
-        data = self.data
-        about = {"mean": list(data.mean), "std": list(data.std), "notices": list(data.notices)}
-        self.folder.write_json("data.json", {**data.identity, "source": data.source, **about})
+        about = {**self.about_data(), "notices": list(self.data.notices)}
+        self.folder.write_json("data.json", {**self.data.identity, "source": self.data.source, **about})
 
     def train(
         self,
-        config: ImageRunConfig,
+        config: TrainingConfig,
         model: nn.Module,
         seed: int,
         checkpoints: Checkpoints,
@@ -70,7 +111,7 @@ class ImageJob(Job[C, Outcome]):
         *,
         save_every: int | None = None,
         stop: Stop | None = None,
-    ) -> Trained:
+    ) -> Trained[Any]:
         """Train a network of the run, or resume it, and show the progress.
 
         Args:
@@ -84,20 +125,19 @@ class ImageJob(Job[C, Outcome]):
         """
         return train_model(
             model,
-            self.data,
-            config.train,
+            self.task(config.train),
+            peak=config.peak_lr(),
             seed=seed,
             checkpoints=checkpoints,
             save_every=save_every,
-            fine_tuning=config.fine_tuning,
             accelerator=self.processes,
             stop=stop,
             callbacks=self._shown(callbacks, config.train),
         )
 
-    def _shown(self, callbacks: Callbacks, recipe: TrainConfig) -> Callbacks:
+    def _shown(self, callbacks: Callbacks, recipe: Any) -> Callbacks:
         """Return callbacks that also move the display."""
-        progress, epochs = self.progress, recipe.epochs
+        progress, epochs = self.progress, self.epochs(recipe)
 
         def on_step(epoch: int, step: int, steps: int, loss: float) -> None:
             callbacks.step(epoch, step, steps, loss)
@@ -106,16 +146,39 @@ class ImageJob(Job[C, Outcome]):
 
         def on_epoch(row: dict[str, Any]) -> None:
             callbacks.epoch(row)
-            short = f"val {100 * row['val_accuracy']:.2f} %  {row['images_per_s']:,.0f} images/s"
-            progress.report(epoch_text(row, epochs), short)
+            score = self.score_text(row)
+            short = f"{score}  {row['images_per_s']:,.0f} images/s"
+            progress.report(epoch_text(row, epochs, score), short)
 
         def on_resume(done: int, steps: int) -> None:
             callbacks.resume(done, steps)
             after = f" and {counted(steps, 'step')}" if steps else ""
-            part = steps / steps_per_epoch(self.data, recipe)
+            part = steps / self.steps_per_epoch(recipe)
             progress.resume(done + part, f"resumes after {counted(done, 'epoch')}{after}")
 
         return Callbacks(step=on_step, epoch=on_epoch, resume=on_resume, best=callbacks.best)
+
+
+@dataclass(kw_only=True)
+class ImageJob(TrainingJob[C, Outcome, ImageData]):
+    """A run that trains classifiers."""
+
+    def task(self, recipe: TrainConfig) -> Classification:
+        """Return the training of a classifier."""
+        return Classification(recipe, self.data)
+
+    def steps_per_epoch(self, recipe: TrainConfig) -> int:
+        """Return the steps of an epoch."""
+        return max(1, len(self.data.train) // recipe.batch_size)
+
+    def about_data(self) -> dict[str, Any]:
+        """Return the normalisation."""
+        return {"mean": list(self.data.mean), "std": list(self.data.std)}
+
+    def score_text(self, row: dict[str, Any]) -> str:
+        """Format the accuracy, and that of the moving average."""
+        averaged = f"  average {100 * row['val_accuracy_ema']:.2f} %" if "val_accuracy_ema" in row else ""
+        return f"val {100 * row['val_accuracy']:.2f} %{averaged}"
 
 
 def prepare_images(
@@ -147,22 +210,20 @@ def prepare_images(
     return accelerator, data
 
 
-def steps_per_epoch(data: ImageData, recipe: TrainConfig) -> int:
-    """Return the steps of an epoch."""
-    return max(1, len(data.train) // recipe.batch_size)
-
-
-def epoch_text(row: dict[str, Any], epochs: int) -> str:
+def epoch_text(row: dict[str, Any], epochs: int, score: str) -> str:
     """Format a row of metrics.jsonl for the terminal.
 
-    >>> row = {"epoch": 2, "train_loss": 0.5, "val_accuracy": 0.84, "lr": 0.09, "images_per_s": 1830.2,
-    ...        "data_wait_s": 0.1, "seconds": 5.0}
-    >>> epoch_text(row, 10)
+    >>> row = {"epoch": 2, "train_loss": 0.5, "lr": 0.09, "images_per_s": 1830.2, "data_wait_s": 0.1, "seconds": 5.0}
+    >>> epoch_text(row, 10, "val 84.00 %")
     'epoch 2/10  loss 0.500  val 84.00 %  lr 0.09  1,830 images/s  waiting for data 2 %  in 5 s'
     """
-    averaged = f"  average {100 * row['val_accuracy_ema']:.2f} %" if "val_accuracy_ema" in row else ""
-    return (
-        f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.3f}  val {100 * row['val_accuracy']:.2f} %{averaged}"
-        f"  lr {row['lr']:.2g}  {row['images_per_s']:,.0f} images/s  "
-        f"waiting for data {100 * row['data_wait_s'] / max(row['seconds'], 1e-9):.0f} %  in {duration(row['seconds'])}"
+    parts = (
+        f"epoch {row['epoch']}/{epochs}",
+        f"loss {row['train_loss']:.3f}",
+        score,
+        f"lr {row['lr']:.2g}",
+        f"{row['images_per_s']:,.{0 if row['images_per_s'] >= 10 else 1}f} images/s",
+        f"waiting for data {100 * row['data_wait_s'] / max(row['seconds'], 1e-9):.0f} %",
+        f"in {duration(row['seconds'])}",
     )
+    return "  ".join(filter(None, parts))

@@ -1,6 +1,7 @@
-"""Train one classifier to the end, from its first step or from the last one that was saved.
+"""Train one network to the end, from its first step or from the last one that was saved.
 
-`step` does one step; this file has the epochs, validation, saving and stopping.
+`step` does one step, and the task says what a batch, its loss and a good network are; this file has the epochs,
+validation, saving and stopping.
 """
 
 from __future__ import annotations
@@ -9,39 +10,34 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 from torch import Tensor, nn
 
-from cbam.data.batches import make_loader
-from cbam.errors import CBAMError
 from cbam.train.checkpoints import Checkpoints
-from cbam.train.config import TrainConfig
 from cbam.train.device import make_accelerator
-from cbam.train.evaluation import Evaluation, evaluate
-from cbam.train.nonfinite import NonFiniteLoss, first_nonfinite
+from cbam.train.nonfinite import NonFiniteLoss, all_finite, first_nonfinite
+from cbam.train.recipe import Plan
 from cbam.train.state import Position, as_files, restore
-from cbam.train.step import LAYOUT, TrainStep
+from cbam.train.step import TrainStep
 from cbam.train.stopping import Preempted, Stop
+from cbam.train.task import Batch, Scores, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 
-    from cbam.data.image_data import ImageData
-
 OnStep = Callable[[int, int, int, float], None]  # epoch (from 0), step (from 0), steps per epoch, loss
 OnEpoch = Callable[[dict[str, Any]], None]  # one row of metrics.jsonl
 OnResume = Callable[[int, int], None]  # epochs finished, steps after those
-OnBest = Callable[[nn.Module, Evaluation], None]  # the model that validated best so far
+OnBest = Callable[[nn.Module], None]  # the model that validated best so far
 # Reading a loss waits for the device, so on a GPU losses are read only every so many steps.
 _STEPS_BETWEEN_READS = 16
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(Generic[Scores]):
     """A finished training: the model of the last epoch (no best epoch is chosen on validation images).
 
     `ema` and `ema_evaluation` belong to the moving average, where one was asked for; `seconds` counts all epochs, those
@@ -49,9 +45,9 @@ class Trained:
     """
 
     model: nn.Module
-    evaluation: Evaluation
+    evaluation: Scores
     ema: nn.Module | None
-    ema_evaluation: Evaluation | None
+    ema_evaluation: Scores | None
     seconds: float
 
 
@@ -63,39 +59,37 @@ class Callbacks:
         step: After each step, with epoch, step, steps of an epoch and the last known loss.
         epoch: After each epoch, before its state is written, with the row for the metrics.
         resume: When an earlier state was found, with the epochs finished and the steps after those.
-        best: After an epoch with the highest accuracy so far, before its state is written.
+        best: After an epoch with the highest score so far, before its state is written.
     """
 
     step: OnStep = lambda epoch, step, steps, loss: None
     epoch: OnEpoch = lambda row: None
     resume: OnResume = lambda epochs, steps: None
-    best: OnBest = lambda model, evaluation: None
+    best: OnBest = lambda model: None
 
 
 def train_model(
     model: nn.Module,
-    data: ImageData,
-    config: TrainConfig,
+    task: Task[Any, Scores],
     *,
+    peak: float,
     seed: int,
     checkpoints: Checkpoints,
     save_every: int | None = None,
-    fine_tuning: bool = False,
     accelerator: Accelerator | None = None,
     stop: Stop | None = None,
     callbacks: Callbacks | None = None,
-) -> Trained:
+) -> Trained[Scores]:
     """Train `model` in place; killed at any moment and called again, it resumes from the last step that was saved.
 
     Args:
-        model: A classifier, (N, C, H, W) -> (N, classes), with the weights to start from.
-        data: Training and validation images.
-        config: The recipe.
+        model: With the weights to start from.
+        task: The images, the loss, the scores and the recipe.
+        peak: The learning rate after the warm-up.
         seed: Decides the order of the images, their augmentation, and dropout.
         checkpoints: Where the state is kept; training resumes from the newest good one.
         save_every: Steps between two saves within an epoch; after each epoch the state is saved in any case.
-        fine_tuning: The weights come from an earlier training: a lower default learning rate.
-        accelerator: Of `make_accelerator`; made from `config` if not given.
+        accelerator: Of `make_accelerator`; made from the recipe if not given.
         stop: A request to save and stop.
         callbacks: Called during the training.
 
@@ -104,35 +98,19 @@ def train_model(
         Preempted: `stop` was requested; the state is saved.
         CBAMError: The checkpoint is of another training, or the images are too few for the processes.
     """
-    accelerator = accelerator or make_accelerator(config)
+    accelerator = accelerator or make_accelerator(task.recipe)
     callbacks = callbacks or Callbacks()
-    train_images, val_images = _loaders(data, config, seed, accelerator)
-    step = TrainStep(model, len(data.classes), len(train_images), config, seed, fine_tuning, accelerator)
+    loaders = task.loaders(seed, accelerator.process_index, accelerator.num_processes)
+    plan = task.recipe.plan(len(loaders[0]))
+    step = TrainStep(model, task, plan, peak, seed, accelerator)
     position = _resume(step, checkpoints, callbacks)
-    loop = _Loop(step, train_images, val_images, position, checkpoints, save_every, stop or Stop(), callbacks)
+    loop = _Loop(step, task, plan, *loaders, position, checkpoints, save_every, stop or Stop(), callbacks)
     scores = None
-    while loop.position.epoch < config.epochs:
+    while not loop.is_done:
         scores = loop.run_epoch()
     evaluation, ema_evaluation = scores or loop.validate()
     step.release()
     return Trained(model, evaluation, step.averaged, ema_evaluation, loop.position.seconds)
-
-
-def _loaders(
-    data: ImageData, config: TrainConfig, seed: int, accelerator: Accelerator
-) -> tuple[DataLoader, DataLoader]:
-    rank, world = accelerator.process_index, accelerator.num_processes
-    if world > 1 and len(data.train) < config.batch_size:
-        raise CBAMError(
-            f"{len(data.train)} training images are less than one batch of {config.batch_size}, which {world} "
-            "processes cannot share evenly. Give a smaller --batch-size"
-        )
-    load = partial(
-        make_loader, batch_size=config.batch_size, seed=seed, workers=config.workers, rank=rank, world=world
-    )
-    # A last, smaller batch would weigh its images more; a set smaller than one batch is all there is.
-    drop_last = len(data.train) > config.batch_size
-    return load(data.train, shuffle=True, drop_last=drop_last), load(data.val, shuffle=False)
 
 
 def _resume(step: TrainStep, checkpoints: Checkpoints, callbacks: Callbacks) -> Position:
@@ -150,10 +128,12 @@ def _resume(step: TrainStep, checkpoints: Checkpoints, callbacks: Callbacks) -> 
 
 
 @dataclass
-class _Loop:
+class _Loop(Generic[Scores]):
     """A running training: epochs from `position` on."""
 
     step: TrainStep
+    task: Task[Any, Scores]
+    plan: Plan
     train_images: DataLoader
     val_images: DataLoader
     position: Position
@@ -162,63 +142,79 @@ class _Loop:
     stop: Stop
     callbacks: Callbacks
 
-    def run_epoch(self) -> tuple[Evaluation, Evaluation | None]:
-        """Finish the epoch, validate, save; return the scores of the model and of its average."""
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole training, the last one perhaps unfinished."""
+        return -(-self.plan.steps // len(self.train_images))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all epochs are finished."""
+        return self.position.epoch >= self.epochs
+
+    def run_epoch(self) -> tuple[Scores, Scores | None] | None:
+        """Finish the epoch, validate, save; return the scores of the model and of its average, if it is their turn."""
         row = self._train_epoch()
         started = time.perf_counter()
-        scores = self.validate()
+        number = self.position.epoch + 1
+        scores = self.validate() if self._is_time_to_validate(number) else None
         took = time.perf_counter() - started
         position = self.position
         seconds = position.epoch_seconds + took
         self.position = Position(
-            epoch=position.epoch + 1,
+            epoch=number,
             seconds=position.seconds + took,
             best_epoch=position.best_epoch,
             best_accuracy=position.best_accuracy,
         )
-        self.callbacks.epoch({"epoch": position.epoch + 1, **row, **_score_row(*scores), "seconds": seconds})
-        if scores[0].accuracy > position.best_accuracy:
-            self.position.best_epoch, self.position.best_accuracy = self.position.epoch, scores[0].accuracy
-            self.callbacks.best(self.step.model, scores[0])
+        judged = self.task.row(*scores) if scores else {}
+        self.callbacks.epoch({"epoch": number, **row, **judged, "seconds": seconds})
+        if scores and self.task.score(scores[0]) > position.best_accuracy:
+            self.position.best_epoch, self.position.best_accuracy = number, self.task.score(scores[0])
+            self.callbacks.best(self.step.model)
         self._save()
-        if self._stops(0) and self.position.epoch < self.step.config.epochs:
+        if self._stops(0) and not self.is_done:
             raise self._preempted()
         return scores
 
-    def validate(self) -> tuple[Evaluation, Evaluation | None]:
+    def validate(self) -> tuple[Scores, Scores | None]:
         """Return the scores of the model and of its average."""
         self.step.share_averaged_statistics()
         model, averaged, accelerator = self.step.model, self.step.averaged, self.step.accelerator
-        plain = evaluate(model, self.val_images, accelerator)
-        if not math.isfinite(plain.loss):
-            raise self._nonfinite(self._first_nonfinite_batch(), f"the validation loss is {plain.loss}")
-        return plain, evaluate(averaged, self.val_images, accelerator) if averaged is not None else None
+        plain = self.task.evaluate(model, self.val_images, accelerator)
+        if problem := self.task.problem(plain):
+            raise self._nonfinite(self._first_nonfinite_batch(), problem)
+        return plain, self.task.evaluate(
+            averaged, self.val_images, accelerator
+        ) if averaged is not None else None
 
     def _train_epoch(self) -> dict[str, float]:
         self.step.net.train()
         at = self.position
         self.train_images.batch_sampler.set_position(at.epoch, at.step)  # type: ignore[union-attr]
         steps, device = len(self.train_images), self.step.accelerator.device
+        last = min(steps, self.plan.steps - at.epoch * steps)
         between = 1 if device.type == "cpu" else _STEPS_BETWEEN_READS
         pending: list[tuple[Tensor, Tensor, int]] = []
         waited, value = 0.0, math.nan
         mark = time.perf_counter()
-        for step, (images, labels) in enumerate(self.train_images, start=at.step):
+        for step, loaded in enumerate(self.train_images, start=at.step):
+            if step == last:
+                break
             waited += time.perf_counter() - mark
-            images = images.to(device, non_blocking=True, memory_format=LAYOUT)
-            labels = labels.to(device, non_blocking=True)
-            pending.append((*self.step.backward(images, labels, at.epoch, step), len(labels)))
+            batch = self.task.to_device(loaded, device)
+            pending.append((*self.step.backward(batch, at.epoch, step), len(batch)))
             where = f"epoch {at.epoch + 1}, step {step + 1} of {steps}"
-            if len(pending) == between or step + 1 == steps:
-                value = self._count(pending, images, where)
+            if len(pending) == between or step + 1 == last:
+                value = self._count(pending, batch, where)
             self.step.update(at.epoch * steps + step)
             at.step = step + 1
             self.callbacks.step(at.epoch, step, steps, value)
             now = time.perf_counter()
             at.epoch_seconds, at.seconds = at.epoch_seconds + now - mark, at.seconds + now - mark
             mark = now
-            if at.step < steps and self._is_time_to_save(at.step):
-                self._count(pending, images, where)
+            if at.step < last and self._is_time_to_save(at.step):
+                self._count(pending, batch, where)
                 self._save()
                 if self._stops(0):
                     raise self._preempted()
@@ -226,13 +222,13 @@ class _Loop:
         loss_all, correct_all, seen_all = self.step.over_processes(at.loss_sum, at.correct, at.seen)
         return {
             "train_loss": loss_all / seen_all,
-            "train_accuracy": correct_all / seen_all,
+            **self.task.training_row(correct_all, seen_all),
             "lr": self.step.lr,
             "images_per_s": seen_all / at.epoch_seconds,
             "data_wait_s": waited,
         }
 
-    def _count(self, pending: list[tuple[Tensor, Tensor, int]], images: Tensor, where: str) -> float:
+    def _count(self, pending: list[tuple[Tensor, Tensor, int]], batch: Batch, where: str) -> float:
         """Add what the last steps counted to the epoch's sums; return the last loss."""
         if not pending:
             return math.nan
@@ -241,7 +237,7 @@ class _Loop:
         values = torch.stack(losses).tolist()
         for value, size in zip(values, sizes, strict=True):
             if not math.isfinite(value):
-                raise self._nonfinite(images, f"the loss is {value} in {where}")
+                raise self._nonfinite(batch, f"the loss is {value} in {where}")
             self.position.loss_sum += value * size
         self.position.correct += int(torch.stack(correct).sum())
         self.position.seen += sum(sizes)
@@ -264,32 +260,31 @@ class _Loop:
     def _stops(self, step: int) -> bool:
         return self.stop.agreed(self.step.accelerator, step)
 
+    def _is_time_to_validate(self, epoch: int) -> bool:
+        return epoch == self.epochs or epoch % self.step.config.epochs_between_evaluations == 0
+
     def _preempted(self) -> Preempted:
-        done = f"{self.position.epoch} of {self.step.config.epochs} epochs"
+        done = f"{self.position.epoch} of {self.epochs} epochs"
         after = f" and {self.position.step} steps" if self.position.step else ""
         return Preempted(
             f"stopped by {self.stop.reason or 'another process'} after {done}{after}; everything is saved"
         )
 
-    def _first_nonfinite_batch(self) -> Tensor:
-        device = self.step.accelerator.device
+    def _first_nonfinite_batch(self) -> Batch:
         self.step.net.eval()
         with torch.no_grad(), self.step.accelerator.autocast():
-            for images, _ in self.val_images:
-                if not torch.isfinite(self.step.model(images.to(device))).all():
+            for loaded in self.val_images:
+                batch = self.task.to_device(loaded, self.step.accelerator.device)
+                if not all_finite(self.step.model(*self.task.network_inputs(batch, training=False))):
                     break
-        return images.to(device)
+        return batch
 
-    def _nonfinite(self, images: Tensor, what: str) -> NonFiniteLoss:
+    def _nonfinite(self, batch: Batch, what: str) -> NonFiniteLoss:
+        inputs = self.task.network_inputs(batch, training=self.step.model.training)
         with self.step.accelerator.autocast():
-            where = first_nonfinite(self.step.model, images)
+            where = first_nonfinite(self.step.model, *inputs)
         lr = self.step.optimizer.param_groups[0]["lr"]
         return NonFiniteLoss(
             f"{what}: {where}. The learning rate was {lr:.3g}, the precision {self.step.config.precision!r}. "
             "Try a lower --lr, or --precision no, with a new --output."
         )
-
-
-def _score_row(plain: Evaluation, ema: Evaluation | None) -> dict[str, float]:
-    row = {"val_loss": plain.loss, "val_accuracy": plain.accuracy, "val_top5": plain.top5_accuracy}
-    return {**row, "val_accuracy_ema": ema.accuracy} if ema else row

@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 
 from cbam.nn.base import AttentionModule
-from cbam.train.config import TrainConfig
+from cbam.train.recipe import Recipe
 
 
-def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: Recipe) -> list[dict[str, Any]]:
     """Return the optimizer's groups: weights with decay, without, and the same for the attention's own.
 
     Biases and the weights of norms, which have one dimension, do not decay unless `config.decay_norms` says so.
@@ -21,6 +21,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
         config: `weight_decay`, `decay_norms`, `gate_lr_scale` and `gate_weight_decay` matter.
 
     >>> from cbam import CBAM
+    >>> from cbam.train.config import TrainConfig
     >>> net = nn.Sequential(nn.Conv2d(3, 16, 3), CBAM(16))
     >>> groups = parameter_groups(net, TrainConfig(gate_lr_scale=10, gate_weight_decay=0))
     >>> [(len(group["params"]), group["weight_decay"], group["lr_scale"]) for group in groups]

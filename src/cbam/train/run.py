@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,106 +12,46 @@ from cbam.attach import attach
 from cbam.attach.sites.select import split_sites
 from cbam.data import ImageData
 from cbam.errors import CBAMError
-from cbam.formatting import counted
 from cbam.models import build_model
 from cbam.models.registry import split_attention
 from cbam.pretrained import save_pretrained
 from cbam.runs.environment import now
 from cbam.runs.folder import RunFolder
 from cbam.runs.progress import Progress
-from cbam.train.checkpoints import Checkpoints
 from cbam.train.config import TrainRunConfig
 from cbam.train.evaluation import Evaluation
-from cbam.train.job import ImageJob, prepare_images, steps_per_epoch
-from cbam.train.loop import Callbacks, Trained
+from cbam.train.job import ImageJob, prepare_images
+from cbam.train.loop import Trained
 from cbam.train.seeding import derive_seed, forked_rng
-from cbam.train.state import whole_state
-from cbam.train.stopping import Stop
-from cbam.train.trackers import Metrics, check_trackers, open_trackers
-
-if TYPE_CHECKING:
-    from accelerate.tracking import GeneralTracker
-
-RESULT = "result.json"
-_STEPS_BETWEEN_LOGS = 50
-
-
-@dataclass(frozen=True)
-class Network:
-    """The only cell of a training."""
-
-    name: str
+from cbam.train.single import Network, SingleJob
+from cbam.train.trackers import check_trackers
 
 
 @dataclass(kw_only=True)
-class TrainJob(ImageJob[Network, "dict[str, Any]"]):
-    """One training; its outcome is the content of `result.json`."""
+class TrainJob(ImageJob[Network, "dict[str, Any]"], SingleJob[ImageData]):
+    """The training of one classifier."""
 
     config: TrainRunConfig
-    trackers: list[GeneralTracker] = field(default_factory=list)
 
     @property
-    def cells(self) -> list[Network]:
-        """The network."""
-        return [Network(self.config.folder.name)]
+    def options(self) -> TrainRunConfig:
+        """The run's options."""
+        return self.config
 
-    def is_done(self, cell: Network) -> bool:
-        """Whether there is a result."""
-        return self.folder.read_json(RESULT, "val_accuracy") is not None
+    @property
+    def score_name(self) -> str:
+        """The accuracy."""
+        return "val_accuracy"
 
-    def open(self) -> None:
-        """Write settings and data, unless the run is finished."""
-        if not self.is_done(self.cells[0]):
-            super().open()
-
-    def announce(self, cells: Sequence[Network], done: Sequence[Network]) -> None:
-        """Show how many epochs there are to train."""
-        epochs = self.config.train.epochs
-        each = f"to train for {counted(epochs, 'epoch')}"
-        self.progress.start("network", len(cells), len(done), work=epochs, each=each)
-
-    def do(self, cell: Network) -> str:
-        """Train the network; write its weights and its result."""
-        config, main = self.config, self.processes.is_main_process
-        metrics = Metrics(self.folder)
-        model = build(config, self.data)
-        checkpoints = Checkpoints(self.folder.path / "checkpoints", config.keep)
-        try:
-            with Stop().listening() as stop:
-                if main and checkpoints.newest_good() is None:
-                    metrics.go_on_after(0)
-                callbacks = self._callbacks(metrics)
-                trained = self.train(
-                    config,
-                    model,
-                    config.seed,
-                    checkpoints,
-                    callbacks,
-                    save_every=config.save_every,
-                    stop=stop,
-                )
-                weights = whole_state(trained.model)
-                averaged = whole_state(trained.ema) if trained.ema is not None else None
-        finally:
-            for tracker in self.trackers:
-                tracker.finish()
-        if main:
-            self._write_network("final", weights)
-            if averaged is not None:
-                self._write_network("final_ema", averaged)
-            self.folder.write_json(RESULT, self._result(trained))
-        return ""
-
-    def finish(self, worked: Sequence[Network]) -> dict[str, Any]:
-        """Return the result."""
-        return self.folder.read_json(RESULT, "val_accuracy") or {}
-
-    @cached_property
-    def skeleton(self) -> nn.Module:
-        """A second network of the same form, on the CPU, through which weights are saved."""
+    def build(self) -> nn.Module:
+        """Return the network as it is before training."""
         return build(self.config, self.data)
 
-    def _write_network(self, name: str, weights: dict[str, Tensor]) -> None:
+    def validation_images(self) -> int:
+        """Return the number of images that validate."""
+        return len(self.data.val)
+
+    def write_network(self, name: str, weights: dict[str, Tensor]) -> None:
         """Save weights into a folder that `cbam.from_pretrained` and `cbam evaluate` read."""
         self.skeleton.load_state_dict(weights)
         save_pretrained(
@@ -126,39 +64,10 @@ class TrainJob(ImageJob[Network, "dict[str, Any]"]):
             std=self.data.std,
         )
 
-    def _callbacks(self, metrics: Metrics) -> Callbacks:
-        main, steps_each = self.processes.is_main_process, steps_per_epoch(self.data, self.config.train)
-
-        def on_step(epoch: int, step: int, steps: int, loss: float) -> None:
-            done = epoch * steps + step
-            if main and not self.trackers:
-                self.trackers += open_trackers(self.config.trackers, self.folder, self.settings(), done)
-            if done % _STEPS_BETWEEN_LOGS == 0:
-                for tracker in self.trackers:
-                    tracker.log({"step/loss": loss}, done)
-
-        def on_epoch(row: dict[str, Any]) -> None:
-            row = {**row, "images": len(self.data.val)}
-            if main:
-                metrics.add(row)
-            for tracker in self.trackers:
-                numbers = {f"epoch/{name}": float(value) for name, value in row.items() if name != "epoch"}
-                tracker.log(numbers, row["epoch"] * steps_each)
-
-        def on_resume(epochs: int, steps: int) -> None:
-            if main:
-                metrics.go_on_after(epochs)
-
-        def on_best(model: nn.Module, evaluation: Evaluation) -> None:
-            weights = whole_state(model)
-            if main:
-                self._write_network("best", weights)
-
-        return Callbacks(step=on_step, epoch=on_epoch, resume=on_resume, best=on_best)
-
-    def _result(self, trained: Trained) -> dict[str, Any]:
+    def result(self, trained: Trained[Evaluation]) -> dict[str, Any]:
+        """Return the scores of the last epoch, and which epoch was the best."""
         scores, ema = trained.evaluation, trained.ema_evaluation
-        best = max(self.folder.metrics.read(), key=lambda row: row["val_accuracy"])
+        best = self.best_row()
         averaged = {"val_accuracy_ema": ema.accuracy, "val_top5_ema": ema.top5_accuracy} if ema else {}
         return {
             "val_accuracy": scores.accuracy,

@@ -102,6 +102,32 @@ def test_two_long_ways_are_no_residual():
     assert ends_of(Fusion()) == ([], [])
 
 
+@pytest.mark.parametrize("up", ["upsample", "transposed", "transposed and 1x1"])
+def test_the_sums_of_a_feature_pyramid_are_no_blocks(up):
+    """Their ways go through whole stages, whose blocks of fewer channels would be parts of the pyramid's "block"."""
+
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.first = nn.Conv2d(3, 4, 3, padding=1), Block(4)
+            self.down, self.second = nn.Conv2d(4, 8, 3, 2, 1), Block(8)
+            self.fine, self.coarse = nn.Conv2d(4, 16, 1), nn.Conv2d(8, 16, 1)
+            self.up = {
+                "upsample": nn.Upsample(scale_factor=2),
+                "transposed": nn.ConvTranspose2d(16, 16, 2, 2),
+                "transposed and 1x1": nn.Sequential(nn.ConvTranspose2d(16, 16, 2, 2), nn.Conv2d(16, 16, 1)),
+            }[up]
+
+        def forward(self, x):
+            finer = self.first(self.stem(x))
+            coarser = self.second(self.down(finer))
+            return self.up(self.coarse(coarser)) + self.fine(finer)
+
+    ends, notes = ends_of(Pyramid())
+    assert [location.name for location in ends] == ["first.bn2", "second.bn2"]
+    assert notes == []
+
+
 def test_a_branch_whose_end_is_used_elsewhere_too_is_left_out_and_said():
     class Leaking(Block):
         def forward(self, x):

@@ -1,6 +1,7 @@
 """Compile kernels, as the launch path asks for them, for a GPU that is not there.
 
-`python FILE cuda 90 32` compiles them for several maps, `python FILE cuda 90 32 1x8x1x1 ...` for maps of these shapes.
+`python FILE cuda 90 32` compiles them for several maps, `python FILE cuda 90 32 1x8x1x1 ...` for maps of these shapes,
+as on a device of two multiprocessors; `1x8x1x1@132` as on one of 132.
 Prints one line of JSON per kernel: its warps, its shared memory, and vector loads and local memory of its assembly.
 """
 
@@ -13,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 from cbam.ops.signature import BackwardArguments, ForwardArguments, NormBefore, OperatorConfig, Weights, flat
-from cbam.ops.triton import backward, forward
+from cbam.ops.triton import backward, blocks, forward, plans
 from tests.ops.triton.stand_in import Driver, recorded
 
 
@@ -39,9 +40,7 @@ def run(shape, dtype, channels_last, norm, epilogue, descriptor=3, spatial_norm=
     out = y if epilogue else None
     backward(
         *flat(
-            BackwardArguments(
-                x, x, weights, before, out, saved, argmax, config._replace(pre_training=norm)
-            )
+            BackwardArguments(x, x, weights, before, out, saved, argmax, config._replace(pre_training=norm))
         )
     )
 
@@ -61,7 +60,14 @@ def describe(kernel):
             re.findall(r"\b(atom|red)\.[\w.:]*\.b?f\d+|(global|buffer)_atomic\w*_f\d+", assembly)
         ),
         "bytes": len(kernel.kernel),
+        "waits_first": waits_first(assembly),
     }
+
+
+def waits_first(assembly):
+    """Whether the kernel waits for the one before it, and does so before it reads or writes global memory."""
+    found = re.search(r"griddepcontrol\.wait|\b(ld|st|atom|red)\.[\w.:]*global|\batom\.", assembly)
+    return found is not None and found[0] == "griddepcontrol.wait"
 
 
 def several_maps():
@@ -78,7 +84,12 @@ if __name__ == "__main__":
     with recorded(Driver(*sys.argv[1:4])) as launches:
         if len(sys.argv) == 4:
             several_maps()
-        for shape in sys.argv[4:]:
+        for argument in sys.argv[4:]:
+            shape, _, count = argument.partition("@")
+            blocks.multiprocessors = lambda device, count=int(count or 2): count
+            blocks.parts.cache_clear()
+            blocks.across.cache_clear()
+            plans.forget()
             for spatial_norm, layout in (("batch", True), (None, False)):
                 sizes = [int(size) for size in shape.split("x")]
                 run(sizes, torch.bfloat16, layout, True, True, spatial_norm=spatial_norm)

@@ -76,9 +76,13 @@ def recorded(target: Driver) -> Iterator[list[Launch]]:
         launches.append(Launch(self.__name__, tuple(grid), named, compiled.metadata.num_warps, compiled))
         return compiled
 
+    from cbam.ops.triton import plans
+
     driver.set_active(target)
+    plans.forget()
     JITFunction.run = record
     try:
         yield launches
     finally:
         JITFunction.run = run
+        plans.forget()

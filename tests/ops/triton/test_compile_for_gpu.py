@@ -1,5 +1,6 @@
 """Every kernel compiles for GPUs, and what comes out is what was meant; no GPU is needed for that."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -44,6 +45,8 @@ def test_all_kernels_compile(target, tmp_path):
         for name in PASSES:  # even shapes are read in vectors, in both layouts
             assert sum(k["vector_loads"] > 0 for k in found if k["kernel"] == name) >= 3, name
         assert not any(kernel["local"] for kernel in found if kernel["kernel"] in PASSES)
+    # Where kernels may begin before the end of the one before, all have to wait.
+    assert {kernel["waits_first"] for kernel in found} == {target == "cuda 90 32"}
 
 
 class TestOnes:
@@ -56,3 +59,10 @@ class TestOnes:
     def test_each_of_them(self, tmp_path):
         """The fault is of the language, so one target will do."""
         compiled("cuda 90 32", tmp_path, "1x24x5x40", "3x1x5x40", "3x24x1x40", "3x24x5x1")
+
+    @every_target
+    @pytest.mark.parametrize("multiprocessors", [0, 132], ids=["one share", "many shares"])
+    def test_the_cross_product(self, target, multiprocessors, tmp_path):
+        """Also the numbers of shares that sums are divided into: with no multiprocessors there is one of each."""
+        sizes = itertools.product((1, 3), (1, 24), (1, 5), (1, 40))
+        compiled(target, tmp_path, *[f"{n}x{c}x{h}x{w}@{multiprocessors}" for n, c, h, w in sizes])

@@ -142,7 +142,7 @@ class TestConvolutionGrads:
         per_part = 4 * -(-height * -(-width // 4) // 8)
         convolution_grads[(2 * 2, k + 1)](
             dz, maps.detach(), kernel.detach(), dmaps, partial, arrived, 10, p, height, width, 2, per_part, 3,
-            AVERAGE=0, K=k, PLANES=planes, RUN=4, BQ=4, num_warps=1,
+            AVERAGE=0, K=k, PLANES=planes, INNER=False, RUN=4, BQ=4, num_warps=1,
         )  # fmt: skip
         expected[:, 0] /= 10
         torch.testing.assert_close(dmaps, expected)

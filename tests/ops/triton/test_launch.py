@@ -45,13 +45,13 @@ def test_a_small_batch_gets_short_tiles_with_busy_lanes(samples, channels, posit
 
 
 def test_autotuning_changes_the_tiles_and_nothing_else(monkeypatch):
-    from cbam.ops.triton import launch
+    from cbam.ops.triton import plans, tune
 
     tried = []
 
-    def seconds(run):
-        run()
-        tried.append(run)
+    def seconds(plan, tensors, name):
+        plan.start_through_triton(tensors)
+        tried.append((name, plan.tiles[name]))
         return -len(tried)  # the last one is the fastest
 
     others = [blocks.Tile(32, 16, 1), blocks.Tile(16, 32, 1)]
@@ -60,29 +60,103 @@ def test_autotuning_changes_the_tiles_and_nothing_else(monkeypatch):
         cases.maps((2, 20, 5, 4), torch.float64, torch.channels_last),
     )
     block, x, grad = block.double().to(GPU), x.to(GPU), grad.to(GPU)
+    monkeypatch.setattr(plans, "_plans", {})
     with set_backend("triton"):
         usual = cases.outcome(block, x, grad, "triton")
-        monkeypatch.setattr(launch, "AUTOTUNE", True)
-        monkeypatch.setattr(launch, "_best", {})
-        monkeypatch.setattr(launch, "_candidates", lambda tile: others)
-        monkeypatch.setattr(launch, "_seconds", seconds)
+        monkeypatch.setattr(plans, "_plans", {})
+        monkeypatch.setattr(tune, "AUTOTUNE", True)
+        monkeypatch.setattr(tune, "_candidates", lambda tile: others)
+        monkeypatch.setattr(tune, "_seconds", seconds)
         for _ in range(2):
             tuned = cases.outcome(block, x, grad, "triton")
-        assert {key[0] for key in launch._best} == {
-            "pool", "squeeze", "apply", "gate_grads", "weighted", "input_grad"
-        }  # fmt: skip
-        assert set(launch._best.values()) == {others[-1]}
-        assert launch.tuned(lambda tile: tile, blocks.Tile(64, 64, 4), "a kernel") == others[-1]
-    assert len(tried) == 7 * len(others)  # once, not at every call
+    passes = ["pool", "squeeze", "apply", "gate_grads", "weighted", "input_grad"]
+    assert tried == [(name, tile) for name in passes for tile in others]  # once, not at every call
+    chosen = {name: tile for plan in plans._plans.values() for name, tile in plan.tiles.items()}
+    assert chosen == dict.fromkeys(passes, others[-1])
     for key, value in usual.items():
         torch.testing.assert_close(tuned[key], value)
 
 
+def test_the_time_of_one_kernel(monkeypatch):
+    from cbam.ops.triton import plans, tune
+
+    x = torch.randn(1, 5, 3, 2, device=GPU)
+    monkeypatch.setattr(plans, "_plans", {})
+    monkeypatch.setattr(tune, "AUTOTUNE", True)
+    monkeypatch.setattr(tune, "_candidates", lambda tile: [tile])
+    with set_backend("triton"), torch.no_grad():
+        block = cases.block_of("paper", 5).to(GPU)
+        tuned = block(x)
+        monkeypatch.setattr(tune, "AUTOTUNE", False)
+        torch.testing.assert_close(block(x), tuned)
+
+
 def test_candidates_are_tiles_that_triton_takes():
-    from cbam.ops.triton.launch import _candidates
+    from cbam.ops.triton.tune import _candidates
 
     found = _candidates(blocks.Tile(64, 32, 4))
     assert blocks.Tile(64, 32, 4) in found
     for channels, positions, warps in found:
         assert channels * positions <= 2**14
         assert all(side >= 1 and side & (side - 1) == 0 for side in (channels, positions, warps))
+
+
+@pytest.mark.parametrize("front", [False, True], ids=["", "norm"])
+@pytest.mark.parametrize("name", ["official", "max pooling"])
+def test_small_layers_at_the_end_of_other_kernels_compute_the_same(name, front, monkeypatch):
+    from cbam.ops.triton import plans, run_forward
+
+    shape, outcomes, counts = (17, 20, 3, 2), [], []
+    x, grad = cases.maps(shape, torch.float64, torch.channels_last)
+    norm = cases.norm_of(20, torch.float64, True) if front else None
+    attention = cases.block_of(name, 20, torch.float64)
+    block = cases.WithResidual(attention, torch.randn(shape, dtype=torch.float64), True, norm)
+    block, x, grad = block.to(GPU), x.to(GPU), grad.to(GPU)
+    for most in (run_forward.JOINED, 0):
+        monkeypatch.setattr(run_forward, "JOINED", most)
+        monkeypatch.setattr(plans, "_plans", {})
+        outcomes.append(cases.outcome(block, x, grad, "triton"))
+        counts.append([len(plan.launches) for plan in plans._plans.values()])
+    assert [apart - joined for joined, apart in zip(*counts, strict=True)] == [1, 2]
+    for key, value in outcomes[0].items():
+        torch.testing.assert_close(outcomes[1][key], value, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("channels", "side"), [(256, 56), (512, 28), (1024, 14), (2048, 7)])
+def test_a_single_sample_has_programs_for_the_whole_gpu(channels, side, monkeypatch):
+    from cbam.ops.signature import (
+        BackwardArguments,
+        ForwardArguments,
+        NormBefore,
+        OperatorConfig,
+        Weights,
+        flat,
+    )
+    from cbam.ops.triton import run_backward, run_forward
+
+    for module in (blocks, run_backward):
+        monkeypatch.setattr(module, "INTERPRETED", False)
+        monkeypatch.setattr(module, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(blocks, "PROGRAMS_PER_MULTIPROCESSOR", 6)
+    for name in ("tile", "across", "parts"):
+        plain = getattr(blocks, name).__wrapped__
+        for module in (run_forward, run_backward):
+            monkeypatch.setattr(module, name, plain)
+    x = torch.empty(1, channels, side, side, dtype=torch.bfloat16).contiguous(
+        memory_format=torch.channels_last
+    )
+    hidden = channels // 16
+    weights = Weights(
+        w0=torch.empty(hidden, channels), w1=torch.empty(channels, hidden), kernel=torch.empty(1, 2, 7, 7)
+    )
+    config, saved = OperatorConfig(3, 3), torch.empty(0)
+    forward = flat(ForwardArguments(x, weights, NormBefore(), None, config, True))
+    backward = flat(BackwardArguments(x, x, weights, NormBefore(), None, saved, saved.int(), config))
+    launches = run_forward._plan(forward, {}).launches + run_backward._plan(backward, {}).launches
+    programs = {launch.kernel.__name__: launch.grid[0] * (*launch.grid, 1)[1] for launch in launches}
+    passes = {"pool": 64, "squeeze": 49, "apply": 64, "gate_grads": 49, "weighted": 64, "input_grad": 64}
+    for name, least in (
+        passes | dict.fromkeys(("hidden", "channel_gate", "hidden_grads", "pooled_grads"), 16)
+    ).items():
+        assert name not in programs or programs[name] >= least, (name, programs)
+    assert set(programs) >= passes.keys()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from cbam.attach.graph.probe import Call, Node, Probe
 
+_PROBABILITIES = ("sigmoid", "softmax", "_softmax")
+
 
 def is_map(node: Node) -> bool:
     """Return whether a node is a feature map with more than one position."""
@@ -39,15 +41,32 @@ def trunk(probe: Probe, end: int | None = None) -> list[int]:
 
 
 def are_logits(probe: Probe, index: int) -> bool:
-    """Return whether a map holds the class scores: nothing between it and the output has weights."""
+    """Return whether a map holds scores: nothing behind it has weights, and it becomes the output or probabilities."""
     waiting = [index]
     while waiting:
         for follower in probe.nodes[waiting.pop()].consumers:
             if probe.nodes[follower].weighted:
                 return False
             waiting.append(follower)
-    last = probe.nodes[-1].shape
+    last, consumers = probe.nodes[-1].shape, probe.nodes[index].consumers
+    if len(consumers) == 1 and probe.nodes[min(consumers)].operation in _PROBABILITIES:
+        return True
     return len(last) == 2 and last[-1] == probe.nodes[index].shape[1]
+
+
+def are_predictions(probe: Probe, index: int, decoded: set[int]) -> bool:
+    """Return whether a map holds a detector's scores or boxes: it only becomes boxes, or positions to read others at.
+
+    Args:
+        probe: of a forward with one image.
+        index: of the map.
+        decoded: what turns predictions into boxes, see `decoding`.
+    """
+    nodes, behind = probe.nodes, descendants(probe, index)
+    if any(nodes[i].weighted and i not in decoded for i in behind if i != index):
+        return False
+    positions = (i for i in behind for reader in nodes[i].consumers if not carries_features(probe, i, reader))
+    return not behind.isdisjoint(decoded) or next(positions, None) is not None
 
 
 def carries_features(probe: Probe, index: int, follower: int) -> bool:

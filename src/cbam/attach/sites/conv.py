@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cbam.attach.graph.paths import are_logits, decoding, is_map
+from cbam.attach.graph.paths import are_logits, are_predictions, decoding, is_map
 from cbam.attach.graph.probe import Node, Probe
 from cbam.attach.sites.location import Found, Location, locate, once
 
@@ -23,8 +23,9 @@ def find_convolutions(probe: Probe) -> Found:
         while end >= 0 and node.operation == "convolution" and is_map(node) and index not in decoded:
             location = locate(probe, end, runs_once) or location
             end = _only_follower(probe, end)
-        if location is not None and not are_logits(probe, index):
-            found[location] = None
+        if location is None or are_logits(probe, index) or are_predictions(probe, index, decoded):
+            continue
+        found[location] = None
     return Found(list(found), [])
 
 

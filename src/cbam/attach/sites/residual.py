@@ -97,7 +97,8 @@ def _residual_additions(probe: Probe) -> list[_Addition]:
         ways = {p: ancestors[p] & ~ancestors[origin] for p in node.parents}
         weights = {p: (way & weighted).bit_count() for p, way in ways.items()}
         branch, shortcut = (first, second) if weights[first] > weights[second] else (second, first)
-        if weights[branch] > weights[shortcut] <= 1 and _convolves(probe, ways[branch]):
+        is_block = weights[branch] > weights[shortcut] <= 1 and _convolves(probe, ways[branch])
+        if is_block and not (weights[shortcut] and _comes_from_above(probe, branch, ways[branch])):
             found.append(_Addition(index, branch, origin, ways[branch], node.shape[1]))
     return found
 
@@ -105,6 +106,22 @@ def _residual_additions(probe: Probe) -> list[_Addition]:
 def _convolves(probe: Probe, way: int) -> bool:
     # Transformer blocks add maps too, some of them in (N, H, W, C): a branch without a convolution is none of ours.
     return any(node.operation == "convolution" and way >> i & 1 for i, node in enumerate(probe.nodes))
+
+
+def _comes_from_above(probe: Probe, branch: int, inside: int) -> bool:
+    """Return whether the last change of size on a branch makes the map larger, as in the sums of a feature pyramid.
+
+    There a coarser map, enlarged, is added to the finer one's lateral convolution. The stages between the two look like
+    a branch, whose blocks would be its parts.
+    """
+    index = branch
+    while inside >> index & 1 and len(probe.nodes[index].parents) == 1:
+        (before,) = probe.nodes[index].parents
+        size, earlier = probe.nodes[index].shape[2:], probe.nodes[before].shape[2:]
+        if size != earlier:
+            return len(earlier) == 2 and earlier < size
+        index = before
+    return False
 
 
 def _innermost_blocks(additions: list[_Addition]) -> list[_Addition]:

@@ -90,6 +90,8 @@ def build_detector(
     if norm not in NORMS:
         raise unknown_name("norm", norm, NORMS)
     _check_options(parsed, options)
+    if boxes != "paper" and (parsed.kind not in SSD_KINDS or parsed.backbone != "vgg16"):
+        raise CBAMError(f"boxes={boxes!r} is for SSD300 and StairNet300 on VGG16, not for {name}.")
     is_ssd, pretrained = parsed.kind in SSD_KINDS, weights is not None or weights_backbone is not None
     chosen = DetectorAttention(
         attention,

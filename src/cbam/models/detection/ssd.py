@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD, SSDHead
 
-from cbam.errors import CBAMError, unknown_name
+from cbam.errors import unknown_name
 from cbam.models.detection.norms import BatchNorm2dOfAny
 from cbam.models.detection.stairnet import Stairs
 from cbam.models.detection.vgg import VGGTrunk, scaled
@@ -159,8 +159,6 @@ def build_ssd(
     vgg = isinstance(trunk, VGGTrunk)
     if boxes not in VGG_BOXES:
         raise unknown_name("default boxes", boxes, VGG_BOXES)
-    if boxes != "paper" and not vgg:
-        raise CBAMError(f"boxes={boxes!r} is for VGG16; MobileNet's have no other layout than 'paper'.")
     layout = VGG_BOXES[boxes] if vgg else MOBILENET_BOXES
     maps: Any = VGGMaps(trunk, width) if isinstance(trunk, VGGTrunk) else MobileNetMaps(trunk, width)  # type: ignore[arg-type]
     if stairs:

@@ -3,18 +3,28 @@
 import triton
 import triton.language as tl
 
-from cbam.ops.triton.common import affine, convolved, product, stored, through_gate
+from cbam.ops.triton.common import (
+    affine,
+    cast,
+    convolved,
+    inverse_root,
+    product,
+    stored,
+    through_gate,
+    wait_for_the_kernel_before,
+)
 from cbam.ops.triton.forward_kernels import layer
 
 
 @triton.jit
 def logit_grads(dt, t, scale, maps, kernel, z, z_stats, norm_weight, norm_mean, norm_var, dz, norm_sums,
-                P, height, width, parts, tiles, eps, K: tl.constexpr, PLANES: tl.constexpr, HARD: tl.constexpr,
-                BP: tl.constexpr):  # fmt: skip
+                P, height, width, parts, tiles, eps, K: tl.constexpr, PLANES: tl.constexpr, INNER: tl.constexpr,
+                HARD: tl.constexpr, BP: tl.constexpr):  # fmt: skip
     """The gradient of the convolution's output, apart from the norm's batch statistics, (N, P); one program a tile.
 
     `norm_sums` (N tiles, 2): sums of the gradient of the norm's output, alone and times the normalised logit.
     """
+    wait_for_the_kernel_before()
     ACC: tl.constexpr = dt.dtype.element_ty
     n = (tl.program_id(0) // tiles).to(tl.int64)
     p = tl.program_id(0) % tiles * BP + tl.arange(0, BP)
@@ -29,16 +39,16 @@ def logit_grads(dt, t, scale, maps, kernel, z, z_stats, norm_weight, norm_mean, 
                 z_stats + 1
             )
         else:
-            invstd = 1.0 / tl.sqrt(tl.load(norm_var) + eps)
-            normal = convolved(maps + n * PLANES * P, kernel, p, inside, height, width, K, PLANES)
-            normal = (normal - tl.load(norm_mean)) * invstd
+            invstd = 1.0 / tl.sqrt(tl.load(norm_var).to(ACC) + eps)
+            normal = convolved(maps + n * PLANES * P, kernel, p, inside, height, width, K, PLANES, INNER)
+            normal = (normal - tl.load(norm_mean).to(ACC)) * invstd
         to = norm_sums + tl.program_id(0).to(tl.int64) * 2
         tl.store(to, tl.sum(tl.where(inside, d, 0.0), 0))
         tl.store(to + 1, tl.sum(tl.where(inside, d * normal, 0.0), 0))
         if z is None:
             d = d * invstd
         if norm_weight is not None:
-            d = d * tl.load(norm_weight)
+            d = d * tl.load(norm_weight).to(ACC)
     tl.store(dz + n * P + p, d, mask=inside)
 
 
@@ -50,6 +60,7 @@ def through_statistics(
 
     `norm_sums` (count, 2) are the partial sums of `logit_grads`.
     """
+    wait_for_the_kernel_before()
     ACC: tl.constexpr = dz.dtype.element_ty
     plain = tl.zeros((BLOCK,), ACC)
     sloped = tl.zeros((BLOCK,), ACC)
@@ -61,7 +72,7 @@ def through_statistics(
     size = size * P
     share = tl.full([1], 1.0, ACC) / size.to(ACC)
     if norm_weight is not None:
-        share = share * tl.load(norm_weight)
+        share = share * tl.load(norm_weight).to(ACC)
     invstd = tl.load(z_stats + 1)
     i = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)
     inside = i < size
@@ -72,17 +83,18 @@ def through_statistics(
 
 
 @triton.jit
-def channel_sums(first, tiles, second, splits, s, scale, weight, bias, mean, invstd, da, found, C,
+def channel_sums(first, tiles, second, splits, s, scale, norm, da, found, C,
                  SUMS: tl.constexpr, SECOND: tl.constexpr, HARD: tl.constexpr, BC: tl.constexpr):  # fmt: skip
     """Add the partial sums: da = ds gate'(a) (N, C); with a norm in front also sums over g' u, g' and u (N, 3, C)."""
+    wait_for_the_kernel_before()
     n = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    channel_sums_of(first, tiles, second, splits, s, scale, weight, bias, mean, invstd, da, found, n, c, C,
+    channel_sums_of(first, tiles, second, splits, s, scale, norm, da, found, n, c, C,
                     SUMS, SECOND, HARD, BC)  # fmt: skip
 
 
 @triton.jit
-def channel_sums_of(first, tiles, second, splits, s, scale, weight, bias, mean, invstd, da, found, n, c, C,
+def channel_sums_of(first, tiles, second, splits, s, scale, norm, da, found, n, c, C,
                     SUMS: tl.constexpr, SECOND: tl.constexpr, HARD: tl.constexpr, BC: tl.constexpr):  # fmt: skip
     """The same for one sample's channels c (BC,)."""
     ACC: tl.constexpr = first.dtype.element_ty
@@ -96,8 +108,8 @@ def channel_sums_of(first, tiles, second, splits, s, scale, weight, bias, mean, 
             of_one += summed(second, n * splits, splits, SECOND, 1, c, C, ACC)
     if da is not None:
         ds = of_u
-        if mean is not None:
-            alpha, beta = affine(weight, bias, mean, invstd, c, c < C, ACC)
+        if norm is not None:
+            alpha, beta = affine(norm, c, c < C, C, ACC)
             ds = alpha * of_u + beta * of_one
         value = tl.load(s + n * C + c, mask=c < C, other=0.0)
         tl.store(da + n * C + c, through_gate(ds, value, scale, HARD), mask=c < C)
@@ -122,9 +134,18 @@ def summed(partial, row, count, SUMS: tl.constexpr, number: tl.constexpr, c, C, 
 def hidden_grads(da, w1, hidden, dhidden, samples, C, width, ROWS: tl.constexpr,
                  BN: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr):  # fmt: skip
     """The gradient of the hidden layer before its ReLU, (N, rows, h)."""
+    wait_for_the_kernel_before()
+    hidden_grads_of(tl.program_id(0).to(tl.int64) * BN, tl.program_id(1) * BH, da, w1, hidden, dhidden, samples, C,
+                    width, ROWS, BN, BH, BC)  # fmt: skip
+
+
+@triton.jit
+def hidden_grads_of(n0, h0, da, w1, hidden, dhidden, samples, C, width, ROWS: tl.constexpr,
+                    BN: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr):  # fmt: skip
+    """The same for BN samples from n0 on and BH hidden units from h0 on."""
     ACC: tl.constexpr = da.dtype.element_ty
-    n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    h = tl.program_id(1) * BH + tl.arange(0, BH)
+    n = n0 + tl.arange(0, BN)
+    h = h0 + tl.arange(0, BH)
     LANES: tl.constexpr = BC if BN == 1 else 1
     sums = tl.zeros((BN, BH, LANES), ACC)
     for c0 in range(0, C, BC):
@@ -153,11 +174,21 @@ def pooled_grads(dhidden, w0, dpooled, s, found, u, argmax, input_sums, samples,
     `input_sums` (N, 2, C), for a norm in front: sum_p dx and sum_p dx u without reading the gradient again, where dx
     is the gradient of the norm's output.
     """
+    wait_for_the_kernel_before()
+    pooled_grads_of(tl.program_id(0).to(tl.int64) * BN, tl.program_id(1) * BC, dhidden, w0, dpooled, s, found, u,
+                    argmax, input_sums, samples, C, P, width, AVERAGE, MAXIMUM, LAST, BN, BC, BH)  # fmt: skip
+
+
+@triton.jit
+def pooled_grads_of(n0, c0, dhidden, w0, dpooled, s, found, u, argmax, input_sums, samples, C, P, width,
+                    AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr, LAST: tl.constexpr,
+                    BN: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr):  # fmt: skip
+    """The same for BN samples from n0 on and BC channels from c0 on."""
     ACC: tl.constexpr = dpooled.dtype.element_ty if dpooled is not None else input_sums.dtype.element_ty
     T: tl.constexpr = u.dtype.element_ty
     ROWS: tl.constexpr = AVERAGE + MAXIMUM
-    n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    n = n0 + tl.arange(0, BN)
+    c = c0 + tl.arange(0, BC)
     inside = (n < samples)[:, None] & (c < C)[None, :]
     LANES: tl.constexpr = BH if BN == 1 else 1
     of_average = tl.zeros((BN, BC, LANES), ACC)
@@ -202,11 +233,12 @@ def pooled_grads(dhidden, w0, dpooled, s, found, u, argmax, input_sums, samples,
 
 @triton.jit
 def parameter_grads(da, dhidden, pooled, hidden, dw0, db0, dw1, db1, partial, dkernel, norm_sums, dnorm_weight,
-                    dnorm_bias, input_sums, weight, mean, invstd, dweight, dbias, k1, k0,
+                    dnorm_bias, input_sums, weight, mean, var, eps, dweight, dbias, k1, k0,
                     samples, C, P, width, channel_blocks, of_mlp, of_kernel, count, tiles, size,
-                    ROWS: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr,
+                    ROWS: tl.constexpr, BATCH: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr,
                     BLOCK: tl.constexpr):  # fmt: skip
     """Gradients of all parameters: `of_mlp` programs for the MLP, `of_kernel` for the convolution, then the norm's."""
+    wait_for_the_kernel_before()
     i = tl.program_id(0)
     if dw0 is not None:
         if i < of_mlp:
@@ -218,8 +250,8 @@ def parameter_grads(da, dhidden, pooled, hidden, dw0, db0, dw1, db1, partial, dk
                          BLOCK)  # fmt: skip
     if input_sums is not None:
         if i >= of_mlp + of_kernel:
-            norm_grads(i - of_mlp - of_kernel, input_sums, weight, mean, invstd, dweight, dbias, k1, k0,
-                       samples, C, P, BN, BC)  # fmt: skip
+            norm_grads(i - of_mlp - of_kernel, input_sums, weight, mean, var, eps, dweight, dbias, k1, k0,
+                       samples, C, P, BATCH, BN, BC)  # fmt: skip
 
 
 @triton.jit
@@ -252,14 +284,15 @@ def weight_grads(block, unit, da, dhidden, pooled, hidden, dw0, db0, dw1, db1, s
             first += product(d, x)
         last += product(a, total)
     inside = (h < width)[:, None] & (c < C)[None, :]
-    tl.store(dw0 + h[:, None] * C + c[None, :], first, mask=inside)
-    tl.store(dw1 + c[:, None] * width + h[None, :], last, mask=(c < C)[:, None] & (h < width)[None, :])
+    tl.store(dw0 + h[:, None] * C + c[None, :], cast(first, dw0.dtype.element_ty), mask=inside)
+    inside = (c < C)[:, None] & (h < width)[None, :]
+    tl.store(dw1 + c[:, None] * width + h[None, :], cast(last, dw1.dtype.element_ty), mask=inside)
     if db0 is not None:
         if block == 0:
-            tl.store(db0 + h, first_bias, mask=h < width)
+            tl.store(db0 + h, cast(first_bias, db0.dtype.element_ty), mask=h < width)
     if db1 is not None:
         if unit == 0:
-            tl.store(db1 + c, ROWS * last_bias, mask=c < C)
+            tl.store(db1 + c, cast(ROWS * last_bias, db1.dtype.element_ty), mask=c < C)
 
 
 @triton.jit
@@ -273,7 +306,7 @@ def kernel_grads(block, partial, dkernel, norm_sums, dnorm_weight, dnorm_bias, c
         row = (start + tl.arange(0, ROWS)).to(tl.int64)
         total += tl.load(partial + row[:, None] * size + i[None, :], mask=(row < count)[:, None] & (i < size)[None, :],
                          other=0.0)  # fmt: skip
-    tl.store(dkernel + i, tl.sum(total, 0), mask=i < size)
+    tl.store(dkernel + i, cast(tl.sum(total, 0), dkernel.dtype.element_ty), mask=i < size)
     if norm_sums is not None:
         if block == 0:
             plain = tl.zeros((ROWS,), ACC)
@@ -283,14 +316,14 @@ def kernel_grads(block, partial, dkernel, norm_sums, dnorm_weight, dnorm_bias, c
                 plain += tl.load(norm_sums + row * 2, mask=row < tiles, other=0.0)
                 sloped += tl.load(norm_sums + row * 2 + 1, mask=row < tiles, other=0.0)
             if dnorm_weight is not None:
-                tl.store(dnorm_weight, tl.sum(sloped, 0))
+                tl.store(dnorm_weight, tl.sum(sloped, 0).to(dnorm_weight.dtype.element_ty))
             if dnorm_bias is not None:
-                tl.store(dnorm_bias, tl.sum(plain, 0))
+                tl.store(dnorm_bias, tl.sum(plain, 0).to(dnorm_bias.dtype.element_ty))
 
 
 @triton.jit
-def norm_grads(block, input_sums, weight, mean, invstd, dweight, dbias, k1, k0, samples, C, P, ROWS: tl.constexpr,
-               BC: tl.constexpr):  # fmt: skip
+def norm_grads(block, input_sums, weight, mean, var, eps, dweight, dbias, k1, k0, samples, C, P,
+               BATCH: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr):  # fmt: skip
     """Gradients of the norm in front; where its statistics come from the batch, k1 and k0 of dx += k1 u + k0."""
     ACC: tl.constexpr = input_sums.dtype.element_ty
     c = block * BC + tl.arange(0, BC)
@@ -303,17 +336,17 @@ def norm_grads(block, input_sums, weight, mean, invstd, dweight, dbias, k1, k0, 
         ones += tl.load(row, mask=inside, other=0.0)
         us += tl.load(row + C, mask=inside, other=0.0)
     one = tl.sum(ones, 0)
-    centre = tl.load(mean + c, mask=c < C, other=0.0)
-    spread = tl.load(invstd + c, mask=c < C, other=0.0)
+    centre = tl.load(mean + c, mask=c < C, other=0.0).to(ACC)
+    spread = inverse_root(tl.load(var + c, mask=c < C, other=1.0).to(ACC), eps, BATCH)
     slope = spread * (tl.sum(us, 0) - centre * one)
     if dweight is not None:
-        tl.store(dweight + c, slope, mask=c < C)
+        tl.store(dweight + c, cast(slope, dweight.dtype.element_ty), mask=c < C)
     if dbias is not None:
-        tl.store(dbias + c, one, mask=c < C)
+        tl.store(dbias + c, cast(one, dbias.dtype.element_ty), mask=c < C)
     if k1 is not None:
         alpha = spread
         if weight is not None:
-            alpha = alpha * tl.load(weight + c, mask=c < C, other=0.0)
+            alpha = alpha * tl.load(weight + c, mask=c < C, other=0.0).to(ACC)
         count = (tl.full([1], 0, tl.int64) + samples).to(ACC) * P
         tl.store(k1 + c, -alpha * spread * slope / count, mask=c < C)
         tl.store(k0 + c, alpha * (centre * spread * slope - one) / count, mask=c < C)

@@ -16,30 +16,33 @@ bits on every run.
 import triton
 import triton.language as tl
 
-from cbam.ops.triton.backward_kernels import channel_sums_of
+from cbam.ops.triton.backward_kernels import channel_sums_of, hidden_grads_of, pooled_grads_of
 from cbam.ops.triton.common import (
     affine,
     cast,
+    fold,
     loaded,
     normalised,
     stored,
     through_gate,
     tile_offsets,
+    wait_for_the_kernel_before,
     widened,
 )
 
 
 @triton.jit
-def gate_grads(u, weight, bias, mean, invstd, grad, out, masked, s, t, scale, dt, sums, samples, C, P, tiles,
-               per_program, SUMS: tl.constexpr, LOGITS: tl.constexpr, HARD: tl.constexpr, LAST: tl.constexpr,
-               WHOLE: tl.constexpr, GROUP: tl.constexpr, STEPS: tl.constexpr,
+def gate_grads(u, weight, bias, mean, var, eps, norm, grad, out, masked, s, t, scale, dt, sums, samples, C, P,
+               tiles, per_program, BATCH: tl.constexpr, SUMS: tl.constexpr, LOGITS: tl.constexpr, HARD: tl.constexpr,
+               LAST: tl.constexpr, WHOLE: tl.constexpr, GROUP: tl.constexpr, STEPS: tl.constexpr,
                BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
     """Partial sums: dt (N, parts, P), and per channel (N, tiles, SUMS, C) g t u, with a norm in front also g t and u.
 
     `out` is the output of a ReLU: the gradient is zero where it is not positive, and is written to `masked`.
     A program has STEPS tiles of positions. LOGITS: it has all channels, and `dt` becomes the gradient of the logits.
-    WHOLE: there is nothing beyond the border of the map in any tile.
+    Folds the norm in front, if there is one. WHOLE: there is nothing beyond the border of the map in any tile.
     """
+    wait_for_the_kernel_before()
     T: tl.constexpr = u.dtype.element_ty
     ACC: tl.constexpr = tl.float64 if tl.float64 == T else tl.float32
     GROUPS: tl.constexpr = BC // GROUP
@@ -56,13 +59,15 @@ def gate_grads(u, weight, bias, mean, invstd, grad, out, masked, s, t, scale, dt
         s += n * C
     if t is not None:
         t += n * P
+    if norm is not None:
+        fold(weight, bias, mean, var, eps, norm, first, tl.minimum(first + per_program, C), C, BATCH, 128)
     totals = ()
     for _ in tl.static_range(STEPS):
         totals = totals + (tl.zeros((GROUPS, BP), ACC),)
     for c0 in range(first, tl.minimum(first + per_program, C), BC):
         c = c0 + tl.arange(0, BC)
         known = None if WHOLE else c < C
-        alpha, beta = affine(weight, bias, mean, invstd, c, known, ACC)
+        alpha, beta = affine(norm, c, known, C, ACC)
         if s is not None:
             factor = stored(loaded(s + c, known, ""), T)[:, None]
         of_u = tl.zeros((BC, BP), ACC)
@@ -81,13 +86,13 @@ def gate_grads(u, weight, bias, mean, invstd, grad, out, masked, s, t, scale, dt
             g = widened(g, ACC)
             value = loaded(u + at, inside, "evict_last")
             wide = widened(value, ACC)
-            if dt is not None or mean is None:
-                x = g * widened(normalised(value, alpha, beta, mean), ACC)
+            if dt is not None or norm is None:
+                x = g * widened(normalised(value, alpha, beta, norm), ACC)
                 both = x
             if dt is not None:
                 if s is not None:
                     x = x * factor
-                if mean is not None and not WHOLE:
+                if norm is not None and not WHOLE:
                     x = tl.where(inside, x, 0.0)
                 added = added + (totals[i] + tl.sum(tl.reshape(x, (GROUPS, GROUP, BP)), 1),)
             if SUMS > 0:
@@ -95,7 +100,7 @@ def gate_grads(u, weight, bias, mean, invstd, grad, out, masked, s, t, scale, dt
                 if t is not None:
                     at_position = stored(tl.load(t + p, mask=p < P, other=0.0), T)[None, :]
                 at_position = tl.broadcast_to(at_position, (BC, BP))
-                if mean is None:
+                if norm is None:
                     of_u = tl.fma(both, at_position, of_u)
                 else:
                     g = g * at_position
@@ -120,15 +125,19 @@ def gate_grads(u, weight, bias, mean, invstd, grad, out, masked, s, t, scale, dt
 
 
 @triton.jit
-def weighted(u, dmaps, argmax, sums, arrived, gate_sums, tiles, s, scale, weight, bias, mean, invstd, da, found,
-             C, P, splits, per_split, SUMS: tl.constexpr, HARD: tl.constexpr, AVERAGE: tl.constexpr,
-             MAXIMUM: tl.constexpr, LAST: tl.constexpr, WHOLE: tl.constexpr,
-             BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
+def weighted(u, dmaps, argmax, sums, arrived, gate_sums, tiles, s, scale, norm, da, found,
+             w0, w1, hidden, dhidden, dpooled, position_argmax, input_sums, width,
+             C, P, splits, per_split, counters, SUMS: tl.constexpr, HARD: tl.constexpr, AVERAGE: tl.constexpr,
+             MAXIMUM: tl.constexpr, MEAN: tl.constexpr, PEAK: tl.constexpr, LAST: tl.constexpr, WHOLE: tl.constexpr,
+             GATES: tl.constexpr, UNITS: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
     """Partial sums per channel of u weighted by the maps' gradients, and with SUMS = 2 of the weights themselves.
 
     `sums` is (N, splits, SUMS, C). Of the programs with the same sample and channels, the one that comes last adds
-    their sums and those of `gate_grads` in order, as `channel_sums` does; `arrived` counts them, from zero to zero.
+    their sums and those of `gate_grads` in order, as `channel_sums` does; `arrived` (N, counters) counts them,
+    from zero to zero. With `dhidden`, the last of those with the same sample goes backward through the MLP, as
+    `hidden_grads` and `pooled_grads` do; MEAN and PEAK say whether there are such rows.
     """
+    wait_for_the_kernel_before()
     ACC: tl.constexpr = sums.dtype.element_ty
     PLANES: tl.constexpr = (AVERAGE >= 0) + (MAXIMUM >= 0)
     part = tl.program_id(0)
@@ -165,11 +174,23 @@ def weighted(u, dmaps, argmax, sums, arrived, gate_sums, tiles, s, scale, weight
     if SUMS == 2:
         tl.store(to + C, tl.sum(weights, 1), mask=c < C)
     tl.debug_barrier()
-    counter = arrived + n * tl.num_programs(1) + tl.program_id(1)
+    counter = arrived + n * counters + tl.program_id(1)
     if tl.atomic_add(counter, 1, sem="acq_rel") == splits - 1:
-        channel_sums_of(gate_sums, tiles, sums, splits, s, scale, weight, bias, mean, invstd, da, found, n, c, C,
+        channel_sums_of(gate_sums, tiles, sums, splits, s, scale, norm, da, found, n, c, C,
                         3 if SUMS == 2 else 1, SUMS, HARD, BC)  # fmt: skip
         tl.store(counter, 0)
+        if dhidden is not None:
+            tl.debug_barrier()
+            counter = arrived + n * counters + tl.num_programs(1)
+            if tl.atomic_add(counter, 1, sem="acq_rel") == tl.num_programs(1) - 1:
+                for h0 in range(0, width, UNITS):
+                    hidden_grads_of(n, h0, da, w1, hidden, dhidden, n + 1, C, width, MEAN + PEAK, 1, UNITS,
+                                    GATES)  # fmt: skip
+                tl.debug_barrier()
+                for c0 in range(0, C, GATES):
+                    pooled_grads_of(n, c0, dhidden, w0, dpooled, s, found, u - n * C * P, position_argmax, input_sums,
+                                    n + 1, C, P, width, MEAN, PEAK, LAST, 1, GATES, UNITS)  # fmt: skip
+                tl.store(counter, 0)
 
 
 @triton.jit
@@ -189,7 +210,7 @@ def through_maps(maps, argmax, n, c, p, inside, P, BC: tl.constexpr, AVERAGE: tl
 
 
 @triton.jit
-def input_grad(u, weight, invstd, grad, s, t, dmaps, channel_argmax, dpooled, position_argmax, k1, k0, dx,
+def input_grad(u, norm, grad, s, t, dmaps, channel_argmax, dpooled, position_argmax, k1, k0, dx,
                samples, C, P, tiles, per_program, AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr,
                MEAN: tl.constexpr, PEAK: tl.constexpr, LAST: tl.constexpr, WHOLE: tl.constexpr, BG: tl.constexpr,
                BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
@@ -197,6 +218,7 @@ def input_grad(u, weight, invstd, grad, s, t, dmaps, channel_argmax, dpooled, po
 
     A program has BG positions and a share of the channels.
     """
+    wait_for_the_kernel_before()
     T: tl.constexpr = u.dtype.element_ty
     ACC: tl.constexpr = tl.float64 if tl.float64 == T else tl.float32
     PLANES: tl.constexpr = (AVERAGE >= 0) + (MAXIMUM >= 0)
@@ -219,10 +241,8 @@ def input_grad(u, weight, invstd, grad, s, t, dmaps, channel_argmax, dpooled, po
         if PEAK >= 0:
             peak = base + tl.load(dpooled + (n * ROWS + PEAK) * C + c, mask=known)
             place = tl.load(position_argmax + n * C + c, mask=known)
-        if invstd is not None:
-            alpha = tl.load(invstd + c, mask=known)
-            if weight is not None:
-                alpha = alpha * tl.load(weight + c, mask=known)
+        if norm is not None:
+            alpha = tl.load(norm + c, mask=known)
             if k1 is not None:
                 slope = tl.load(k1 + c, mask=known)
                 shift = tl.load(k0 + c, mask=known)
@@ -243,7 +263,7 @@ def input_grad(u, weight, invstd, grad, s, t, dmaps, channel_argmax, dpooled, po
                 rest = tl.where(p[None, :] == place[:, None], peak[:, None], rest)
             if s is not None:
                 d = tl.fma(d, tl.broadcast_to(factor, (BC, BP)), rest)
-            if invstd is not None:
+            if norm is not None:
                 wide = tl.broadcast_to(alpha[:, None], (BC, BP))
                 if k1 is not None:
                     value = widened(tl.load(u + at, mask=wanted, eviction_policy="evict_first"), ACC)

@@ -96,5 +96,20 @@ def parts(whole: int, block: int, others: int, device: torch.device, at_most: in
     return -(-blocks // size), size * block
 
 
+def finer(size: Tile, others: int, channels: int, device: torch.device) -> Tile:
+    """Return a tile of fewer channels, down to 32, if otherwise some multiprocessors had no program.
+
+    Args:
+        size: the tile for large batches.
+        others: number of programs along the other axes.
+        channels: of the map.
+        device: of the map.
+    """
+    count = size.channels
+    while count > 32 and others * -(-channels // count) < multiprocessors(device):
+        count //= 2
+    return size._replace(channels=count)
+
+
 def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()

@@ -21,6 +21,20 @@ def packs(elements):
     return not INTERPRETED and elements % 2 == 0 and tl.target_info.cuda_capability_geq(8, 0)
 
 
+@triton.constexpr_function
+def overlaps():
+    """Whether the target can begin a kernel before the end of the one before it, as `plan.py` asks it to."""
+    return not INTERPRETED and tl.target_info.cuda_capability_geq(9, 0)
+
+
+@triton.jit
+def wait_for_the_kernel_before():
+    """First of all in each kernel: let the next one take its place, and wait for what the last one wrote."""
+    if overlaps():
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
 # Triton's interpreter cuts the low bits off where a GPU rounds to bfloat16.
 TRUNCATES = tl.constexpr(INTERPRETED)
 
@@ -44,24 +58,61 @@ def loaded(at, mask, POLICY: tl.constexpr):
 
 
 @triton.jit
-def affine(weight, bias, mean, invstd, c, inside, ACC: tl.constexpr):
-    """The norm in front at channels c as alpha and beta, of c's shape: x = alpha u + beta; 1 and 0 without a norm."""
+def inverse_root(var, eps, BATCH: tl.constexpr):
+    """1 / sqrt(var + eps) as torch's batch norm has it: the nearest number with statistics of the batch (BATCH)."""
+    if not BATCH:
+        root = tl.rsqrt(var + eps)
+    elif TRUNCATES or var.dtype == tl.float64:  # the interpreter rounds a product and a sum apart
+        root = (1.0 / tl.sqrt(var.to(tl.float64) + eps)).to(var.dtype)
+    else:
+        total = var + eps
+        added = total - var
+        low = (var - (total - added)) + (eps - added)  # what the sum lost
+        near = tl.rsqrt(total)
+        square = near * near
+        rest = tl.fma(near, near, -square)
+        away = tl.fma(-total, square, tl.full(var.shape, 1.0, var.dtype)) - (total * rest + low * square)
+        root = tl.fma(0.5 * near, away, near)
+        root = tl.where(root == root, root, near)
+    return root
+
+
+@triton.jit
+def fold(weight, bias, mean, var, eps, norm, first, end, C, BATCH: tl.constexpr, BLOCK: tl.constexpr):
+    """Write the norm in front of channels first to end - 1 as x = alpha u + beta: `norm` (2, C).
+
+    Programs with the same channels write the same numbers; a program reads those that it wrote itself.
+    """
+    ACC: tl.constexpr = norm.dtype.element_ty
+    for c0 in range(first, end, BLOCK):
+        c = c0 + tl.arange(0, BLOCK)
+        inside = c < end
+        alpha = inverse_root(tl.load(var + c, mask=inside, other=1.0).to(ACC), eps, BATCH)
+        if weight is not None:
+            alpha = alpha * tl.load(weight + c, mask=inside, other=0.0).to(ACC)
+        beta = -tl.load(mean + c, mask=inside, other=0.0).to(ACC) * alpha
+        if bias is not None:
+            beta = tl.load(bias + c, mask=inside, other=0.0).to(ACC) + beta
+        tl.store(norm + c, alpha, mask=inside)
+        tl.store(norm + C + c, beta, mask=inside)
+    tl.debug_barrier()
+
+
+@triton.jit
+def affine(norm, c, inside, C, ACC: tl.constexpr):
+    """alpha and beta of `fold` at channels c, of c's shape; 1 and 0 without a norm in front."""
     alpha = tl.full(c.shape, 1.0, ACC)
     beta = tl.zeros(c.shape, ACC)
-    if mean is not None:
-        alpha = tl.load(invstd + c, mask=inside)
-        if weight is not None:
-            alpha = alpha * tl.load(weight + c, mask=inside)
-        beta = -tl.load(mean + c, mask=inside) * alpha
-        if bias is not None:
-            beta = tl.load(bias + c, mask=inside) + beta
+    if norm is not None:
+        alpha = loaded(norm + c, inside, "")
+        beta = loaded(norm + C + c, inside, "")
     return alpha, beta
 
 
 @triton.jit
-def normalised(u, alpha, beta, mean):
+def normalised(u, alpha, beta, norm):
     """The map's values from what is in memory, a tile (BC, BP) in its type; without a norm they are the same."""
-    if mean is not None:
+    if norm is not None:
         u = cast(tl.fma(widened(u, alpha.dtype), alpha[:, None], beta[:, None]), u.dtype)
     return u
 
@@ -188,7 +239,7 @@ def gate(z, scale, HARD: tl.constexpr):
         value = divided(tl.where(z >= 0, tl.full([1], 1.0, z.dtype), small), 1.0 + small)
     value = tl.where(z != z, z, value)
     if scale is not None:
-        value = value * tl.load(scale)
+        value = value * tl.load(scale).to(value.dtype)
     return value
 
 
@@ -197,7 +248,7 @@ def through_gate(grad, value, scale, HARD: tl.constexpr):
     """grad times the derivative of `gate`, told from the gate's value."""
     factor = tl.full([1], 1.0, grad.dtype)
     if scale is not None:
-        factor = factor * tl.load(scale)
+        factor = factor * tl.load(scale).to(grad.dtype)
     share = value / factor
     if HARD:
         inside = (share > 0) & (share < 1)
@@ -208,7 +259,14 @@ def through_gate(grad, value, scale, HARD: tl.constexpr):
 
 
 @triton.jit
-def convolved(maps, kernel, p, inside, height, width, K: tl.constexpr, PLANES: tl.constexpr):
+def tap(kernel, plane, at, K: tl.constexpr, PLANES: tl.constexpr, INNER: tl.constexpr):
+    """The weight of a plane at place `at` of the K x K; INNER: the planes are the inner axis, as in channels_last."""
+    return tl.load(kernel + (at * PLANES + plane if INNER else plane * K * K + at))
+
+
+@triton.jit
+def convolved(maps, kernel, p, inside, height, width, K: tl.constexpr, PLANES: tl.constexpr,
+              INNER: tl.constexpr):  # fmt: skip
     """The k x k convolution of a sample's maps (PLANES, P) at positions p, (BP,): each thread has its own position."""
     h = p // width
     w = p % width
@@ -219,23 +277,25 @@ def convolved(maps, kernel, p, inside, height, width, K: tl.constexpr, PLANES: t
             here = row & (w < width - dw) if dw > 0 else row & (w >= -dw)
             for plane in tl.static_range(PLANES):
                 value = tl.load(maps + plane * height * width + (p + (dh * width + dw)), mask=here, other=0.0)
-                weight = tl.load(kernel + (plane * K * K + (dh + K // 2) * K + dw + K // 2)).to(z.dtype)
+                weight = tap(kernel, plane, (dh + K // 2) * K + dw + K // 2, K, PLANES, INNER).to(z.dtype)
                 z = tl.fma(tl.zeros(p.shape, z.dtype) + weight, value, z)
     return z
 
 
 @triton.jit
 def spatial_gate(maps, kernel, z, z_stats, norm_weight, norm_bias, norm_mean, norm_var, scale, n, p, P, height, width,
-                 eps, K: tl.constexpr, PLANES: tl.constexpr, HARD: tl.constexpr):  # fmt: skip
+                 eps, K: tl.constexpr, PLANES: tl.constexpr, INNER: tl.constexpr, HARD: tl.constexpr):  # fmt: skip
     """The spatial gate of sample n at positions p, (BP,), from the logits z that are there or from the maps."""
     if z is not None:
         logit = (tl.load(z + n * P + p, mask=p < P, other=0.0) - tl.load(z_stats)) * tl.load(z_stats + 1)
     else:
-        logit = convolved(maps + n * PLANES * P, kernel, p, p < P, height, width, K, PLANES)
+        logit = convolved(maps + n * PLANES * P, kernel, p, p < P, height, width, K, PLANES, INNER)
         if norm_mean is not None:
-            logit = (logit - tl.load(norm_mean)) * (1.0 / tl.sqrt(tl.load(norm_var) + eps))
+            logit = (logit - tl.load(norm_mean).to(logit.dtype)) * (
+                1.0 / tl.sqrt(tl.load(norm_var).to(logit.dtype) + eps)
+            )
     if norm_weight is not None:
-        logit = logit * tl.load(norm_weight)
+        logit = logit * tl.load(norm_weight).to(logit.dtype)
     if norm_bias is not None:
-        logit = logit + tl.load(norm_bias)
+        logit = logit + tl.load(norm_bias).to(logit.dtype)
     return gate(logit, scale, HARD)

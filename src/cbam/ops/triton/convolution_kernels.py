@@ -3,17 +3,20 @@
 import triton
 import triton.language as tl
 
+from cbam.ops.triton.common import tap, wait_for_the_kernel_before
+
 
 @triton.jit
 def convolution_grads(dz, maps, kernel, dmaps, partial, arrived, C, P, height, width, parts, per_part, blocks,
-                      AVERAGE: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, RUN: tl.constexpr,
-                      BQ: tl.constexpr):  # fmt: skip
+                      AVERAGE: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, INNER: tl.constexpr,
+                      RUN: tl.constexpr, BQ: tl.constexpr):  # fmt: skip
     """Gradients of the maps (N, planes, P), the mean's divided by C; partial sums of the kernel's, one row per part.
 
     A thread has RUN positions of a row at a time, and reads the RUN + K - 1 around them once. Along the grid's second
     axis each program sums one row of the kernel's gradient; the last one computes the maps' gradients, and sets
     `arrived` (N, blocks) to zero for `weighted`.
     """
+    wait_for_the_kernel_before()
     ACC: tl.constexpr = dz.dtype.element_ty
     n = (tl.program_id(0) // parts).to(tl.int64)
     part = tl.program_id(0) % parts
@@ -39,7 +42,7 @@ def convolution_grads(dz, maps, kernel, dmaps, partial, arrived, C, P, height, w
                 back = back + (tl.zeros((BQ,), ACC),)
             for dh in range(K):
                 near = neighbours(dz, h + K // 2 - dh, w, q < runs, height, width, K, RUN)
-                back = spread(back, near, kernel + dh * K, K, PLANES, RUN, ACC)
+                back = spread(back, near, kernel, dh, K, PLANES, INNER, RUN, ACC)
             for plane in tl.static_range(PLANES):
                 for i in tl.static_range(RUN):
                     value = back[plane * RUN + i]
@@ -83,13 +86,14 @@ def neighbours(plane, h, w, wanted, height, width, K: tl.constexpr, RUN: tl.cons
 
 
 @triton.jit
-def spread(back, near, kernel, K: tl.constexpr, PLANES: tl.constexpr, RUN: tl.constexpr, ACC: tl.constexpr):
+def spread(back, near, kernel, dh, K: tl.constexpr, PLANES: tl.constexpr, INNER: tl.constexpr, RUN: tl.constexpr,
+           ACC: tl.constexpr):  # fmt: skip
     """Add what a row of the logits' gradient gives to RUN positions of each map."""
     added = ()
     for plane in tl.static_range(PLANES):
         row = ()
         for dw in tl.static_range(K):
-            row = row + (tl.load(kernel + plane * K * K + (K - 1 - dw)).to(ACC),)
+            row = row + (tap(kernel, plane, dh * K + (K - 1 - dw), K, PLANES, INNER).to(ACC),)
         for i in tl.static_range(RUN):
             total = back[plane * RUN + i]
             for dw in tl.static_range(K):

@@ -3,7 +3,15 @@
 import triton
 import triton.language as tl
 
-from cbam.ops.triton.common import convolved, divided, first_largest, gate, larger, product
+from cbam.ops.triton.common import (
+    convolved,
+    divided,
+    first_largest,
+    gate,
+    larger,
+    product,
+    wait_for_the_kernel_before,
+)
 
 
 @triton.jit
@@ -33,13 +41,16 @@ def pooled_tile(sums, maxima, firsts, n, c, inside, C, P, splits, ACC: tl.conste
 
 
 @triton.jit
-def hidden(sums, maxima, firsts, w0, b0, pooled, argmax, out, samples, C, P, width, splits,
-           AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr,
-           BN: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr):  # fmt: skip
+def hidden(sums, maxima, firsts, w0, b0, pooled, argmax, out, arrived, w1, b1, scale, s,
+           samples, C, P, width, splits, AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr, HARD: tl.constexpr,
+           BN: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+           GATES: tl.constexpr, UNITS: tl.constexpr):  # fmt: skip
     """relu(W0 pooled + b0), (N, rows, h); puts the shares of `pool` together: `pooled` (N, rows, C), `argmax` (N, C).
 
-    BN = 1 is for few samples: then many programs each have a sample and BH hidden units.
+    BN = 1 is for few samples: then many programs each have a sample and BH hidden units. With `arrived`, zero at first,
+    the last program of some samples computes their gates too, GATES channels by UNITS hidden units at a time.
     """
+    wait_for_the_kernel_before()
     ACC: tl.constexpr = sums.dtype.element_ty
     ROWS: tl.constexpr = AVERAGE + MAXIMUM
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -79,6 +90,12 @@ def hidden(sums, maxima, firsts, w0, b0, pooled, argmax, out, samples, C, P, wid
     if MAXIMUM:
         value = tl.sum(of_maximum, 2) + shift[None, :]
         tl.store(out + to + AVERAGE * width, tl.where(value < 0, 0.0, value), mask=inside)
+    if arrived is not None:
+        tl.debug_barrier()
+        if tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel") == tl.num_programs(1) - 1:
+            for c0 in range(0, C, GATES):
+                channel_gate_of(tl.program_id(0) * BN, c0, out, w1, b1, scale, s, samples, C, width, ROWS, HARD, BN,
+                                GATES, UNITS)  # fmt: skip
 
 
 @triton.jit
@@ -96,9 +113,18 @@ def layer(x, w):
 def channel_gate(hidden, w1, b1, scale, s, samples, C, width, ROWS: tl.constexpr, HARD: tl.constexpr,
                  BN: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr):  # fmt: skip
     """s = gate(W1 (sum of the hidden rows) + rows b1), (N, C): the second layer is linear, so it sees the sum."""
+    wait_for_the_kernel_before()
+    channel_gate_of(tl.program_id(0) * BN, tl.program_id(1) * BC, hidden, w1, b1, scale, s, samples, C, width, ROWS,
+                    HARD, BN, BC, BH)  # fmt: skip
+
+
+@triton.jit
+def channel_gate_of(n0, c0, hidden, w1, b1, scale, s, samples, C, width, ROWS: tl.constexpr, HARD: tl.constexpr,
+                    BN: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr):  # fmt: skip
+    """The same for BN samples from n0 on and BC channels from c0 on."""
     ACC: tl.constexpr = s.dtype.element_ty
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    n = n0 + tl.arange(0, BN)
+    c = c0 + tl.arange(0, BC)
     LANES: tl.constexpr = BH if BN == 1 else 1
     z = tl.zeros((BN, BC, LANES), ACC)
     for h0 in range(0, width, BH):
@@ -121,13 +147,14 @@ def channel_gate(hidden, w1, b1, scale, s, samples, C, width, ROWS: tl.constexpr
 
 @triton.jit
 def logits(maps, kernel, z, parts, P, height, width, tiles, K: tl.constexpr, PLANES: tl.constexpr,
-           BP: tl.constexpr):  # fmt: skip
+           INNER: tl.constexpr, BP: tl.constexpr):  # fmt: skip
     """The convolution of all positions, (N, P), and of every tile its count, mean and sum of squared deviations."""
+    wait_for_the_kernel_before()
     part = tl.program_id(0)
     n = (part // tiles).to(tl.int64)
     p = part % tiles * BP + tl.arange(0, BP)
     inside = p < P
-    value = convolved(maps + n * PLANES * P, kernel, p, inside, height, width, K, PLANES)
+    value = convolved(maps + n * PLANES * P, kernel, p, inside, height, width, K, PLANES, INNER)
     tl.store(z + n * P + p, value, mask=inside)
     count = tl.minimum(P - part % tiles * BP, BP).to(value.dtype)
     mean = tl.sum(tl.where(inside, value, 0.0), 0) / count
@@ -140,6 +167,7 @@ def logits(maps, kernel, z, parts, P, height, width, tiles, K: tl.constexpr, PLA
 @triton.jit
 def statistics(parts, kept, stats, count, eps, BLOCK: tl.constexpr):
     """Put the tiles' statistics together: kept = [mean, 1 / standard deviation], stats = [mean, variance]."""
+    wait_for_the_kernel_before()
     ACC: tl.constexpr = kept.dtype.element_ty
     weighted = tl.zeros((BLOCK,), ACC)
     values = tl.zeros((BLOCK,), ACC)

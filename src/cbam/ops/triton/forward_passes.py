@@ -15,6 +15,7 @@ from cbam.ops.triton.common import (
     affine,
     cast,
     divided,
+    fold,
     larger,
     largest,
     loaded,
@@ -25,22 +26,28 @@ from cbam.ops.triton.common import (
     stored,
     tile_offsets,
     times,
+    wait_for_the_kernel_before,
     widened,
 )
 
 
 @triton.jit
-def pool(u, weight, bias, mean, invstd, sums, maxima, firsts, C, P, splits, per_split,
-         AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr, LAST: tl.constexpr, WHOLE: tl.constexpr,
+def pool(u, weight, bias, mean, var, eps, norm, sums, maxima, firsts, arrived, C, P, splits, per_split,
+         BATCH: tl.constexpr, AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr, LAST: tl.constexpr, WHOLE: tl.constexpr,
          BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
     """Sum, maximum and its first place over a share of the positions: (N, splits, C) each; `firsts` may be None.
 
+    Folds the norm in front, if there is one, for all kernels behind; sets `arrived` (N,) to zero for `hidden`.
+
     WHOLE: C is a multiple of BC.
     """
+    wait_for_the_kernel_before()
     ACC: tl.constexpr = sums.dtype.element_ty
     PLACES: tl.constexpr = MAXIMUM and firsts is not None
     part = tl.program_id(0)
     n = (part // splits).to(tl.int64)
+    if arrived is not None:
+        tl.store(arrived + n, 0)
     start = part % splits * per_split
     end = tl.minimum(start + per_split, P)
     full = start + (end - start) // BP * BP
@@ -49,14 +56,17 @@ def pool(u, weight, bias, mean, invstd, sums, maxima, firsts, C, P, splits, per_
     offsets = tile_offsets(c, lane, C, P, LAST)
     step = C if LAST else 1
     u += n * C * P
-    alpha, beta = affine(weight, bias, mean, invstd, c, c < C, ACC)
+    if norm is not None:
+        c0 = tl.program_id(1) * BC
+        fold(weight, bias, mean, var, eps, norm, c0, tl.minimum(c0 + BC, C), C, BATCH, BC)
+    alpha, beta = affine(norm, c, c < C, C, ACC)
     total = tl.zeros((BC, BP), ACC)
     top = tl.full((BC, BP), float("-inf"), ACC)
     at = tl.full((BC, BP), 0, tl.int32) + start
     for p0 in range(start, full, BP):
         known = None if WHOLE else (c < C)[:, None]
         x = tl.load(u + (offsets + p0 * step), mask=known, eviction_policy="evict_last")
-        x = widened(normalised(x, alpha, beta, mean), ACC)
+        x = widened(normalised(x, alpha, beta, norm), ACC)
         if AVERAGE or PLACES:
             total += x
         if PLACES:
@@ -68,7 +78,7 @@ def pool(u, weight, bias, mean, invstd, sums, maxima, firsts, C, P, splits, per_
     if full < end:
         inside = (c < C)[:, None] & (full + lane < end)[None, :]
         x = tl.load(u + (offsets + full * step), mask=inside, other=0.0)
-        x = widened(normalised(x, alpha, beta, mean), ACC)
+        x = widened(normalised(x, alpha, beta, norm), ACC)
         if AVERAGE or PLACES:
             total += tl.where(inside, x, 0.0)
         x = tl.where(inside, x, float("-inf"))
@@ -91,7 +101,7 @@ def pool(u, weight, bias, mean, invstd, sums, maxima, firsts, C, P, splits, per_
             first = tl.full((BC,), 0, tl.int32) + start
             for p in range(start, end):  # seldom: few registers count for more than speed
                 x = tl.load(u + (c * (1 if LAST else P) + p * step), mask=c < C, other=0.0).to(ACC)
-                if mean is not None:
+                if norm is not None:
                     x = stored(tl.fma(x, alpha, beta), u.dtype.element_ty)
                 take = larger(x, best)
                 best = tl.where(take, x, best)
@@ -103,11 +113,11 @@ def pool(u, weight, bias, mean, invstd, sums, maxima, firsts, C, P, splits, per_
 
 
 @triton.jit
-def gated(u, weight, bias, mean, invstd, s, c, channels, offsets, inside, ACC: tl.constexpr):
+def gated(u, norm, s, c, channels, offsets, inside, C, ACC: tl.constexpr):
     """The tile s x, rounded to the map's type, at channels c (BC,); the masks may be None."""
     x = loaded(u + offsets, inside, "evict_last")
-    alpha, beta = affine(weight, bias, mean, invstd, c, channels, ACC)
-    x = normalised(x, alpha, beta, mean)
+    alpha, beta = affine(norm, c, channels, C, ACC)
+    x = normalised(x, alpha, beta, norm)
     if s is not None:
         factor = loaded(s + c, channels, "")
         x = times(x, cast(factor, u.dtype.element_ty)[:, None])
@@ -132,13 +142,15 @@ def squeezed(x, total, top, at, c0, SUM: tl.constexpr, MAXIMUM: tl.constexpr, PL
 
 
 @triton.jit
-def squeeze(u, weight, bias, mean, invstd, s, maps, argmax, samples, C, P, tiles,
-            AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr, LAST: tl.constexpr, GROUP: tl.constexpr,
-            BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
+def squeeze(u, weight, bias, mean, var, eps, norm, s, maps, argmax, samples, C, P, tiles,
+            FOLD: tl.constexpr, BATCH: tl.constexpr, AVERAGE: tl.constexpr, MAXIMUM: tl.constexpr,
+            LAST: tl.constexpr, GROUP: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
     """Mean and maximum over channels of s x: planes number AVERAGE and MAXIMUM (-1: none) of `maps` (N, planes, P).
 
-    Which of a group's channels is the maximum's is looked up at the end: the loop only finds the group.
+    FOLD: no kernel before this one has folded the norm in front. Which of a group's channels is the maximum's is
+    looked up at the end: the loop only finds the group.
     """
+    wait_for_the_kernel_before()
     ACC: tl.constexpr = maps.dtype.element_ty
     PLANES: tl.constexpr = (AVERAGE >= 0) + (MAXIMUM >= 0)
     PLACES: tl.constexpr = MAXIMUM >= 0 and argmax is not None
@@ -154,18 +166,20 @@ def squeeze(u, weight, bias, mean, invstd, s, maps, argmax, samples, C, P, tiles
     u += n * C * P
     if s is not None:
         s += n * C
+    if FOLD:
+        fold(weight, bias, mean, var, eps, norm, 0, C, C, BATCH, 128)
     total = tl.zeros((GROUPS, BP), ACC)
     top = tl.full((GROUPS, BP), float("-inf"), ACC)
     at = tl.zeros((GROUPS, BP), tl.int32)
     full = C // BC * BC
     for c0 in range(0, full, BC):
         mask = None if LAST else (p < P)[None, :]
-        x = gated(u, weight, bias, mean, invstd, s, c0 + lane, None, offsets + c0 * step, mask, ACC)
+        x = gated(u, norm, s, c0 + lane, None, offsets + c0 * step, mask, C, ACC)
         total, top, at = squeezed(x, total, top, at, c0, SUM, MAXIMUM >= 0, PLACES, GROUP)
     if full < C:
         c = full + lane
         inside = (c < C)[:, None] & (p < P)[None, :]
-        x = gated(u, weight, bias, mean, invstd, s, c, c < C, offsets + full * step, inside, ACC)
+        x = gated(u, norm, s, c, c < C, offsets + full * step, inside, C, ACC)
         if SUM:
             whole = tl.reshape(tl.where(inside, x, 0.0), (GROUPS, GROUP, BP))
             total += tl.sum(whole, 1)
@@ -183,15 +197,13 @@ def squeeze(u, weight, bias, mean, invstd, s, maps, argmax, samples, C, P, tiles
         if GROUP > 1:
             near = first[None, :] + tl.arange(0, GROUP)[:, None]
             at_positions = (near < C) & (p < P)[None, :]
-            member = gated_at(
-                u, weight, bias, mean, invstd, s, near, read[None, :], at_positions, C, P, LAST, ACC
-            )
+            member = gated_at(u, norm, s, near, read[None, :], at_positions, C, P, LAST, ACC)
             first = tl.min(tl.where((near < C) & (member == best[None, :]), near, 2147483647), 0)
         if tl.max(((added != added) & (p < P)).to(tl.int32), 0) > 0:
             best = tl.full((BP,), float("-inf"), ACC)
             first = tl.zeros((BP,), tl.int32)
             for c in range(C):
-                x = gated_at(u, weight, bias, mean, invstd, s, c, read, p < P, C, P, LAST, ACC)
+                x = gated_at(u, norm, s, c, read, p < P, C, P, LAST, ACC)
                 take = larger(x, best)
                 best = tl.where(take, x, best)
                 first = tl.where(take, c, first)
@@ -202,12 +214,12 @@ def squeeze(u, weight, bias, mean, invstd, s, maps, argmax, samples, C, P, tiles
 
 
 @triton.jit
-def gated_at(u, weight, bias, mean, invstd, s, c, p, inside, C, P, LAST: tl.constexpr, ACC: tl.constexpr):
+def gated_at(u, norm, s, c, p, inside, C, P, LAST: tl.constexpr, ACC: tl.constexpr):
     """s x at single channels c and positions p, of shapes that broadcast to that of `inside`."""
     T: tl.constexpr = u.dtype.element_ty
     x = tl.load(u + (p * C + c if LAST else c * P + p), mask=inside, other=0.0)
-    if mean is not None:
-        alpha, beta = affine(weight, bias, mean, invstd, c, c < C, ACC)
+    if norm is not None:
+        alpha, beta = tl.load(norm + c, mask=c < C), tl.load(norm + C + c, mask=c < C)
         wide = x.to(ACC)
         x = cast(tl.fma(wide, tl.zeros_like(wide) + alpha, tl.zeros_like(wide) + beta), T)
     if s is not None:
@@ -216,14 +228,15 @@ def gated_at(u, weight, bias, mean, invstd, s, c, p, inside, C, P, LAST: tl.cons
 
 
 @triton.jit
-def apply(u, weight, bias, mean, invstd, s, maps, kernel, z, z_stats, norm_weight, norm_bias, norm_mean, norm_var,
+def apply(u, norm, s, maps, kernel, z, z_stats, norm_weight, norm_bias, norm_mean, norm_var,
           scale, t, residual, y, C, P, height, width, tiles, per_program, eps,
-          K: tl.constexpr, PLANES: tl.constexpr, HARD: tl.constexpr, RELU: tl.constexpr, LAST: tl.constexpr,
-          WHOLE: tl.constexpr, BG: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
+          K: tl.constexpr, PLANES: tl.constexpr, INNER: tl.constexpr, HARD: tl.constexpr, RELU: tl.constexpr,
+          LAST: tl.constexpr, WHOLE: tl.constexpr, BG: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
     """y = s x t, rounded after each product; with a residual y = relu(s x t + residual). Writes the gate t, (N, P).
 
     First the gate of BG positions, one a thread, then their values of a share of the channels in tiles (BC, BP).
     """
+    wait_for_the_kernel_before()
     T: tl.constexpr = u.dtype.element_ty
     ACC: tl.constexpr = tl.float64 if tl.float64 == T else tl.float32
     part = tl.program_id(0)
@@ -233,7 +246,7 @@ def apply(u, weight, bias, mean, invstd, s, maps, kernel, z, z_stats, norm_weigh
         t += n * P
         q = start + tl.arange(0, BG)
         value = spatial_gate(maps, kernel, z, z_stats, norm_weight, norm_bias, norm_mean, norm_var, scale, n, q, P,
-                             height, width, eps, K, PLANES, HARD)  # fmt: skip
+                             height, width, eps, K, PLANES, INNER, HARD)  # fmt: skip
         tl.store(t + q, value, mask=q < P)  # programs with other channels write the same numbers
         tl.debug_barrier()
     if s is not None:
@@ -246,7 +259,7 @@ def apply(u, weight, bias, mean, invstd, s, maps, kernel, z, z_stats, norm_weigh
     for c0 in range(first, tl.minimum(first + per_program, C), BC):
         c = c0 + tl.arange(0, BC)
         known = None if WHOLE else c < C
-        alpha, beta = affine(weight, bias, mean, invstd, c, known, ACC)
+        alpha, beta = affine(norm, c, known, C, ACC)
         if s is not None:
             factor = cast(tl.load(s + c, mask=known), T)
         for p0 in range(start, tl.minimum(start + BG, P), BP):
@@ -256,7 +269,7 @@ def apply(u, weight, bias, mean, invstd, s, maps, kernel, z, z_stats, norm_weigh
             # The last position again instead of a mask, where that leaves the vectors whole.
             at = tile_offsets(c, tl.minimum(p, P - 1) if LAST else p, C, P, LAST)
             x = tl.load(u + at, mask=wanted, eviction_policy="evict_first")
-            x = normalised(x, alpha, beta, mean)
+            x = normalised(x, alpha, beta, norm)
             if s is not None:
                 x = times(x, factor[:, None])
             if t is not None:

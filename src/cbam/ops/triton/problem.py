@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from cbam.ops.reference import accumulation_dtype
-from cbam.ops.signature import ACTIVATIONS, DESCRIPTOR_PLANES, POOLED_ROWS, NormBefore, OperatorConfig, Weights
+from cbam.ops.signature import ACTIVATIONS, DESCRIPTOR_PLANES, POOLED_ROWS, OperatorConfig, Weights
+from cbam.ops.triton.plan import Part, Room
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,7 @@ class Problem:
         hidden: width of the MLP, 0 without a channel gate.
         pooling, descriptor: as in the operator's signature, 0 without their gate.
         k: side of the spatial kernel, 0 without a spatial gate.
+        inner: whether that kernel is in channels_last, so that its planes are the inner axis.
         hard: whether the gates are hard sigmoids.
         norm: whether the spatial gate has a norm.
         norm_training: whether that norm uses the statistics of the batch.
@@ -38,6 +38,7 @@ class Problem:
     pooling: int
     descriptor: int
     k: int
+    inner: bool
     hard: bool
     norm: bool
     norm_training: bool
@@ -93,17 +94,40 @@ class Problem:
         """Indices kept for backward: the channel of each position's maximum, the position of each channel's."""
         return self.samples * self.positions * (self.k > 0), self.samples * self.channels * (self.hidden > 0)
 
-    def split(self, saved: Tensor) -> list[Tensor | None]:
-        """Return the parts of `saved`, None for the empty ones."""
-        return [part if part.numel() else None for part in saved.split_with_sizes(self.sizes)]
+    def kept(self, numbers: Room, indices: Room | None) -> Kept:
+        """Return the parts of what is kept, None for those that this call does not have or does not use."""
+        s, pooled, hidden, t, maps, z, z_stats = (numbers.part(n) if n else None for n in self.sizes)
+        channels = positions = None
+        if indices is not None:
+            channels, positions = map(indices.part, self.argmax_sizes)
+        if not self.k or self.maximum_plane < 0:
+            channels = None
+        if not self.hidden or self.maximum_row < 0:
+            positions = None
+        return Kept(s, pooled, hidden, t, maps, z, z_stats, channels, positions)
 
-    def split_argmax(self, argmax: Tensor) -> list[Tensor | None]:
-        """Return the channels and the positions in `argmax`; None where the maximum is not used."""
-        channels, positions = argmax.split_with_sizes(self.argmax_sizes)
-        return [
-            channels if self.maximum_plane >= 0 and channels.numel() else None,
-            positions if self.maximum_row >= 0 and positions.numel() else None,
-        ]
+
+class Kept(NamedTuple):
+    """The vectors of numbers and indices that backward needs.
+
+    Args:
+        s, t: the gates, (N, C) and (N, P).
+        pooled, hidden: the pooled values and the hidden layer of the MLP, (N, rows, C) and (N, rows, h).
+        maps: what the spatial convolution reads, (N, planes, P).
+        z, z_stats: the convolution's output before a norm of batch statistics, and these: mean, 1 / deviation.
+        channel_argmax: the channel of each position's maximum.
+        position_argmax: the position of each channel's maximum.
+    """
+
+    s: Part | None
+    pooled: Part | None
+    hidden: Part | None
+    t: Part | None
+    maps: Part | None
+    z: Part | None
+    z_stats: Part | None
+    channel_argmax: Part | None
+    position_argmax: Part | None
 
 
 def problem_of(x: Tensor, weights: Weights, config: OperatorConfig) -> Problem:
@@ -121,47 +145,29 @@ def problem_of(x: Tensor, weights: Weights, config: OperatorConfig) -> Problem:
         not x.is_contiguous() or x.shape[2] * x.shape[3] == 1,
         0 if w0 is None else w0.numel() // x.shape[1],
         0 if kernel is None else kernel.shape[-1],
+        kernel is not None and not kernel.is_contiguous(),
         config.norm_training or weights.norm_mean is not None,
         config,
     )
 
 
-class Affine(NamedTuple):
-    """The norm in front as the kernels read it: mean and 1 / standard deviation of each channel."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    mean: Tensor | None
-    invstd: Tensor | None
-
-
-def affine_of(before: NormBefore, config: OperatorConfig) -> Affine:
-    """Return the norm in front with 1 / sqrt(var + eps), in the type in which torch takes it."""
-    weight, bias, mean, var = before
-    if var is None:
-        return Affine(weight, bias, mean, None)
-    if config.pre_training:
-        return Affine(weight, bias, mean, (var.double() + config.pre_eps).sqrt_().reciprocal_().to(var.dtype))
-    return Affine(weight, bias, mean, (var + config.pre_eps).rsqrt_())
-
-
 @lru_cache(4096)  # detectors see maps of many sizes
 def _problem(
-    shape: tuple[int, ...], channels_last: bool, hidden: int, k: int, norm: bool, config: OperatorConfig
+    shape: tuple[int, ...],
+    channels_last: bool,
+    hidden: int,
+    k: int,
+    inner: bool,
+    norm: bool,
+    config: OperatorConfig,
 ) -> Problem:
     n, c, height, width = shape
     return Problem(
         n, c, height, width, channels_last, hidden, config.pooling if hidden else 0, config.descriptor if k else 0, k,
-        config.activation == ACTIVATIONS["hardsigmoid"], norm and k > 0, config.norm_training and k > 0,
+        inner, config.activation == ACTIVATIONS["hardsigmoid"], norm and k > 0, config.norm_training and k > 0,
         config.norm_eps,
     )  # fmt: skip
 
 
 def _index(name: str, names: tuple[str, ...]) -> int:
     return names.index(name) if name in names else -1
-
-
-def new_vectors(x: Tensor, problem: Problem, keep: bool) -> tuple[Tensor, Tensor]:
-    """Return room for the numbers and the indices; no indices if nothing is kept for backward."""
-    saved = x.new_empty(sum(problem.sizes), dtype=accumulation_dtype(x.dtype))
-    return saved, x.new_empty(sum(problem.argmax_sizes) if keep else 0, dtype=torch.int32)

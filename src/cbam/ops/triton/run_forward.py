@@ -1,18 +1,21 @@
-"""The launches of a forward call."""
+"""A forward call: the tensors that it makes, and its plan."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cbam.ops.signature import ForwardArguments, Weights
+from cbam.ops.reference import accumulation_dtype
+from cbam.ops.signature import TENSORS, ForwardArguments
 from cbam.ops.triton import forward_kernels as kernels
 from cbam.ops.triton import forward_passes as passes
-from cbam.ops.triton.blocks import Tile, across, parts, tile
-from cbam.ops.triton.launch import launch, launch_pass, tuned
-from cbam.ops.triton.problem import Affine, Problem, affine_of, new_vectors, problem_of
+from cbam.ops.triton.blocks import Tile, across, finer, parts, tile
+from cbam.ops.triton.plan import Part, Plan, Room
+from cbam.ops.triton.plans import addresses_of, kind_of, plan_for
+from cbam.ops.triton.problem import Kept, Problem, problem_of
 
 FEW = 4
 """Up to so many samples, each program of the MLP has one of them."""
@@ -23,105 +26,145 @@ MANY_GATES = {"BN": 16, "BC": 32, "BH": 16}
 ONE_GATE = {"BN": 1, "BC": 16, "BH": 128}
 
 
+JOINED = 1 << 13
+"""Largest number of weights of a layer that one program computes at the end of the kernel before it."""
+
+
+def joined(q: Problem) -> bool:
+    """Return whether layers of the MLP are computed by the last program of the kernel before: fewer launches.
+
+    Larger ones take a single program longer than a launch does.
+    """
+    return 0 < q.hidden * q.channels <= JOINED
+
+
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute `cbam::forward`."""
-    x, weights, given, residual, config, keep = ForwardArguments.parse(arguments)
-    before = affine_of(given, config)
-    problem = problem_of(x, weights, config)
-    y = torch.empty_like(x)
-    saved, argmax = new_vectors(x, problem, keep)
-    stats = saved.new_empty(2 if problem.norm_training else 0)
+    tensors = arguments[:TENSORS]
+    x, addresses = tensors[0], addresses_of(tensors)
+    kind = ("forward", *kind_of(tensors, addresses, x, arguments[TENSORS:]))
+    plan = plan_for(
+        kind, lambda tiles: _plan(arguments, tiles), lambda plan: (*tensors, *_made(plan.sizes, x))
+    )
+    made = y, saved, argmax, stats, _ = _made(plan.sizes, x)
+    plan.start((*tensors, *made), [*addresses, *addresses_of(made)])
+    return y, saved, argmax, stats
+
+
+def _made(sizes: Sequence[int], x: Tensor) -> tuple[Tensor, ...]:
+    """Return y, kept numbers, kept indices, statistics and scratch, with nothing in them."""
+    saved = x.new_empty(sizes[0], dtype=accumulation_dtype(x.dtype))
+    return (
+        torch.empty_like(x), saved, x.new_empty(sizes[1], dtype=torch.int32), saved.new_empty(sizes[2]),
+        saved.new_empty(sizes[3]),
+    )  # fmt: skip
+
+
+def _plan(arguments: Sequence[Any], tiles: dict[str, Tile]) -> Plan:
+    x, weights, _, _, config, keep = ForwardArguments.parse(arguments)
+    q, dtype = problem_of(x, weights, config), accumulation_dtype(x.dtype)
+    plan = Plan(arguments[:TENSORS], 5, dtype, tiles)
+    y, stats = Part(TENSORS, 0, x.numel(), x.dtype), Part(TENSORS + 3, 0, 2, dtype)
+    numbers, indices = Room(TENSORS + 1, dtype), Room(TENSORS + 2, torch.int32)
+    kept = q.kept(numbers if keep else plan.scratch, indices if keep else None)
     if x.numel():
-        s, pooled, hidden, t, maps, z, z_stats = problem.split(saved)
-        channel_argmax, position_argmax = problem.split_argmax(argmax) if keep else (None, None)
-        if problem.hidden:
-            _channel_gate(x, weights, before, problem, s, pooled, hidden, position_argmax)
-        if problem.k:
-            _squeeze(x, before, problem, s, maps, channel_argmax)
-        if problem.norm_training:
-            _statistics(weights, problem, maps, z, z_stats, stats)
-        _apply(x, weights, before, residual, config.relu, problem, s, maps, z, z_stats, t, y)
-    return y, saved if keep else saved.new_empty(0), argmax, stats
+        call = ForwardArguments.parse((*plan.given, *config, keep))
+        norm = None if call.before.mean is None else plan.scratch.part(2 * q.channels)
+        before = (*call.before, config.pre_eps, norm)
+        if q.hidden:
+            _channel_gate(plan, q, call, kept, before, x.device)
+        if q.k:
+            _squeeze(plan, q, call, kept, before, x.device)
+        if q.norm_training:
+            _statistics(plan, q, call, kept, stats)
+        _apply(plan, q, call, kept, norm, y, x.device)
+    plan.sizes = (numbers.size, indices.size, 2 * q.norm_training, plan.scratch.size)
+    return plan
 
 
 def _channel_gate(
-    x: Tensor, weights: Weights, before: Affine, q: Problem, s: Any, pooled: Any, hidden: Any, argmax: Any
+    plan: Plan, q: Problem, call: Any, kept: Kept, before: tuple[Any, ...], device: torch.device
 ) -> None:
-    n, c, p = q.samples, q.channels, q.positions
+    n, c, p, w = q.samples, q.channels, q.positions, call.weights
     average, maximum = int(q.average_row >= 0), int(q.maximum_row >= 0)
-
-    def pool(size: Tile) -> tuple[Tensor, Any, int]:
-        blocks = -(-c // size.channels)
-        splits, per_split = parts(p, size.positions, n * blocks, x.device)
-        partial = s.new_empty(2, n * splits * c)
-        firsts = None if argmax is None else argmax.new_empty(n * splits * c)
-        launch_pass(
-            passes.pool, (n * splits, blocks), size, x, *before, *partial, firsts, c, p, splits, per_split,
-            AVERAGE=average, MAXIMUM=maximum, LAST=q.channels_last, WHOLE=c % size.channels == 0,
-        )  # fmt: skip
-        return partial, firsts, splits
-
-    usual = tile(2048, 32 if q.channels_last else 16, c, p, q.channels_last, 4)
-    partial, firsts, splits = tuned(pool, usual, "pool", q, x.dtype, before.mean is None, argmax is None)
+    size = plan.tile("pool", tile(2048, 32 if q.channels_last else 16, c, p, q.channels_last, 4))
+    blocks = -(-c // size.channels)
+    splits, per_split = parts(p, size.positions, n * blocks, device)
+    sums, maxima = plan.scratch.part(n * splits * c), plan.scratch.part(n * splits * c)
+    firsts = None if kept.position_argmax is None else plan.scratch.part(n * splits * c, torch.int32)
+    together = joined(q)
+    arrived = plan.scratch.part(n, torch.int32) if together else None
+    plan.launch_pass(
+        passes.pool, (n * splits, blocks), size, call.x, *before, sums, maxima, firsts, arrived, c, p, splits,
+        per_split, BATCH=call.config.pre_training, AVERAGE=average, MAXIMUM=maximum, LAST=q.channels_last,
+        WHOLE=c % size.channels == 0,
+    )  # fmt: skip
     few = n <= FEW
     sizes = ONE_HIDDEN if few else MANY_HIDDEN
-    launch(
-        kernels.hidden, (-(-n // sizes["BN"]), -(-q.hidden // sizes["BH"])), *partial, firsts, weights.w0, weights.b0,
-        pooled, argmax, hidden, n, c, p, q.hidden, splits, AVERAGE=average, MAXIMUM=maximum, **sizes,
+    plan.launch(
+        kernels.hidden, (-(-n // sizes["BN"]), -(-q.hidden // sizes["BH"])), sums, maxima, firsts, w.w0, w.b0,
+        kept.pooled, kept.position_argmax, kept.hidden, arrived, w.w1, w.b1, w.channel_scale, kept.s,
+        n, c, p, q.hidden, splits, AVERAGE=average, MAXIMUM=maximum, HARD=q.hard, **sizes, GATES=256 if few else 128,
+        UNITS=16,
     )  # fmt: skip
+    if together:
+        return
     sizes = ONE_GATE if few else MANY_GATES
-    launch(
-        kernels.channel_gate, (-(-n // sizes["BN"]), -(-c // sizes["BC"])), hidden, weights.w1, weights.b1,
-        weights.channel_scale, s, n, c, q.hidden, ROWS=q.rows, HARD=q.hard, **sizes,
+    plan.launch(
+        kernels.channel_gate, (-(-n // sizes["BN"]), -(-c // sizes["BC"])), kept.hidden, w.w1, w.b1, w.channel_scale,
+        kept.s, n, c, q.hidden, ROWS=q.rows, HARD=q.hard, **sizes,
     )  # fmt: skip
 
 
-def _squeeze(x: Tensor, before: Affine, q: Problem, s: Any, maps: Any, argmax: Any) -> None:
-    n, c, p = q.samples, q.channels, q.positions
-
-    def squeeze(size: Tile) -> None:
-        tiles = -(-p // size.positions)
-        group = (
-            min(16 // x.element_size(), size.channels) if q.channels_last else 1
-        )  # channels of a thread's read
-        launch_pass(
-            passes.squeeze, (n * tiles,), size, x, *before, s, maps, argmax, n, c, p, tiles,
-            AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane, LAST=q.channels_last, GROUP=group,
-        )  # fmt: skip
-
-    usual = across(n, c, p, q.channels_last, x.element_size(), x.device, longest=64)
-    tuned(squeeze, usual, "squeeze", q, x.dtype, before.mean is None, argmax is None)
+def _squeeze(
+    plan: Plan, q: Problem, call: Any, kept: Kept, before: tuple[Any, ...], device: torch.device
+) -> None:
+    n, c, p, itemsize = q.samples, q.channels, q.positions, call.x.dtype.itemsize
+    size = plan.tile("squeeze", across(n, c, p, q.channels_last, itemsize, device, longest=64))
+    tiles = -(-p // size.positions)
+    group = min(16 // itemsize, size.channels) if q.channels_last else 1  # channels of a thread's read
+    plan.launch_pass(
+        passes.squeeze, (n * tiles,), size, call.x, *before, kept.s, kept.maps, kept.channel_argmax, n, c, p, tiles,
+        FOLD=before[-1] is not None and not q.hidden, BATCH=call.config.pre_training, AVERAGE=q.average_plane,
+        MAXIMUM=q.maximum_plane, LAST=q.channels_last, GROUP=group,
+    )  # fmt: skip
 
 
-def _statistics(weights: Weights, q: Problem, maps: Any, z: Any, z_stats: Any, stats: Tensor) -> None:
+def _statistics(plan: Plan, q: Problem, call: Any, kept: Kept, stats: Part) -> None:
     size = 128
     tiles = -(-q.positions // size)
-    partial = stats.new_empty(q.samples * tiles * 3)
-    launch(
-        kernels.logits, (q.samples * tiles,), maps, weights.kernel, z, partial, q.positions, q.height, q.width, tiles,
-        K=q.k, PLANES=q.planes, BP=size,
+    partial = plan.scratch.part(q.samples * tiles * 3)
+    plan.launch(
+        kernels.logits, (q.samples * tiles,), kept.maps, call.weights.kernel, kept.z, partial, q.positions, q.height,
+        q.width, tiles, K=q.k, PLANES=q.planes, INNER=q.inner, BP=size,
     )  # fmt: skip
-    launch(kernels.statistics, (1,), partial, z_stats, stats, q.samples * tiles, q.eps, BLOCK=1024)
+    plan.launch(kernels.statistics, (1,), partial, kept.z_stats, stats, q.samples * tiles, q.eps, BLOCK=1024)
 
 
 def _apply(
-    x: Tensor, weights: Weights, before: Affine, residual: Any, relu: bool, q: Problem,
-    s: Any, maps: Any, z: Any, z_stats: Any, t: Any, y: Tensor,
-) -> None:  # fmt: skip
-    n, c, p, w = q.samples, q.channels, q.positions, weights
-
-    def apply(size: Tile) -> None:
-        # One position a thread for the convolution; the tiles are parts of those positions.
-        gates = size.positions if not q.channels_last else max(size.positions, 32 * size.warps)
-        tiles = -(-p // gates)
-        count, per_program = parts(c, size.channels, n * tiles, x.device)
-        launch_pass(
-            passes.apply, (n * tiles, count), size, x, *before, s, maps, w.kernel, z, z_stats,
-            w.norm_weight, w.norm_bias, w.norm_mean, w.norm_var, w.spatial_scale, t, residual, y,
-            c, p, q.height, q.width, tiles, per_program, q.eps,
-            K=q.k, PLANES=q.planes, HARD=q.hard, RELU=relu, LAST=q.channels_last,
-            WHOLE=c % size.channels == 0, BG=gates,
-        )  # fmt: skip
-
+    plan: Plan,
+    q: Problem,
+    call: Any,
+    kept: Kept,
+    norm: Part | None,
+    y: Part,
+    device: torch.device,
+) -> None:
+    n, c, p, w = q.samples, q.channels, q.positions, call.weights
     usual = tile(2048, 16, c, p, q.channels_last, 2 if q.channels_last else 4)
-    tuned(apply, usual, "apply", q, x.dtype, before.mean is None, residual is None)
+    size = plan.tile("apply", finer(usual, n * -(-p // _gates(q, usual)), c, device))
+    gates = _gates(q, size)
+    tiles = -(-p // gates)
+    count, per_program = parts(c, size.channels, n * tiles, device)
+    plan.launch_pass(
+        passes.apply, (n * tiles, count), size, call.x, norm, kept.s, kept.maps, w.kernel, kept.z,
+        kept.z_stats, w.norm_weight, w.norm_bias, w.norm_mean, w.norm_var, w.spatial_scale, kept.t, call.residual, y,
+        c, p, q.height, q.width, tiles, per_program, q.eps,
+        K=q.k, PLANES=q.planes, INNER=q.inner, HARD=q.hard, RELU=call.config.relu, LAST=q.channels_last,
+        WHOLE=c % size.channels == 0, BG=gates,
+    )  # fmt: skip
+
+
+def _gates(q: Problem, size: Tile) -> int:
+    """Return the positions of a program of `apply`: one a thread for the convolution; its tiles are parts of them."""
+    return max(size.positions, 32 * size.warps) if q.channels_last else size.positions

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 from matplotlib.ticker import MultipleLocator
 
-from cbam.compare.drawing import INK, canvas, inline_svg, look, shortened
-from cbam.compare.variants import label
+from cbam.attach.variants import label
+from cbam.page.drawing import INK, canvas, inline_svg, look, shortened
 
 
 def precision_recall_figure(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cbam.attach import plan
-from cbam.compare.variants import WORDS, label, parse_variant, parse_variants, variant_names
+from cbam.attach.variants import WORDS, label, parse_variant, parse_variants, variant_names
 from cbam.errors import CBAMError
 from cbam.models import build_model
 

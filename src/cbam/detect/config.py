@@ -1,0 +1,416 @@
+"""The options of a detector's training: the recipe, the images, the detector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import tyro
+
+from cbam.errors import CBAMError, unknown_name
+from cbam.runs.config import RunConfig, option
+from cbam.runs.imports import import_modules
+from cbam.runs.options import check_ranges, folder_name
+from cbam.train.config import TRACKERS
+from cbam.train.recipe import SCHEDULES, Plan, Recipe
+
+if TYPE_CHECKING:
+    from cbam.data.detection import DetectionData
+
+AUGMENTATIONS = ("flip", "ssd", "multiscale", "lsj")
+METRICS = ("auto", "coco", "voc07", "voc")
+NORMS = ("auto", "frozen", "batch")
+# torchvision's rates, each for the number of images that it was used with.
+_PEAK_LR = {"ssd300": (0.002, 32), "stairnet300": (0.002, 32), "retinanet": (0.01, 16), "fcos": (0.01, 16)}
+_PEAK_LR_OF_OTHERS = (0.02, 16)
+_PEAK_LR_ADAMW = 1e-4
+_WARMUP = 1000  # steps, as in torchvision's recipe
+_DROPS = (16 / 26, 22 / 26)  # of the training, as in torchvision's recipe
+_SIDE, _LONGEST = 800, 1333  # torchvision's shorter and longer side
+_SHORTEST, _SIDES = 0.6, 11  # torchvision's several scales are 480, 512, ..., 800
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectTrainConfig(Recipe):
+    """The recipe for detectors: torchvision's, SGD with momentum 0.9, a warm-up by steps, two drops.
+
+    Each field is an option of `cbam detect train` and `cbam detect compare`; the text below it is the option's help.
+
+    >>> DetectTrainConfig(epochs=26, batch_size=16).plan(steps=7330).drops
+    (117280, 161260)
+    """
+
+    epochs: int = 26
+    """Passes over the training images, for each detector."""
+    batch_size: int = 16
+    """Images per step, over all processes together."""
+    optimizer: Literal["sgd", "momentum", "adamw"] = "momentum"
+    """momentum is SGD with plain momentum 0.9; sgd has Nesterov momentum 0.9."""
+    lr: float | None = None
+    """Peak learning rate. None: torchvision's for the kind of detector, in proportion to --batch-size: 0.02 for 16
+    images (RetinaNet and FCOS 0.01), 0.002 for 32 of SSD and StairNet; adamw 1e-4."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    decay_norms: bool = True
+    """Weight decay on biases and norms too, as in torchvision's recipe."""
+    schedule: Literal["cosine", "step"] = "step"
+    """step divides the rate by 10 at each of --drops; cosine falls to zero."""
+    drops: str | None = None
+    """When the step schedule drops, with commas: epochs, or steps with --iterations. None: 16/26 and 22/26 of it."""
+    iterations: int | None = None
+    """Train for this many steps in place of --epochs, as papers count; the last epoch then ends early."""
+    warmup_steps: int | None = None
+    """Steps in which the rate rises. None: 1000, or one epoch or a tenth of the training if that is less."""
+    clip_gradients: float = 0.0
+    """Scale the gradient of all weights down to this norm; 0 is off."""
+    evaluate_every: int = 1
+    """Epochs between two evaluations; after the last one there always is one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(
+            ("iterations", self.iterations, self.iterations is None or self.iterations >= 1, "at least 1"),
+            (
+                "warmup-steps",
+                self.warmup_steps,
+                self.warmup_steps is None or self.warmup_steps >= 0,
+                "at least 0",
+            ),
+            ("clip-gradients", self.clip_gradients, 0 <= self.clip_gradients < float("inf"), "at least 0"),
+            ("evaluate-every", self.evaluate_every, self.evaluate_every >= 1, "at least 1"),
+        )
+        if self.schedule not in SCHEDULES:
+            raise unknown_name("--schedule", self.schedule, SCHEDULES)
+        if self.drops is not None and self.schedule == "cosine":
+            raise CBAMError(f"--drops {self.drops} has no effect with --schedule cosine. Leave it out")
+        self._given_drops()
+
+    def peak_lr(self, model: str) -> float:
+        """Return the learning rate at the end of the warm-up.
+
+        Args:
+            model: The detector's name.
+
+        >>> DetectTrainConfig(batch_size=4).peak_lr("fasterrcnn_resnet50_fpn")
+        0.005
+        """
+        if self.lr is not None:
+            return self.lr
+        if self.optimizer == "adamw":
+            return _PEAK_LR_ADAMW
+        rate, images = _PEAK_LR.get(model.partition("_")[0], _PEAK_LR_OF_OTHERS)
+        return rate * self.batch_size / images
+
+    def plan(self, steps: int) -> Plan:
+        """Return the learning rate's plan; see `Recipe.plan`."""
+        unit = steps if self.iterations is None else 1
+        total = (self.epochs if self.iterations is None else self.iterations) * unit
+        warmup = min(_WARMUP, steps, total // 10) if self.warmup_steps is None else self.warmup_steps
+        if self.schedule == "cosine":
+            return Plan(total, warmup, cosine=True)
+        given = self._given_drops()
+        drops = (
+            tuple(round(share * total) for share in _DROPS)
+            if given is None
+            else tuple(d * unit for d in given)
+        )
+        return Plan(total, warmup, cosine=False, drops=drops)
+
+    def _given_drops(self) -> tuple[int, ...] | None:
+        if self.drops is None:
+            return None
+        words = [word.strip() for word in str(self.drops).split(",") if word.strip()]
+        last = self.iterations or self.epochs
+        if not all(word.isdecimal() and 0 < int(word) < last for word in words):
+            raise CBAMError(
+                f"--drops takes whole numbers between 0 and {last} with commas, e.g. {round(last * _DROPS[0])},"
+                f"{round(last * _DROPS[1])}; given {self.drops!r}"
+            )
+        return tuple(sorted(map(int, words)))
+
+    @property
+    def largest_gradient(self) -> float:
+        """Norm that the gradient of all weights is scaled down to; 0 for none."""
+        return self.clip_gradients
+
+    @property
+    def epochs_between_evaluations(self) -> int:
+        """After how many epochs the network is judged."""
+        return self.evaluate_every
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionSetConfig(RunConfig):
+    """Which images with objects, and how detections are judged.
+
+    Each field is an option; the text below it is the option's help.
+    """
+
+    data: str
+    """coco:FOLDER, voc:FOLDER or yolo:FOLDER; more after a question mark: docs/detection.md."""
+    limit_train: int | None = None
+    """Use only this many training images."""
+    limit_val: int | None = None
+    """Use only this many validation images."""
+    val_fraction: float = 0.2
+    """Share of the images kept for validation where the set names none."""
+    bad_data: Literal["fail", "skip"] = "fail"
+    """Annotations and images that cannot be used: stop before training, or leave them out with a note."""
+    metric: Literal["auto", "coco", "voc07", "voc"] = "auto"
+    """How detections are judged: coco (12 figures), voc07 (AP at 11 points), voc (area below the curve). auto: voc07
+    for voc:..., else coco."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = option((), affects_result=False)
+    """Modules of your own to import first, such as my_package.my_gate, for the attention that they register; see
+    docs/your-own-attention.md."""
+
+    def __post_init__(self) -> None:
+        import_modules(self.imports)
+        check_ranges(
+            (
+                "limit-train",
+                self.limit_train,
+                self.limit_train is None or self.limit_train >= 1,
+                "at least 1",
+            ),
+            ("limit-val", self.limit_val, self.limit_val is None or self.limit_val >= 1, "at least 1"),
+            ("val-fraction", self.val_fraction, 0 < self.val_fraction < 1, "between 0 and 1"),
+        )
+        if self.metric not in METRICS:
+            raise unknown_name("--metric", self.metric, METRICS)
+
+    @property
+    def judged_by(self) -> str:
+        """The metric: "coco", "voc07" or "voc"."""
+        if self.metric != "auto":
+            return self.metric
+        return "voc07" if self.data.startswith("voc:") else "coco"
+
+    def load(self) -> DetectionData:
+        """Load the set after the doctor has looked at it.
+
+        Raises:
+            CBAMError: See `cbam.data.detection.load_detection`.
+        """
+        from cbam.data.detection import load_detection
+
+        return load_detection(
+            self.data,
+            val_fraction=self.val_fraction,
+            limit_train=self.limit_train,
+            limit_val=self.limit_val,
+            bad_data=self.bad_data,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig(DetectionSetConfig):
+    """Which detector, on which images.
+
+    Each field is an option; the text below it is the option's help.
+    """
+
+    model: str = "fasterrcnn_resnet50_fpn"
+    """fasterrcnn_BACKBONE_fpn, fasterrcnn_BACKBONE_c4, maskrcnn_, retinanet_ or fcos_BACKBONE_fpn with a ResNet such as
+    resnet50; ssd300_vgg16, ssd300_mobilenet, stairnet300_vgg16, stairnet300_mobilenet."""
+    sites: str = "backbone"
+    """Where attention goes: backbone (the end of every residual branch), head (right before every classifier), or sites
+    of `cbam plan`, separated by commas."""
+    weights: Path | None = None
+    """Start from this file (.safetensors, .pth): a classifier's weights for the backbone, or a whole detector's."""
+    image_size: int | None = None
+    """Shorter side to which the detector resizes images. None: 800; SSD and StairNet take 300 x 300 always."""
+    max_size: int | None = None
+    """Most that the longer side may be then. None: 5/3 of the shorter."""
+    width: float = 1.0
+    """Factor on the channels of VGG16 and MobileNetV1, for small machines."""
+    norm: Literal["auto", "frozen", "batch"] = "auto"
+    """Batch norms of the backbone: frozen, or trained on each step's images. auto: frozen with --weights."""
+    trainable_layers: int | None = None
+    """Layers of the backbone that are trained, from the last one on. None: 3 with --weights, else all."""
+    detector_options: str = ""
+    """Options of torchvision's detector with commas, e.g. rpn_post_nms_top_n_train=200,box_batch_size_per_image=64."""
+    augment: Literal["flip", "ssd", "multiscale", "lsj"] = "flip"
+    """Changes of the training images: flip; ssd (colours, zoom out, crop, flip); multiscale (a shorter side of 0.6 to 1
+    times the image size, flip); lsj (scaled by 0.1 to 2, cropped, flip)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(
+            (
+                "image-size",
+                self.image_size,
+                self.image_size is None or self.image_size >= 32,
+                "at least 32",
+            ),
+            (
+                "max-size",
+                self.max_size,
+                self.max_size is None or self.max_size >= (self.image_size or _SIDE),
+                f"at least the shorter side, {self.image_size or _SIDE}",
+            ),
+            ("width", self.width, 0 < self.width < float("inf"), "above 0"),
+        )
+        for name, choice, choices in (
+            ("--norm", self.norm, NORMS),
+            ("--augment", self.augment, AUGMENTATIONS),
+        ):
+            if choice not in choices:
+                raise unknown_name(name, choice, choices)
+        if self.takes_300:
+            for option, given in (("image-size", self.image_size), ("max-size", self.max_size)):
+                if given is not None:
+                    raise CBAMError(
+                        f"--{option} {given} has no effect with --model {self.model}, which takes 300 x 300. "
+                        "Leave it out"
+                    )
+            if self.augment == "multiscale":
+                raise CBAMError(
+                    f"--augment multiscale does not fit --model {self.model}, which takes 300 x 300. "
+                    "Type: --augment ssd"
+                )
+        self.more_options()
+
+    @property
+    def takes_300(self) -> bool:
+        """Whether the detector resizes every image to 300 x 300."""
+        return self.model.startswith(("ssd300", "stairnet300"))
+
+    @property
+    def fine_tuning(self) -> bool:
+        """Whether training starts from weights of an earlier training."""
+        return self.weights is not None
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Shorter and longest side to which the detector resizes images."""
+        shorter = 300 if self.takes_300 else self.image_size or _SIDE
+        if self.max_size is not None:
+            return shorter, self.max_size
+        return shorter, _LONGEST if shorter == _SIDE else shorter * 5 // 3
+
+    def more_options(self) -> dict[str, Any]:
+        """Return the options of torchvision's class, the sizes of the images among them.
+
+        Raises:
+            CBAMError: An option is not of the form name=value.
+
+        >>> DetectorConfig(data="coco:x", image_size=96, detector_options="box_score_thresh=0.1").more_options()
+        {'min_size': 96, 'max_size': 160, 'box_score_thresh': 0.1}
+        """
+        found: dict[str, Any] = {}
+        if not self.takes_300:
+            found["min_size"], found["max_size"] = self.sides
+            if (
+                self.augment == "multiscale"
+            ):  # the detector itself draws a side and uses the last one otherwise
+                shares = [_SHORTEST + (1 - _SHORTEST) * step / (_SIDES - 1) for step in range(_SIDES)]
+                found["min_size"] = tuple(round(self.sides[0] * share) for share in shares)
+        for word in filter(None, (word.strip() for word in self.detector_options.split(","))):
+            name, equals, value = (part.strip() for part in word.partition("="))
+            if not (name and equals and value):
+                raise CBAMError(
+                    f"--detector-options takes name=value with commas, e.g. box_score_thresh=0.1; given {word!r}"
+                )
+            found[name.replace("-", "_")] = _value(value)
+        return found
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every option's value, with paths made absolute."""
+        return super().resolved() | {
+            "data": absolute_set(self.data),
+            "metric": self.judged_by,
+            "weights": str(self.weights.resolve()) if self.weights else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectRunConfig(DetectorConfig):
+    """Everything that the training of one detector depends on.
+
+    Each field is an option of `cbam detect train`; the text below it is the option's help.
+
+    >>> str(DetectRunConfig(data="coco:/data/coco").folder)
+    'runs/detect-coco-fasterrcnn_resnet50_fpn-cbam'
+    """
+
+    essential: ClassVar[tuple[str, ...]] = ("seed", "model")
+
+    attention: str = "cbam"
+    """Kind of attention to attach, as in `cbam compare`: cbam, cbam:official, se, eca:k5, ..., or none."""
+    reduction_ratio: int | None = None
+    """Width of the channel gate's hidden layer: channels / ratio. None: 16 for CBAM and SE, else the kind's own."""
+    seed: int = 0
+    """Determines initial weights, order of the images, augmentation and samples of regions."""
+    output: Path | None = option(None, affects_result=False)
+    """The run's folder; the same command resumes it. None: runs/detect-DATA-MODEL-ATTENTION."""
+    config: Path | None = None
+    """A YAML file with options, one `name: value` per line; options on the command line win."""
+    save_every: int | None = option(None, affects_result=False)
+    """Steps between two checkpoints; one is always written after each epoch and on a request to stop."""
+    keep: int = option(2, affects_result=False)
+    """Checkpoints to keep: the newest, and older ones to fall back to if it is damaged."""
+    track: str = option("", affects_result=False)
+    """tensorboard, wandb, or both with a comma, in addition to metrics.jsonl and metrics.csv."""
+    train: DetectTrainConfig = field(default_factory=DetectTrainConfig)
+    """The recipe."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ratio = self.reduction_ratio
+        check_ranges(
+            ("reduction-ratio", ratio, ratio is None or ratio >= 1, "at least 1"),
+            ("save-every", self.save_every, self.save_every is None or self.save_every >= 1, "at least 1"),
+            ("keep", self.keep, self.keep >= 1, "at least 1"),
+        )
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise unknown_name("tracker", name, TRACKERS)
+        if self.attention == "none":
+            for name, given, default in (("sites", self.sites, "backbone"), ("reduction-ratio", ratio, None)):
+                if given != default:
+                    raise CBAMError(
+                        f"--{name} {given} has no effect with --attention none. Leave it out, or use --attention cbam"
+                    )
+
+    def peak_lr(self) -> float:
+        """The learning rate after the warm-up."""
+        return self.train.peak_lr(self.model)
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers' names."""
+        return tuple(name.strip() for name in self.track.split(",") if name.strip())
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, relative as given."""
+        if self.output is not None:
+            return self.output
+        return Path("runs") / ("detect-" + folder_name(self.data, self.model, self.attention))
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every option's value, with defaults filled in and paths made absolute."""
+        return super().resolved() | {"lr": self.peak_lr(), "output": str(self.folder)}
+
+
+def absolute_set(data: str) -> str:
+    """Return a detection set's name with an absolute folder: the same name in two folders is not the same run.
+
+    >>> absolute_set("coco:/data/../data/coco?train=a.json")
+    'coco:/data/coco?train=a.json'
+    """
+    form, colon, rest = data.partition(":")
+    folder, mark, options = rest.partition("?")
+    return f"{form}{colon}{Path(folder).expanduser().resolve()}{mark}{options}" if colon else data
+
+
+def _value(text: str) -> int | float | bool | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for form in (int, float):
+        try:
+            return form(text)
+        except ValueError:
+            continue
+    return text
