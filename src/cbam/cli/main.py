@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "top-1 and top-5 accuracy of a trained network",
     "detect": "train, compare, evaluate and apply detectors with attention",
     "explain": "show where a network looks: class activation maps, gates, a page side by side",
+    "demo": "the same as a page in the browser: drop a picture, switch attention off and on",
     "plan": "show where attention would go in a model; change nothing",
     "cost": "count parameters, multiply-adds and memory of a model",
     "bench": "time attention against baselines and against a copy of the map",

@@ -102,7 +102,7 @@ def _write_image(explanation: Explanation, index: int, folder: Path, cmap: str) 
     picture = enlarged(crop.convert("RGB"))
     _write_picture(folder / f"{stem}.png", picture)
     views = {title: views[index] for title, views in explanation.views.items()}
-    scales = _scales(views)
+    scales = scales_by_size(views)
     models = {}
     for number, (title, view) in enumerate(views.items(), 1):
         name = f"{stem}-{number}-{_file_name(title)}"
@@ -113,7 +113,7 @@ def _write_image(explanation: Explanation, index: int, folder: Path, cmap: str) 
             if gates.spatial is not None:
                 entry["picture"] = f"{name}-{_file_name(site or 'network')}.png"
                 low, high = scales[gates.spatial.shape]
-                shown = _between(gates.spatial, low, high)
+                shown = between(gates.spatial, low, high)
                 _write_picture(folder / entry["picture"], painted(shown, picture.size, cmap))
             sites[site] = entry
         write_atomically(folder / f"{name}.npz", _packed(view))
@@ -124,7 +124,7 @@ def _write_image(explanation: Explanation, index: int, folder: Path, cmap: str) 
             "map_size": list(view.heat.shape),
             "flat": view.flat,
             "probability": float(view.probabilities[explanation.labels[index]]),
-            "top": _top(view, explanation.class_names),
+            "top": likeliest(view, explanation.class_names),
             "sites": sites,
         }
     return {
@@ -137,7 +137,7 @@ def _write_image(explanation: Explanation, index: int, folder: Path, cmap: str) 
     }
 
 
-def _scales(views: Mapping[str, View]) -> dict[tuple[int, ...], tuple[float, float]]:
+def scales_by_size(views: Mapping[str, View]) -> dict[tuple[int, ...], tuple[float, float]]:
     """Return the least and the greatest spatial gate of all networks, for each size of map."""
     found: dict[tuple[int, ...], list[Any]] = {}
     for view in views.values():
@@ -147,7 +147,7 @@ def _scales(views: Mapping[str, View]) -> dict[tuple[int, ...], tuple[float, flo
     return {size: scale_of(maps) for size, maps in found.items()}
 
 
-def _between(values: Any, low: float, high: float) -> Any:
+def between(values: Any, low: float, high: float) -> Any:
     """Scale to 0..1; a map without contrast is in the middle."""
     return np.full_like(values, 0.5) if high <= low else (values - low) / (high - low)
 
@@ -177,7 +177,8 @@ def _packed(view: View) -> bytes:
     return stream.getvalue()
 
 
-def _top(view: View, names: Sequence[str]) -> list[dict[str, Any]]:
+def likeliest(view: View, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the classes with the highest probabilities, highest first."""
     order = np.argsort(-view.probabilities, kind="stable")[:_TOP].tolist()
     return [{"label": i, "class": names[i], "probability": float(view.probabilities[i])} for i in order]
 

@@ -27,14 +27,24 @@ def embedded(file: Path, largest: int = _LARGEST_SIDE) -> Mapping[str, Any] | No
     with Image.open(file) as opened:
         picture = opened.convert("RGB")
     small = max(picture.size) <= _SMALL_SIDE
-    stream = io.BytesIO()
-    if small:
-        picture.save(stream, "PNG", optimize=True)
-    else:
+    if not small:
         picture.thumbnail((largest, largest))
-        picture.save(stream, "WEBP", quality=84)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return {"uri": f"data:image/{'png' if small else 'webp'};base64,{data}", "pixelated": small}
+    return {"uri": png_uri(picture) if small else _uri(picture, "webp", quality=84), "pixelated": small}
+
+
+def png_uri(picture: Image.Image) -> str:
+    """Return a picture as a data URI, without loss.
+
+    >>> png_uri(Image.new("RGB", (1, 1)))[:26]
+    'data:image/png;base64,iVBO'
+    """
+    return _uri(picture, "png")
+
+
+def _uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def shell_lines(command: Sequence[str]) -> str:
