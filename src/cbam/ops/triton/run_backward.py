@@ -122,6 +122,9 @@ def _gate_grads(call: Call, masked: Any) -> tuple[Any, int, bool, Any, int]:
     number = 3 if call.has_norm else 1 if q.hidden else 0
     elements, longest = (1024, 64) if number == 3 else (2048, 256)  # three sums take as many registers
     usual = across(n, c, p, q.channels_last, itemsize, call.device, elements, longest, shortest=16)
+    if q.channels_last and _steps(q, usual.positions, call.device) == 1:
+        # One tile a program: sums between lanes are most of the work, so a thread has 64 bytes of it.
+        usual = usual._replace(warps=max(1, usual.channels * usual.positions * itemsize // 2048))
     size = plan.tile("gate_grads", usual)
     steps = _steps(q, size.positions, call.device)
     tiles = -(-p // (size.positions * steps))
