@@ -1,7 +1,8 @@
 """Read the machine code of a kernel: registers, spills, and the instructions that a thread executes.
 
 Instructions are counted along the shortest way from the entry to the exit that runs the main loop: parts that only
-odd shapes or NaN need lie beside it. The main loop is the first one that reads global memory.
+odd shapes or NaN need lie beside it. The main loop is the first one that reads global memory and takes no root: those
+that do fold a norm.
 """
 
 from __future__ import annotations
@@ -67,8 +68,14 @@ class Code:
 
     @property
     def main(self) -> tuple[int, int] | None:
-        """The main loop: the first one that has no other inside; None without loops."""
-        return min((loop for loop in self.loops if not self.inside(loop)), default=None)
+        """The main loop: the first one that has no other inside and folds no norm; None without loops."""
+        return min(
+            (loop for loop in self.loops if not self.inside(loop) and not self._takes_a_root(loop)),
+            default=None,
+        )
+
+    def _takes_a_root(self, loop: tuple[int, int]) -> bool:
+        return any("MUFU.RSQ" in text for _, text in self.instructions[loop[0] : loop[1] + 1])
 
     def inside(self, loop: tuple[int, int]) -> list[tuple[int, int]]:
         """Return the loops inside one."""

@@ -82,6 +82,14 @@ class TestCounting:
         assert code.around(code.main) == 2 + 4  # the loop for what is left is jumped over
         assert code.spills == 0
 
+    def test_the_loop_that_folds_a_norm_is_not_the_main_one(self):
+        from tests.ops.triton.sass import Code
+
+        fold = ((0, "LDG.E R1, [R2.64]"), (0x10, "MUFU.RSQ R1, R1"), (0x20, "@P0 BRA 0x0"))
+        code = Code(32, [*fold, (0x30, "LDG.E.128 R4, [R2.64]"), (0x40, "@P1 BRA 0x30"), (0x50, "EXIT")])
+        assert code.main == (3, 4)
+        assert code.around(code.main) == 3 + 1
+
     def test_spills(self):
         from tests.ops.triton.sass import Code
 

@@ -1,5 +1,7 @@
 """The choice of tiles, by heuristics and by trying."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -136,7 +138,7 @@ def test_a_single_sample_has_programs_for_the_whole_gpu(channels, side, monkeypa
 
     for module in (blocks, run_backward):
         monkeypatch.setattr(module, "INTERPRETED", False)
-        monkeypatch.setattr(module, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(blocks, "multiprocessors", lambda device: 132)
     monkeypatch.setattr(blocks, "PROGRAMS_PER_MULTIPROCESSOR", 6)
     for name in ("tile", "across", "parts"):
         plain = getattr(blocks, name).__wrapped__
@@ -154,9 +156,33 @@ def test_a_single_sample_has_programs_for_the_whole_gpu(channels, side, monkeypa
     backward = flat(BackwardArguments(x, x, weights, NormBefore(), None, saved, saved.int(), config))
     launches = run_forward._plan(forward, {}).launches + run_backward._plan(backward, {}).launches
     programs = {launch.kernel.__name__: launch.grid[0] * (*launch.grid, 1)[1] for launch in launches}
-    passes = {"pool": 64, "squeeze": 49, "apply": 64, "gate_grads": 49, "weighted": 64, "input_grad": 64}
+    passes = {"pool": 64, "squeeze": 49, "apply": 64, "gate_grads": 49, "weighted": 64, "input_grad": 128}
     for name, least in (
         passes | dict.fromkeys(("hidden", "channel_gate", "hidden_grads", "pooled_grads"), 16)
     ).items():
         assert name not in programs or programs[name] >= least, (name, programs)
     assert set(programs) >= passes.keys()
+    narrow = {n.kernel.__name__ for n in launches if n.constants.get("BC", 64) < 64 and "BP" in n.constants}
+    assert not narrow, "rows of 32 channels take 4 times the instructions for an element"
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_parts_of_the_scratch_lie_apart(channels_last, monkeypatch):
+    from cbam.ops.triton import plans
+    from cbam.ops.triton.plan import ALIGNMENT, Part
+
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, grad = cases.maps((3, 20, 5, 3), torch.float32, layout)
+    norm, attention = cases.norm_of(20, torch.float32, True), cases.block_of("official", 20)
+    block = cases.WithResidual(attention, torch.randn(3, 20, 5, 3), True, norm).to(GPU)
+    monkeypatch.setattr(plans, "_plans", {})
+    cases.outcome(block, x.to(GPU), grad.to(GPU), "triton")
+    assert len(plans._plans) == 2
+    for plan in plans._plans.values():
+        (scratch,) = {plan.scratch.part(0).base}
+        given = {a for launch in plan.launches for a in launch.arguments if isinstance(a, Part)}
+        spans = sorted((a.offset, a.offset + a.count * a.dtype.itemsize) for a in given if a.base == scratch)
+        assert len(spans) > 3
+        assert all(start % ALIGNMENT == 0 for start, _ in spans)
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+        assert spans[-1][1] <= plan.sizes[-1] * plan.scratch.dtype.itemsize

@@ -65,6 +65,29 @@ for other in (last, double):
     forward(*flat(ForwardArguments(x, other, NormBefore(), None, OperatorConfig(descriptor=3), False)))
 assert len(plans._plans) == first + 4, "a weight in another layout, or of another type"
 
+found, kept = len(plans._plans), []
+config, full = OperatorConfig(3, 3), Weights(new(2, 3), None, new(3, 2), None, None, new(1, 2, 7, 7))
+x = new(1, 3, 4, 5)
+others = (
+    {"activation": 1}, {"relu": True}, {"pooling": 1}, {"descriptor": 1}, {"norm_eps": 1e-3}, {"pre_eps": 1e-3},
+    {"norm_training": True}, {"pre_training": True},
+)
+for changed in ({}, *others):
+    one = ForwardArguments(x, full, NormBefore(), None, config._replace(**changed), False)
+    for _ in range(2):
+        forward(*flat(one))
+    assert len(plans._plans) == found + 1, changed
+    found += 1
+for one in (one._replace(keep=True), one._replace(x=x.bfloat16()), one._replace(x=x.double()),
+            one._replace(weights=full._replace(b0=new(2)))):
+    forward(*flat(one))
+    assert len(plans._plans) == found + 1, "what is kept, the type of the map, another weight"
+    found += 1
+for _ in range(3):  # all alive, so all at other addresses
+    kept.append(one._replace(x=torch.empty_like(one.x), weights=full._replace(w0=new(2, 3), b0=new(2))))
+    kept.append(forward(*flat(kept[-1])))
+assert len(plans._plans) == found, "the same kind of call elsewhere"
+
 Plan.start = start
 knobs.runtime.launch_enter_hook.add(lambda metadata: None)
 passed.clear()

@@ -11,7 +11,8 @@ from torch import Tensor
 from cbam.ops.signature import BACKWARD, DIFFERENTIABLE, BackwardArguments
 from cbam.ops.triton import backward_kernels as kernels
 from cbam.ops.triton import backward_passes as passes
-from cbam.ops.triton.blocks import Tile, across, finer, multiprocessors, parts, tile
+from cbam.ops.triton import blocks
+from cbam.ops.triton.blocks import Tile, across, finer, parts, tile
 from cbam.ops.triton.convolution_kernels import convolution_grads
 from cbam.ops.triton.mode import INTERPRETED
 from cbam.ops.triton.plan import Part, Plan, Room
@@ -121,6 +122,9 @@ def _gate_grads(call: Call, masked: Any) -> tuple[Any, int, bool, Any, int]:
     number = 3 if call.has_norm else 1 if q.hidden else 0
     elements, longest = (1024, 64) if number == 3 else (2048, 256)  # three sums take as many registers
     usual = across(n, c, p, q.channels_last, itemsize, call.device, elements, longest, shortest=16)
+    if q.channels_last and _steps(q, usual.positions, call.device) == 1:
+        # One tile a program: sums between lanes are most of the work, so a thread has 64 bytes of it.
+        usual = usual._replace(warps=max(1, usual.channels * usual.positions * itemsize // 2048))
     size = plan.tile("gate_grads", usual)
     steps = _steps(q, size.positions, call.device)
     tiles = -(-p // (size.positions * steps))
@@ -143,8 +147,8 @@ def _steps(q: Problem, positions: int, device: torch.device) -> int:
     """Return how many tiles a program of `gate_grads` has: several, if there are enough programs."""
     if INTERPRETED or not q.channels_last:
         return 2 if INTERPRETED else 1
-    steps = 4
-    while steps > 1 and q.samples * -(-q.positions // (positions * steps)) < 6 * multiprocessors(device):
+    steps, wanted = 4, 6 * blocks.multiprocessors(device)
+    while steps > 1 and q.samples * -(-q.positions // (positions * steps)) < wanted:
         steps //= 2
     return steps
 
@@ -231,12 +235,12 @@ def _weighted(call: Call, spatial: Spatial, gate_sums: Any, tiles: int, to: Mlp,
     n, c, p, w = q.samples, q.channels, q.positions, given.weights
     number = 2 if call.has_norm else 1
     size = plan.tile("weighted", tile(2048, 32 if q.channels_last else 16, c, p, q.channels_last, 4))
-    blocks = -(-c // size.channels)
-    splits, per_split = parts(p, size.positions, n * blocks, call.device)
+    rows = -(-c // size.channels)
+    splits, per_split = parts(p, size.positions, n * rows, call.device)
     sums = plan.scratch.part(n * splits * number * c)
     mlp = (w.w0, w.w1, kept.hidden, to.dhidden, to.dpooled, kept.position_argmax, to.input_sums)
     plan.launch_pass(
-        passes.weighted, (n * splits, blocks), size, given.x, spatial.dmaps, kept.channel_argmax, sums,
+        passes.weighted, (n * splits, rows), size, given.x, spatial.dmaps, kept.channel_argmax, sums,
         spatial.arrived, gate_sums, tiles, kept.s, w.channel_scale, call.norm, to.da, to.per_sample,
         *(mlp if together else [None] * len(mlp)), q.hidden, c, p, splits, per_split, spatial.counters, SUMS=number,
         HARD=q.hard, AVERAGE=q.average_plane, MAXIMUM=q.maximum_plane, MEAN=int(q.average_row >= 0),
@@ -307,6 +311,9 @@ def _input_grad(call: Call, grad: Part, dmaps: Any, dpooled: Any, k1: Any, k0: A
     shares = n * -(-p // (max(usual.positions, 64) if q.channels_last else usual.positions))
     size = plan.tile("input_grad", finer(usual, shares, c, call.device))
     group = max(size.positions, 64) if q.channels_last else size.positions
+    rows = n * -(-c // size.channels)
+    while group > size.positions and rows * -(-p // group) < blocks.multiprocessors(call.device):
+        group //= 2
     tiles = -(-p // group)
     count, per_program = parts(c, size.channels, n * tiles, call.device)
     plan.launch_pass(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cbam.ops.reference import accumulation_dtype
 from cbam.ops.signature import TENSORS, ForwardArguments
+from cbam.ops.triton import blocks
 from cbam.ops.triton import forward_kernels as kernels
 from cbam.ops.triton import forward_passes as passes
 from cbam.ops.triton.blocks import Tile, across, finer, parts, tile
@@ -88,14 +89,14 @@ def _channel_gate(
     n, c, p, w = q.samples, q.channels, q.positions, call.weights
     average, maximum = int(q.average_row >= 0), int(q.maximum_row >= 0)
     size = plan.tile("pool", tile(2048, 32 if q.channels_last else 16, c, p, q.channels_last, 4))
-    blocks = -(-c // size.channels)
-    splits, per_split = parts(p, size.positions, n * blocks, device)
+    rows = -(-c // size.channels)
+    splits, per_split = parts(p, size.positions, n * rows, device)
     sums, maxima = plan.scratch.part(n * splits * c), plan.scratch.part(n * splits * c)
     firsts = None if kept.position_argmax is None else plan.scratch.part(n * splits * c, torch.int32)
     together = joined(q)
     arrived = plan.scratch.part(n, torch.int32) if together else None
     plan.launch_pass(
-        passes.pool, (n * splits, blocks), size, call.x, *before, sums, maxima, firsts, arrived, c, p, splits,
+        passes.pool, (n * splits, rows), size, call.x, *before, sums, maxima, firsts, arrived, c, p, splits,
         per_split, BATCH=call.config.pre_training, AVERAGE=average, MAXIMUM=maximum, LAST=q.channels_last,
         WHOLE=c % size.channels == 0,
     )  # fmt: skip
@@ -152,7 +153,11 @@ def _apply(
 ) -> None:
     n, c, p, w = q.samples, q.channels, q.positions, call.weights
     usual = tile(2048, 16, c, p, q.channels_last, 2 if q.channels_last else 4)
-    size = plan.tile("apply", finer(usual, n * -(-p // _gates(q, usual)), c, device))
+    usual = finer(usual, n * -(-p // _gates(q, usual)), c, device)
+    programs = n * -(-p // _gates(q, usual)) * -(-c // usual.channels)
+    if q.channels_last and programs < blocks.multiprocessors(device):
+        usual = usual._replace(warps=1)  # and half as many positions
+    size = plan.tile("apply", usual)
     gates = _gates(q, size)
     tiles = -(-p // gates)
     count, per_program = parts(c, size.channels, n * tiles, device)
