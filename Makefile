@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
+DEMO_DETECT ?= runs/demo-detect
+GARMENTS ?= runs/garments
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-fast test-all check lint types format clean help data bench sanitize
+.PHONY: demo demo-detect test test-fast test-all check lint types format clean help data bench sanitize
 
 help:
 	@echo "make demo    train ResNet-20 on Fashion-MNIST: plain, SE, CBAM and a control of equal size; about 3 minutes"
+	@echo "make demo-detect  train a small Faster R-CNN on generated images, plain and with CBAM; at most 10 minutes"
 	@echo "make test    linter, type checker and tests; 10 to 15 minutes on two cores"
 	@echo "make test-fast  the quick tests only; about 6 minutes on two cores"
 	@echo "make test-all  linter, type checker and every test, as continuous integration runs them"
@@ -48,6 +51,13 @@ data:
 
 demo: $(VENV)/.operator data
 	$(BIN)/cbam compare --config recipes/demo.yaml --output $(DEMO)
+
+# The generated images need scikit-image's photographs.
+demo-detect: $(VENV)/.operator data
+	$(BIN)/python -m pip install --quiet --editable '.[compare,detect]' 'scikit-image>=0.24'
+	@[ -d $(GARMENTS)/coco ] || $(BIN)/cbam detect generate $(GARMENTS) --formats coco --images 300 --validation 60 \
+		--size 96 --classes Trouser,Sneaker,Bag --most-objects 3
+	$(BIN)/cbam detect compare --config recipes/detect-demo.yaml --data coco:$(GARMENTS)/coco --output $(DEMO_DETECT)
 
 # Which test belongs to which level is in tests/levels.py.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal

@@ -427,7 +427,7 @@ std::vector<Tensor> run_backward(const Tensor& grad, const Tensor& x, const Weig
   Backward<T> backward(problem, kept, indices, static_cast<const T*>(grad.const_data_ptr()),
                        output ? static_cast<const T*>(output->const_data_ptr()) : nullptr,
                        output ? static_cast<T*>(out[10].mutable_data_ptr()) : nullptr,
-                       static_cast<T*>(out[0].mutable_data_ptr()), config.pre_eps >= 0);
+                       static_cast<T*>(out[0].mutable_data_ptr()), config.pre_training);
   backward.run(data(8), data(9));
   backward.weight_gradients(data(1), data(2), data(3), data(4), data(5), data(6), data(7));
   return out;

@@ -19,11 +19,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& x, const Weight& w0, const Weight& b0, const Weight& w1, const Weight& b1, const Weight& channel_scale,
     const Weight& kernel, const Weight& norm_weight, const Weight& norm_bias, const Weight& norm_mean,
     const Weight& norm_var, const Weight& spatial_scale, const Weight& pre_weight, const Weight& pre_bias,
-    const Weight& pre_mean, const Weight& pre_invstd, const Weight& residual, int64_t pooling, int64_t descriptor,
-    int64_t activation, bool norm_training, double norm_eps, double pre_eps, bool relu, bool keep) {
+    const Weight& pre_mean, const Weight& pre_var, const Weight& residual, int64_t pooling, int64_t descriptor,
+    int64_t activation, bool norm_training, double norm_eps, bool pre_training, double pre_eps, bool relu, bool keep) {
   const Weights weights{w0, b0, w1, b1, channel_scale, kernel, norm_weight, norm_bias, norm_mean, norm_var,
-                        spatial_scale, pre_weight, pre_bias, pre_mean, pre_invstd};
-  const Config config{pooling, descriptor, activation, norm_training, norm_eps, pre_eps, relu};
+                        spatial_scale, pre_weight, pre_bias, pre_mean, pre_var};
+  const Config config{pooling, descriptor, activation, norm_training, norm_eps, pre_training, pre_eps, relu};
   CBAM_BY_TYPE(x, (run_forward<T>(x, weights, residual, config, keep)))
 }
 
@@ -40,12 +40,12 @@ ElevenTensors backward(const Tensor& grad, const Tensor& x, const Weight& w0, co
                        const Weight& b1, const Weight& channel_scale, const Weight& kernel, const Weight& norm_weight,
                        const Weight& norm_bias, const Weight& norm_mean, const Weight& norm_var,
                        const Weight& spatial_scale, const Weight& pre_weight, const Weight& pre_bias,
-                       const Weight& pre_mean, const Weight& pre_invstd, const Weight& out, const Tensor& saved,
+                       const Weight& pre_mean, const Weight& pre_var, const Weight& out, const Tensor& saved,
                        const Tensor& argmax, int64_t pooling, int64_t descriptor, int64_t activation, bool norm_training,
-                       double norm_eps, double pre_eps) {
+                       double norm_eps, bool pre_training, double pre_eps) {
   const Weights weights{w0, b0, w1, b1, channel_scale, kernel, norm_weight, norm_bias, norm_mean, norm_var,
-                        spatial_scale, pre_weight, pre_bias, pre_mean, pre_invstd};
-  const Config config{pooling, descriptor, activation, norm_training, norm_eps, pre_eps, out.has_value()};
+                        spatial_scale, pre_weight, pre_bias, pre_mean, pre_var};
+  const Config config{pooling, descriptor, activation, norm_training, norm_eps, pre_training, pre_eps, out.has_value()};
   const auto g = backward_of_type(grad, x, weights, out, saved, argmax, config);
   return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10]};
 }
@@ -58,15 +58,15 @@ STABLE_TORCH_LIBRARY(cbam, library) {
   library.def(
       "forward(Tensor x, Tensor? w0, Tensor? b0, Tensor? w1, Tensor? b1, Tensor? channel_scale, Tensor? kernel, "
       "Tensor? norm_weight, Tensor? norm_bias, Tensor? norm_mean, Tensor? norm_var, Tensor? spatial_scale, "
-      "Tensor? pre_weight, Tensor? pre_bias, Tensor? pre_mean, Tensor? pre_invstd, Tensor? residual, int pooling, "
-      "int descriptor, int activation, bool norm_training, float norm_eps, float pre_eps, bool relu, bool keep) "
+      "Tensor? pre_weight, Tensor? pre_bias, Tensor? pre_mean, Tensor? pre_var, Tensor? residual, int pooling, "
+      "int descriptor, int activation, bool norm_training, float norm_eps, bool pre_training, float pre_eps, bool relu, bool keep) "
       "-> (Tensor y, Tensor saved, Tensor argmax, Tensor stats)");
   library.def(
       "backward(Tensor grad, Tensor x, Tensor? w0, Tensor? b0, Tensor? w1, Tensor? b1, Tensor? channel_scale, "
       "Tensor? kernel, Tensor? norm_weight, Tensor? norm_bias, Tensor? norm_mean, Tensor? norm_var, "
-      "Tensor? spatial_scale, Tensor? pre_weight, Tensor? pre_bias, Tensor? pre_mean, Tensor? pre_invstd, "
+      "Tensor? spatial_scale, Tensor? pre_weight, Tensor? pre_bias, Tensor? pre_mean, Tensor? pre_var, "
       "Tensor? out, Tensor saved, Tensor argmax, int pooling, int descriptor, int activation, bool norm_training, "
-      "float norm_eps, float pre_eps) -> (Tensor dx, Tensor dw0, Tensor db0, Tensor dw1, Tensor db1, Tensor dkernel, "
+      "float norm_eps, bool pre_training, float pre_eps) -> (Tensor dx, Tensor dw0, Tensor db0, Tensor dw1, Tensor db1, Tensor dkernel, "
       "Tensor dnorm_weight, Tensor dnorm_bias, Tensor dpre_weight, Tensor dpre_bias, Tensor dresidual)");
   library.def("isa() -> int");
 }

@@ -125,14 +125,17 @@ Problem<T>::Problem(const Tensor& map, const Weights& weights, const Config& con
 
   pre = weights.pre_mean.has_value();
   pre_mean = pointer<A>(weights.pre_mean, c, "pre_mean");
-  pre_invstd = pointer<A>(weights.pre_invstd, c, "pre_invstd");
+  const A* pre_var = pointer<A>(weights.pre_var, c, "pre_var");
   if (pre) {
-    STD_TORCH_CHECK(pre_invstd, "cbam expects pre_invstd together with pre_mean");
+    STD_TORCH_CHECK(pre_var, "cbam expects pre_var together with pre_mean");
     const A *gain = pointer<A>(weights.pre_weight, c, "pre_weight"), *shift = pointer<A>(weights.pre_bias, c, "pre_bias");
-    alpha.resize(c), beta.resize(c);
+    alpha.resize(c), beta.resize(c), pre_invstd.resize(c);
     // torch's own batch norm compiles to a fused multiply-add where the processor has one: the same bits are wanted.
     const bool fused = isa() != Isa::plain;
     for (int64_t i = 0; i < c; ++i) {
+      // In the type in which torch takes it.
+      pre_invstd[i] = config.pre_training ? static_cast<A>(1 / std::sqrt(static_cast<double>(pre_var[i]) + config.pre_eps))
+                                          : 1 / std::sqrt(pre_var[i] + static_cast<A>(config.pre_eps));
       alpha[i] = gain ? pre_invstd[i] * gain[i] : pre_invstd[i];
       const A bias = shift ? shift[i] : A(0);
       beta[i] = fused ? std::fma(-pre_mean[i], alpha[i], bias) : bias - pre_mean[i] * alpha[i];

@@ -32,14 +32,15 @@ const Algebra<A>& algebra_for();
 struct Weights {
   const Weight &w0, &b0, &w1, &b1, &channel_scale;
   const Weight &kernel, &norm_weight, &norm_bias, &norm_mean, &norm_var, &spatial_scale;
-  const Weight &pre_weight, &pre_bias, &pre_mean, &pre_invstd;
+  const Weight &pre_weight, &pre_bias, &pre_mean, &pre_var;
 };
 // The numbers in the order of the schema.
 struct Config {
   int64_t pooling, descriptor, activation;
   bool norm_training;
   double norm_eps;
-  double pre_eps;  // negative where the statistics of the norm in front are constants
+  bool pre_training;  // the statistics of the norm in front are those of this batch
+  double pre_eps;
   bool relu;
 };
 // The numbers of the signature, as in `cbam/ops/signature.py`.
@@ -114,8 +115,8 @@ struct Problem {
   bool hard;
 
   bool pre;  // a batch norm in front
-  std::vector<A> alpha, beta;
-  const A *pre_mean, *pre_invstd;
+  std::vector<A> alpha, beta, pre_invstd;
+  const A* pre_mean;
 
   // A sample is worked on in blocks of whole rows of the map; the partition depends on the shape alone, so sums do not
   // depend on the number of threads.

@@ -91,7 +91,13 @@ LEVELS = (
             "timm-hrnet_w18_small", "timm-tiny_vit_5m_224", "smp-resnet18", "transformers-resnet-18",
         ),
     ),
+    Level(
+        "exhaustive", "tests/detect/test_train.py::test_killed_anywhere_it_ends_with_the_same_bits",
+        "20 random interruptions, 10 s each; two are kept", keep=("0", "1"),
+    ),
     # Several seconds together or each, and not what breaks first.
+    Level("slow", "tests/detect/test_train.py::*", "detectors trained by processes of their own, 60 s"),
+    Level("slow", "tests/detect/test_compare.py::test_[eit]*", "trains three detectors, 15 s"),
     Level("slow", "tests/ops/triton/test_kernels.py::TestAgainstFloat64::*", "Triton's interpreter, 20 s; some rows of "
           "every test are kept", keep="values"),
     Level("slow", "tests/ops/triton/test_kernels.py::*::test_gradients", "Triton's interpreter, 8 s"),

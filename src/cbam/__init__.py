@@ -1,14 +1,22 @@
-"""CBAM attention for any CNN: attach it, count it, compare it."""
+"""CBAM attention for any CNN: attach it, count it, compare it, see what it attends to."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from cbam import functional
-from cbam.attach import Attachment, Plan, attach, detach, disabled, fold_gate_scale, plan
+from cbam.attach import Attachment, Plan, attach, attention_maps, detach, disabled, fold_gate_scale, plan
 from cbam.checkpoints import WeightsReport, load_weights
-from cbam.errors import CBAMError
+from cbam.errors import CBAMError, MissingExtra
 from cbam.evaluate import Cost, cost
 from cbam.nn import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation, register_attention
 from cbam.ops.dispatch import set_backend
 from cbam.pretrained import from_pretrained, push_to_hub, save_pretrained
 from cbam.version import __version__
+
+if TYPE_CHECKING:
+    from cbam.explain.explaining import explain as explain
 
 __all__ = [
     "CBAM",
@@ -22,6 +30,7 @@ __all__ = [
     "WeightsReport",
     "__version__",
     "attach",
+    "attention_maps",
     "cost",
     "detach",
     "disabled",
@@ -35,3 +44,13 @@ __all__ = [
     "save_pretrained",
     "set_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # `cbam.explain` needs torchcam and matplotlib, which `import cbam` does not load.
+    if name == "explain":
+        try:
+            return importlib.import_module("cbam.explain")
+        except ModuleNotFoundError as error:
+            raise MissingExtra("cbam.explain", "compare", str(error.name)) from error
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,6 +26,7 @@ from cbam.errors import CBAMError
         ({"budget": -1.0}, "--budget must be more than 0, given -1"),
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"parts": ("traffic",)}, "--parts traffic: measured on a GPU only. Add --device cuda"),
+        ({"parts": ("code",), "device": "cuda"}, "--parts code: measured on a CPU only. Leave out --device"),
         ({"seconds": float("nan")}, "--seconds must be more than 0, given nan"),
     ],
 )

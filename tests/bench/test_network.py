@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import cbam
-from cbam.bench.cases import INFERENCE, TRAINING, Case
+from cbam.bench import measure as measuring
+from cbam.bench.cases import INFERENCE, TRAINING, UNCOMPILED, Case
 from cbam.bench.config import BenchConfig
 from cbam.bench.device import device_of
 from cbam.bench.modules import BaselinesDiffer
@@ -37,7 +40,7 @@ def test_all_networks_are_timed(mode):
 
 
 def test_the_textbook_sits_at_the_same_sites_with_the_same_weights():
-    networks = Networks(case(INFERENCE), "resnet20", CPU)
+    networks = Networks(case(INFERENCE), config(), CPU)
     assert sum(isinstance(m, Textbook) for m in networks.networks["textbook"].modules()) == 9
     networks.check()
     assert networks.networks["plain"].training is False
@@ -50,7 +53,7 @@ def test_a_textbook_network_that_computes_something_else_is_not_timed(monkeypatc
 
 
 def test_batch_norms_of_untrained_networks_normalise():
-    networks = Networks(case(INFERENCE, size=128), "resnet18", CPU)
+    networks = Networks(case(INFERENCE, size=128), config("resnet18"), CPU)
     for name, net in networks.networks.items():
         norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         spreads = []
@@ -63,7 +66,7 @@ def test_batch_norms_of_untrained_networks_normalise():
 
 
 def test_a_training_step_trains():
-    networks = Networks(case(TRAINING), "resnet20", CPU)
+    networks = Networks(case(TRAINING), config(), CPU)
     net = networks.networks["plain"]
     step, before = networks.calls()["plain"], networks.forward(net).item()
     for _ in range(100):
@@ -73,7 +76,7 @@ def test_a_training_step_trains():
 
 
 def test_the_layout_reaches_the_weights():
-    networks = Networks(case(INFERENCE, "channels_last"), "resnet20", CPU)
+    networks = Networks(case(INFERENCE, "channels_last"), config(), CPU)
     assert networks.x.is_contiguous(memory_format=torch.channels_last)
     weight = next(p for p in networks.networks["textbook"].parameters() if p.dim() == 4 and p.shape[2] == 3)
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -82,6 +85,7 @@ def test_the_layout_reaches_the_weights():
 @pytest.mark.parametrize(("study", "names"), [
     ("", ["plain", "cbam operator", "cbam operator, epilogue apart", "textbook", "careful", "se"]),
     ("compiled", ["plain", "cbam operator", "careful"]),
+    ("compiled, reduce-overhead", ["plain", "cbam operator", "careful"]),
     ("everything compiled", ["plain", "cbam operator", "textbook", "careful", "se"]),
 ])  # fmt: skip
 def test_the_networks_of_a_gpu(study, names):
@@ -89,11 +93,52 @@ def test_the_networks_of_a_gpu(study, names):
     if dry.operator_missing():
         pytest.skip("no operator")
     one = Case("network", study, TRAINING, (2, 3, 32, 32), "bfloat16", "channels_last", 0)
-    networks = Networks(one, "resnet20", dry)
+    networks = Networks(one, config(), dry)
     assert list(networks.networks) == names
     networks.check()
     assert next(networks.networks["plain"].parameters()).dtype == torch.float32, "AMP casts them"
     with torch.no_grad():
         assert networks.forward(networks.networks["plain"]).dtype == torch.float32
-    only = Networks(one, "resnet20", dry, only="careful")
-    assert list(only.prepare()) == ["careful"]
+    only = Networks(one, replace(config(), quick=True), dry, only="careful")
+    captured = ["careful, in a graph"] if study == "compiled" else []
+    assert list(only.prepare()) == ["careful", *captured]
+
+
+def test_the_modes_of_a_gpu_reach_the_compiler(monkeypatch):
+    given = []
+    monkeypatch.setattr(torch, "compile", lambda network, **options: given.append(options) or network)
+    for study, mode in (("compiled", None), ("compiled, reduce-overhead", "reduce-overhead")):
+        one = Case("network", study, INFERENCE, (2, 3, 32, 32), "bfloat16", "channels_last", 0)
+        Networks(one, config(), device_of("dry-run"), only="plain").calls()
+        assert given.pop() == {"dynamic": False, "backend": "eager", "mode": mode}
+    assert not given
+
+
+def test_on_a_cpu_compiled_networks_run_beside_those_that_are_not(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        torch, "compile", lambda network, **options: compiled.append(options["backend"]) or network
+    )
+    one = Case("network", "compiled", TRAINING, (2, 3, 32, 32), "float32", "channels_last", 1)
+    result = measure(one, config(), CPU)
+    assert compiled == ["inductor"] * 3
+    assert result.ways == ["", UNCOMPILED]
+    names = ["plain", Networks(one, config(), CPU).ours, "careful"]
+    for way in result.ways:
+        assert list(result.of_way(way).samples_ms) == names
+        assert result.of_way(way).ratio("plain") == 1.0
+    assert list(measuring.compiling(one, config())) == [], "the case itself compiles"
+
+
+def test_a_network_that_cannot_be_compiled_is_left_out(monkeypatch):
+    def broken(network, **options):
+        def call(x):
+            raise RuntimeError("no C++ compiler")
+
+        return call if "CBAM" in str(network) else network
+
+    monkeypatch.setattr(torch, "compile", broken)
+    one = Case("network", "compiled", INFERENCE, (2, 3, 32, 32), "float32", "channels_last", 1)
+    result = measure(one, config(), CPU)
+    assert {name.removesuffix(UNCOMPILED) for name in result.samples_ms} == {"plain", "careful"}
+    assert result.notes[0].endswith("RuntimeError: no C++ compiler")

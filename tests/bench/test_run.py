@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -149,4 +150,5 @@ def test_a_budget_ends_the_run_and_names_what_is_left(tmp_path):
 def test_networks_are_compiled_one_by_one():
     case = Case("network", "compiled", "inference", (1, 3, 32, 32), "bfloat16", "channels_last", 0)
     tasks = list(measure.compiling(case, BenchConfig(device="dry-run")))
+    assert list(measure.compiling(replace(case, study=""), BenchConfig(device="dry-run"))) == []
     assert [task.arguments[2] for task in tasks] == ["plain", "cbam operator", "careful"]

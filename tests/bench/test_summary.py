@@ -92,6 +92,8 @@ def test_the_tables_fit_and_say_it(results, width):
     assert ("forward", "contiguous", "84.3", "48.2", "1.75x", "1.50x") in rows
     assert ("time", "~", "size^", "1.00", "1.00", "1.00", "1.00") in rows
     assert ("cbam", "operator", "1.02", "2.50", "1.02", "2.50") in rows
+    assert ("batch", "norm", "with", "CBAM", "18.0", "4.50x", "18.0", "4.50x") in rows
+    assert "inference, contiguous: ours 1.050 (1.050 to 1.050), of the fastest 1.050" in text
 
 
 def test_half_a_run_has_the_tables_of_that_half(results):
@@ -139,6 +141,8 @@ def test_promises_that_are_kept(results, tmp_path, capsys):
     assert found["training step / plain, channels_last"].verdict == "aim met"
     assert found["bytes saved / plain, contiguous"].measured == pytest.approx(1.015)
     assert found["1 thread / 2, forward, contiguous"].measured == pytest.approx(1.75)
+    assert found["1x64x4², batch norm with CBAM / batch norm"].measured == pytest.approx(3.0)
+    assert found["1x64x4², CBAM / relu, forward + backward"].verdict == "must met"
     BenchFolder(tmp_path).write_outputs(results, {})
     assert main([str(tmp_path)]) == 0
     assert "MISSED" not in capsys.readouterr().out
@@ -188,6 +192,6 @@ def test_the_figures_of_the_document_come_from_the_committed_results(capsys):
 
 def test_the_page_has_promises_tables_and_what_is_missing(results):
     page = markdown(results, {"quick": True, "commit": "abc"}, {"python": "3.12"}, {"a case": "no time left"})
-    for words in ("numbers mean nothing", "## Promises", "| forward: textbook / ours | >= 10 |", "commit abc",
+    for words in ("numbers mean nothing", "## Promises", "| forward: textbook / ours |  | >= 10 |", "commit abc",
                   "## forward, contiguous, N=8", "| a case | no time left |", "Widest quartiles"):  # fmt: skip
         assert words in page, words

@@ -25,9 +25,9 @@ def test_quick_runs_from_end_to_end(tmp_path, capsys):
         assert words in shown.out, words
     assert "only checks that everything works" in shown.out
     assert str(tmp_path / "bench.csv") in shown.out
-    assert "32 measurements" in shown.err
+    assert "34 measurements" in shown.err
     content = json.loads((tmp_path / "bench.json").read_text())
-    assert len(content["results"]) == 32
+    assert len(content["results"]) == 34
     assert content["settings"]["quick"] is True
 
 

@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from cbam.compare.drawing import LOOKS, OTHER_LOOK
 from cbam.compare.report import write_report
 from cbam.errors import CBAMError
+from cbam.page.drawing import LOOKS, OTHER_LOOK
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

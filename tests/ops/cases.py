@@ -60,17 +60,17 @@ class WithResidual(nn.Module):
         return self._attend(x, self.residual, self.relu)
 
     def _attend(self, x, residual, relu):
-        before, eps = NormBefore(), -1.0
+        before, numbers = NormBefore(), {}
         if self.norm is not None:
             n, own = self.norm, self.norm.weight.dtype
             if n.training:
                 var, mean = torch.var_mean(x.detach().to(own), (0, 2, 3), correction=0)
-                eps = n.eps
             else:
                 mean, var = n.running_mean, n.running_var
-            before = NormBefore(n.weight, n.bias, mean, (var + n.eps).rsqrt())
+            before = NormBefore(n.weight, n.bias, mean, var)
+            numbers = {"pre_training": n.training, "pre_eps": n.eps}
         weights = self.attention.operator_weights(x)
-        settings = self.attention.operator_config()._replace(relu=relu, pre_eps=eps)
+        settings = self.attention.operator_config()._replace(relu=relu, **numbers)
         y, stats = fused.attend(x, weights, settings, before, residual)
         self.attention.after_operator(x, stats)
         return y

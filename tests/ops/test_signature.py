@@ -85,7 +85,7 @@ def test_arguments_are_found_by_their_names(call, arguments):
     assert flat(parsed) == tuple(names)
     assert parsed.x == "x"
     assert parsed.weights == Weights._make(Weights._fields)
-    assert parsed.before == NormBefore("pre_weight", "pre_bias", "pre_mean", "pre_invstd")
+    assert parsed.before == NormBefore("pre_weight", "pre_bias", "pre_mean", "pre_var")
     numbers = [name for name in OperatorConfig._fields if name in names]
     assert parsed.config == OperatorConfig(*numbers)
 

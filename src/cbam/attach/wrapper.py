@@ -77,6 +77,8 @@ class WithAttention(nn.Module):
             return y
         if is_plain(host, nn.BatchNorm2d) and not is_like(end.shortcut, u):
             return end.apart(self.forward(u))  # norm and attention may still run together
+        if not isinstance(attention, AttentionModule):
+            return end.apart(self.forward(u))
         x = host(u)
         y = attention.attend_epilogue(x, end.shortcut, end.relu)
         return end.apart(attention(x)) if y is None else y

@@ -9,9 +9,10 @@ from pathlib import Path
 from rich.console import Console
 
 from cbam.bench.folder import load
-from cbam.bench.targets import deviations, targets
+from cbam.bench.report import promises
+from cbam.bench.targets import targets
 from cbam.errors import CBAMError
-from cbam.runs.tables import Section, show
+from cbam.runs.tables import show
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,12 +23,8 @@ def main(arguments: Sequence[str]) -> int:
     except CBAMError as error:
         console.print(f"cbam.bench: {error}", soft_wrap=True)
         return 2
-    found = list(targets(results))
-    others = deviations(results) if results[0].case.threads else ()
-    notes = [f"The promises are for other options: {text}." for text in others]
-    table = Section("Promises", ["figure", "must", "aim", "measured", ""], [t.cells for t in found], notes)
-    show([table], console)
-    return int(any(not target.verdict.endswith("met") for target in found))
+    show([promises(results)], console)
+    return int(any(not target.verdict.endswith("met") for target in targets(results)))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,16 @@ from cbam.evaluate.timing import quartiles, ratios
 FORWARD, BOTH = "forward", "forward+backward"
 INFERENCE, TRAINING = "inference", "training step"
 PLAIN = "plain"
-GRAPH, HOT = ", in a graph", ", in a graph, map in the cache"
-"""Behind a name: timed in a CUDA graph on a cold cache, or right after the map was written."""
+GRAPH, HOT, UNCOMPILED = ", in a graph", ", in a graph, map in the cache", ", and without the compiler"
+"""Behind a name: timed in a CUDA graph on a cold cache, or right after the map was written; or without the compiler,
+in the same rounds as with it."""
 ONE_THREAD = ", 1 thread"
 GRAPHS, COMPILED_NETWORKS, EVERYTHING_COMPILED = "CUDA graph", "compiled", "everything compiled"
-"""How networks are run; for modules the last one adds to the usual study, which compiles two of them."""
+REDUCED = "compiled, reduce-overhead"
+"""How networks are run; for modules EVERYTHING_COMPILED adds to the usual study, which compiles two of them."""
+RELU = "relu"
+TINY = (1, 64, 4, 4)
+"""A map on which a call costs what it costs the host."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Case:
     """One measurement: everything in it is timed in the same rounds.
 
     Args:
-        part: One of `cbam.bench.config.GPU_PARTS`.
+        part: As in `cbam.bench.config`, except that compiled networks are of the part network.
         study: Of the scaling part threads, batch or map; of networks how they are run; otherwise mostly empty.
         mode: forward, forward+backward, inference or training step.
         shape: (N, C, H, W) of the input.
@@ -57,12 +62,17 @@ class Case:
     @property
     def reference(self) -> str:
         """What ratios are relative to."""
-        return PLAIN if self.part == "network" else COPY
+        return {"network": PLAIN, "host": RELU}.get(self.part, COPY)
 
     @property
     def compiles(self) -> bool:
         """Whether something in the case is compiled, if the run compiles anything."""
-        return self.part == "modules" or self.study in (COMPILED_NETWORKS, EVERYTHING_COMPILED)
+        return self.part == "modules" or self.study in (COMPILED_NETWORKS, REDUCED, EVERYTHING_COMPILED)
+
+    @property
+    def asked_by(self) -> str:
+        """The value of --parts that asks for it."""
+        return "compiled" if self.part == "network" and self.compiles else self.part
 
 
 @dataclass
@@ -104,12 +114,13 @@ class Result:
 
     @property
     def ways(self) -> list[str]:
-        """The ways in which it was timed: "" for a plain call, GRAPH, HOT."""
-        return [way for way in ("", GRAPH, HOT) if self.case.reference + way in self.samples_ms]
+        """The ways in which it was timed: "" for a plain call, GRAPH, HOT, UNCOMPILED."""
+        ways = ("", GRAPH, HOT, UNCOMPILED)
+        return [way for way in ways if self.case.reference + way in self.samples_ms]
 
     def of_way(self, way: str) -> Result:
         """Return the times of one way only, under the providers' own names."""
-        others = tuple(other for other in (GRAPH, HOT) if other != way)
+        others = tuple(other for other in (GRAPH, HOT, UNCOMPILED) if other != way)
         kept = {
             name.removesuffix(way): samples
             for name, samples in self.samples_ms.items()
@@ -136,7 +147,7 @@ def cases(config: BenchConfig) -> list[Case]:
         config: In effect.
     """
     found = _on_gpu(config) if config.like_gpu else _on_cpu(config)
-    return [case for case in dict.fromkeys(found) if case.part in config.parts]
+    return [case for case in dict.fromkeys(found) if case.asked_by in config.parts]
 
 
 def _case(
@@ -188,7 +199,13 @@ def _on_cpu(config: BenchConfig) -> Iterator[Case]:
     for mode in (INFERENCE, TRAINING):
         for layout in config.memory_formats:
             yield from _networks(config, config.batch_size, (mode,), memory_format=layout)
+    yield from (_case(config, "host", mode, TINY) for mode in (FORWARD, BOTH))
     yield from _scaling(config)
+    if config.compile or config.small:
+        for layout in config.memory_formats:
+            steps = (TRAINING, INFERENCE)
+            yield from _networks(config, config.batch_size, steps, COMPILED_NETWORKS, memory_format=layout)
+    yield _case(config, "code", "", (128, 256, 56, 56), dtype="bfloat16", memory_format="channels_last")
 
 
 def _on_gpu(config: BenchConfig) -> Iterator[Case]:
@@ -202,9 +219,12 @@ def _on_gpu(config: BenchConfig) -> Iterator[Case]:
     yield from _networks(config, 1, (INFERENCE,), GRAPHS)
     if config.compile:
         yield from _networks(config, main, steps, COMPILED_NETWORKS)
-    yield from (_case(config, "host", mode, (1, 64, 4, 4)) for mode in (FORWARD, BOTH))
+    yield from (_case(config, "host", mode, TINY) for mode in (FORWARD, BOTH))
     yield from _networks(config, main, steps)
+    yield from (_case(config, "kernels", BOTH, (1, *size)) for size in config.maps)
     yield _case(config, "traffic", "", stages[0])
+    if config.compile:
+        yield from _networks(config, main, steps, REDUCED)
     if config.small:
         yield from _scaling(config)
         return

@@ -16,8 +16,12 @@ from cbam.bench.device import DEVICES
 from cbam.errors import CBAMError, unknown_name
 from cbam.runs.config import RunConfig, option
 
-PARTS = ("modules", "network", "scaling")
-GPU_PARTS = ("checks", "kernels", "modules", "network", "host", "traffic", "scaling")
+PARTS = ("modules", "network", "host", "scaling")
+"""What a run on a CPU measures by default."""
+ASKED_FOR = ("compiled", "code")
+"""What it measures if it is asked to, since compiling takes minutes."""
+GPU_PARTS = ("checks", "kernels", "modules", "network", "compiled", "host", "traffic", "scaling")
+ALL_PARTS = tuple(dict.fromkeys((*GPU_PARTS, *PARTS, *ASKED_FOR)))
 DTYPES = {
     "float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16,
 }  # fmt: skip
@@ -34,10 +38,13 @@ class BenchConfig(RunConfig):
     [(64, 28, 28)]
     """
 
-    parts: tuple[str, ...] = option(GPU_PARTS, affects_result=False)
-    """What to measure: modules (CBAM alone, next to other implementations), network (a whole one), scaling (with
-    threads, batch and map); on a GPU also checks (is the operator correct here?), kernels, host (the time of a call on
-    the CPU) and traffic (bytes read from and written to DRAM)."""
+    parts: tuple[str, ...] = option(PARTS, affects_result=False)
+    """What to measure: modules (CBAM alone, next to other implementations), network (a whole one), host (what a call
+    costs on a tiny map), scaling (with threads, batch and map). On a CPU only if asked for, since compiling takes
+    minutes: compiled (the network under torch.compile, three times: plain, with this library's CBAM and with a careful
+    module; four minutes for resnet18) and code (what compiled code says of the GPU kernels, without a GPU; three
+    minutes). On a GPU also checks (is the operator correct here?), kernels, compiled, and traffic (bytes read from and
+    written to DRAM)."""
     device: str = "cpu"
     """cpu, cuda, or dry-run: the steps of a GPU run on tiny maps on the CPU; the numbers mean nothing."""
     shapes: tuple[str, ...] = ("256x56x56", "512x28x28", "1024x14x14", "2048x7x7")
@@ -77,7 +84,7 @@ class BenchConfig(RunConfig):
     def __post_init__(self) -> None:
         for kind, given, valid in (
             ("device", (self.device,), DEVICES),
-            ("part", self.parts, GPU_PARTS),
+            ("part", self.parts, ALL_PARTS),
             ("dtype", (self.dtype,), DTYPES),
             ("memory format", self.memory_formats, MEMORY_FORMATS),
         ):
@@ -98,8 +105,12 @@ class BenchConfig(RunConfig):
         for name, time in (("seconds", self.seconds), ("budget", self.budget)):
             if not time > 0:
                 raise CBAMError(f"--{name} must be more than 0, given {time}")
-        if self.device == "cpu" and not set(self.parts) & set(PARTS):
-            raise CBAMError(f"--parts {' '.join(self.parts)}: measured on a GPU only. Add --device cuda")
+        here = GPU_PARTS if self.like_gpu else (*PARTS, *ASKED_FOR)
+        if not set(self.parts) & set(here):
+            where = (
+                "on a CPU only. Leave out --device" if self.like_gpu else "on a GPU only. Add --device cuda"
+            )
+            raise CBAMError(f"--parts {' '.join(self.parts)}: measured {where}")
         _ = self.maps
 
     @property
@@ -166,8 +177,8 @@ def defaults(device: str) -> BenchConfig:
     if device not in ("cuda", "dry-run"):
         return BenchConfig()
     return BenchConfig(
-        device=device, batch_size=128, dtype="bfloat16", memory_formats=("channels_last",), rounds=25, seconds=0.6,
-        budget=480.0, output=Path("runs/bench-gpu"),
+        device=device, parts=GPU_PARTS, batch_size=128, dtype="bfloat16", memory_formats=("channels_last",), rounds=25,
+        seconds=0.6, budget=480.0, output=Path("runs/bench-gpu"),
     )  # fmt: skip
 
 

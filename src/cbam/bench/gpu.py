@@ -1,4 +1,4 @@
-"""On a GPU only: the checks before anything is timed, every kernel's time, and what a call costs the host."""
+"""On a GPU only: the checks before anything is timed, and every kernel's time."""
 
 from __future__ import annotations
 
@@ -12,35 +12,43 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cbam.bench.baselines import COPY, TEXTBOOK, Baseline, ours_of
+from cbam.bench.baselines import COPY, TEXTBOOK, ours_of
 from cbam.bench.cases import Case, Result
 from cbam.bench.config import BenchConfig
 from cbam.bench.device import Device
 from cbam.bench.modules import Comparison
 from cbam.evaluate.dram import run_quietly
-from cbam.evaluate.timing import Candidate, interleave, kernel_times
+from cbam.evaluate.timing import kernel_times
 from cbam.ops.dispatch import set_backend
 
-CHECKS = Path(__file__).resolve().parents[3] / "tests" / "ops" / "test_real_shapes.py"
+ROOT = Path(__file__).resolve().parents[3]
+FIRST = ROOT / "tests/ops/test_first_on_a_gpu.py"
+CHECKS = (FIRST, ROOT / "tests/ops/test_real_shapes.py")
+"""In the order in which they run: first what has changed since a GPU was last at hand."""
 CHECKING_SECONDS = 150
 OK, IMPRECISE, WRONG, SKIPPED = "ok", "imprecise", "wrong", "skipped"
 
 
 def check(case: Case, config: BenchConfig, device: Device) -> Result:
     """Run the operator's tests on real shapes for the case's dtype and memory format; `extra` has what they found."""
-    if not CHECKS.exists() or not importlib.util.find_spec("pytest"):
-        return Result(case, notes=[f"the operator was not checked: needs pytest and {CHECKS}"])
+    if not all(file.exists() for file in CHECKS) or not importlib.util.find_spec("pytest"):
+        return Result(case, notes=[f"the operator was not checked: needs pytest and {CHECKS[-1]}"])
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        only = ["-k", f"{case.dtype} and {case.memory_format}", "--device", device.torch.type]
-        command = [sys.executable, "-m", "pytest", str(CHECKS), *only, "-q", "-p", "no:cacheprovider"]
+        wanted = f"{FIRST.stem} or ({case.dtype} and {case.memory_format})"
+        only = [*map(str, CHECKS), "-k", wanted, "--device", device.torch.type]
+        command = [sys.executable, "-m", "pytest", *only, "-q", "-p", "no:cacheprovider"]
         try:
-            run = run_quietly([*command, f"--junitxml={report}"], CHECKING_SECONDS, CHECKS.parents[2])
+            run = run_quietly([*command, f"--junitxml={report}"], CHECKING_SECONDS, CHECKS[-1].parents[2])
         except subprocess.TimeoutExpired:
-            return Result(case, extra={"counts": {WRONG: 1}, "failures": {CHECKS.name: "took too long"}})
+            return _broken(case, "took too long")
         if not report.exists():
-            return Result(case, extra={"counts": {WRONG: 1}, "failures": {CHECKS.name: run.stdout[-500:]}})
+            return _broken(case, run.stdout[-500:])
         return Result(case, extra=read_report(report.read_text(encoding="utf-8")))
+
+
+def _broken(case: Case, why: str) -> Result:
+    return Result(case, extra={"counts": {WRONG: 1}, "failures": {"the checks": why}})
 
 
 def read_report(text: str) -> dict[str, Any]:
@@ -64,31 +72,11 @@ def read_report(text: str) -> dict[str, Any]:
 
 
 def kernels(case: Case, config: BenchConfig, device: Device) -> Result:
-    """Return every kernel's launches and microseconds in one forward and backward."""
+    """Return every kernel's launches and microseconds in one forward and backward, and those of a copy of the map."""
     comparison, tables = Comparison(case, device, ()), {}
-    for name in (ours_of(comparison.baselines), TEXTBOOK):
-        comparison.baselines[name].select()
+    for name in (ours_of(comparison.baselines), TEXTBOOK, COPY):
+        if name != COPY:
+            comparison.baselines[name].select()
         tables[name] = kernel_times(partial(comparison.step, name), device.torch)
     set_backend("auto")
     return Result(case, input_bytes=comparison.x.nbytes, extra={"kernels": tables})
-
-
-def host(case: Case, config: BenchConfig, device: Device) -> Result:
-    """Time the host: Python, dispatch and launches, without waiting for the GPU, on a tiny map."""
-    try:
-        comparison = Comparison(case, device, ())
-        candidates = {}
-        for name in (COPY, *comparison.baselines):
-            baseline = comparison.baselines.get(name)
-            call, grad = partial(comparison.step, name), comparison.grad and baseline is not None
-            candidates[name] = Candidate(call, grad, prepare=partial(_prepare, device, baseline))
-        times = interleave(candidates, rounds=config.rounds, seconds=config.seconds)
-    finally:
-        set_backend("auto")
-    return Result(case, times, input_bytes=comparison.x.nbytes)
-
-
-def _prepare(device: Device, baseline: Baseline | None) -> None:
-    if baseline is not None:
-        baseline.select()
-    device.synchronize()

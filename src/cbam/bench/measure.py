@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from cbam.bench import gpu, modules, network, traffic
+from cbam.bench import code, gpu, host, modules, network, traffic
 from cbam.bench.baselines import CAREFUL, OPERATOR, TEXTBOOK
 from cbam.bench.cases import EVERYTHING_COMPILED, PLAIN, Case, Result
 from cbam.bench.config import BenchConfig
@@ -19,8 +19,9 @@ MEASURE: dict[str, Callable[[Case, BenchConfig, Device], Result]] = {
     "scaling": modules.measure_scaling,
     "checks": gpu.check,
     "kernels": gpu.kernels,
-    "host": gpu.host,
+    "host": host.measure,
     "traffic": traffic.measure,
+    "code": code.measure,
 }
 # Part -> seconds that a case needs, and after which it is given up, on a GPU.
 SECONDS = {"checks": (20, 160), "traffic": (30, 170), "network": (12, 150), "modules": (6, 75)}
@@ -42,7 +43,9 @@ def measuring(case: Case, config: BenchConfig) -> Task:
 
 
 def compiling(case: Case, config: BenchConfig) -> Iterator[Task]:
-    """Yield what fills torch's compile cache for a case; the networks one by one."""
+    """Yield what fills torch's compile cache for a case; the networks one by one, on a CPU by the case itself."""
+    if not case.compiles or (case.part == "network" and case.threads):
+        return
     names = [""]
     if case.part == "network":
         more = [TEXTBOOK, network.SE] if case.study == EVERYTHING_COMPILED else []
@@ -60,7 +63,7 @@ def compile_case(case: Case, config: BenchConfig, only: str) -> None:
     if case.threads:
         torch.set_num_threads(case.threads)  # it is written into the code
     if case.part == "network":
-        network.Networks(case, config.model, device, only).prepare()
+        network.Networks(case, config, device, only).prepare()
     else:
         modules.Comparison(case, device, modules.compiled_in(case, config)).compile()
     device.tidy()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from cbam.attach import attach
 from cbam.bench.baselines import CAREFUL, EAGER, OPERATOR, TEXTBOOK
-from cbam.bench.cases import COMPILED_NETWORKS, EVERYTHING_COMPILED, GRAPHS, INFERENCE, PLAIN, Case, Result
+from cbam.bench.cases import COMPILED_NETWORKS as COMPILED
+from cbam.bench.cases import GRAPH, GRAPHS, INFERENCE, PLAIN, REDUCED, UNCOMPILED, Case, Result
 from cbam.bench.config import DTYPES, MEMORY_FORMATS, BenchConfig
 from cbam.bench.device import Device
 from cbam.bench.modules import BaselinesDiffer, first_line
@@ -36,17 +37,18 @@ _CLASSES = 1000
 class Networks:
     """The networks of a case, or `only` one of them, with the same weights wherever they have the same parts."""
 
-    def __init__(self, case: Case, model: str, device: Device, only: str = ""):
+    def __init__(self, case: Case, config: BenchConfig, device: Device, only: str = ""):
         self.case, self.device, self.training = case, device, case.mode != INFERENCE
+        self.compiler = "eager" if config.small else device.compiler
         dtype, layout = DTYPES[case.dtype], MEMORY_FORMATS[case.memory_format]
         self.amp = device.like_gpu and dtype != torch.float32
-        self.compiled = case.study in (COMPILED_NETWORKS, EVERYTHING_COMPILED)
+        self.compiled = case.compiles
         # Under AMP images and weights are float32.
         given = torch.float32 if self.amp else dtype
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(case.shape, generator=generator)
         self.target = torch.randint(_CLASSES, (case.shape[0],), generator=generator).to(device.torch)
-        built = _build(model, device, case.shape[1:])
+        built = _build(config.model, device, case.shape[1:])
         self.notes: list[str] = []
         self.ours = next(name for name in built if name.startswith("cbam"))
         self.x = self.x.to(device.torch, given).contiguous(memory_format=layout)
@@ -58,9 +60,11 @@ class Networks:
         }
 
     def _names(self, built: dict[str, nn.Module]) -> list[str]:
-        if self.case.study == COMPILED_NETWORKS:
+        if self.case.study in (COMPILED, REDUCED):
             return [PLAIN, self.ours, CAREFUL]
-        return [name for name in built if not (self.compiled and name.endswith(APART))]
+        # On a CPU the careful module is timed with the compiler only, which it is written for.
+        apart = (APART,) if self.compiled else () if self.device.like_gpu else (APART, CAREFUL)
+        return [name for name in built if not name.endswith(apart)]
 
     def select(self, name: str) -> None:
         """Choose the backend for a network: on a GPU ours shall fail rather than run as plain torch."""
@@ -68,12 +72,13 @@ class Networks:
 
     def calls(self) -> dict[str, Callable[[], object]]:
         """Return one inference, or one training step, of every network, as it is run in this case."""
-        return {name: self._call(network) for name, network in self.networks.items()}
+        return {name: self._call(network, self.compiled) for name, network in self.networks.items()}
 
-    def _call(self, network: nn.Module) -> Callable[[], object]:
+    def _call(self, network: nn.Module, compiled: bool) -> Callable[[], object]:
         ready: Any = network
-        if self.compiled:
-            ready = torch.compile(network, dynamic=False, backend=self.device.compiler)
+        if compiled:
+            mode = "reduce-overhead" if self.case.study == REDUCED else None
+            ready = torch.compile(network, dynamic=False, backend=self.compiler, mode=mode)
         if not self.training:
             return torch.inference_mode()(partial(self.forward, ready))
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
@@ -88,27 +93,35 @@ class Networks:
     def forward(self, network: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the logits of a network, in training the loss."""
         # Casts are not kept from one call to the next: a graph must contain them all.
-        cached = self.case.study != GRAPHS
+        cached = self.case.study not in (GRAPHS, COMPILED)
         with torch.autocast(self.device.torch.type, torch.bfloat16, enabled=self.amp, cache_enabled=cached):
             y = network(self.x)
             return F.cross_entropy(y, self.target) if self.training else y
 
     def prepare(self) -> dict[str, Callable[[], object]]:
-        """Return the calls, compiled or captured where the case says so; what fails is left out with a note."""
+        """Return the calls, compiled or captured where the case says so; what fails is left out with a note.
+
+        Compiled networks also run in the device's other way: captured on a GPU, not compiled on a CPU.
+        """
         if self.compiled:
             torch._dynamo.reset()
         start, found = time.monotonic(), {}
         for name, call in self.calls().items():
-            if self.compiled and time.monotonic() - start > COMPILE_SECONDS:
+            if self.compiled and self.device.is_gpu and time.monotonic() - start > COMPILE_SECONDS:
                 self.notes.append(f"{name}: left out, compiling took too long")
                 continue
             self.select(name)
             try:
-                if self.device.like_gpu:
+                if self.device.like_gpu or self.compiled:
                     call()
                 found[name] = capture([call], self.device.torch) if self.case.study == GRAPHS else call
+                if self.case.study == COMPILED:
+                    if self.device.like_gpu:
+                        found[name + GRAPH] = capture([call], self.device.torch)
+                    else:
+                        found[name + UNCOMPILED] = self._call(self.networks[name], False)
             except Exception as error:  # whatever a compiler may raise, or no memory left
-                if not self.device.like_gpu:
+                if not (self.device.like_gpu or self.compiled):
                     raise
                 self.notes.append(f"{name}: {first_line(error)}")
         return found
@@ -159,7 +172,7 @@ def measure(case: Case, config: BenchConfig, device: Device) -> Result:
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True  # as for any training on images of one size
     try:
-        networks = Networks(case, config.model, device)
+        networks = Networks(case, config, device)
         networks.check()
         calls = networks.prepare()
         candidates = {
@@ -169,9 +182,9 @@ def measure(case: Case, config: BenchConfig, device: Device) -> Result:
         times = interleave(candidates, rounds=config.rounds, seconds=config.seconds, clock=device.clock())
         result = Result(case, times, input_bytes=networks.x.nbytes, notes=networks.notes)
         if networks.training and case.study != GRAPHS:
-            for name, call in calls.items():
+            for name in networks.networks.keys() & calls.keys():
                 networks.select(name)
-                result.peak_bytes[name] = peak_bytes(call, device.torch.type)
+                result.peak_bytes[name] = peak_bytes(calls[name], device.torch.type)
             if not networks.compiled:
                 result.saved_bytes = networks.saved()
         if device.is_gpu:
@@ -205,8 +218,6 @@ def _build(model: str, device: Device, size: tuple[int, ...]) -> dict[str, nn.Mo
         CAREFUL: references.with_module(references.Careful, plain, attended, attachment),
         SE: excited,
     }
-    if not device.like_gpu:
-        del networks[ours + APART], networks[CAREFUL]
     for network in networks.values():
         references.calibrate(network.to(device.torch), images.to(device.torch))
     return networks

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cbam.bench import summary
-from cbam.bench.baselines import COPY
+from cbam.bench.baselines import COPY, ours_of
 from cbam.bench.cases import INFERENCE, ONE_THREAD, TRAINING, Case, Result
 from cbam.bench.config import shape_text
 from cbam.bench.summary import mean_of, ours, providers, select
-from cbam.bench.targets import targets
+from cbam.bench.targets import deviations, targets
 from cbam.evaluate.timing import geometric_mean
 from cbam.runs.tables import SEPARATOR, Section
 
 KERNELS_SHOWN, LONGEST_NAME = 12, 70
+MOVED = {"pool": 1, "squeeze": 1, "apply": 2, "gate_grads": 2, "weighted": 1, "input_grad": 2}
+"""Reads and writes of the map in each pass of the module alone; the other kernels move vectors."""
 
 
 def sections(results: Sequence[Result]) -> Iterator[Section]:
@@ -31,7 +33,8 @@ def sections(results: Sequence[Result]) -> Iterator[Section]:
         yield _memory(group)
     networks = [result for result in results if result.case.part == "network"]
     for group in _groups(networks, lambda c: (c.study, c.shape[0])):
-        yield _network(group)
+        for way in group[0].ways or [""]:
+            yield _network(group, way)
     if host := select(results, "host"):
         yield _host(host)
     if passes := summary.dram_passes(results):
@@ -43,6 +46,19 @@ def sections(results: Sequence[Result]) -> Iterator[Section]:
     for study, title in (("batch", "growing batch"), ("map", "growing map")):
         if grown := select(results, "scaling", study=study):
             yield _growth(grown, title)
+
+
+def promises(results: Sequence[Result]) -> Section:
+    """Return the table of what this library promises beside what was measured."""
+    others = deviations(results) if results and results[0].case.threads else ()
+    notes = [f"The promises are for other options: {text}." for text in others]
+    rows = [
+        ["figure", "before", "must", "aim", "measured", ""],
+        *(target.cells for target in targets(results)),
+    ]
+    if not any(row[1] for row in rows[1:]):
+        rows = [[row[0], *row[2:]] for row in rows]
+    return Section("Promises", rows[0], rows[1:], notes)
 
 
 def trust(results: Sequence[Result]) -> str:
@@ -64,9 +80,7 @@ def markdown(
     parts = ["# CBAM next to other implementations", _header(settings, environment)]
     if settings.get("quick") or settings.get("device") == "dry-run":
         parts.append("**A small run: it shows that everything works; the numbers mean nothing.**")
-    rows = [target.cells for target in targets(results)]
-    promises = Section("Promises", ["figure", "must", "aim", "measured", "verdict"], rows)
-    parts += [section.markdown() for section in (promises, *sections(results))]
+    parts += [section.markdown() for section in (promises(results), *sections(results))]
     notes = dict.fromkeys(note for result in results for note in result.notes)
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     why = {result.case.name: result.extra["why"] for result in results if "why" in result.extra}
@@ -79,8 +93,9 @@ def _header(settings: dict[str, Any], environment: dict[str, Any]) -> str:
     gpu, machine = environment.get("gpu", {}), environment.get("machine", {})
     versions = {"python": environment.get("python"), "CUDA": gpu.get("cuda"), "triton": gpu.get("triton"),
                 **environment.get("packages", {})}  # fmt: skip
+    load = ", ".join(map(str, machine.get("load") or ["unknown"]))
     lines = [
-        f"- host: {machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} threads",
+        f"- host: {machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} threads, load {load}",
         "- " + ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         "- " + ", ".join(f"{name} {settings.get(name)}" for name in ("commit", "code", "operator")),
         "- " + ", ".join(str(one.get("started")) for one in (environment, *environment.get("continued", []))),
@@ -148,11 +163,12 @@ def _memory(results: Sequence[Result]) -> Section:
     return Section(title, head, rows)
 
 
-def _network(results: Sequence[Result]) -> Section:
+def _network(results: Sequence[Result], way: str) -> Section:
     """Times and memory of whole networks."""
-    case = results[0].case
-    title = f"network, batch {case.shape[0]}, {case.shape[-1]} px, {_kind(case)}: ms, times plain"
-    rows = []
+    case, rows = results[0].case, []
+    title = f"network, batch {case.shape[0]}, {case.shape[-1]} px, {_kind(case)}{way}: ms, times plain"
+    results = [result.of_way(way) for result in results]
+    notes = [_spread(result) for result in results if ours(result) in result.samples_ms and result.ways]
     for layout in _layouts(results):
         rows.append([layout])
         mine = [r for r in results if r.case.memory_format == layout]
@@ -167,16 +183,26 @@ def _network(results: Sequence[Result]) -> Section:
             for counts in ("saved_bytes", "peak_bytes"):
                 cells += [_share(getattr(r, counts), name, r.case.reference) for r in modes[1]] or [""]
             rows.append(["  " + name, *cells])
-    return Section(title, ["", "inference", "", "training", "", "saved", "peak"], rows)
+    return Section(title, ["", "inference", "", "training", "", "saved", "peak"], rows, notes)
+
+
+def _spread(result: Result) -> str:
+    """Say how far the rounds' ratios to plain lie apart, and what the fastest of all rounds are to each other."""
+    low, middle, high = result.ratio_quartiles(ours(result))
+    fastest = min(result.samples_ms[ours(result)]) / min(result.samples_ms[result.case.reference])
+    kind = f"{result.case.mode}, {result.case.memory_format}"
+    return f"{kind}: ours {middle:.3f} ({low:.3f} to {high:.3f}), of the fastest {fastest:.3f}"
 
 
 def _host(results: Sequence[Result]) -> Section:
     case = results[0].case
-    title = (
-        f"host overhead, {shape_text(case.shape)}, {case.dtype}: µs of a call, without waiting for the GPU"
-    )
-    rows = [[name, *(_three(1000 * r.quartiles(name)[1]) for r in results)] for name in providers(results)]
-    return Section(title, ["", *(result.case.mode for result in results)], rows)
+    title = f"host, {shape_text(case.shape)}, {case.dtype}{_threads(case.threads)}: µs of a call, times relu"
+    head = ["", *(cell for result in results for cell in (result.case.mode, ""))]
+    rows = [[name] for name in providers(results)]
+    for row in rows:
+        for r in results:
+            row += [_three(1000 * r.quartiles(row[0])[1]), _times(r.ratio(row[0]))]
+    return Section(title, head, rows, [] if case.threads else ["Without waiting for the GPU."])
 
 
 def _traffic(passes: Sequence[dict[str, Any]]) -> Section:
@@ -189,16 +215,25 @@ def _traffic(passes: Sequence[dict[str, Any]]) -> Section:
 
 
 def _kernels(result: Result) -> Iterator[Section]:
+    """Kernels in the order of their times; of this library's passes also how near they are to a copy of the map."""
+    copy = sum(us for _, us in result.extra["kernels"].get(COPY, {}).values())
     for name, kernels in result.extra["kernels"].items():
+        if name == COPY:
+            continue
         table = sorted(kernels.items(), key=lambda item: -item[1][1])
         shown = table[:KERNELS_SHOWN]
-        rows = [[kernel if len(kernel) <= LONGEST_NAME else kernel[: LONGEST_NAME - 3] + "...", f"{n:.1f}", _three(us)]
-                for kernel, (n, us) in shown]  # fmt: skip
+        rows = []
+        for kernel, (n, us) in shown:
+            maps = MOVED.get(kernel, 0) * n if name == ours_of(result.extra["kernels"]) else 0
+            short = kernel if len(kernel) <= LONGEST_NAME else kernel[: LONGEST_NAME - 3] + "..."
+            rows.append([short, f"{n:.1f}", _three(us)])
+            if maps:
+                rows[-1] += [f"{maps * result.input_bytes / 1e6:.1f}", f"{50 * maps * copy / us:.0f} %"]
         rows += [[f"and {len(table) - len(shown)} more"]] if len(table) > len(shown) else []
         launches, total = (sum(row[i] for row in kernels.values()) for i in (0, 1))
         title = f"kernels of forward+backward, {name}, {shape_text(result.case.shape)}"
-        note = f"{launches:.0f} launches, {total:.0f} µs."
-        yield Section(title, ["kernel", "launches", "µs"], rows, [note])
+        note = f"{launches:.0f} launches, {total:.0f} µs; a copy of the map {_three(copy)} µs."
+        yield Section(title, ["kernel", "launches", "µs", "MB", "of a copy's speed"], rows, [note])
 
 
 def _threads_table(results: Sequence[Result]) -> Section:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from cbam.bench.cases import Case, Result, cases
-from cbam.bench.config import GPU_PARTS, BenchConfig
+from cbam.bench.config import ALL_PARTS, BenchConfig
 from cbam.bench.device import device_of
 from cbam.bench.folder import BenchFolder
 from cbam.bench.gpu import WRONG
@@ -110,6 +110,9 @@ class BenchJob(Job[Case, Outcome]):
     def environment(self) -> dict[str, Any]:
         """Return machine and versions; on a CPU the process keeps freed memory from now on."""
         found = describe_environment(self.command, "cpu")
+        found["machine"]["load"] = (
+            [round(load, 1) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None
+        )
         if self.config.like_gpu:
             return {**found, "gpu": describe_gpu()}
         found["machine"]["allocator"] = keep_freed_memory()
@@ -171,7 +174,7 @@ class BenchJob(Job[Case, Outcome]):
         return Outcome(results, self.left, picture)
 
     def _measure(self, group: Sequence[Case], caches: dict[str, str]) -> None:
-        if self.config.compile and group[0].compiles and self.config.device != "dry-run":
+        if self.config.compile and self.config.device != "dry-run":
             self._compile([task for case in group for task in compiling(case, self.config)], caches)
         tasks = [measuring(case, self.config) for case in group]
         workers: Any = contextlib.nullcontext([InProcess()])
@@ -195,6 +198,8 @@ class BenchJob(Job[Case, Outcome]):
             self.left |= {task.name: why for task, why in run_tasks(tasks, pool, done, self.deadline, wanted)}
 
     def _compile(self, tasks: Sequence[Task], caches: dict[str, str]) -> None:
+        if not tasks:
+            return
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         like_gpu, start = self.config.like_gpu, time.monotonic()
         most = min(WORKERS, max(1, cores // CORES_EACH)) if like_gpu else self.config.threads or 1
@@ -227,7 +232,7 @@ class BenchJob(Job[Case, Outcome]):
     def _results(self) -> list[Result]:
         """Return all results of the folder, also of parts that this call was not asked for, in their order."""
         done = self.folder.results()
-        names = [case.name for case in cases(replace(self.config, parts=GPU_PARTS))]
+        names = [case.name for case in cases(replace(self.config, parts=ALL_PARTS))]
         return [done[name] for name in names if name in done]
 
 

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from cbam.bench.config import BenchConfig, defaults
+from cbam.bench.config import ASKED_FOR, BenchConfig, defaults
 from cbam.cli.parsing import read_options
 
 DESCRIPTION = """Time CBAM as a module, in a network, and over sizes and threads, next to the textbook module, a careful
 one, timm's, and torch.compile of each. Writes tables, JSON, CSV and a picture. Takes a few minutes; nothing else should
-run on the machine.
+run on the machine. --parts compiled adds whole networks under torch.compile, and --parts code what compiled code says
+of the GPU kernels without a GPU: each takes minutes more, most of it the compiler's.
 
-Examples: cbam bench --parts modules --memory-formats channels_last; cbam bench --device cuda --budget 480"""
+Examples: cbam bench --parts modules --memory-formats channels_last; cbam bench --parts compiled --model resnet18
+--seconds 240; cbam bench --device cuda --budget 480"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         BenchConfig, "cbam bench", DESCRIPTION, arguments, default=defaults(_device(arguments))
     )
     # Heavy imports after parsing, so that a wrong option is reported at once.
-    from cbam.bench.report import sections, trust
+    from cbam.bench.report import promises, sections, trust
     from cbam.bench.run import prepare
     from cbam.cli.running import run_job
     from cbam.runs.tables import show
@@ -32,6 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     assert outcome is not None
     console = Console(highlight=False)
     show(sections(outcome.results), console)
+    if any(result.case.asked_by in ASKED_FOR for result in outcome.results):
+        show([promises(outcome.results)], console)
     console.print(trust(outcome.results), soft_wrap=True)
     for name, why in outcome.left.items():
         console.print(f"not measured: {name}: {why}", soft_wrap=True)

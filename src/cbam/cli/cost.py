@@ -12,6 +12,8 @@ from cbam.cli.plan import PlanConfig
 from cbam.errors import CBAMError
 from cbam.evaluate import Cost, cost
 from cbam.evaluate.paper_costs import render_table
+from cbam.evaluate.paper_detection import render_detectors
+from cbam.evaluate.paper_tables import TABLES
 from cbam.formatting import columns
 from cbam.models import build_model
 
@@ -33,7 +35,7 @@ class CostConfig(PlanConfig):
     depth: int = 1
     """Levels of modules in the table."""
     table: int | None = None
-    """Instead of a model: the cost columns of this table of the paper (1 to 5), next to our counts."""
+    """Instead of a model: the cost columns of this table of the paper (1 to 7), next to our counts."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,7 +47,7 @@ def run(config: CostConfig) -> int:
     """Print the model's table, and what the attention adds; return the exit code."""
     _check(config)
     if config.table is not None:
-        print(render_table(config.table))
+        print(render_table(config.table) if config.table in TABLES else render_detectors(config.table))
         return 0
     size = config.image_size
     model = build_model(config.model, config.classes, in_channels=size[0])

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train one network with attention, on a laptop or many GPUs; resumable",
     "evaluate": "top-1 and top-5 accuracy of a trained network",
     "detect": "train, compare, evaluate and apply detectors with attention",
+    "explain": "show where a network looks: class activation maps, gates, a page side by side",
     "plan": "show where attention would go in a model; change nothing",
     "cost": "count parameters, multiply-adds and memory of a model",
     "bench": "time attention against baselines and against a copy of the map",

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cbam.attach.variants import label
-from cbam.compare.drawing import GRID, INK, MUTED, WIDTH, canvas, inline_svg, look, shortened, spread_labels
 from cbam.compare.statistics import ACCURACY, PairedDifference, Score, Summary, points
 from cbam.compare.tables import ClassChange
+from cbam.page.drawing import GRID, INK, MUTED, WIDTH, canvas, inline_svg, look, shortened, spread_labels
 
 _ROW = 27.0
 _LINE = 14.3

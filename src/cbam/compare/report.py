@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import shlex
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,19 +9,16 @@ from typing import Any
 
 import jinja2
 import yaml
-from PIL import Image
 
 from cbam.attach.variants import label
-from cbam.compare.drawing import LOOKS, OTHER_LOOK, css_name
 from cbam.compare.figures import classes_figure, curve_figure, differences_figure, seeds_figure
 from cbam.compare.reading import Run, read_run
 from cbam.compare.statistics import ACCURACY, Score, Summary, findings, p_text, points, summarise
 from cbam.compare.tables import class_changes, cost_table, costed, extremes, sampling_error
 from cbam.explain.overlay import colour_stops
 from cbam.files import write_atomically
-
-_LARGEST_SIDE = 224
-_SMALL_SIDE = 64
+from cbam.page import embedded, environment, shell_lines
+from cbam.page.drawing import LOOKS, OTHER_LOOK, css_name
 
 
 def write_report(run_dir: Path) -> Path:
@@ -73,7 +67,7 @@ def write_page(run: Run, summary: Summary, score: Score, template: str, own: Map
             figures=_figures(run, summary, score),
             costs=cost_table(run, summary.baseline),
             classes=_classes(run, summary, score),
-            command=_shell_lines(run.environment.get("command", [])),
+            command=shell_lines(run.environment.get("command", [])),
             config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True).strip(),
             tests=_tests(summary),
             **own,
@@ -83,23 +77,9 @@ def write_page(run: Run, summary: Summary, score: Score, template: str, own: Map
 
 
 def _environment() -> jinja2.Environment:
-    loader = jinja2.PackageLoader("cbam.compare", "templates")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"label": label, "points": points, "p": p_text, "css": css_name}
-    environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f}"
-    return environment
-
-
-def _shell_lines(command: list[str]) -> str:
-    """Write a command for a shell, one option per line."""
-    lines: list[list[str]] = [[]]
-    for word in command:
-        if word.startswith("--") and lines[0]:
-            lines.append([])
-        lines[-1].append(word)
-    return " \\\n  ".join(shlex.join(line) for line in lines)
+    found = environment("cbam.compare")
+    found.filters |= {"label": label, "points": points, "p": p_text, "css": css_name}
+    return found
 
 
 def _facts(run: Run, summary: Summary) -> list[tuple[str, str]]:
@@ -165,10 +145,10 @@ def _pictures(run: Run) -> dict[str, Any]:
     images = []
     for entry in run.pictures.get("images", []):
         variants = {
-            variant: {**shown, "overlay": embedded(folder, shown.get("overlay"))}
+            variant: {**shown, "overlay": picture(folder, shown.get("overlay"))}
             for variant, shown in entry["variants"].items()
         }
-        images.append({**entry, "original": embedded(folder, entry.get("original")), "variants": variants})
+        images.append({**entry, "original": picture(folder, entry.get("original")), "variants": variants})
     shown = [variant for variant in run.variants if any(variant in image["variants"] for image in images)]
     size = run.pictures.get("map_size")
     return {
@@ -183,22 +163,9 @@ def _pictures(run: Run) -> dict[str, Any]:
     }
 
 
-def embedded(folder: Path, name: str | None) -> Mapping[str, Any] | None:
-    """Return a picture as a data URI with its size; small ones lossless, so that their pixels stay sharp."""
-    file = folder / Path(name or "").name
-    if not name or not file.is_file():
-        return None
-    with Image.open(file) as opened:
-        picture = opened.convert("RGB")
-    small = max(picture.size) <= _SMALL_SIDE
-    stream = io.BytesIO()
-    if small:
-        picture.save(stream, "PNG", optimize=True)
-    else:
-        picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
-        picture.save(stream, "WEBP", quality=84)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return {"uri": f"data:image/{'png' if small else 'webp'};base64,{data}", "pixelated": small}
+def picture(folder: Path, name: str | None) -> Any:
+    """Return a picture of a run's folder as a data URI with its size; None where it is missing."""
+    return embedded(folder / Path(name).name) if name else None
 
 
 def _tests(summary: Summary) -> int:

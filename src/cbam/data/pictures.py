@@ -51,7 +51,7 @@ def open_image(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> PILImage.Ima
     """
     _require_file(path)
     with _header(path, path, max_pixels) as image:
-        return _shown(image, path)
+        return upright_rgb(image, path)
 
 
 def decode_image(content: bytes, name: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> PILImage.Image:
@@ -67,7 +67,7 @@ def decode_image(content: bytes, name: str, max_pixels: int = DEFAULT_MAX_PIXELS
     if not content:
         raise BadImage(name, "empty file", "0 bytes")
     with _header(BytesIO(content), name, max_pixels) as image:
-        return _shown(image, name)
+        return upright_rgb(image, name)
 
 
 def check_image(source: Path | bytes, max_pixels: int = DEFAULT_MAX_PIXELS, name: str = "") -> None:
@@ -121,7 +121,7 @@ def open_annotated(
     _require_file(path)
     with _header(path, path, max_pixels) as image:
         as_stored = _annotated_as_stored(image, path, size, upright)
-        return _shown(image, path, turn=not as_stored)
+        return upright_rgb(image, path, turn=not as_stored)
 
 
 def check_annotated(
@@ -158,7 +158,15 @@ def _decode_small(image: PILImage.Image, path: Path | str) -> None:
         _to_rgb(image, path)
 
 
-def _shown(image: PILImage.Image, path: Path | str, *, turn: bool = True) -> PILImage.Image:
+def upright_rgb(image: PILImage.Image, path: Path | str, *, turn: bool = True) -> PILImage.Image:
+    """Return an opened image like `open_image`; `path` is for errors, `turn` whether its EXIF data turn it.
+
+    Raises:
+        BadImage: its pixels cannot be decoded or shown.
+
+    >>> upright_rgb(PILImage.new("L", (4, 3)), "grey").mode
+    'RGB'
+    """
     _decode(image, path)
     turned = _UPRIGHT.get(_orientation(image)) if turn else None
     return _to_rgb(image if turned is None else image.transpose(turned), path)

@@ -55,12 +55,12 @@ class PreparedImages(EpochIndexDataset):
     def __init__(self, classes: Sequence[str], preparation: Preparation, *, augment: bool):
         self.classes = tuple(classes)
         self.max_pixels = preparation.max_pixels
-        self._mean = torch.tensor(preparation.mean, dtype=torch.float32).view(-1, 1, 1)
-        self._std = torch.tensor(preparation.std, dtype=torch.float32).view(-1, 1, 1)
-        size = preparation.size
-        self._centre = v2.Compose([v2.Resize(round(size * _RESIZE_TO_CROP)), v2.CenterCrop(size)])
+        self._preparation = preparation
+        self._centre = centre_crop(preparation.size)
         self._augment = (
-            v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]) if augment else None
+            v2.Compose([v2.RandomResizedCrop(preparation.size), v2.RandomHorizontalFlip()])
+            if augment
+            else None
         )
 
     @abc.abstractmethod
@@ -84,8 +84,19 @@ class PreparedImages(EpochIndexDataset):
         else:
             with seeded(int(hash64(self.seed, epoch, index))):
                 image = self._augment(image)
-        pixels = v2.functional.pil_to_tensor(image).to(torch.float32)
-        return pixels.div_(255).sub_(self._mean).div_(self._std)
+        return normalised(image, self._preparation.mean, self._preparation.std)
+
+
+def centre_crop(size: int) -> v2.Compose:
+    """Return the transform of images that are not augmented: the short side to 8/7 of `size`, then a centre crop."""
+    return v2.Compose([v2.Resize(round(size * _RESIZE_TO_CROP)), v2.CenterCrop(size)])
+
+
+def normalised(image: Image, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Return an image as (C, H, W) float32: its pixels on the 0..1 scale, minus the mean, over the deviation."""
+    pixels = v2.functional.pil_to_tensor(image).to(torch.float32)
+    channels = [torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std)]
+    return pixels.div_(255).sub_(channels[0]).div_(channels[1])
 
 
 def prepared_data(

@@ -7,7 +7,7 @@ import io
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 READ, WRITE = "dram__bytes_read.sum", "dram__bytes_write.sum"
@@ -47,11 +47,20 @@ def count_dram(program: Sequence[str], seconds: float = 80) -> list[tuple[str, f
 
 
 def run_quietly(
-    command: Sequence[str], seconds: float, folder: Path | None = None
+    command: Sequence[str],
+    seconds: float,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder and keep what it prints."""
+    """Run a command in a folder, with this process's environment or another one, and keep what it prints."""
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL, cwd=folder
+        command,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        stdin=subprocess.DEVNULL,
+        cwd=folder,
+        env=environment,
     )
 
 

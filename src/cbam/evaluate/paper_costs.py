@@ -37,12 +37,12 @@ class CountedRow:
     @property
     def params(self) -> str:
         """Our parameters in millions, with as many digits as in the paper."""
-        return _round(self.parameters, 6, self.printed.params or "0.00")
+        return rounded(self.parameters, 6, self.printed.params or "0.00")
 
     @property
     def gflops(self) -> str:
         """Our multiply-adds in billions, with as many digits as in the paper."""
-        return _round(self.macs, 9, self.printed.gflops or "0.000")
+        return rounded(self.macs, 9, self.printed.gflops or "0.000")
 
     @property
     def params_differ(self) -> bool:
@@ -85,9 +85,9 @@ def render_table(number: int, counted: Sequence[CountedRow] | None = None) -> st
     counted = [count_row(row) for row in table.rows] if counted is None else counted
     lines = [f"Table {number} of the paper: {table.title}", ""]
     lines += columns([_HEADINGS, *map(_cells, counted)], headings=_ABOVE)
-    lines += ["", *_wrapped(_verdict(counted))]
+    lines += ["", *wrapped(_verdict(counted))]
     for note in (*table.notes, _CONVENTION):
-        lines += _wrapped(note, "- ")
+        lines += wrapped(note, "- ")
     return "\n".join(lines)
 
 
@@ -128,11 +128,12 @@ def _verdict(counted: Sequence[CountedRow]) -> str:
     )
 
 
-def _wrapped(text: str, bullet: str = "") -> list[str]:
+def wrapped(text: str, bullet: str = "") -> list[str]:
+    """Return a text in lines of a table's width."""
     return textwrap.wrap(text, WIDTH, initial_indent=bullet, subsequent_indent=" " * len(bullet))
 
 
-def _round(count: int, power: int, like: str) -> str:
+def rounded(count: int, power: int, like: str) -> str:
     """Return count / 10^power with as many decimals as `like` has."""
     step = Decimal(1).scaleb(-len(like.partition(".")[2]))
     return str(Decimal(count).scaleb(-power).quantize(step, ROUND_HALF_UP))

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cbam.errors import CBAMError, unknown_name
-from cbam.explain.gradcam import ClassActivationMaps, class_activation_maps
+from cbam.explain.cams import ClassActivationMaps, class_activation_maps
 from cbam.explain.overlay import overlay
 
 

@@ -46,7 +46,7 @@ def attend(
         before = _statistics(norm, u)
     else:
         return None
-    return attention.operate(u, weights, before, norm.eps if uses_batch(norm) else -1.0, residual, relu)
+    return attention.operate(u, weights, before, (uses_batch(norm), norm.eps), residual, relu)
 
 
 def unfused_reason(norm: nn.Module, attention: AttentionModule) -> str | None:
@@ -57,6 +57,10 @@ def unfused_reason(norm: nn.Module, attention: AttentionModule) -> str | None:
         return "the norm in front has hooks"
     if "_is_replica" in vars(norm):
         return "nn.DataParallel's replicas hold no parameters"
+    if not isinstance(
+        attention, AttentionModule
+    ):  # pytorch-grad-cam's AblationCAM puts a layer of its own there
+        return "another module was put in the attention's place"
     return attention.unfused_reason()
 
 
@@ -91,7 +95,7 @@ def _traced_statistics(norm: nn.BatchNorm2d, u: Tensor) -> NormBefore:
             if norm.training:
                 move_running(norm, mean, var, u.numel() // u.shape[1])
         assert var is not None
-        return NormBefore(norm.weight, norm.bias, mean, (var + norm.eps).rsqrt())
+        return NormBefore(norm.weight, norm.bias, mean, var)
 
 
 def _statistics(norm: nn.BatchNorm2d, u: Tensor) -> NormBefore:
@@ -99,14 +103,11 @@ def _statistics(norm: nn.BatchNorm2d, u: Tensor) -> NormBefore:
     mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
     with torch.no_grad():
         if not uses_batch(norm):
-            assert var is not None
-            invstd = (var + norm.eps).rsqrt_()
-            return NormBefore(norm.weight, norm.bias, mean, invstd)
+            return NormBefore(norm.weight, norm.bias, mean, var)
         share = counted_share(norm)
         tracked = (mean, var) if norm.track_running_stats else (None, None)
         mean, var = torch.batch_norm_update_stats(u, *tracked, share)
-        invstd = (var.double() + norm.eps).sqrt_().reciprocal_().float()
-    return NormBefore(norm.weight, norm.bias, mean, invstd)
+    return NormBefore(norm.weight, norm.bias, mean, var)
 
 
 def exact(dtype: torch.dtype, channels_last: bool, training: bool, device: str = "cpu") -> bool:
@@ -140,5 +141,6 @@ def _tried(dtype: torch.dtype, channels_last: bool, training: bool, device: str,
         before = _statistics(norm, u)
         zeros = torch.zeros(48, device=device, dtype=torch.float32)
         identity = Weights(zeros, None, zeros, None, torch.full((), 2.0, device=device, dtype=torch.float32))
-        y, _ = fused.attend(u, identity, OperatorConfig(pooling=1), before)
+        config = OperatorConfig(pooling=1, pre_training=training, pre_eps=norm.eps)
+        y, _ = fused.attend(u, identity, config, before)
         return torch.equal(y, expected) and torch.equal(norm.running_var, running[1])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 from cbam.errors import CBAMError
-from cbam.ops import checks, dispatch, fused, reference
+from cbam.ops import checks, dispatch, fused, gates, reference
 from cbam.ops.signature import NormBefore, OperatorConfig, Weights
 
 _NO_NORM = NormBefore()
@@ -93,6 +93,7 @@ class AttentionModule(nn.Module):
     needs_two_calls: bool = False
     in_channels: int | None = None
     built_as: tuple[str, dict[str, Any]] | None = None  # kind and options, see `cbam.nn.registry`
+    listeners: tuple[gates.Listener, ...] = ()  # set by `cbam.attention_maps` for a block of code
     qconfig: Any = None  # torch.ao.quantization leaves the gates in floating point
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class AttentionModule(nn.Module):
         weights = self.operator_weights(x)
         if dispatch.can_fuse(x, weights):
             assert not isinstance(weights, str)
-            y, stats = fused.attend(x, weights, self.operator_config())
+            y, stats = fused.attend(x, weights, self.operator_config(), listeners=self.listeners)
             self.after_operator(x, stats)
             return y
         return self.attend_eagerly(x)
@@ -153,15 +154,15 @@ class AttentionModule(nn.Module):
         x: Tensor,
         weights: Weights,
         before: NormBefore = _NO_NORM,
-        pre_eps: float = -1.0,
+        pre: tuple[bool, float] = (False, 1e-5),
         residual: Tensor | None = None,
         relu: bool = False,
     ) -> Tensor:
         """Return the operator's result for this module; hooks that only observe see a call of the module."""
         for hook in self._forward_pre_hooks.values():
             hook(self, (x,))
-        config = self.operator_config()._replace(relu=relu, pre_eps=pre_eps)
-        y, stats = fused.attend(x, weights, config, before, residual)
+        config = self.operator_config()._replace(relu=relu, pre_training=pre[0], pre_eps=pre[1])
+        y, stats = fused.attend(x, weights, config, before, residual, self.listeners)
         self.after_operator(x, stats)
         for hook in self._forward_hooks.values():
             hook(self, (x,), y)
@@ -205,6 +206,7 @@ class Gate(AttentionModule):
     are in the paper's form: loading them removes the scale.
     """
 
+    axis = "channel"  # or "spatial": what the gate has one number for
     _own_weight: str  # a weight that is in the state dict whenever this gate is
     gate_scale: Tensor | None
 
@@ -234,7 +236,10 @@ class Gate(AttentionModule):
 
     def attend_eagerly(self, x: Tensor) -> Tensor:
         """Return x times its gate, in plain torch."""
-        return reference.apply_gate(x, self.gate(x))
+        gate = self.gate(x)
+        if self.listeners:
+            gates.hand_on(self.listeners, x, **{self.axis: gate})
+        return reference.apply_gate(x, gate)
 
     def set_identity(self) -> None:
         """Zero the weight that makes the logits, and double the gate: 2 * sigmoid(0) = 1."""

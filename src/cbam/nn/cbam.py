@@ -11,7 +11,7 @@ from cbam.nn.base import AttentionModule, is_hooked, positive_int
 from cbam.nn.channel import ChannelAttention
 from cbam.nn.presets import Preset, resolve_preset
 from cbam.nn.spatial import SpatialAttention
-from cbam.ops import reference
+from cbam.ops import gates, reference
 from cbam.ops.signature import NO_CHANNEL_GATE, POOLINGS, OperatorConfig, Weights
 
 
@@ -106,7 +106,11 @@ class CBAM(AttentionModule):
             channel, spatial = self.channel_attention, self.spatial_attention
             assert channel is not None
             assert spatial is not None
-            logits = channel.logits(x) + spatial.logits(x)  # (N, C, H, W): one gate per element
+            parts = channel.logits(x), spatial.logits(x)
+            if self.listeners:  # of each part what would be its gate if the other part were 0
+                each = (reference.gate(part, channel.activation, channel.gate_scale) for part in parts)
+                gates.hand_on(self.listeners, x, *each)
+            logits = parts[0] + parts[1]  # (N, C, H, W): one gate per element
             return reference.apply_gate(x, reference.gate(logits, channel.activation, channel.gate_scale))
         for gate in self.gates:
             as_module = isinstance(x, torch.fx.Proxy) or is_hooked(gate) or not gate.enabled

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from cbam.nn.base import AttentionModule
+from cbam.ops import gates
 
 
 class ForeignAttention(AttentionModule):
@@ -29,4 +30,6 @@ class ForeignAttention(AttentionModule):
 
     def attend_eagerly(self, x: Tensor) -> Tensor:
         """Return module(x)."""
+        if self.listeners:
+            gates.hand_on(self.listeners, x)  # its kind knows them
         return self.module(x)

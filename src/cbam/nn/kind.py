@@ -41,6 +41,8 @@ class AttentionKind:
         describe: module -> all options with which it is built again; without it, the options given to `build` are
             saved. With it, every module of class `module_type` is of this kind.
         rebuild: a builder for what `describe` returned; by default `builder`.
+        gates: function (module, map) -> its gates for the map, for `cbam.attention_maps`, see `register_attention`; our
+            own modules tell them themselves.
         has_operator: whether the fused operator computes it.
     """
 
@@ -57,6 +59,7 @@ class AttentionKind:
     module_type: type[nn.Module] | None = None
     describe: Callable[[Any], dict[str, Any]] | None = None
     rebuild: Builder | None = None
+    gates: Callable[[Any, torch.Tensor], Any] | None = None
     has_operator: bool = False
 
     def takes(self, option: str) -> bool:

@@ -45,6 +45,7 @@ def register_attention(
     title: str = "",
     citation: str = "",
     identity: Callable[[Any], object] | None = None,
+    gates: Callable[[Any, Any], Any] | None = None,
 ) -> Any:
     """Make a kind of attention known by name: to `cbam.attach`, to saved models and to the command line.
 
@@ -61,6 +62,9 @@ def register_attention(
         citation: a BibTeX entry for the model card.
         identity: function (module) that changes a new module so that it returns its input; by default its method
             `set_identity`, if it has one.
+        gates: function (module, map) -> the factors of each channel, (N, C) or (N, C, 1, 1), or of each location,
+            (N, 1, H, W), or both as a tuple, for `cbam.attention_maps` and `cbam explain`. It runs beside the
+            forward pass and must change nothing.
 
     Returns:
         The builder, unchanged.
@@ -80,7 +84,7 @@ def register_attention(
     """
     if builder is None:
         return lambda given: register_attention(
-            name, given, label=label, title=title, citation=citation, identity=identity
+            name, given, label=label, title=title, citation=citation, identity=identity, gates=gates
         )
     _check_name(name)
     _check_builder(builder)
@@ -89,7 +93,7 @@ def register_attention(
     add_kind(
         AttentionKind(
             name, builder, builder_options(builder), label=label or name, title=title or label or name,
-            citation=citation, identity=identity,
+            citation=citation, identity=identity, gates=gates,
         )
     )  # fmt: skip
     return builder

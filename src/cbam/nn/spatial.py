@@ -42,6 +42,7 @@ class SpatialAttention(Gate):
     torch.Size([2, 64, 7, 7])
     """
 
+    axis = "spatial"
     _own_weight = "conv.weight"
 
     def __init__(

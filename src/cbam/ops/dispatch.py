@@ -131,6 +131,11 @@ def operator_for(x: Tensor) -> Backend:
     return _TABLE[_chosen or _from_environment(), kind]
 
 
+def is_registered(operator: Backend, x: Tensor) -> bool:
+    """Return whether `torch.ops.cbam` computes maps like x by this operator."""
+    return _TABLE["auto", "cpu" if x.is_cpu else x.device.type] is operator
+
+
 def operator_on(device_type: str) -> Backend | None:
     """Return the operator for a kind of device in the backend in force, None if it has none there."""
     return _TABLE.get((_chosen or _from_environment(), device_type))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cbam.ops import dispatch
+from cbam.ops import dispatch, gates
 from cbam.ops.gradients import gradients, memory_format, to_keep
 from cbam.ops.reference import accumulation_dtype
 from cbam.ops.signature import TENSORS, NormBefore, OperatorConfig, Weights
@@ -26,6 +26,7 @@ def attend(
     config: OperatorConfig,
     before: NormBefore = _NO_NORM,
     residual: Tensor | None = None,
+    listeners: tuple[gates.Listener, ...] = (),
 ) -> tuple[Tensor, Tensor]:
     """Return the gated map, in x's memory format, and the spatial norm's batch statistics [mean, biased variance].
 
@@ -35,10 +36,11 @@ def attend(
         config: the numbers.
         before: a norm in front of the gates; x is then its input.
         residual: map of x's shape and dtype, with any strides, added to the gated one before the ReLU.
+        listeners: get the gates, in eager mode.
     """
     if x.dim() == 3:
         added = residual if residual is None else residual.unsqueeze(0)
-        y, stats = attend(x.unsqueeze(0), weights, config, before, added)
+        y, stats = attend(x.unsqueeze(0), weights, config, before, added, listeners)
         return y.squeeze(0), stats
     x = _dense(x)
     dtype = accumulation_dtype(x.dtype)
@@ -49,9 +51,9 @@ def attend(
     tensors.append(residual if residual is None else residual.contiguous(memory_format=memory_format(x)))
     if torch.compiler.is_compiling():
         return _as_one_node(x, tensors, config)
-    if torch.is_grad_enabled() and (
-        x.requires_grad or any(w is not None and w.requires_grad for w in tensors)
-    ):
+    if listeners:
+        return _listened_to(x, tensors, config, listeners)
+    if _needs_gradient(x, tensors):
         return _Attend.apply(x, *tensors, config)
     y, _, _, stats = dispatch.operator_for(x).forward(x, *tensors, *config, False)
     return y, stats
@@ -79,13 +81,32 @@ class _Attend(torch.autograd.Function):
 def _as_one_node(x: Tensor, tensors: Sequence[Any], config: OperatorConfig) -> tuple[Tensor, Tensor]:
     """Call the registered operator, whose derivative torch knows."""
     # An exported program keeps nothing: exporters that do not know the operator can then decompose it.
-    keep = (
-        torch.is_grad_enabled()
-        and not dispatch.is_exporting()
-        and (x.requires_grad or any(w is not None and w.requires_grad for w in tensors))
-    )
+    keep = not dispatch.is_exporting() and _needs_gradient(x, tensors)
     y, _, _, stats = torch.ops.cbam.forward.default(x, *tensors, *config, keep)
     return y, stats
+
+
+def _listened_to(
+    x: Tensor, tensors: Sequence[Any], config: OperatorConfig, listeners: tuple[gates.Listener, ...]
+) -> tuple[Tensor, Tensor]:
+    """Return the same, and hand on the gates, which are among what is kept for backward."""
+    operator = dispatch.operator_for(x)
+    if not _needs_gradient(x, tensors):
+        y, saved, _, stats = operator.forward(x, *tensors, *config, True)
+    elif dispatch.is_registered(operator, x):
+        y, saved, _, stats = torch.ops.cbam.forward.default(x, *tensors, *config, True)
+    else:
+        with torch.no_grad():
+            _, saved, _, _ = operator.forward(x, *tensors, *config, True)
+        y, stats = _Attend.apply(x, *tensors, config)
+    gates.hand_on(listeners, x, **gates.gates_in(saved, x, Weights(*tensors[: len(Weights._fields)])))
+    return y, stats
+
+
+def _needs_gradient(x: Tensor, tensors: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and (
+        x.requires_grad or any(w is not None and w.requires_grad for w in tensors)
+    )
 
 
 def _dense(x: Tensor) -> Tensor:

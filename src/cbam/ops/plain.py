@@ -37,7 +37,7 @@ def forward(
         x: map (N, C, H, W).
         weights: the gates' tensors.
         before: the norm in front of them.
-        config: the numbers; with `pre_eps` the statistics of the norm in front are computed again, so that derivatives
+        config: the numbers; with `pre_training` the statistics of the norm in front are computed again, so that derivatives
             go through them.
         residual: map added to the gated one, before the ReLU if there is one.
 
@@ -45,7 +45,7 @@ def forward(
         y and [mean, biased variance], the latter empty unless the norm takes batch statistics.
     """
     if before.mean is not None:
-        x = _normalised(x, before, config.pre_eps)
+        x = _normalised(x, before, config)
     activation = _ACTIVATION_NAMES[config.activation]
     w = weights
     if w.w0 is not None:
@@ -86,15 +86,15 @@ def attention_multiply_adds(x: Any, w0: Any, kernel: Any, pooling: int) -> int:
     return count
 
 
-def _normalised(u: Tensor, before: NormBefore, batch_eps: float) -> Tensor:
+def _normalised(u: Tensor, before: NormBefore, config: OperatorConfig) -> Tensor:
     """Return the map after the norm in front, rounded to the dtype of u."""
-    mean, invstd = before.mean, before.invstd
+    mean, var = before.mean, before.var
     assert mean is not None
-    assert invstd is not None
+    assert var is not None
     values = u.to(mean.dtype)
-    if batch_eps >= 0:
-        mean = values.mean((0, 2, 3))
-        invstd = (values.var((0, 2, 3), correction=0) + batch_eps).rsqrt()
+    if config.pre_training:
+        mean, var = values.mean((0, 2, 3)), values.var((0, 2, 3), correction=0)
+    invstd = (var + config.pre_eps).rsqrt()
     alpha = invstd if before.weight is None else invstd * before.weight
     beta = -mean * alpha if before.bias is None else before.bias - mean * alpha
     return (values * alpha[:, None, None] + beta[:, None, None]).to(u.dtype)

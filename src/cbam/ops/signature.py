@@ -57,12 +57,15 @@ NO_CHANNEL_GATE = (None,) * Weights._fields.index("kernel")
 
 
 class NormBefore(NamedTuple):
-    """A batch norm in front of the gates, u -> (u - mean) * invstd * weight + bias, one number per channel each."""
+    """A batch norm in front of the gates, u -> (u - mean) / sqrt(var + pre_eps) * weight + bias, a number per channel each.
+
+    In training, mean and var are those of the batch, the variance divided by the number of values.
+    """
 
     weight: _Learned = None
     bias: _Learned = None
     mean: _Constant = None
-    invstd: _Constant = None
+    var: _Constant = None
 
 
 class OperatorConfig(NamedTuple):
@@ -71,8 +74,9 @@ class OperatorConfig(NamedTuple):
     Args:
         pooling, descriptor, activation: as in the tables above; 0 where their gate is absent.
         norm_training, norm_eps: of the norm in the spatial gate.
-        pre_eps: epsilon of the norm in front if its statistics are those of this batch, so that derivatives go
-            through them; negative if they are constants.
+        pre_training: whether the statistics of the norm in front are those of this batch, so that derivatives go
+            through them.
+        pre_eps: of the norm in front.
         relu: whether a ReLU follows the residual.
     """
 
@@ -81,7 +85,8 @@ class OperatorConfig(NamedTuple):
     activation: int = 0
     norm_training: bool = False
     norm_eps: float = 1e-5
-    pre_eps: float = -1.0
+    pre_training: bool = False
+    pre_eps: float = 1e-5
     relu: Annotated[bool, _FORWARD_ONLY] = False
 
 

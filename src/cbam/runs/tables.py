@@ -66,7 +66,8 @@ def show(sections: Iterable[Section], console: Console) -> None:
             console.print(Text(note), soft_wrap=True)
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for number, heading in enumerate(section.head):
-            table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+            # Where there is no room, the names in front take two lines, and no number is cut off.
+            table.add_column(heading, justify="right" if number else "left", no_wrap=number > 0)
         for row in section.rows:
             if row is SEPARATOR:
                 table.add_section()

@@ -3,7 +3,7 @@ import pytest
 from cbam.data import doctor
 from cbam.data.detection import check_detection, load_detection
 from cbam.errors import CBAMError
-from tests.data.detection.layouts import coco_folder, coco_image, coco_object, save_image
+from tests.data.detection.layouts import coco_file, coco_folder, coco_image, coco_object, save_image
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_good_images_are_remembered_until_their_annotations_change(tmp_path, mon
     check_detection(f"coco:{root}")
     check_detection(f"coco:{root}")
     assert decoded == [3]
-    coco_folder(root, [coco_object(1, 1)], [coco_image(1, "1.jpg", (61, 40))])
+    coco_file(root / "labels.json", [coco_image(1, "1.jpg", (61, 40))], [coco_object(1, 1)])
     assert "1 images: another size than annotated" in str(check_detection(f"coco:{root}"))
     assert decoded == [3, 1]
 

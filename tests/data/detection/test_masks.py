@@ -41,6 +41,7 @@ def test_no_outline_gives_an_empty_mask():
         ({"size": [2, 3], "counts": [-1, 7]}, "whole numbers from 0"),
         ({"size": [2, 3], "counts": [2**70]}, "whole numbers from 0"),
         ({"size": [3, 2], "counts": [6]}, r"needs 'size' \[2, 3\]"),
+        ({"size": True, "counts": [6]}, r"needs 'size'"),
         ({"size": None, "counts": [6]}, r"needs 'size'"),
         ({"size": [2, 3], "counts": 6}, "are a text, or a list"),
         ({"size": [2, 3], "counts": "\x01"}, "none of theirs"),
@@ -75,4 +76,4 @@ def test_damaged_polygons_are_refused(polygon):
 
 def test_points_far_outside_are_brought_near():
     (points,) = checked_polygons([[1e30, 5, -1e30, 5, 10, 1e12]], (40, 60))
-    assert points.tolist() == [120, 5, -60, 5, 10, 80]
+    assert points.tolist() == [120, 5, -60, 5, 10, 120]

@@ -36,11 +36,15 @@ def test_07_and_12_train_and_the_test_images_of_07_validate(tmp_path, below):
 
 def test_lists_can_be_named(tmp_path):
     vocdevkit(tmp_path)
-    data = load_detection(f"voc:{tmp_path}?train=2007:train%2B2012:train&val=2012:val")
+    for plus in ("+", "%2B"):
+        data = load_detection(f"voc:{tmp_path}?train=2007:train{plus}2012:train&val=2012:val")
     assert [r.path.stem for r in data.train.records] == ["000005", "2007_000027"]
     assert [r.path.stem for r in data.validation.records] == ["2008_000001"]
     data = load_detection(f"voc:{tmp_path}?train=2007:train&val=2007:person_test")
     assert [r.path.stem for r in data.validation.records] == ["000001"]
+    voc_list(tmp_path / "VOC2007", "dog_trainval", ["000005 -1", "000007  0"])  # not, hard to see, shown
+    data = load_detection(f"voc:{tmp_path}?train=2007:train&val=2007:dog_trainval")
+    assert [r.path.stem for r in data.validation.records] == ["000007"]
     with pytest.raises(CBAMError, match=r"no list trainvall.txt in .* Did you mean 2007:trainval\?"):
         check_detection(f"voc:{tmp_path}?train=2007:trainvall")
     with pytest.raises(CBAMError, match=r"names no year\. Found: 2007, 2012"):

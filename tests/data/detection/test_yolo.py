@@ -32,14 +32,17 @@ def test_polygons_are_masks(tmp_path):
     assert target["masks"].sum() == 24 * 20
 
 
-def test_a_mirrored_photograph_is_measured_as_it_is_shown(tmp_path):
+def test_a_turned_photograph_is_measured_as_it_is_shown(tmp_path):
     yolo_folder(tmp_path, {"train/a": BOX, "val/b": BOX}, YAML)
     save_image(tmp_path / "images/train/a.jpg", (60, 40), orientation=6)
+    save_image(tmp_path / "images/val/b.jpg", (60, 40), orientation=3)  # upside down, of the same size
     data = load_detection(f"yolo:{tmp_path}")
     (record,) = data.train.records
     assert (record.width, record.height) == (40, 60)
     assert record.boxes.tolist() == [[10, 22.5, 30, 37.5]]
     assert data.train[0][0].shape == (3, 60, 40)
+    image = data.validation[0][0].float()
+    assert image[:, :10].mean() > image[:, -10:].mean()  # stored it is darkest above
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,14 @@ def box_mask(box):
     return mask
 
 
+def cut_mask(box):
+    """The mask of a box without its lower right corner: smaller than its box, as masks are."""
+    mask = box_mask(box)
+    x, y = (round(float(low + high) / 2) for low, high in zip(box[:2], box[2:], strict=True))
+    mask[y:, x:] = 0
+    return mask if mask.any() else box_mask(box)
+
+
 def random_scene(seed, images=12, classes=3, *, masks=False, crowds=True, difficult=False):
     """Return records and {image id: detections}; ids are sparse, some images have no objects or no detections."""
     random = np.random.default_rng(seed)
@@ -88,7 +96,7 @@ def random_scene(seed, images=12, classes=3, *, masks=False, crowds=True, diffic
         drawn = None
         if masks:
             drawn = torch.from_numpy(
-                np.array([box_mask(box) for box in boxes], dtype=np.float32).reshape(-1, 1, HEIGHT, WIDTH)
+                np.array([cut_mask(box) for box in boxes], dtype=np.float32).reshape(-1, 1, HEIGHT, WIDTH)
             )
         records.append(record(image_id, objects))
         found[image_id] = detections(boxes, [label for _, label in guesses], scores, drawn)

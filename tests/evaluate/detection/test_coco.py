@@ -9,10 +9,19 @@ import torch
 
 from cbam.errors import CBAMError
 from cbam.evaluate.detection import CocoEvaluator
-from tests.evaluate.detection.scenes import annotation, detections, filled, random_scene, record
+from tests.evaluate.detection.scenes import (
+    HEIGHT,
+    WIDTH,
+    annotation,
+    detections,
+    filled,
+    random_scene,
+    record,
+)
 
 coco = pytest.importorskip("pycocotools.coco")
 cocoeval = pytest.importorskip("pycocotools.cocoeval")
+coco_masks = pytest.importorskip("pycocotools.mask")
 
 CLASSES = ("cat", "dog", "bird")
 SPARSE = (3, 17, 90)
@@ -119,10 +128,30 @@ def test_every_image_must_be_given():
 
 def test_a_repeated_image_counts_once():
     records, found = random_scene(1)
-    once = filled(CocoEvaluator(records, CLASSES), found)
-    twice = filled(filled(CocoEvaluator(records, CLASSES), found), found)
-    assert len(twice.results()) == len(once.results())
-    assert twice.compute() == once.compute()
+    evaluator = filled(CocoEvaluator(records, CLASSES), found)
+    expected = evaluator.results()
+    for image_id in found:
+        evaluator.update(image_id, detections([[0, 0, 9, 9]], [1], [0.9]))
+    assert evaluator.results() == expected
+
+
+def test_of_objects_with_equal_iou_the_last_is_taken():
+    """So that the second detection finds the first object, which it fits exactly; pycocotools says so too."""
+    records = [record(5, [annotation((0, 0, 10, 10), 1), annotation((2, 0, 12, 10), 1)])]
+    found = {5: detections([[1, 0, 11, 10], [0, 0, 10, 10]], [1, 1], [0.9, 0.8])}
+    evaluator = filled(CocoEvaluator(records, CLASSES), found)
+    right = evaluator.matches().classes[0].correct
+    assert right.tolist() == [[True, True]] * 7 + [[False, True]] * 3
+    expected = reference(records, evaluator, "bbox").stats[0]
+    assert evaluator.compute()["boxes"]["figures"]["AP"] == pytest.approx(expected)
+
+
+def test_masks_are_what_exceeds_one_half():
+    evaluator = CocoEvaluator([record(5, [])], CLASSES, masks=True)
+    mask = torch.linspace(0, 1, HEIGHT * WIDTH).reshape(1, 1, HEIGHT, WIDTH)
+    evaluator.update(5, detections([[0, 0, 9, 9]], [1], [0.9], mask))
+    (row,) = evaluator.results()
+    assert (coco_masks.decode(row["segmentation"]) == (mask[0, 0] > 0.5).numpy()).all()
 
 
 GOOD = {"boxes": torch.zeros(1, 4), "labels": torch.ones(1).long(), "scores": torch.ones(1)}

@@ -76,7 +76,7 @@ class TestBackbone:
     def test_attention_that_nobody_asked_for(self, tmp_path):
         network = resnet18()
         attach(network, input_size=64)
-        with pytest.raises(CBAMError, match="8 blocks of CBAM.*the model has no attention"):
+        with pytest.raises(CBAMError, match=r"8 blocks of CBAM.*the model has no attention"):
             build_detector(NAME, 3, weights_backbone=saved(network, tmp_path / "cbam.pth"), **FEW)
 
     def test_mobilenet_and_vgg(self, tmp_path):
@@ -179,5 +179,5 @@ class TestWholeDetector:
 
     def test_default_boxes_that_differ(self, tmp_path):
         file = saved(build_detector("ssd300_vgg16", 3, width=1 / 16, boxes="coco"), tmp_path / "ssd.pth")
-        with pytest.raises(CBAMError, match="4 default boxes at each place.*this detector 6.*boxes='coco'"):
+        with pytest.raises(CBAMError, match=r"4 default boxes at each place.*this detector 6.*boxes='coco'"):
             build_detector("ssd300_vgg16", 3, width=1 / 16, weights=file)

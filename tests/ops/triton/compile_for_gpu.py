@@ -40,7 +40,7 @@ def run(shape, dtype, channels_last, norm, epilogue, descriptor=3, spatial_norm=
     backward(
         *flat(
             BackwardArguments(
-                x, x, weights, before, out, saved, argmax, config._replace(pre_eps=1e-5 if norm else -1.0)
+                x, x, weights, before, out, saved, argmax, config._replace(pre_training=norm)
             )
         )
     )

@@ -1,6 +1,6 @@
 """Count what the kernels' machine code (sm_90) does per element; no GPU is needed.
 
-Usage: python -m tests.ops.triton.instructions [--output FILE] [--quick]
+Usage: python -m tests.ops.triton.instructions [--output FILE | --json] [--quick]
 
 "main loop" and "program": the instructions of a thread, times the threads, over the elements of the map that a program
 works on; of the main loop alone, and of the whole program with its set-up, reductions and convolution. They are
@@ -12,6 +12,7 @@ channels_last, the paper's module at ResNet-50's four stages, as launched on 132
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
@@ -82,7 +83,7 @@ def call(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(tuple(shape), dtype=dtype).contiguous(memory_format=layout)
     config = OperatorConfig(POOLINGS["both"], DESCRIPTORS["both", "avg-max"], relu=epilogue)
-    config = config._replace(pre_eps=1e-5 if norm else -1.0)
+    config = config._replace(pre_training=norm)
     residual = x if epilogue else None
     y, saved, argmax, _ = forward(*flat(ForwardArguments(x, weights, before, residual, config, training)))
     if training:
@@ -192,6 +193,7 @@ def main(arguments: Sequence[str]) -> None:
     """Print the tables, or write them to a file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, help="Markdown file to write; prints without")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quick", action="store_true", help="only the first stage at batch 128")
     options = parser.parse_args(arguments)
     tables = {}
@@ -202,6 +204,10 @@ def main(arguments: Sequence[str]) -> None:
         tables["128 x 256 x 56 x 56, norm in front, residual and ReLU behind"] = table(
             [(128, 256, 56, 56)], norm=True, epilogue=True
         )
+    if options.json:
+        rows = {title: [found._asdict() for found in table] for title, table in tables.items()}
+        json.dump({"launches": counts(), "rows": rows}, sys.stdout)
+        return
     text = report(tables, counts())
     if options.output:
         head = f"# Instructions of the kernels, Triton {triton.__version__}, sm_90\n\n"

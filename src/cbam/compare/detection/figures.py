@@ -8,7 +8,7 @@ from markupsafe import Markup
 from matplotlib.ticker import MultipleLocator
 
 from cbam.attach.variants import label
-from cbam.compare.drawing import INK, canvas, inline_svg, look, shortened
+from cbam.page.drawing import INK, canvas, inline_svg, look, shortened
 
 
 def precision_recall_figure(

@@ -11,10 +11,12 @@ import numpy as np
 from cbam.compare.detection.figures import precision_recall_figure
 from cbam.compare.grid import Cell
 from cbam.compare.reading import Run, read_run
-from cbam.compare.report import embedded, write_page
+from cbam.compare.report import write_page
 from cbam.compare.statistics import Score, summarise
 from cbam.compare.tables import costed
+from cbam.page import embedded
 
+_LARGEST_SIDE = 384  # names can be read on a screen with two pixels to a point
 RECALLS = [step / 100 for step in range(101)]
 AVERAGE_PRECISION = Score("val_map", "average precision", "per_class_ap")
 _NOTES = {
@@ -87,7 +89,10 @@ def _shots(run: Run) -> list[dict[str, Any]]:
         {
             "index": image["index"],
             "panels": {
-                name: {"picture": embedded(folder, panel["file"]), "objects": panel["objects"]}
+                name: {
+                    "picture": embedded(folder / Path(panel["file"]).name, _LARGEST_SIDE),
+                    "objects": panel["objects"],
+                }
                 for name, panel in image["panels"].items()
             },
         }

@@ -34,7 +34,7 @@ def run_lengths(code: Any, size: tuple[int, int]) -> NDArray[np.int64]:
     Raises:
         CBAMError: it is no such code, or its lengths are those of another image.
     """
-    if not isinstance(code, dict) or list(code.get("size") or ()) != list(size):
+    if not isinstance(code, dict) or code.get("size") not in (list(size), tuple(size)):
         raise CBAMError(f"a run-length code needs 'size' {list(size)} and 'counts'")
     counts = code.get("counts")
     if isinstance(counts, (str, bytes)):
@@ -72,11 +72,12 @@ def _from_text(text: bytes) -> NDArray[np.int64]:
 
 
 def checked_polygons(polygons: Any, size: tuple[int, int]) -> tuple[NDArray[np.float64], ...]:
-    """Return polygons as arrays of x, y, x, y ..., clipped to an image of `size` (H, W).
+    """Return polygons as arrays of x, y, x, y ..., brought near an image of `size` (H, W) if they go far out of it.
 
     Raises:
         CBAMError: they are no lists of at least three points each, or not finite.
     """
+    most = max(size)
     checked = []
     for polygon in polygons:
         try:
@@ -85,8 +86,9 @@ def checked_polygons(polygons: Any, size: tuple[int, int]) -> tuple[NDArray[np.f
             points = np.empty(0)
         if points.ndim != 1 or points.size < 6 or points.size % 2 or not np.isfinite(points).all():
             raise CBAMError("a polygon is a list of x, y, x, y ..., finite, at least three points")
-        limit = np.tile([size[1], size[0]], points.size // 2)
-        checked.append(np.clip(points, -limit, 2 * limit))  # far outside only costs time
+        if points.min() < -most or points.max() > 2 * most:  # far outside only costs time
+            points = points.clip(-most, 2 * most)
+        checked.append(points)
     return tuple(checked)
 
 

@@ -107,8 +107,10 @@ def _lists(years: dict[str, Path], options: dict[str, str]) -> dict[str, list[Pa
     if options:
         if "train" not in options:
             raise CBAMError("val=... needs the training lists too: ?train=2007:trainval&val=2007:test")
+        # A plus sign in an option has become a space, as in a URL.
         return {
-            side: [_named_list(years, part) for part in text.split("+")] for side, text in options.items()
+            side: [_named_list(years, part) for part in text.replace("+", " ").split()]
+            for side, text in options.items()
         }
     there = {
         name: [path for year in years.values() if (path := _list_path(year, name)).is_file()]

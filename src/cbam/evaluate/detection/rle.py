@@ -32,18 +32,12 @@ def encode(mask: NDArray[np.bool_]) -> Rle:
     """Encode one mask, bool (H, W).
 
     >>> found = encode(np.eye(3, dtype=bool))
-    >>> found["size"], int(decode(found).sum())
-    ([3, 3], 3)
+    >>> found["size"], mask_areas([found])
+    ([3, 3], [3.0])
     """
     require_coco()
     found = coco_masks.encode(np.asfortranarray(mask, dtype=np.uint8))
     return Rle(size=[int(side) for side in found["size"]], counts=_bytes(found["counts"]))
-
-
-def decode(rle: Rle) -> NDArray[np.bool_]:
-    """Return the mask of an encoding, bool (H, W)."""
-    require_coco()
-    return coco_masks.decode(rle).astype(bool)
 
 
 def from_segmentation(segmentation: Any, height: int, width: int) -> Rle:

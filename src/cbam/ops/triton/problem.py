@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cbam.ops.reference import accumulation_dtype
-from cbam.ops.signature import ACTIVATIONS, DESCRIPTOR_PLANES, POOLED_ROWS, OperatorConfig, Weights
+from cbam.ops.signature import ACTIVATIONS, DESCRIPTOR_PLANES, POOLED_ROWS, NormBefore, OperatorConfig, Weights
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,25 @@ def problem_of(x: Tensor, weights: Weights, config: OperatorConfig) -> Problem:
         config.norm_training or weights.norm_mean is not None,
         config,
     )
+
+
+class Affine(NamedTuple):
+    """The norm in front as the kernels read it: mean and 1 / standard deviation of each channel."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None
+    invstd: Tensor | None
+
+
+def affine_of(before: NormBefore, config: OperatorConfig) -> Affine:
+    """Return the norm in front with 1 / sqrt(var + eps), in the type in which torch takes it."""
+    weight, bias, mean, var = before
+    if var is None:
+        return Affine(weight, bias, mean, None)
+    if config.pre_training:
+        return Affine(weight, bias, mean, (var.double() + config.pre_eps).sqrt_().reciprocal_().to(var.dtype))
+    return Affine(weight, bias, mean, (var + config.pre_eps).rsqrt_())
 
 
 @lru_cache(4096)  # detectors see maps of many sizes

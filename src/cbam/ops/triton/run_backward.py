@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cbam.ops.signature import DIFFERENTIABLE, BackwardArguments, NormBefore, Weights
+from cbam.ops.signature import DIFFERENTIABLE, BackwardArguments, Weights
 from cbam.ops.triton import backward_kernels as kernels
 from cbam.ops.triton import backward_passes as passes
 from cbam.ops.triton.blocks import Tile, across, multiprocessors, parts, tile
 from cbam.ops.triton.convolution_kernels import convolution_grads
 from cbam.ops.triton.launch import launch, launch_pass, tuned
 from cbam.ops.triton.mode import INTERPRETED
-from cbam.ops.triton.problem import Problem, problem_of
+from cbam.ops.triton.problem import Affine, Problem, affine_of, problem_of
 from cbam.ops.triton.run_forward import FEW
 
 
@@ -24,7 +24,7 @@ class Call(NamedTuple):
     problem: Problem
     numbers: Tensor
     weights: Weights
-    before: NormBefore
+    before: Affine
     u: Tensor
     s: Any
     pooled: Any
@@ -44,7 +44,8 @@ class Call(NamedTuple):
 
 def backward(*arguments: Any) -> tuple[Tensor, ...]:
     """Compute `cbam::backward`."""
-    grad, x, weights, before, out, saved, argmax, config = BackwardArguments.parse(arguments)
+    grad, x, weights, given, out, saved, argmax, config = BackwardArguments.parse(arguments)
+    before = affine_of(given, config)
     q = problem_of(x, weights, config)
     call = Call(q, saved, weights, before, x, *q.split(saved), *q.split_argmax(argmax))
     dx, masked = torch.empty_like(x), None if out is None else torch.empty_like(x)
@@ -54,7 +55,7 @@ def backward(*arguments: Any) -> tuple[Tensor, ...]:
     new = saved.new_empty if x.numel() else saved.new_zeros
     found = [new(0 if w is None else w.numel()) for w in wanted]
     if x.numel():
-        _run(call, grad, out, masked, dx, [g if g.numel() else None for g in found], config.pre_eps >= 0)
+        _run(call, grad, out, masked, dx, [g if g.numel() else None for g in found], config.pre_training)
     return (dx, *found, x.new_empty(0) if masked is None else masked)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cbam.ops.signature import ForwardArguments, NormBefore, Weights
+from cbam.ops.signature import ForwardArguments, Weights
 from cbam.ops.triton import forward_kernels as kernels
 from cbam.ops.triton import forward_passes as passes
 from cbam.ops.triton.blocks import Tile, across, parts, tile
 from cbam.ops.triton.launch import launch, launch_pass, tuned
-from cbam.ops.triton.problem import Problem, new_vectors, problem_of
+from cbam.ops.triton.problem import Affine, Problem, affine_of, new_vectors, problem_of
 
 FEW = 4
 """Up to so many samples, each program of the MLP has one of them."""
@@ -25,7 +25,8 @@ ONE_GATE = {"BN": 1, "BC": 16, "BH": 128}
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute `cbam::forward`."""
-    x, weights, before, residual, config, keep = ForwardArguments.parse(arguments)
+    x, weights, given, residual, config, keep = ForwardArguments.parse(arguments)
+    before = affine_of(given, config)
     problem = problem_of(x, weights, config)
     y = torch.empty_like(x)
     saved, argmax = new_vectors(x, problem, keep)
@@ -44,7 +45,7 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _channel_gate(
-    x: Tensor, weights: Weights, before: NormBefore, q: Problem, s: Any, pooled: Any, hidden: Any, argmax: Any
+    x: Tensor, weights: Weights, before: Affine, q: Problem, s: Any, pooled: Any, hidden: Any, argmax: Any
 ) -> None:
     n, c, p = q.samples, q.channels, q.positions
     average, maximum = int(q.average_row >= 0), int(q.maximum_row >= 0)
@@ -75,7 +76,7 @@ def _channel_gate(
     )  # fmt: skip
 
 
-def _squeeze(x: Tensor, before: NormBefore, q: Problem, s: Any, maps: Any, argmax: Any) -> None:
+def _squeeze(x: Tensor, before: Affine, q: Problem, s: Any, maps: Any, argmax: Any) -> None:
     n, c, p = q.samples, q.channels, q.positions
 
     def squeeze(size: Tile) -> None:
@@ -104,7 +105,7 @@ def _statistics(weights: Weights, q: Problem, maps: Any, z: Any, z_stats: Any, s
 
 
 def _apply(
-    x: Tensor, weights: Weights, before: NormBefore, residual: Any, relu: bool, q: Problem,
+    x: Tensor, weights: Weights, before: Affine, residual: Any, relu: bool, q: Problem,
     s: Any, maps: Any, z: Any, z_stats: Any, t: Any, y: Tensor,
 ) -> None:  # fmt: skip
     n, c, p, w = q.samples, q.channels, q.positions, weights

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import gc
+import types
 
 import pytest
+import pytorch_grad_cam
 import torch
+import torchcam.methods
+from captum.attr import LayerGradCam
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 from torchcam.methods import GradCAM
 
 from cbam.errors import CBAMError
 from cbam.explain import class_activation_maps
+from cbam.explain.cams import METHODS
 
 CLASSES = 5
 
@@ -110,6 +116,65 @@ class TestMaps:
             assert not flat
             torch.testing.assert_close(mine * theirs.max(), theirs)
             assert mine.max() == 1
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_every_method_equals_torchcam_used_directly(self, network, images, method):
+        network.eval()
+        network.features = lambda images: torch.relu(network.stage(network.stem(images)) + 0.1)
+        options = {"fc_layer": "head"} if method == "cam" else {}
+        kind = getattr(torchcam.methods, METHODS[method].extractor, None)
+        if kind is None:
+            pytest.skip("not in this release of torchcam")
+        torch.manual_seed(5)
+        with kind(network, "stage", **options) as extractor:
+            raw = extractor(LABELS, network(images), normalized=False)[0].detach().clamp_min(0)
+        torch.manual_seed(5)
+        before = state(network)
+        found = class_activation_maps(network, "stage", images, LABELS, method)
+        assert_same(before, state(network))
+        assert not all(found.flat)
+        for mine, theirs in zip(found.heat, raw, strict=True):
+            torch.testing.assert_close(mine, theirs / theirs.max(), rtol=0, atol=1e-5)
+
+    def test_grad_cam_equals_captum_s(self, network, images):
+        network.eval()
+        attributed = LayerGradCam(network, network.stem[1]).attribute(images, torch.tensor(LABELS))
+        raw = attributed.detach().relu()[:, 0]
+        found = class_activation_maps(network, "stem.1", images, LABELS)
+        torch.testing.assert_close(found.heat, raw / raw.amax((1, 2), keepdim=True), rtol=0, atol=1e-5)
+
+    def test_grad_cam_equals_pytorch_grad_cam_s(self, network, images):
+        network.eval()
+        with pytorch_grad_cam.GradCAM(network, [network.stem]) as theirs:
+            scaled = torch.from_numpy(theirs(images, [ClassifierOutputTarget(label) for label in LABELS]))
+        found = class_activation_maps(network, "stem", images, LABELS).heat
+        lowest = found.amin((1, 2), keepdim=True)  # which that library subtracts
+        torch.testing.assert_close((found - lowest) / (1 - lowest), scaled, rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("form", ["tuple", "dict", "object"])
+    def test_scores_in_a_tuple_a_dict_or_an_object(self, network, images, method, form):
+        torch.manual_seed(5)
+        expected = class_activation_maps(network, "stage", images, LABELS, method)
+        forward = network.forward
+        network.forward = lambda images: {
+            "tuple": lambda scores: (scores, images),
+            "dict": lambda scores: {"hidden": images, "logits": scores},
+            "object": lambda scores: types.SimpleNamespace(logits=scores),
+        }[form](forward(images))
+        torch.manual_seed(5)
+        found = class_activation_maps(network, "stage", images, LABELS, method)
+        torch.testing.assert_close(found.heat, expected.heat)
+
+    def test_the_layer_and_the_class_may_be_left_to_it(self, network, images):
+        found = class_activation_maps(network, None, images)
+        assert (
+            found.layer == "dropout"
+        )  # the last module that gives a map, which in evaluation is that of the stage
+        assert found.predicted == tuple(found.scores.argmax(1).tolist())
+        expected = class_activation_maps(network, found.layer, images, found.predicted)
+        assert torch.equal(found.heat, expected.heat)
+        assert found.probabilities == expected.probabilities
 
     def test_the_minimum_is_not_stretched_away(self, images):
         # Every place argues for the class nearly alike; a min-max scaling would paint a pattern from 0 to 1.
@@ -259,10 +324,25 @@ class TestRefusals:
         with pytest.raises(CBAMError, match="label 5 is not one of the model's 5 classes"):
             class_activation_maps(network, "stage", images, [0, 1, 5, 2])
 
-    def test_a_model_that_gives_a_dictionary(self, network, images):
-        network.forward = lambda x: {"scores": network.features(x)}
-        with pytest.raises(CBAMError, match=r"scores \(4, classes\); it returns dict"):
-            class_activation_maps(network, "stage", images, LABELS)
+    def test_a_model_that_gives_no_scores(self, network, images):
+        for output in (lambda x: {"scores": network.features(x)}, lambda x: {}, lambda x: "no"):
+            network.forward = output
+            with pytest.raises(
+                CBAMError, match=r"a classifier, which returns scores \(images, classes\); the model"
+            ):
+                class_activation_maps(network, "stage", images, LABELS)
+
+    def test_an_unknown_method(self, network, images):
+        with pytest.raises(CBAMError, match=r"unknown method 'grad-cam'. Did you mean 'gradcam'\?"):
+            class_activation_maps(network, "stage", images, LABELS, "grad-cam")
+
+    def test_cam_needs_the_layer_that_the_classifier_reads(self, network, images):
+        with pytest.raises(
+            CBAMError, match="'cam' needs a layer whose channels the classifier reads; 'stem'"
+        ):
+            class_activation_maps(network, "stem", images, LABELS, "cam")
+        with pytest.raises(CBAMError, match="reads the weights of a classifier; Sequential has none"):
+            class_activation_maps(nn.Sequential(nn.ReLU()), "0", images, LABELS, "cam")
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_activations_that_are_not_finite_are_named(self, network, images, bad):

@@ -1,0 +1,64 @@
+"""Hand the gates that a forward pass computes to whoever records them; see `cbam.attention_maps`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from cbam.ops.signature import Weights
+
+# Gets the map and its gates: (N, C) per channel, (N, 1, H, W) per location; None for what a module does not have.
+Listener: TypeAlias = Callable[[Tensor, Tensor | None, Tensor | None], object]
+
+
+class Listeners(tuple[Listener, ...]):
+    """What listens to one module; a copy or a pickle of the module has nobody listening."""
+
+    def __deepcopy__(self, memo: Any) -> tuple[()]:
+        return ()
+
+    def __reduce__(self) -> Any:
+        return tuple, ()
+
+
+def hand_on(
+    listeners: tuple[Listener, ...], x: Tensor, channel: Tensor | None = None, spatial: Tensor | None = None
+) -> None:
+    """Give listeners copies of the gates of a map x, as batches; nothing where x is being traced or transformed.
+
+    Args:
+        listeners: of the module.
+        x: map (N, C, H, W) or (C, H, W).
+        channel: (N, C), or the same with dimensions of size 1 behind.
+        spatial: (N, 1, H, W) or (1, H, W).
+    """
+    if not isinstance(x, Tensor) or torch._C._are_functorch_transforms_active():
+        return
+    n, (c, height, width) = 1 if x.dim() == 3 else len(x), x.shape[-3:]
+    if channel is not None:
+        channel = channel.detach().reshape(n, c).clone()
+    if spatial is not None:
+        spatial = spatial.detach().reshape(n, 1, height, width).clone()
+    for listener in listeners:
+        listener(x, channel, spatial)
+
+
+def gates_in(saved: Tensor, x: Tensor, weights: Weights) -> dict[str, Tensor]:
+    """Return the gates among the numbers that `cbam::forward` keeps for backward, see `Saved` in csrc/problem.h.
+
+    Args:
+        saved: all numbers.
+        x: map (N, C, H, W).
+        weights: of the call.
+    """
+    n, c, height, width = x.shape
+    found, position = dict[str, Tensor](), 0
+    if weights.w0 is not None:
+        found["channel"] = saved[: n * c]
+        position = 3 * n * c + 2 * n * weights.w0.shape[0]
+    if weights.kernel is not None:
+        found["spatial"] = saved[position : position + n * height * width]
+    return found

@@ -1,0 +1,6 @@
+"""What the pages of all commands share: the style sheet, figures as SVG, pictures inside the page, sortable tables."""
+
+from cbam.page.environment import environment
+from cbam.page.pictures import embedded, shell_lines
+
+__all__ = ["embedded", "environment", "shell_lines"]
