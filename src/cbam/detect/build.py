@@ -18,9 +18,6 @@ from cbam.train.seeding import derive_seed, forked_rng
 
 # Parts of a detector that no classifier has.
 _PARTS = ("roi_heads.", "rpn.", "head.classification_head.")
-# SSD's own is the range 0..255 of the weights that it starts from. New weights keep their input's scale through all
-# layers of VGG16, which has no norms: with it the first maps and losses would be some sixty times too large.
-_IMAGENET: dict[str, Any] = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
 def detector_arguments(
@@ -53,8 +50,6 @@ def detector_arguments(
     ):
         if value != default:
             found[name] = value
-    if config.takes_300 and config.model.endswith("vgg16") and not config.fine_tuning:
-        found |= _IMAGENET
     return {**found, **config.more_options()}
 
 
