@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -209,6 +210,17 @@ def test_second_derivatives(planned):
         torch.testing.assert_close(got, second(), rtol=1e-4, atol=1e-4)
 
 
+def test_forward_mode_derivatives(planned):
+    def tangent():
+        with forward_ad.dual_level():
+            y = planned(forward_ad.make_dual(a_map(), torch.ones_like(a_map())))
+            return forward_ad.unpack_dual(y).tangent
+
+    got = tangent()
+    with set_backend("eager"):
+        torch.testing.assert_close(got, tangent())
+
+
 class Mine(torch.Tensor):
     pass
 
@@ -216,6 +228,7 @@ class Mine(torch.Tensor):
 def test_a_map_of_another_class(planned):
     y = planned(a_map().as_subclass(Mine))
     assert type(y) is Mine
+    assert "Attend" not in y.grad_fn.name()
     torch.testing.assert_close(y.as_subclass(torch.Tensor), planned(a_map()))
 
 
