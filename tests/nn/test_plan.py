@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -319,3 +320,43 @@ def test_an_attribute_that_cannot_be_compared(kind):
     found(a_map())
     attention_of(found).seen = torch.ones(3)
     compare(found)
+
+
+def new_hooks(m):
+    m.spatial_attention.conv._forward_hooks = OrderedDict()
+    m.spatial_attention.conv.register_forward_hook(lambda *a: 2 * a[2])
+
+
+def new_state(m):
+    conv = m.spatial_attention.conv
+    conv.__setstate__(copy.deepcopy(conv).__dict__)
+    conv.weight.data.mul_(3)
+
+
+@pytest.mark.parametrize("kind", ["alone", "behind a norm"])
+@pytest.mark.parametrize("change", [new_hooks, new_state])
+def test_a_dict_of_a_module_is_replaced(kind, change):
+    found = block(kind)
+    before = found(a_map())
+    change(attention_of(found))
+    assert not torch.equal(found(a_map()), before)
+    compare(found)
+
+
+@pytest.mark.parametrize("kind", ["alone", "behind a norm"])
+def test_a_weight_in_two_places(kind):
+    attention, norm = CBAM(C, 1), nn.BatchNorm2d(C)
+    first, last = attention.channel_attention.layers
+    last.weight = first.weight
+    found = (attention if kind == "alone" else WithAttention(norm, attention)).eval()
+    compare(found)
+    first.weight = nn.Parameter(-last.weight.detach())
+    compare(found)
+
+
+@pytest.mark.parametrize("kind", ["alone", "behind a norm"])
+def test_an_attribute_of_the_class(kind, monkeypatch):
+    found = block(kind)
+    monkeypatch.setattr(CBAM, "enabled", False)
+    x = a_map()
+    torch.testing.assert_close(found(x), x if kind == "alone" else found.host(x))

@@ -61,7 +61,8 @@ def _decide(norm: nn.BatchNorm2d, attention: AttentionModule, weights: Weights) 
     if attention.listeners:
         return
     plans = plans_of(attention)
-    if plans.behind_norm is None or not plans.behind_norm.holds(attention, norm):
+    known = plans.behind_norm
+    if known is None or not known.holds(attention, norm):
         batch = uses_batch(norm)
         running = (None, None) if batch else (norm._buffers["running_mean"], norm._buffers["running_var"])
         before = (norm._parameters["weight"], norm._parameters["bias"], *running)

@@ -127,16 +127,17 @@ class AttentionModule(nn.Module):
         if torch.compiler.is_compiling() or not self.enabled or self.listeners:
             return
         plans = plans_of(self)
-        if plans.alone is None or not plans.alone.holds(self):
+        known = plans.alone
+        if known is None or not known.holds(self):
             plan = Plan(self, None, (*weights, *_NO_NORM), config)
             plans.alone = plan if plan.complete else None
 
     def _as_planned(self, x: Any, residual: Tensor | None = None, relu: bool = False) -> Tensor | None:
         """Return the gated map as decided by an earlier call, None if this call has to be decided anew."""
         plans = self.__dict__.get("_plans")
-        if plans is None or plans.alone is None or not plans.alone.holds(self):
+        plan: Plan | None = None if plans is None else plans.alone  # once: other threads may replace it
+        if plan is None or not plan.holds(self):
             return None
-        plan: Plan = plans.alone
         operator = dispatch.operator_at_hand(x)
         if operator is None or x.dim() != 4 or not x.numel():
             return None

@@ -9,14 +9,17 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
 from cbam.ops.signature import OperatorConfig
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_methods = attrgetter("forward", "attend", "operator_weights", "operator_config", "after_operator")
+# The namespace of a module, which of its dicts, and a name in there: a dict may be replaced as a whole.
+Place: TypeAlias = tuple[dict[str, Any], str, str]
+_of_class = attrgetter(
+    "forward", "attend", "operator_weights", "operator_config", "after_operator", "enabled"
+)
 
 
 class Plan:
@@ -48,15 +51,19 @@ class Plan:
         has_options = [type(m) in self._classes or isinstance(m, nn.BatchNorm2d) for m in every]
         self._options = [vars(m) for m, has in zip(every, has_options, strict=True) if has]
         self._layers = [vars(m) for m, has in zip(every, has_options, strict=True) if not has]
-        self._children = [m._modules for m in every if m._modules]
-        hooked = every if norm is not None else inner  # torch runs those of a module that is called by itself
-        self._hooks = [getattr(m, name) for m in hooked for name in _HOOKS]
+        self._parents = [vars(m) for m in every if m._modules]
+        # Those of a module that is called by itself are run by torch.
+        self._without_hooks = [vars(m) for m in (every if norm is not None else inner)]
         self._slots = _slots(every, tensors)
         self._absent = [
-            (d, key) for m in every for d in (m._parameters, m._buffers) for key, t in d.items() if t is None
+            (vars(m), kind, name)
+            for m in every
+            for kind in ("_parameters", "_buffers")
+            for name, t in vars(m)[kind].items()
+            if t is None
         ]
         self._count = len(tensors)
-        self.complete = len(self._slots) == sum(t is not None for t in tensors) and not any(self._hooks)
+        self.complete = len(self._slots) == sum(t is not None for t in tensors) and not self._is_hooked()
         self._expected = self._read(attention)
         self.exact: dict[Any, bool] = {}
 
@@ -64,22 +71,33 @@ class Plan:
         return (
             type(attention),
             [*map(type, self._inner)],
-            [tuple(children.values()) for children in self._children],
+            [tuple(parent["_modules"].values()) for parent in self._parents],
             [tuple(options.values()) for options in self._options],
-            [*map(_methods, self._classes)],
+            [*map(_of_class, self._classes)],
         )
+
+    def _is_hooked(self) -> bool:
+        for own in self._without_hooks:  # written out, since it runs at every call
+            if (
+                own["_forward_hooks"]
+                or own["_forward_pre_hooks"]
+                or own["_backward_hooks"]
+                or own["_backward_pre_hooks"]
+            ):
+                return True
+        return False
 
     def holds(self, attention: nn.Module, norm: nn.Module | None = None) -> bool:
         """Return whether deciding again would give the same."""
-        if any(self._hooks) or self.attention() is not attention:
+        if self.attention() is not attention or self._is_hooked():
             return False
         if norm is not (None if self.norm is None else self.norm()):
             return False
         for layer in self._layers:
             if "forward" in layer:
                 return False
-        for namespace, name in self._absent:
-            if namespace.get(name) is not None:
+        for own, kind, name in self._absent:
+            if own[kind].get(name) is not None:
                 return False
         try:
             return self._read(attention) == self._expected
@@ -89,8 +107,8 @@ class Plan:
     def tensors(self) -> list[Any] | None:
         """Return the operator's tensors as they are now; None if one is gone."""
         found: list[Any] = [None] * self._count
-        for i, (namespace, name) in self._slots.items():
-            tensor = found[i] = namespace.get(name)
+        for i, (own, kind, name) in self._slots.items():
+            tensor = found[i] = own[kind].get(name)
             if tensor is None:
                 return None
         return found
@@ -123,15 +141,12 @@ def plans_of(attention: nn.Module) -> Plans:
     return found
 
 
-def _slots(
-    modules: Sequence[nn.Module], tensors: Sequence[Tensor | None]
-) -> dict[int, tuple[dict[str, Any], str]]:
-    """Return for each tensor, by its position, where it is kept as a parameter or a buffer."""
-    places = {
-        id(t): (namespace, name)
-        for m in modules
-        for namespace in (m._parameters, m._buffers)
-        for name, t in namespace.items()
-        if t is not None
-    }
-    return {i: places[id(t)] for i, t in enumerate(tensors) if t is not None and id(t) in places}
+def _slots(modules: Sequence[nn.Module], tensors: Sequence[Tensor | None]) -> dict[int, Place]:
+    """Return for each tensor, by its position, where it is kept; nothing for one that is kept in two places."""
+    places: dict[int, list[Place]] = {}
+    for m in modules:
+        for kind in ("_parameters", "_buffers"):
+            for name, t in vars(m)[kind].items():
+                places.setdefault(id(t), []).append((vars(m), kind, name))
+    found = {i: places.get(id(t), []) for i, t in enumerate(tensors) if t is not None}
+    return {i: where[0] for i, where in found.items() if len(where) == 1}

@@ -68,7 +68,10 @@ def _form(x: Tensor, w0: Tensor | None, kernel: Tensor | None, numbers: tuple[An
 
 
 def _addresses(x: Tensor, weights: Iterable[Any], other: Tensor | None, form: _Form) -> list[int] | None:
-    """Return where the map, the weights and a second map are, 0 if not there; None if one is not as it should be."""
+    """Return where the map, the weights and a second map are, 0 if not there; None if one is not as it should be.
+
+    What has no memory of its own, such as the wrapper in which torch makes operations functional, is not.
+    """
     if not form.size or x.is_neg() or not (other is None or _alike(other, x)):
         return None
     found, dtype = [x.data_ptr()], form.dtype
@@ -81,12 +84,13 @@ def _addresses(x: Tensor, weights: Iterable[Any], other: Tensor | None, form: _F
             and tensor.is_contiguous()
             and tensor.is_cpu
             and not tensor.is_neg()
+            and (address := tensor.data_ptr())
         ):
-            found.append(tensor.data_ptr())
+            found.append(address)
         else:
             return None
     found.append(0 if other is None else other.data_ptr())
-    return found
+    return found if found[0] and (other is None or found[-1]) else None
 
 
 @cache
@@ -136,6 +140,7 @@ def backward(*arguments: Any) -> tuple[Any, ...]:
         addresses is None
         or _is_watched()
         or not _alike(grad, x)
+        or not grad.data_ptr()
         or saved.numel() != form.saved
         or argmax.numel() != form.argmax
     ):

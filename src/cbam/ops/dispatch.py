@@ -137,8 +137,7 @@ def operator_at_hand(x: Any) -> Backend | None:
     if type(x) is not Tensor and type(x) is not nn.Parameter:
         return None
     if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
+        torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
         or x.layout is not torch.strided
