@@ -49,7 +49,9 @@ class Network:
     form: dict[str, Any]
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def look(self, content: bytes, name: str, *, attention: bool = True, label: int | None = None) -> Explanation:
+    def look(
+        self, content: bytes, name: str, *, attention: bool = True, label: int | None = None
+    ) -> Explanation:
         """Return what the network sees in a picture, as `cbam.explain` does.
 
         Args:

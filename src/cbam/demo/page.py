@@ -33,24 +33,31 @@ class Seen:
 
     @property
     def sites(self) -> list[str]:
+        """The sites whose gates were recorded, in the order of the network."""
         ((view,),) = self.explanation.views.values()
         return list(view.gates)
 
 
-class Upload(gr.Image):
-    """A picture that a user gives; its file is handed on as it is, unopened, and none is fetched from an address."""
+def _as_given(image: gr.Image) -> gr.Image:
+    """Let a component hand on the file as it is, unopened, with its name, and fetch none from an address.
 
-    def preprocess(self, payload: ImageData | None) -> Any:
-        """Return (file, its name), or None."""
+    On the component itself: gradio takes a class of one's own for a custom component and looks for its scripts.
+    """
+    move = image.async_move_resource_to_block_cache
+
+    def preprocess(payload: ImageData | None) -> Any:
         if payload is None or payload.path is None:
             return None
         return payload.path, payload.orig_name or Path(payload.path).name
 
-    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
-        """Refuse addresses: the server would fetch them."""
+    async def move_local(url_or_file_path: str | Path | None) -> str | None:
         if "://" in str(url_or_file_path):
             raise gr.Error("Upload a picture; addresses are not opened.")
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
+        return await move(url_or_file_path)
+
+    image.preprocess = preprocess  # type: ignore[method-assign]
+    image.async_move_resource_to_block_cache = move_local  # type: ignore[method-assign]
+    return image
 
 
 def build_page(networks: Sequence[Network], examples: Sequence[Path] = ()) -> gr.Blocks:
@@ -75,8 +82,10 @@ def build_page(networks: Sequence[Network], examples: Sequence[Path] = ()) -> gr
         seen = gr.State(None, time_to_live=_KEPT)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                upload = Upload(
-                    label="Picture", sources=["upload", "clipboard"], height=280, elem_id="upload", buttons=[]
+                upload = _as_given(
+                    gr.Image(
+                        label="Picture", sources=["upload", "clipboard"], height=280, elem_id="upload", buttons=[]
+                    )
                 )
                 if examples:
                     gr.Examples(
@@ -130,7 +139,11 @@ def _look(network: Network, upload: Any, attention: bool, label: int, site: str 
         return seen, render(found, None, attention=seen.attention), nothing
     site = site if site in seen.sites else seen.sites[-1]
     choices = [(each or "the network", each) for each in seen.sites]
-    return seen, _draw(seen, site), gr.Dropdown(choices=choices, value=site, interactive=True, label="Site", info="")
+    return (
+        seen,
+        _draw(seen, site),
+        gr.Dropdown(choices=choices, value=site, interactive=True, label="Site", info=""),
+    )
 
 
 def _draw(seen: Seen | None, site: str | None) -> str:

@@ -28,7 +28,11 @@ def render(explanation: Explanation, site: str | None, *, attention: bool) -> st
     crop, label = explanation.crops[0], explanation.labels[0]
     top = likeliest(view, explanation.class_names)
     rows = [row for row in top if row["label"] != label]
-    shown = {"label": label, "class": explanation.class_names[label], "probability": view.probabilities[label]}
+    shown = {
+        "label": label,
+        "class": explanation.class_names[label],
+        "probability": view.probabilities[label],
+    }
     rows = sorted([*rows, shown], key=lambda row: -row["probability"])
     return _template().render(
         title=title,

@@ -95,7 +95,9 @@ def serving(
             )
             yield address
         except OSError as error:
-            raise CBAMError(f"cannot serve at {host}, port {port}: {error}. Another one: --port NUMBER") from None
+            raise CBAMError(
+                f"cannot serve at {host}, port {port}: {error}. Another one: --port NUMBER"
+            ) from None
         finally:
             page.close(verbose=False)
 
