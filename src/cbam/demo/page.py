@@ -84,12 +84,21 @@ def build_page(networks: Sequence[Network], examples: Sequence[Path] = ()) -> gr
             with gr.Column(scale=2, min_width=300):
                 upload = _as_given(
                     gr.Image(
-                        label="Picture", sources=["upload", "clipboard"], height=280, elem_id="upload", buttons=[]
+                        label="Picture",
+                        sources=["upload", "clipboard"],
+                        height=280,
+                        elem_id="upload",
+                        buttons=[],
                     )
                 )
                 if examples:
-                    gr.Examples(
-                        [[str(path)] for path in examples], upload, label="Examples", elem_id="examples"
+                    # Not gr.Examples: it replaces the component by a new one, which opens the file itself.
+                    samples = gr.Dataset(
+                        components=[gr.Image(render=False)], samples=[[str(path)] for path in examples],
+                        type="index", label="Examples", elem_id="examples",
+                    )  # fmt: skip
+                    samples.click(
+                        lambda index: str(examples[index]), samples, upload, api_visibility="undocumented"
                     )
                 network = gr.Dropdown(list(by_title), value=first.title, label="Network", elem_id="network")
                 attention = gr.Checkbox(**_switch_options(first), elem_id="attention")

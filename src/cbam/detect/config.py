@@ -387,7 +387,9 @@ class DetectRunConfig(DetectorConfig):
         """The run's folder, relative as given."""
         if self.output is not None:
             return self.output
-        return Path("runs") / ("detect-" + folder_name(self.data.partition(":")[2], self.model, self.attention))
+        return Path("runs") / (
+            "detect-" + folder_name(self.data.partition(":")[2], self.model, self.attention)
+        )
 
     def resolved(self) -> dict[str, Any]:
         """Return every option's value, with defaults filled in and paths made absolute."""
