@@ -87,7 +87,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Draw AP50 over the minutes of training."""
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cbam", "font.size": 10}):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        figure = Figure(figsize=(8, 3.4), layout="constrained")
         axes = figure.add_subplot()
         for row_number, (run, marker) in enumerate(zip(runs, "osD^vPX<>*", strict=False), start=1):
             minutes, points, spent = [], [], 0.0
@@ -96,11 +96,13 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
                 if "val_ap50" in row:
                     minutes.append(spent)
                     points.append(100 * row["val_ap50"])
-            axes.plot(minutes, points, marker=marker, markersize=4, label=f"{row_number} {run['settings']['model']}")
+            axes.plot(
+                minutes, points, marker=marker, markersize=4, label=f"{row_number} {run['settings']['model']}"
+            )
         axes.axhline(100 * GOAL, color="grey", linewidth=0.8, linestyle="--")
         axes.set(xlabel="minutes of training, evaluation included", ylabel="AP50 in %", ylim=(0, 100))
         axes.grid(True, alpha=0.3)
-        axes.legend(fontsize=8)
+        figure.legend(loc="outside right upper", fontsize=8)
         figure.savefig(path, metadata={"Date": None})
 
 
