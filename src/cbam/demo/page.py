@@ -97,9 +97,6 @@ def build_page(networks: Sequence[Network], examples: Sequence[Path] = ()) -> gr
                         components=[gr.Image(render=False)], samples=[[str(path)] for path in examples],
                         type="index", label="Examples", elem_id="examples",
                     )  # fmt: skip
-                    samples.click(
-                        lambda index: str(examples[index]), samples, upload, api_visibility="undocumented"
-                    )
                 network = gr.Dropdown(list(by_title), value=first.title, label="Network", elem_id="network")
                 attention = gr.Checkbox(**_switch_options(first), elem_id="attention")
                 label = gr.Dropdown(**_label_options(first), elem_id="label")
@@ -118,6 +115,8 @@ def build_page(networks: Sequence[Network], examples: Sequence[Path] = ()) -> gr
         network.input(choose, network, [label, attention], api_visibility="undocumented").then(
             look, given, told, **work
         )
+        if examples:
+            samples.click(lambda index: str(examples[index]), samples, upload, api_visibility="undocumented")
         attention.input(look, given, told, **work)
         label.input(look, given, told, **work)
         quick: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "undocumented"}
