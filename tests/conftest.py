@@ -7,6 +7,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("YOLO_AUTOINSTALL", "False")  # ultralytics would install packages during the tests
 
 import pytest
 import torch

@@ -159,9 +159,7 @@ def test_a_norm_inside_the_operator_is_counted_with_it():
         with set_backend(name):
             found[name] = cost(model, (3, 32, 32))
     assert found["cpp"].macs == found["eager"].macs
-    channels = 3 * (16 + 32 + 64)
-    # The operator takes 1/sqrt(var + eps) as a vector: two small operations per norm.
-    assert found["cpp"].flops == found["eager"].flops + 2 * channels
+    assert found["cpp"].flops == found["eager"].flops
     rows = {row.name: row for row in found["cpp"].modules}
     row = rows["layer1.0.bn2.cbam"]
     assert (row.macs, row.output) == (2 * 2 * 16 * 1 + 98 * 32 * 32, (1, 16, 32, 32))

@@ -189,7 +189,10 @@ def _header(source: Path | IO[bytes], path: Path | str, max_pixels: int) -> PILI
     except PILImage.DecompressionBombError as error:
         raise BadImage(path, "too many pixels", f"more than {MOST_PIXELS:,}") from error
     except Exception as error:  # a broken header makes Pillow's parsers raise errors of any type
-        raise BadImage(path, "not a readable image", str(error) or type(error).__name__) from error
+        # ultralytics puts a function in the place of Pillow's that then asks for a package.
+        unknown = isinstance(error.__context__, UnidentifiedImageError)
+        why = f"none of {', '.join(FORMATS)}" if unknown else str(error) or type(error).__name__
+        raise BadImage(path, "not a readable image", why) from error
     width, height = image.size
     if width * height > max_pixels:
         image.close()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import os
 import pickle
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 
 from cbam.data import load_data, make_loader
 from cbam.data.shards.order import WindowedOrder
+from cbam.data.shards.storage import filesystem
 from cbam.errors import CBAMError
 from tests.data.shards.tars import jpeg, samples, serving, shard_folder, tar_bytes
 
@@ -104,6 +107,24 @@ def test_over_http_it_is_the_same(folder, train):
         data.train.__getitems__([(0, index) for index in range(12)])
         assert len(asked) == 3  # one request a shard: neighbours come together
         assert load_data(f"shards:{url}", image_size=16).identity == data.identity
+
+
+def test_a_worker_leaves_the_connections_of_its_parent_alone(folder):
+    """A forked process shares the parent's epoll: what it closes there, the parent never hears of again."""
+    pytest.importorskip("aiohttp")
+    with serving(folder) as (url, asked):
+        data = load_data(f"shards:{url}/train-{{000..002}}.tar?val=val-000.tar&window=2", image_size=16)
+        places = [(0, index) for index in range(12)]
+        data.train.__getitems__(places)
+        worker = os.fork()
+        if worker == 0:
+            filesystem(url)
+            gc.collect()
+            os._exit(0)
+        assert os.waitpid(worker, 0) == (worker, 0)
+        asked.clear()
+        data.train.__getitems__(places)
+        assert len(asked) == 3
 
 
 def test_any_file_system_of_fsspec_will_do(folder, train):

@@ -121,7 +121,10 @@ def test_bad_images_are_left_out_and_checked_once(spoilt, monkeypatch):
 
 
 def test_a_set_of_nothing_but_bad_images_is_refused_at_once(spoilt):
-    with pytest.raises(CBAMError, match=r"0005\.jpg: truncated or damaged"):
+    # Pillow 12 does not take what is left for a JPEG file at all.
+    with pytest.raises(
+        CBAMError, match=r"0005\.jpg: (truncated or damaged|not a readable image \(none of JPEG)"
+    ):
         load_data(f"shards:{spoilt}")
 
 

@@ -49,6 +49,11 @@ def local_path(location: str) -> Path:
     return Path(location).expanduser()
 
 
+# A forked worker drops those of its parent. They must not be collected there: closing their connections would take
+# these out of the epoll that both processes share, and the parent would wait for answers that have come.
+_used: dict[int, Any] = {}
+
+
 def filesystem(url: str) -> Any:
     """Return fsspec's file system for `url`, one for each process.
 
@@ -60,7 +65,8 @@ def filesystem(url: str) -> Any:
 
     protocol = url.partition("://")[0]
     try:
-        return fsspec.core.url_to_fs(url)[0]
+        found = fsspec.core.url_to_fs(url)[0]
+        return _used.setdefault(id(found), found)
     except ImportError as error:
         package = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
         raise MissingExtra(
