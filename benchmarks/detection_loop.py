@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from cbam.detect.build import build
-from cbam.detect.config import DetectRunConfig, DetectTrainConfig
+from cbam.detect.config import DetectRunConfig
+from cbam.detect.recipe import DetectTrainConfig
 from cbam.detect.run import detection
 from cbam.evaluate.timing import quartiles
 from cbam.train.checkpoints import Checkpoints

@@ -7,7 +7,8 @@ from typing import get_args, get_type_hints
 import pytest
 
 from cbam.data.detection.transforms import AUGMENTATIONS
-from cbam.detect.config import DetectorConfig, DetectRunConfig, DetectTrainConfig
+from cbam.detect.config import DetectorConfig, DetectRunConfig
+from cbam.detect.recipe import DetectTrainConfig
 from cbam.errors import CBAMError
 
 

@@ -9,7 +9,8 @@ from accelerate.state import AcceleratorState
 
 from cbam.data.detection import load_detection
 from cbam.detect.build import build, detector_arguments
-from cbam.detect.config import DetectRunConfig, DetectTrainConfig
+from cbam.detect.config import DetectRunConfig
+from cbam.detect.recipe import DetectTrainConfig
 from cbam.detect.run import describe, detection
 from cbam.detect.saved import find_detector, open_detector, save_detector
 from cbam.errors import CBAMError

@@ -84,7 +84,7 @@ def test_weights_that_are_not_there_or_of_another_network(capsys, garments, tmp_
 def test_too_large_a_batch_for_two_processes_and_for_one(garments, tmp_path, count, capsys):
     """One process trains on all images as one batch; the message of several is in the task."""
     from cbam.data.detection import load_detection
-    from cbam.detect.config import DetectTrainConfig
+    from cbam.detect.recipe import DetectTrainConfig
     from cbam.detect.task import Detection
     from cbam.errors import CBAMError
 

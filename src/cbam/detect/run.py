@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from cbam.data.detection import DetectionData
 from cbam.detect.build import build, detector_arguments
-from cbam.detect.config import DetectorConfig, DetectRunConfig, DetectTrainConfig
+from cbam.detect.config import DetectorConfig, DetectRunConfig
 from cbam.detect.evaluation import DetectionScores, make_evaluator
+from cbam.detect.recipe import DetectTrainConfig
 from cbam.detect.saved import SavedDetector, frozen_eps, save_detector
 from cbam.detect.task import Detection
 from cbam.errors import CBAMError

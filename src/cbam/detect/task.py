@@ -16,8 +16,8 @@ from cbam.data.detection import (
     PreparedDetection,
     make_detection_loader,
 )
-from cbam.detect.config import DetectTrainConfig
 from cbam.detect.evaluation import DetectionScores, evaluate_detector, make_evaluator
+from cbam.detect.recipe import DetectTrainConfig
 from cbam.errors import CBAMError
 from cbam.train.task import Batch, Task
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from cbam.cli.attention import with_kinds
 from cbam.cli.parsing import read_options
 from cbam.compare.detection.config import DetectCompareConfig
-from cbam.detect.config import DetectTrainConfig
+from cbam.detect.recipe import DetectTrainConfig
 from cbam.formatting import counted
 from cbam.runs.options import with_file
 

@@ -125,8 +125,8 @@ def run(config: EvaluateConfig, images: DetectionSetConfig) -> tuple[DetectionDa
         CBAMError: The detector or the images do not exist, or do not match.
     """
     from cbam.data.detection import PreparedDetection, make_detection_loader
-    from cbam.detect.config import DetectTrainConfig
     from cbam.detect.evaluation import evaluate_detector, make_evaluator
+    from cbam.detect.recipe import DetectTrainConfig
     from cbam.detect.saved import open_detector
     from cbam.train.device import make_accelerator
 

@@ -52,8 +52,8 @@ class PredictConfig:
 def main(arguments: Sequence[str]) -> int:
     """Run the command with its `arguments`; return the exit code."""
     config = read_options(PredictConfig, "cbam detect predict", DESCRIPTION, arguments)
-    from cbam.detect.config import DetectTrainConfig
     from cbam.detect.predict import FILE, predict
+    from cbam.detect.recipe import DetectTrainConfig
     from cbam.detect.saved import open_detector
     from cbam.runs.progress import Progress
     from cbam.train.device import make_accelerator

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from cbam.cli.attention import with_kinds
 from cbam.cli.parsing import read_options
-from cbam.detect.config import DetectRunConfig, DetectTrainConfig
+from cbam.detect.config import DetectRunConfig
+from cbam.detect.recipe import DetectTrainConfig
 from cbam.formatting import counted
 from cbam.runs.options import with_file
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cbam.compare.config import GridConfig
-from cbam.detect.config import DetectorConfig, DetectTrainConfig, absolute_set
+from cbam.detect.config import DetectorConfig, absolute_set
+from cbam.detect.recipe import DetectTrainConfig
 from cbam.runs.config import option
 from cbam.runs.options import folder_name
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from cbam.errors import CBAMError
 
-# Channels of VGG16's 13 convolutions; "M" halves the map.
+# Channels of VGG16's 13 convolutions; "M" is a max pooling.
 _LAYERS = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
 
 
