@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import cbam
 from cbam import CBAM, set_backend
 from cbam.attach.wrapper import BlockEnd
+from cbam.errors import CBAMError
 from cbam.nn import plan as plans
 from cbam.ops import cpp, dispatch
 from tests.nn.test_plan import C, a_map, attention_of, block, compare, holds
@@ -378,3 +379,21 @@ def test_statistics_of_a_single_value(kind):
     got = outcome(found, x)
     assert isinstance(got, tuple)
     assert got == outcome(copy.deepcopy(found), x)
+
+
+def test_a_map_of_other_channels_gets_the_modules_own_message():
+    module = CBAM(C)
+    module(a_map())
+    assert holds(module)
+    with pytest.raises(CBAMError, match=f"was built for {C} channels, but the map has {C + 1}"):
+        module(torch.randn(2, C + 1, 5, 4))
+
+
+def test_weights_without_memory_of_their_own():
+    module = CBAM(C)
+    x = a_map()
+    expected = module(x)
+    assert holds(module)
+    functional = {name: torch._to_functional_tensor(weight) for name, weight in module.named_parameters()}
+    found = torch.func.functional_call(module, functional, (x,))
+    assert torch.equal(torch._from_functional_tensor(found), expected)
