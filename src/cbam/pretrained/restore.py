@@ -67,7 +67,7 @@ def build_block(
     if "preset" in kind.options:
         options["preset"] = group.preset
     for name in options:
-        if name not in kind.options:
+        if name not in kind.options and name != "dims":
             raise no_such_option(kind, name)
     return kind.build_again(site.channels, options, device=device, dtype=dtype)
 
