@@ -109,8 +109,9 @@ class AttentionKind:
     ) -> AttentionModule:
         known = _parameters(builder)
         dims = options.get("dims", 2)
-        if "dims" not in known:
-            options = {name: value for name, value in options.items() if name != "dims"}
+        options = {name: value for name, value in options.items() if name != "dims"}
+        if "dims" in known:
+            options["dims"] = dims
         factory = {key: value for key, value in (("device", device), ("dtype", dtype)) if key in known}
         given: dict[str, Any] = {**options, **factory}
         named = next((name for name in _CHANNELS if name in known and _by_keyword(known[name])), None)
