@@ -196,6 +196,16 @@ def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
     return Probe(recorder.nodes, calls, dict(model.named_modules()))
 
 
+def dims_of(model: nn.Module) -> tuple[int, Any]:
+    """Return how many dimensions the first convolution of a model has, 2 if there is none, and the convolution.
+
+    >>> dims_of(nn.Conv3d(1, 8, 3))[0]
+    3
+    """
+    first = next((m for m in model.modules() if isinstance(m, tuple(_CONVOLUTIONS))), None)
+    return next((n for kind, n in _CONVOLUTIONS.items() if isinstance(first, kind)), 2), first
+
+
 def default_inputs(model: nn.Module, input_size: InputSize) -> tuple[Tensor]:
     """Return one random input on the model's device: of `input_size`, or of the size the model names.
 
@@ -210,8 +220,7 @@ def default_inputs(model: nn.Module, input_size: InputSize) -> tuple[Tensor]:
     torch.Size([1, 2, 100])
     """
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    first: Any = next((m for m in model.modules() if isinstance(m, tuple(_CONVOLUTIONS))), None)
-    dims = next((n for kind, n in _CONVOLUTIONS.items() if isinstance(first, kind)), 2)
+    dims, first = dims_of(model)
     size: Any = input_size
     if size is None or _is_whole(size):
         config = getattr(model, "default_cfg", None) or {}
