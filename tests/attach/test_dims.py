@@ -303,7 +303,7 @@ class TestRefused:
 
     def test_video_transformers(self):
         mvit = pytest.importorskip("torchvision.models.video.mvit")
-        blocks = [mvit.MSBlockConfig(1, 8, 16, [3, 3, 3], [3, 3, 3], [1, 2, 2], [1, 1, 1])]
+        blocks = [mvit.MSBlockConfig(1, 8, 8, [3, 3, 3], [3, 3, 3], [1, 1, 1], [1, 1, 1])] * 2
         model = mvit.MViT((32, 32), 8, blocks, True, False, True, True)
         with pytest.raises(
             CBAMError, match=r"no site in MViT. Left out: conv_proj embeds patches, and what follows"
