@@ -163,7 +163,8 @@ def _listened_to(
     assert call.saved is not None
     assert call.stats is not None
     x, weights = tensors[0], Weights(*tensors[1 : 1 + len(Weights._fields)])
-    gates.hand_on(listeners, x, **gates.gates_in(call.saved, x, weights))
+    found = gates.gates_in(call.saved, x, weights)
+    gates.hand_on(listeners, x, found.get("channel"), found.get("spatial"))
     return y, call.stats
 
 
