@@ -127,8 +127,21 @@ class ChannelAttention(Gate):
         """Return the operator's numbers for this gate."""
         return OperatorConfig(POOLINGS[self.channel_pooling], activation=ACTIVATIONS[self.activation])
 
+    def keep_alive(self) -> None:
+        """Take the signs of the first hidden unit's weights where there are fewer than 4 hidden units.
+
+        With random signs, one unit is off for every input in up to half of the seeds, and then no weight of the gate
+        ever gets a gradient. Without, it is on wherever the descriptor is above 0, as behind a ReLU or of maxima; the
+        average of maps below 0 can still turn it off. The paper's narrowest layer has 4 units.
+        """
+        first = self.layers[0]
+        if first.out_channels < 4:
+            with torch.no_grad():
+                first.weight[0].abs_()
+
     def set_identity(self) -> None:
         """Zero the last layer and double the gate: 2 * sigmoid(0) = 1."""
+        self.keep_alive()
         last = self.layers[1]
         nn.init.zeros_(last.weight)
         if last.bias is not None:
