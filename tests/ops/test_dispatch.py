@@ -185,7 +185,7 @@ class TestWhereItCannotSeePlainMemory:
             lambda b: torch.func.vmap(torch.func.grad(lambda x: b(x).square().sum()))(X),
             lambda b: torch.func.jvp(b, (X,), (X,))[1],
             lambda b: torch.func.jacrev(lambda x: b(x).mean((1, 2, 3)))(X),
-            lambda b: torch.jit.trace(b, X, check_trace=False)(X),
+            lambda b: torch.jit.trace(b, X)(X),
         ],
         ids=["vmap", "grad", "vmap of grad", "jvp", "jacrev", "jit.trace"],
     )

@@ -10,6 +10,7 @@ from torch import nn
 
 from cbam.attach import fuser_methods
 from cbam.attach.fusion.with_epilogue import with_epilogue
+from cbam.attach.watch import watch
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
 from cbam.nn.base import AttentionModule
@@ -48,6 +49,7 @@ def insert(model: nn.Module, at: Mapping[str, Insertion], fused: Iterable[nn.Mod
     exchange(model, wrapped)
     for block in fused:
         with_epilogue(block)
+    watch(model)
 
 
 def check_unattached(model: nn.Module) -> None:

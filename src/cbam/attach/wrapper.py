@@ -166,8 +166,8 @@ class WithAttention(nn.Module):
 
 def _hide_host(module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
     for key in list(state_dict):
-        if key.startswith(prefix + HOST):
-            state_dict[prefix + key[len(prefix + HOST) :]] = state_dict.pop(key)
+        if key.startswith(prefix):  # all of them again, to keep their order
+            state_dict[prefix + key.removeprefix(prefix).removeprefix(HOST)] = state_dict.pop(key)
 
 
 def _find_host(

@@ -48,9 +48,10 @@ def first_index_max(x: Tensor, dim: int) -> Tensor:
     """Return the maximum of x along `dim` (kept, size 1); its gradient goes to the first index that attains it.
 
     `amax` would spread the gradient evenly over ties, which are common in low precision and after a ReLU.
-    It is faster, though, and used where no gradient is needed.
+    It is faster, though, and used where no gradient is needed and `torch.jit` does not trace: its graph holds the same
+    operations whoever traces.
     """
-    if x.requires_grad and torch.is_grad_enabled():
+    if (x.requires_grad and torch.is_grad_enabled()) or torch.jit.is_tracing():
         return x.max(dim, keepdim=True).values
     return x.amax(dim, keepdim=True)
 
