@@ -45,6 +45,9 @@ def insert(model: nn.Module, at: Mapping[str, Insertion], fused: Iterable[nn.Mod
         host = modules[path]
         weight = like(host, model)
         attention = build(device=weight.device, dtype=weight.dtype).train(host.training)
+        for part in attention.modules():
+            if isinstance(part, AttentionModule):
+                part.site = path
         wrapped[host] = WithAttention(host, attention, position)
     exchange(model, wrapped)
     for block in fused:

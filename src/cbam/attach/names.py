@@ -56,7 +56,7 @@ class Tensors(dict[str, Any]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the tensor of that name."""
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401 - that is this method
 
     def __setitem__(self, name: str, tensor: Any) -> None:
         of_host = self._of_host()

@@ -12,7 +12,6 @@ from cbam.attach.wrapper import WithAttention
 from cbam.formatting import counted
 from cbam.nn.base import AttentionModule
 
-
 # Put in the place of another module for a while, which they keep: pytorch-grad-cam's AblationCAM
 _KEEPERS = "AblationLayer"
 

@@ -64,7 +64,9 @@ class WithAttention(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._name_as_host()
-        if _hide_host_in_report not in self._load_state_dict_post_hooks.values():  # pickled before there was one
+        if (
+            _hide_host_in_report not in self._load_state_dict_post_hooks.values()
+        ):  # pickled before there was one
             self.register_load_state_dict_post_hook(_hide_host_in_report)
 
     def named_modules(

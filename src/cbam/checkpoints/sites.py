@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError, nearest
 from cbam.nn.base import AttentionModule
 

@@ -125,5 +125,14 @@ def gate(logits: Tensor, activation: str = "sigmoid", scale: Tensor | float | No
 
 @torch.fx.wrap
 def apply_gate(x: Tensor, value: Tensor) -> Tensor:
-    """Return x times the gate rounded to x's dtype; a gate of exactly 1 leaves every bit of x as it was."""
-    return x * value.to(x.dtype)
+    """Return x times the gate rounded to x's dtype; a gate of exactly 1 leaves every bit of x as it was.
+
+    The gate's gradient is a sum over a map, which float16 cannot hold: it stays in the gate's dtype.
+    """
+    rounded = value.to(x.dtype)
+    if x.dtype is torch.float16 and value.requires_grad and not torch.jit.is_tracing():
+        exact = (
+            value + (rounded.to(value.dtype) - value).detach()
+        )  # the rounded gate: the difference has no error
+        return (x.to(value.dtype) * exact).to(x.dtype)  # nor has the product, so it is rounded once as well
+    return x * rounded

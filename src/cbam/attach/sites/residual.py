@@ -71,7 +71,8 @@ def find_branch_ends(probe: Probe) -> Found:
     if merged:
         several = f" and {counted(len(merged) - 1, 'more module')}" if len(merged) > 1 else ""
         left_out[
-            f"{next(iter(merged))}{several} can fold linear branches into one convolution: what is on these would be lost"
+            f"{next(iter(merged))}{several} can fold linear branches into one convolution:"
+            " what is on them would be lost"
         ] = None
     return Found(list(ends), list(left_out))
 
@@ -190,7 +191,7 @@ def _behind_folded(probe: Probe, addition: _Addition, calls: list[Call]) -> Loca
     """Return the location behind the module that folds both paths of an addition, if any."""
     found: Call | None = None
     for call in calls:
-        if call.output is None:
+        if call.source is None or call.output is None:
             continue
         whole = found is not None and _is_linear(probe, call.source, call.output)
         if whole or (found is None and _folds_here(probe, addition, call)):
@@ -212,7 +213,7 @@ def _folds_here(probe: Probe, addition: _Addition, call: Call) -> bool:
     return all(_is_linear(probe, call.source, index) for index in convolutions)
 
 
-def _is_linear(probe: Probe, start: int | None, end: int | None) -> bool:
+def _is_linear(probe: Probe, start: int, end: int) -> bool:
     """Return whether a tensor is a linear function of an earlier one, but for a constant."""
     nodes = [probe.nodes[index] for index in ancestors(probe, end) - ancestors(probe, start)]
     products = ("mul", "div")
