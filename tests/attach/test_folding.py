@@ -240,7 +240,7 @@ class TestQuantisationFusesModules:
         attached(model, sites="1")
         with pytest.raises(
             CBAMError,
-            match="Conv2d and attention and ReLU. Give it the modules in front of the attention only",
+            match=r"Conv2d and attention and ReLU\. Give it the modules in front of the attention only",
         ):
             fuse_modules(model, ["0", "1", "2"])
 

@@ -31,7 +31,8 @@ _BETWEEN = (
 def register() -> None:
     """Add our entries to torch's table."""
     for front in _FRONTS:
-        _METHODS[(*front, WithAttention)] = _fuse
+        kinds: Any = (*front, WithAttention)
+        _METHODS[kinds] = _fuse
     for kinds in _BETWEEN:
         _METHODS[kinds] = _refuse
 
@@ -50,5 +51,6 @@ def _refuse(is_qat: bool, *modules: Any) -> None:
         "attention" if isinstance(module, WithAttention) else type(module).__name__ for module in modules
     )
     raise CBAMError(
-        f"fuse_modules cannot join modules where attention is between them: {kinds}. Give it the modules in front of the attention only, such as ['conv', 'bn']."
+        f"fuse_modules cannot join modules where attention is between them: {kinds}."
+        " Give it the modules in front of the attention only, such as ['conv', 'bn']."
     )
