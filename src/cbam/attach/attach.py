@@ -19,9 +19,9 @@ from cbam.attach.graph.probe import InputSize
 from cbam.attach.insert import Insertion, exchange, insert
 from cbam.attach.plan import Plan, make_plan
 from cbam.attach.sites.select import Selectors, Sites
+from cbam.attach.watch import attended, unwatch, what_is_lost
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
-from cbam.formatting import counted
 from cbam.nn.base import AttentionModule
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,9 @@ class Attachment(Plan):
     def check(self, model: nn.Module) -> None:
         """Raise if attention that was attached is gone, after some tool has rebuilt parts of the model.
 
+        The model warns by itself at the next forward pass or `state_dict()`, unless the tool has built another one
+        around its parts.
+
         Args:
             model: the one that attention was attached to, or what a tool made of it.
 
@@ -53,15 +56,10 @@ class Attachment(Plan):
         Traceback (most recent call last):
         cbam.errors.CBAMError: 1 of 8 sites has lost its attention: 'layer1.0.bn2'. ...
         """
-        attached = {name for name, module in model.named_modules() if isinstance(module, WithAttention)}
-        lost = len(self.sites) - len(attached)
-        if lost > 0:
-            names = ", ".join(repr(site.name) for site in self.sites if site.name not in attached)
-            has = "has lost its" if lost == 1 else "have lost their"
-            raise CBAMError(
-                f"{lost} of {counted(len(self.sites), 'site')} {has} attention: {names}."
-                " What rebuilds modules comes before cbam.attach."
-            )
+        here = attended(model)
+        if len(here) < len(self.sites):
+            lost = what_is_lost([s.name for s in self.sites if s.name not in here], len(self.sites))
+            raise CBAMError(f"{lost}. What rebuilds modules comes before cbam.attach.")
 
 
 def plan(
@@ -184,6 +182,7 @@ def detach(model: nn.Module) -> int:
             f"{type(model).__name__} carries no attached attention. Attach it first: cbam.attach(model)."
         )
     exchange(model, attached)
+    unwatch(model)
     for module in model.modules():
         if isinstance(module, WithEpilogue):
             without_epilogue(module)

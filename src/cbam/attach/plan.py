@@ -174,7 +174,10 @@ def _check_host(model: nn.Module) -> None:
     if outer in ("OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
         raise CBAMError(f"the model is wrapped in {outer}. Attach to the bare model first, then wrap it.")
     if isinstance(model, torch.jit.ScriptModule):
-        raise CBAMError("a TorchScript module cannot be changed. Attach to the Python model, then script it.")
+        raise CBAMError(
+            "a TorchScript module cannot be changed. Attach to the Python model, then trace it:"
+            " torch.jit.trace(model, image)."
+        )
     check_unattached(model)
 
 

@@ -98,6 +98,7 @@ class AttentionModule(nn.Module):
     needs_two_calls: bool = False
     dims: int = 2  # how many sizes of a map follow its channels; not in files of earlier versions
     in_channels: int | None = None
+    site: str = ""  # name of the module in front, where attached
     built_as: tuple[str, dict[str, Any]] | None = None  # kind and options, see `cbam.nn.registry`
     listeners: tuple[gates.Listener, ...] = ()  # set by `cbam.attention_maps` for a block of code
     qconfig: Any = None  # torch.ao.quantization leaves the gates in floating point
@@ -241,6 +242,13 @@ class AttentionModule(nn.Module):
             return x.tracer.create_proxy("call_module", path, (x,), {})
         checks.check_feature_map(x, type(self).__name__, self.in_channels, self.dims)
         return self.attend_eagerly(x) if self.enabled else x
+
+    def __prepare_scriptable__(self) -> None:
+        raise CBAMError(
+            f"torch.jit.script cannot compile {type(self).__name__}: it chooses between the fused operator and plain"
+            " torch in Python. Trace the model, torch.jit.trace(model.eval(), image), or export it,"
+            " torch.export.export(model, (image,)). A traced model can be part of a scripted one."
+        )
 
     def set_identity(self) -> None:
         """Make the module return its input bit for bit, with every gate at the steepest point of its sigmoid."""

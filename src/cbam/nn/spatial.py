@@ -90,7 +90,17 @@ class SpatialAttention(Gate):
             return self.norm(z)
         batch = z.unsqueeze(0) if z.dim() == self.dims + 1 else z  # nn.BatchNorm2d takes no unbatched maps
         own = z.dtype if self.norm.weight is None else self.norm.weight.dtype
-        return self.norm(batch.to(own)).to(z.dtype).view_as(z)
+        try:
+            return self.norm(batch.to(own)).to(z.dtype).view_as(z)
+        except ValueError as error:
+            if batch.numel() != 1:
+                raise
+            where = f" at {self.site!r}" if self.site else ""
+            raise CBAMError(
+                f"the norm of the spatial gate{where} cannot take the statistics of one value: a map of 1 x 1 and a"
+                " single image in training. Use larger batches or images, leave the site out, exclude=..., or the"
+                " norm, spatial_norm=False."
+            ) from error
 
     def _convolved(self, x: Tensor) -> Tensor:
         """Return the gate before its norm; calls a layer if it is hooked, wrapped or replaced."""

@@ -50,9 +50,10 @@ def first_index_max(x: Tensor, dim: int) -> Tensor:
     """Return the maximum of x along `dim` (kept, size 1); its gradient goes to the first index that attains it.
 
     `amax` would spread the gradient evenly over ties, which are common in low precision and after a ReLU.
-    It is faster, though, and used where no gradient is needed.
+    It is faster, though, and used where no gradient is needed and `torch.jit` does not trace: its graph holds the same
+    operations whoever traces.
     """
-    if x.requires_grad and torch.is_grad_enabled():
+    if (x.requires_grad and torch.is_grad_enabled()) or torch.jit.is_tracing():
         return x.max(dim, keepdim=True).values
     return x.amax(dim, keepdim=True)
 
@@ -140,5 +141,14 @@ def gate(logits: Tensor, activation: str = "sigmoid", scale: Tensor | float | No
 
 @torch.fx.wrap
 def apply_gate(x: Tensor, value: Tensor) -> Tensor:
-    """Return x times the gate rounded to x's dtype; a gate of exactly 1 leaves every bit of x as it was."""
-    return x * value.to(x.dtype)
+    """Return x times the gate rounded to x's dtype; a gate of exactly 1 leaves every bit of x as it was.
+
+    The gate's gradient is a sum over a map, which float16 cannot hold: it stays in the gate's dtype.
+    """
+    rounded = value.to(x.dtype)
+    if x.dtype is torch.float16 and value.requires_grad and not torch.jit.is_tracing():
+        exact = (
+            value + (rounded.to(value.dtype) - value).detach()
+        )  # the rounded gate: the difference has no error
+        return (x.to(value.dtype) * exact).to(x.dtype)  # nor has the product, so it is rounded once as well
+    return x * rounded

@@ -422,7 +422,7 @@ class TestBackends:
     @pytest.mark.filterwarnings("ignore")
     def test_jit_trace(self):
         model = attached(init="paper").eval()
-        traced = torch.jit.trace(model, IMAGE, check_trace=False)
+        traced = torch.jit.trace(model, IMAGE)
         other = torch.rand(3, 3, 64, 64)
         torch.testing.assert_close(traced(other), model(other))
 
