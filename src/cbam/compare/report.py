@@ -18,7 +18,6 @@ from cbam.compare.tables import class_changes, cost_table, costed, extremes, sam
 from cbam.explain.overlay import colour_stops
 from cbam.files import write_atomically
 from cbam.page import embedded, environment, shell_lines
-from cbam.page.drawing import LOOKS, OTHER_LOOK, css_name
 
 
 def write_report(run_dir: Path) -> Path:
@@ -61,7 +60,6 @@ def write_page(run: Run, summary: Summary, score: Score, template: str, own: Map
             summary=summary,
             score=score,
             findings=findings(summary),
-            looks={css_name(variant): style[:2] for variant, style in {**LOOKS, "other": OTHER_LOOK}.items()},
             facts=_facts(run, summary),
             averaged=_averaged(run, score),
             figures=_figures(run, summary, score),
@@ -78,7 +76,7 @@ def write_page(run: Run, summary: Summary, score: Score, template: str, own: Map
 
 def _environment() -> jinja2.Environment:
     found = environment("cbam.compare")
-    found.filters |= {"label": label, "points": points, "p": p_text, "css": css_name}
+    found.filters |= {"label": label, "points": points, "p": p_text}
     return found
 
 

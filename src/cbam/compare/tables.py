@@ -16,9 +16,10 @@ _SHOWN_CLASSES = 12
 
 @dataclass(frozen=True)
 class Cost:
-    """One cell of the cost table: the formatted number, its spread, and its ratio to the plain network."""
+    """One cell of the cost table: the number, formatted and as it is, its spread, its ratio to the plain network."""
 
     text: str
+    value: float | None = None
     spread: str = ""
     ratio: str = ""
 
@@ -94,12 +95,12 @@ def _cost(key: str, cost: Mapping[str, Any], reference: Mapping[str, Any]) -> Co
     ratio = f"×{value / other:.{2 if timed else 3}f}" if other else ""
     if key.startswith("latency"):
         spread = cost["latency"][key.partition(":")[2]]
-        return Cost(f"{value:.2f} ms", f"{spread['low_ms']:.2f}–{spread['high_ms']:.2f}", ratio)
+        return Cost(f"{value:.2f} ms", value, f"{spread['low_ms']:.2f}–{spread['high_ms']:.2f}", ratio)
     if key == "parameters":
-        return Cost(f"{value:,.0f}", "", ratio)
+        return Cost(f"{value:,.0f}", value, "", ratio)
     if key == "training_images_per_s":
-        return Cost(f"{value:,.0f}", "", ratio)
-    return Cost(quantity(value, "B" if key.startswith("bytes") else ""), "", ratio)
+        return Cost(f"{value:,.0f}", value, "", ratio)
+    return Cost(quantity(value, "B" if key.startswith("bytes") else ""), value, "", ratio)
 
 
 def _value(key: str, cost: Mapping[str, Any]) -> float | None:
