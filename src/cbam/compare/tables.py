@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cbam.compare.reading import Run
+from cbam.compare.speed import training_speed
 from cbam.compare.statistics import ACCURACY, Score
 
 _SHOWN_CLASSES = 12
@@ -64,7 +65,6 @@ COST_ROWS = (
     ("latency:1", "latency, batch 1"),
     ("latency:4", "latency, batch 4"),
     ("latency:32", "latency, batch 32"),
-    ("training_images_per_s", "training images/s"),
 )
 
 
@@ -77,9 +77,21 @@ def cost_table(run: Run, baseline: str) -> list[tuple[str, list[Cost]]]:
             _cost(key, run.costs[variant], reference if variant != baseline else {})
             for variant in costed(run)
         ]
-        if any(cell.text != "–" for cell in cells):
-            table.append((title, cells))
-    return table
+        table.append((title, cells))
+    table.append(("training images/s", [_speed(run, variant, baseline) for variant in costed(run)]))
+    return [(title, cells) for title, cells in table if any(cell.text != "–" for cell in cells)]
+
+
+def _speed(run: Run, variant: str, baseline: str) -> Cost:
+    """Return the training speed, from the epochs: what `costs.json` of an earlier version says counts warm-up too."""
+    speed = training_speed((row for epochs in run.history.values() for row in epochs), variant, baseline)
+    if speed.images_per_s is None:
+        return Cost("–")
+    text = f"{speed.images_per_s:,.{0 if speed.images_per_s >= 10 else 1}f}"
+    # On a cluster two networks may have been trained by two kinds of machine.
+    if speed.ratio is None or run.config.get("ray") or run.config.get("slurm"):
+        return Cost(text, speed.images_per_s)
+    return Cost(text, speed.images_per_s, "", f"×{speed.ratio:.2f} ({speed.low:.2f}–{speed.high:.2f})")
 
 
 def costed(run: Run) -> list[str]:
@@ -91,14 +103,11 @@ def _cost(key: str, cost: Mapping[str, Any], reference: Mapping[str, Any]) -> Co
     value, other = _value(key, cost), _value(key, reference)
     if value is None:
         return Cost("–")
-    timed = key.startswith(("latency", "training"))
-    ratio = f"×{value / other:.{2 if timed else 3}f}" if other else ""
+    ratio = f"×{value / other:.{2 if key.startswith('latency') else 3}f}" if other else ""
     if key.startswith("latency"):
         spread = cost["latency"][key.partition(":")[2]]
         return Cost(f"{value:.2f} ms", value, f"{spread['low_ms']:.2f}–{spread['high_ms']:.2f}", ratio)
     if key == "parameters":
-        return Cost(f"{value:,.0f}", value, "", ratio)
-    if key == "training_images_per_s":
         return Cost(f"{value:,.0f}", value, "", ratio)
     return Cost(quantity(value, "B" if key.startswith("bytes") else ""), value, "", ratio)
 
