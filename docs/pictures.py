@@ -65,8 +65,10 @@ def take(
 
 def write(screenshot: bytes, file: Path) -> None:
     """Write a screenshot as a PNG with a palette."""
-    with Image.open(io.BytesIO(screenshot)) as picture:
-        picture.convert("RGB").quantize(256).save(file, optimize=True)
+    with Image.open(io.BytesIO(screenshot)) as opened:
+        picture = opened.convert("RGB")
+    # The palette comes from the picture; with it colours are mixed from dots, without which photographs have edges.
+    picture.quantize(palette=picture.quantize(256), dither=Image.Dither.FLOYDSTEINBERG).save(file, optimize=True)
     print(f"{file}: {file.stat().st_size / 1000:.0f} kB")
     assert file.stat().st_size < LARGEST, "too large for the documentation"
 

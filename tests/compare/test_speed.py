@@ -53,6 +53,6 @@ def test_the_table_has_it_and_machines_of_a_cluster_are_not_compared(make_run):
             row["images_per_s"] = 21.0 if row["epoch"] == 1 else 400.0 + row["epoch"]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in slow))
     cell = dict(cost_table(read_run(folder), "none"))["training images/s"][2]
-    assert (cell.text, cell.ratio) == ("404", "×0.51 (0.50–0.51)")
+    assert (cell.text, cell.ratio, cell.ratios) == ("404", "×0.51", "0.50–0.51")
     (folder / "config.yaml").write_text((folder / "config.yaml").read_text() + "ray: auto\n")
     assert dict(cost_table(read_run(folder), "none"))["training images/s"][2].ratio == ""

@@ -17,12 +17,16 @@ _SHOWN_CLASSES = 12
 
 @dataclass(frozen=True)
 class Cost:
-    """One cell of the cost table: the number, formatted and as it is, its spread, its ratio to the plain network."""
+    """One cell of the cost table: a number, formatted and as it is, its spread, its ratio to the plain network's.
+
+    `ratios` are the least and the greatest one, where there are several.
+    """
 
     text: str
     value: float | None = None
     spread: str = ""
     ratio: str = ""
+    ratios: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def _speed(run: Run, variant: str, baseline: str) -> Cost:
     # On a cluster two networks may have been trained by two kinds of machine.
     if speed.ratio is None or run.config.get("ray") or run.config.get("slurm"):
         return Cost(text, speed.images_per_s)
-    return Cost(text, speed.images_per_s, "", f"×{speed.ratio:.2f} ({speed.low:.2f}–{speed.high:.2f})")
+    return Cost(text, speed.images_per_s, "", f"×{speed.ratio:.2f}", f"{speed.low:.2f}–{speed.high:.2f}")
 
 
 def costed(run: Run) -> list[str]:
