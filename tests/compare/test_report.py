@@ -14,6 +14,12 @@ from cbam.errors import CBAMError
 from cbam.page.drawing import LOOKS
 
 
+def arrows(page) -> int:
+    """The arrows in the figure of the differences; its other patches are the background and the axis."""
+    figure = page.source[page.source.index('aria-label="Paired differences') :]
+    return figure[: figure.index("</svg>")].count('id="differences-patch_') - 2
+
+
 def report(folder) -> Page:
     return Page(write_report(folder).read_text(encoding="utf-8"))
 
@@ -112,7 +118,7 @@ class TestCircumstances:
         page = report(make_run({"none": (0.80,), "cbam": (0.95,), "control": (0.81,)}, seeds=1))
         assert "No claim can be made from one seed" in page.words
         assert "measurable" not in page.words
-        assert page.row("CBAM")[2:4] == ["95.00 one seed, no spread", "+15.00 one pair, no interval"]
+        assert page.row("CBAM")[2:4] == ["95.00 one seed, no spread", "+15.00 too few seeds for an interval"]
 
     def test_no_gain_is_said_plainly(self, make_run):
         page = report(make_run({"none": (0.80, 0.82, 0.80), "cbam": (0.81, 0.83, 0.79)}))
@@ -121,7 +127,7 @@ class TestCircumstances:
 
     def test_equal_differences_get_no_interval(self, make_run):
         page = report(make_run({"none": (0.8, 0.6, 0.25), "cbam": (0.9, 0.7, 0.35)}))
-        assert page.row("CBAM")[3] == "+10.00 the same in all 3 seeds no interval"
+        assert page.row("CBAM")[3] == "+10.00 the same in all 3 seeds, no interval"
 
     def test_an_unfinished_run_says_so(self, make_run):
         page = report(make_run({"none": (0.80, 0.82, 0.80), "cbam": (0.82, 0.85)}))
@@ -151,16 +157,20 @@ class TestCircumstances:
         assert len(page.all("svg")) == 2
         assert "No verdict yet" in page.words
 
-    def test_an_interval_wider_than_accuracies_can_differ(self, make_run):
+    def test_two_seeds_have_arrows_for_an_interval(self, make_run):
         page = report(make_run({"none": (0.5, 0.9), "cbam": (0.6, 0.7), "se": (0.5, 0.8)}, seeds=2))
-        assert "+104" not in page.text
-        assert "an interval without bounds" in page.row("CBAM")[-1]
-        assert "95 % interval without bounds" in page.text
-        assert "−68.53 to +58.53" in page.row("SE")[-1], "one that has bounds keeps them"
+        assert page.row("CBAM")[-1] == "−5.00 too few seeds for an interval"
+        assert "No claim can be made from two seeds" in page.words
+        described = page.all("svg")[1]["aria-label"]
+        assert "CBAM minus plain −5.00 (too few seeds for an interval)" in described
+        assert arrows(page) == 4, "to both edges, for both"
 
-    def test_an_interval_is_cut_where_accuracies_end(self, make_run):
-        page = report(make_run({"none": (0.9, 0.9), "cbam": (0.5, 0.64)}, seeds=2))
-        assert "−100.00 to +55.94" in page.row("CBAM")[-1]
+    def test_an_interval_without_a_bound_has_one_arrow(self, make_run):
+        page = report(make_run({"none": (0.9, 0.9, 0.9), "cbam": (0.1, 0.8, 0.1)}, seeds=3))
+        assert page.row("CBAM")[-1].startswith("−56.67 at most +43.73 p = 0.14")
+        assert "100.00" not in page.row("CBAM")[-1]
+        assert arrows(page) == 1
+        assert arrows(report(make_run())) == 0
 
     def test_composed_variants_are_told_apart(self, make_run):
         names = ("none", "cbam:official:k3", "cbam:official:k5")
@@ -170,15 +180,45 @@ class TestCircumstances:
             "whole in the figure, where they differ at the end"
         )
 
-    def test_a_single_epoch_stands_at_one(self, make_run):
+    def test_one_epoch_has_no_curves(self, make_run):
         page = report(make_run(epochs=1))
-        curves = page.source[page.source.index('id="curves"') : page.source.index('id="classes"')]
-        ticks = re.findall(r">(-?[\d.]+)</text>", curves[: curves.index("epoch</text>")])
-        assert ticks[0] == "1"
-        assert "1.2" not in ticks
+        assert "One epoch has no curves." in page.words
+        assert len(page.all("svg")) == 2 + 3
 
-    def test_a_single_epoch(self, make_run):
-        assert len(report(make_run(epochs=1)).all("svg")) == 7
+    def test_what_is_broken_stands_first_and_chance_is_drawn(self, make_run):
+        folder = make_run({"none": (0.25, 0.26, 0.25), "cbam": (0.36, 0.37, 0.38)})
+        for file in folder.glob("cells/*/result.json"):
+            result = json.loads(file.read_text())
+            right = round(50 * result["val_accuracy"])
+            result["confusion"] = [
+                [right if a == b else (50 - right) * (b == (a + 1) % 4) for b in range(4)] for a in range(4)
+            ]
+            if result["variant"] == "none":
+                result["val_loss"] = 15_489
+            file.write_text(json.dumps(result))
+        page = report(folder)
+        box = page.source.index('class="broken"')
+        assert page.source.index('class="verdict"') < box < page.source.index('id="accuracy"')
+        assert "there is no verdict on attention" in page.words
+        assert "measurabl" not in page.words
+        seeds, accuracy = page.all("svg")[0]["aria-label"], page.all("svg")[2]["aria-label"]
+        assert "Chance is 25.00." in seeds
+        assert "Chance is 25.00." in accuracy
+        assert page.row("Pullover & co")[-1] == "50"
+        assert "Pullover &amp; co (50)" in page.source, "the number of images stands in the figure too"
+
+    def test_too_few_steps_are_remarked(self, make_run):
+        folder = make_run()
+        (folder / "config.yaml").write_text((folder / "config.yaml").read_text() + "batch_size: 10000\n")
+        assert "Only 36 steps of 10000 images" in report(folder).words
+
+    def test_grad_cam_of_coarse_maps_is_left_out(self, make_run):
+        folder = make_run()
+        file = folder / "pictures" / "pictures.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "map_size": [3, 4]}))
+        page = report(folder)
+        assert "Left out: a map of 3 × 4 values at layer3 is too coarse" in page.words
+        assert not page.all("img")
 
     def test_values_that_are_not_finite_do_not_stop_it(self, make_run):
         folder = make_run()
@@ -216,7 +256,7 @@ class TestCircumstances:
     def test_unknown_variants_are_drawn_too(self, make_run):
         page = report(make_run({"later_gate": (0.8, 0.81), "cbam:official": (0.82, 0.84)}, seeds=2))
         assert "CBAM (official): " in page.words
-        assert "over later_gate" in page.words
+        assert "with later_gate" in page.words
 
     def test_long_and_foreign_class_names(self, make_run):
         names = ("ein sehr langer Klassenname " * 8, "猫と犬", "", "tab\tand\nnewline")

@@ -98,7 +98,7 @@ def test_the_contrast_formula():
 def test_text_and_labels_have_contrast(page, scheme, position):
     block = re.findall(r":root \{(.*?)\}", page.source, flags=re.DOTALL)[position]
     colours = dict(re.findall(r"(--[a-z-]+): (#[0-9a-f]{6})", block))
-    assert len(colours) == 6 + len(LOOKS) + 1
+    assert len(colours) == 7 + len(LOOKS) + 1
     assert colours["--v-cbam"] == LOOKS["cbam"][position]
     assert colours["--v-other"] == OTHER_LOOK[position]
     for name, colour in colours.items():

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cbam.compare.health import class_counts
 from cbam.compare.reading import Run
 from cbam.compare.speed import training_speed
 from cbam.compare.statistics import ACCURACY, Score
@@ -31,11 +32,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class ClassChange:
-    """Score of one class: the baseline's mean and the paired differences (variant minus baseline), one per seed."""
+    """Score of one class: the baseline's mean, the paired differences (variant minus baseline), one per seed.
+
+    `images` is the number of its validation images, where it is known.
+    """
 
     name: str
     baseline: float
     differences: tuple[float, ...]
+    images: int | None = None
 
     @property
     def mean(self) -> float:
@@ -88,7 +93,7 @@ def cost_table(run: Run, baseline: str) -> list[tuple[str, list[Cost]]]:
 
 def _speed(run: Run, variant: str, baseline: str) -> Cost:
     """Return the training speed, from the epochs: what `costs.json` of an earlier version says counts warm-up too."""
-    speed = training_speed((row for epochs in run.history.values() for row in epochs), variant, baseline)
+    speed = training_speed(run.rows, variant, baseline)
     if speed.images_per_s is None:
         return Cost("–")
     text = f"{speed.images_per_s:,.{0 if speed.images_per_s >= 10 else 1}f}"
@@ -131,6 +136,7 @@ def class_changes(run: Run, variant: str, baseline: str, score: Score = ACCURACY
     """
     names: Sequence[str] = run.data.get("classes", [])
     ours, theirs = _class_scores(run, variant, score), _class_scores(run, baseline, score)
+    counts: Sequence[int] = next(filter(None, map(class_counts, run.results)), [])
     changes = []
     for position, name in enumerate(names):
         pairs = [
@@ -140,7 +146,8 @@ def class_changes(run: Run, variant: str, baseline: str, score: Score = ACCURACY
         ]
         if pairs:
             mean = statistics.fmean(b for _, b in pairs)
-            changes.append(ClassChange(name, mean, tuple(a - b for a, b in pairs)))
+            images = counts[position] if position < len(counts) else None
+            changes.append(ClassChange(name, mean, tuple(a - b for a, b in pairs), images))
     return sorted(changes, key=lambda change: -change.mean)
 
 

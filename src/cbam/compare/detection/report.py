@@ -36,7 +36,7 @@ def write_detection_report(run_dir: Path) -> Path:
         CBAMError: the folder holds no run, or one of its files is broken; the message names the file.
     """
     run = read_run(Path(run_dir))
-    summary = summarise(run.results, run.variants, AVERAGE_PRECISION)
+    summary = summarise(run.results, run.variants, AVERAGE_PRECISION, run.rows)
     images = _read(run.folder / "images.json")
     shots = _shots(run)
     own: dict[str, Any] = {
