@@ -204,6 +204,8 @@ class TestCircumstances:
         seeds, accuracy = page.all("svg")[0]["aria-label"], page.all("svg")[2]["aria-label"]
         assert "Chance is 25.00." in seeds
         assert "Chance is 25.00." in accuracy
+        drawn = page.source[page.source.index(seeds) :]
+        assert "stroke-dasharray" in drawn[: drawn.index("</svg>")]
         assert page.row("Pullover & co")[-1] == "50"
         assert "Pullover &amp; co (50)" in page.source, "the number of images stands in the figure too"
 

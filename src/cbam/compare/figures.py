@@ -88,16 +88,7 @@ def differences_figure(summary: Summary, score: Score = ACCURACY) -> Markup | No
         _rows(axes, names)
         axes.set_xlabel(f"difference in {score.word} (points)", loc="right")
         axes.margins(x=0.06)
-        low, high = axes.get_xlim()
-        room = 0.08 * (high - low) if any(None in gap.bounds for _, _, gap in drawn) else 0.0
-        low, high = axes.set_xlim(low - room, high + room)
-        for y, (row, _, gap) in enumerate(drawn):
-            for end, other_end, edge in zip(gap.bounds, gap.bounds[::-1], (low, high), strict=True):
-                if (
-                    end is None
-                ):  # an arrow to the edge, so that what is less certain does not look more certain
-                    start = 100 * (other_end if other_end is not None else gap.mean or 0)
-                    _arrow(axes, start, edge, y, look(row.variant).colour)
+        _arrows(axes, [(look(row.variant).colour, gap) for row, _, gap in drawn])
         values = "; ".join(
             f"{label(row.variant)} minus {label(other)} {_with_interval(gap)}" for row, other, gap in drawn
         )
@@ -108,9 +99,17 @@ def _with_interval(gap: PairedDifference) -> str:
     return f"{points(gap.mean or 0)} ({gap.in_words})"
 
 
-def _arrow(axes: Axes, start: float, end: float, y: float, colour: str) -> None:
-    style = {"arrowstyle": "->", "color": colour, "linewidth": 1.6, "alpha": 0.75, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", xy=(end, y), xytext=(start, y), arrowprops=style)
+def _arrows(axes: Axes, rows: Sequence[tuple[str, PairedDifference]]) -> None:
+    """Draw an arrow to the edge where an interval has no bound, lest the less certain looks the more certain."""
+    low, high = axes.get_xlim()
+    room = 0.08 * (high - low) if any(None in gap.bounds for _, gap in rows) else 0.0
+    low, high = axes.set_xlim(low - room, high + room)
+    style = {"arrowstyle": "->", "linewidth": 1.6, "alpha": 0.75, "shrinkA": 0, "shrinkB": 0}
+    for y, (colour, gap) in enumerate(rows):
+        for end, other, edge in zip(gap.bounds, gap.bounds[::-1], (low, high), strict=True):
+            if end is None:
+                start = 100 * (other if other is not None else gap.mean or 0)
+                axes.annotate("", xy=(edge, y), xytext=(start, y), arrowprops={**style, "color": colour})
 
 
 def _room(names: Sequence[str], least: float, *, bold: bool = False) -> float:
