@@ -68,7 +68,9 @@ def write(screenshot: bytes, file: Path) -> None:
     with Image.open(io.BytesIO(screenshot)) as opened:
         picture = opened.convert("RGB")
     # The palette comes from the picture; with it colours are mixed from dots, without which photographs have edges.
-    picture.quantize(palette=picture.quantize(256), dither=Image.Dither.FLOYDSTEINBERG).save(file, optimize=True)
+    picture.quantize(palette=picture.quantize(256), dither=Image.Dither.FLOYDSTEINBERG).save(
+        file, optimize=True
+    )
     print(f"{file}: {file.stat().st_size / 1000:.0f} kB")
     assert file.stat().st_size < LARGEST, "too large for the documentation"
 
