@@ -42,6 +42,7 @@ SCORES = Path("docs/results/where-it-looks")
 CLASSES = ("Ankle boot", "Bag", "Pullover", "Trouser")
 UNTRAINED = "untrained"
 LEAST_VISIBLE = 0.5  # of an object in the centre crop
+SCORED = 250  # images, the first ones
 STEPS = 10  # of deletion and insertion
 CHECKED = 48  # images of the randomisation check
 PAIRS = (("cbam", "none"), ("cbam", "se"), ("se", "none"))
@@ -79,7 +80,7 @@ def score_seed(seed: int, config: CompareConfig, data: ImageData) -> dict[str, A
     """Score the networks of a seed, and the plain one as it was before training, on the same images."""
     models = {variant: trained(Cell(variant, seed), config, data) for variant in config.variants}
     form = input_form(models["none"], config.image_size, data.mean, data.std)[0]
-    images = visible_objects(form, data.classes)
+    images = visible_objects(form, data.classes)[:SCORED]
     wanted: dict[str, nn.Module] = {**models, UNTRAINED: build_cell(Cell("none", seed), config, data).eval()}
     scores = score_maps(
         wanted, images, steps=STEPS, image_size=config.image_size, mean=data.mean, std=data.std
@@ -139,7 +140,7 @@ def main() -> None:
     """Do what is not there yet."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("--page", action="store_true")
-    options.add_argument("--seeds", type=int, default=None, help="fewer than the recipe's")
+    options.add_argument("--seeds", type=int, default=None, help="more or fewer than the recipe's")
     given = options.parse_args()
     if not given.page:
         recipe = [*RECIPE, *(["--seeds", str(given.seeds)] if given.seeds else [])]
