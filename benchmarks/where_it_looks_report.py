@@ -226,7 +226,7 @@ def draw_differences(axes: Axes, seeds: Seeds) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="difference; to the right: CBAM is better")
     axes.grid(True, axis="x", alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="upper left", fontsize=8)
 
 
 def draw_randomised(axes: Axes, seeds: Seeds) -> None:
@@ -243,7 +243,7 @@ def draw_randomised(axes: Axes, seeds: Seeds) -> None:
         )
     axes.axhline(0, color="black", lw=1)
     axes.set(
-        xlabel="parts with random weights, from the output (%)",
+        xlabel="weights made random (%)",
         ylabel="rank correlation with the trained map",
     )
     axes.grid(True, alpha=0.3)
