@@ -226,7 +226,7 @@ def draw_differences(axes: Axes, seeds: Seeds) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="difference; to the right: CBAM is better")
     axes.grid(True, axis="x", alpha=0.3)
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc=(0.01, 0.17), fontsize=8)
 
 
 def draw_randomised(axes: Axes, seeds: Seeds) -> None:
