@@ -111,6 +111,13 @@ class TestModulesAlone:
                         ""
                     ].channel[0, :, None, None])  # fmt: skip
 
+    def test_gates_hold_nothing_else_in_memory(self):
+        module, x = randomised(CBAM(8)), a_map()
+        with torch.no_grad(), attention_maps(module) as maps:
+            module(x)
+        for gate in maps[""]:
+            assert gate.untyped_storage().nbytes() == gate.numel() * gate.element_size()
+
     def test_parallel_gates_are_those_of_each_part(self):
         module, x = randomised(CBAM(8, arrangement="parallel")), a_map()
         with attention_maps(module) as maps:
@@ -338,9 +345,10 @@ class TestCompiled:
         expected = called(x)
         before = len(frames)
         with attention_maps(called) as maps:
-            with pytest.warns(UserWarning, match="runs eagerly"):
+            with pytest.warns(UserWarning, match="runs eagerly") as notices:
                 found = called(x)
-            called(x[:1])
+                called(x[:1])
+            assert len(notices) == 1
         torch.testing.assert_close(found, expected)
         (site,) = maps
         assert site in ("0", "0._orig_mod")

@@ -223,9 +223,10 @@ def _sites(
     """Return, by site, the modules that tell its gates, or a function that does; and the sites that have neither."""
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     sites: dict[str, tuple[list[AttentionModule], Callable[[Tensor], Any] | None]] = {}
-    silent, inner = [], set[nn.Module]()
-    attached = {m.cbam: name for name, m in model.named_modules() if isinstance(m, WithAttention)}
-    for name, module in model.named_modules():
+    silent, inner, attached = [], set[nn.Module](), dict[nn.Module, str]()
+    for name, module in model.named_modules():  # a wrapper comes before what is in it
+        if isinstance(module, WithAttention):
+            attached[module.cbam] = name
         if not isinstance(module, AttentionModule) or module in inner:
             continue
         site = attached.get(module, name)

@@ -18,9 +18,6 @@ Listener: TypeAlias = Callable[[Tensor, Tensor | None, Tensor | None], object]
 class Listeners(tuple[Listener, ...]):
     """What listens to one module; a copy or a pickle of the module has nobody listening."""
 
-    def __deepcopy__(self, memo: Any) -> tuple[()]:
-        return ()
-
     def __reduce__(self) -> Any:
         return tuple, ()
 
