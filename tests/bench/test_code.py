@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from cbam.bench import code, targets
 from cbam.bench.cases import Case, Result
@@ -53,6 +54,14 @@ class TestCopiedMaps:
             copied_maps("", "")
         with pytest.raises(ValueError, match="1 operators in the forward pass, 0 in the backward pass"):
             copied_maps(FORWARD, "")
+
+
+def test_copies_are_not_counted_in_code_that_was_not_compiled(monkeypatch):
+    monkeypatch.setattr(code, "COUNTERS", {})
+    with torch.compiler.set_stance("force_eager"):
+        result = code.measure(CASE, BenchConfig(model="resnet18", threads=1), device_of("cpu"))
+    why = "nothing was compiled: torch.compiler.set_stance('force_eager') is in force"
+    assert result.notes == [f"copies: {why}"]
 
 
 def test_what_is_missing_is_named(monkeypatch):

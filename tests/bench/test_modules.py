@@ -96,6 +96,14 @@ def test_what_does_not_compile_is_left_out_with_its_reason(monkeypatch):
     assert "textbook" in result.samples_ms
 
 
+def test_what_torch_compile_runs_as_it_is_is_left_out():
+    with torch.compiler.set_stance("force_eager"):
+        result = measure(case(FORWARD, (1, 8, 4, 4)), BenchConfig(threads=1, rounds=2), CPU)
+    assert not [name for name in result.samples_ms if name.endswith("compiled")]
+    why = "nothing was compiled: torch.compiler.set_stance('force_eager') is in force"
+    assert f"textbook compiled: {why}" in result.notes
+
+
 @pytest.mark.slow
 def test_compiled_rivals_are_timed():
     result = measure(case(BOTH, (1, 8, 4, 4)), BenchConfig(threads=1, rounds=2), CPU)

@@ -74,14 +74,19 @@ class Plan:
         self.complete = len(self._slots) == sum(t is not None for t in tensors) and not self._is_hooked()
         self._expected = self._read(attention)
 
-    def _read(self, attention: nn.Module) -> tuple[Any, ...]:
-        return (
+    def _read(self, attention: nn.Module) -> list[Any]:
+        found: list[Any] = [
             type(attention),
-            [*map(type, self._inner)],
-            [tuple(parent["_modules"].values()) for parent in self._parents],
-            [tuple(options.values()) for options in self._options],
-            [*map(_of_class, self._classes)],
-        )
+            *map(type, self._inner),
+        ]  # flat, which is faster to make and to compare
+        for parent in self._parents:
+            found += parent["_modules"].values()
+            found.append(None)
+        for options in self._options:
+            found += options.values()
+            found.append(None)
+        found += map(_of_class, self._classes)
+        return found
 
     def _is_hooked(self) -> bool:
         for own in self._without_hooks:  # written out, since it runs at every call

@@ -49,6 +49,9 @@ class DirectForm(Form):
         )
         self._argmax = (n * c if hidden else 0) + (positions if k else 0)
         self._stats = 2 if training else 0
+        itemsize = self.weights_dtype.itemsize
+        self._saved_bytes = self._saved * itemsize
+        self._kept = self._saved + -(-4 * self._argmax // itemsize)
         there = [0, *self.places, *([RESIDUAL] if self.has_residual else [])]
         given = "".join("Q" if i in there else "8x" for i in range(RESIDUAL + 1))
         learned = "".join("Q" if i in self.places else "8x" for i in DIFFERENTIABLE[1:-1])
@@ -63,22 +66,24 @@ class DirectForm(Form):
         weights: Sequence[Tensor],
         residual: Tensor | None,
         keep: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
         """Compute `cbam::forward`."""
         if addresses and residual is not None:
             addresses.append(residual.data_ptr())
         if self._fits and addresses and addresses[-1] and not _is_watched():
-            y, saved, argmax, stats, kept = torch.empty_like(x), _NOTHING, _NOTHING, _NOTHING, (0, 0)
-            if keep:
-                saved = torch.empty(self._saved, dtype=self.weights_dtype, device="cpu")
-                argmax = torch.empty(self._argmax, dtype=torch.int32, device="cpu")
-                kept = saved.data_ptr(), argmax.data_ptr()
+            y, stats, at = torch.empty_like(x), _NOTHING, (0, 0)
+            kept: tuple[Tensor, ...] = ()
+            if keep:  # numbers, and behind them indices
+                memory = torch.empty(self._kept, dtype=self.weights_dtype, device="cpu")
+                start = memory.data_ptr()
+                kept, at = (memory,), (start, start + self._saved_bytes)
             if self._stats:
                 stats = torch.empty(self._stats, dtype=self.weights_dtype, device="cpu")
             run, _ = _functions()
-            if not run(self._numbers, self._forward.pack(*addresses, y.data_ptr(), *kept, stats.data_ptr())):
-                return y, saved, argmax, stats
-        return registered.forward(*self.flat(x, weights, residual), *self.config, keep)
+            if not run(self._numbers, self._forward.pack(*addresses, y.data_ptr(), *at, stats.data_ptr())):
+                return y, kept, stats
+        y, *found, stats = registered.forward(*self.flat(x, weights, residual), *self.config, keep)
+        return y, tuple(found), stats
 
     def backward(
         self,
@@ -86,34 +91,34 @@ class DirectForm(Form):
         x: Tensor,
         weights: Sequence[Tensor],
         out: Tensor | None,
-        saved: Tensor,
-        argmax: Tensor,
+        kept: Sequence[Tensor],
     ) -> list[Tensor]:
         """Compute `cbam::backward`."""
         addresses = self.addresses(x, weights)
         if (
             self._fits
             and addresses
-            and self.is_of_the_map(x)
-            and self.is_of_the_map(grad)
-            and (out is None or self.is_of_the_map(out))
-            and (given := grad.data_ptr())
-            and saved.numel() == self._saved
-            and argmax.numel() == self._argmax
+            and len(kept) == 1
+            and kept[0].numel() == self._kept
+            and self.are_of_the_map(grad, x, out)
             and not _is_watched()
         ):
             found = [torch.empty_like(x), *[torch.empty_like(weights[j]) for j in self.learned]]
             if out is not None:
                 addresses.append(out.data_ptr())
                 found.append(torch.empty_like(x))
+            start = kept[0].data_ptr()
             _, run = _functions()
             packed = self._backward.pack(
-                given, *addresses, saved.data_ptr(), argmax.data_ptr(), *[t.data_ptr() for t in found]
+                grad.data_ptr(), *addresses, start, start + self._saved_bytes, *[t.data_ptr() for t in found]
             )
             if not run(self._numbers, packed):
                 return found
+        if len(kept) == 1:
+            saved, indices = kept[0][: self._saved], kept[0][self._saved :].view(torch.int32)
+            kept = saved, indices[: self._argmax]
         flat = self.flat(x, weights, out)
-        return self.chosen(registered.backward(grad, *flat, saved, argmax, *self.kept_numbers), weights)
+        return self.chosen(registered.backward(grad, *flat, *kept, *self.kept_numbers), weights)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 `auto`, the default, takes the operator wherever it can run and plain torch elsewhere; `eager` always takes plain
 torch; `cpp` and `triton` take that operator, or raise with the reason why it cannot run. Set by `cbam.set_backend` or
-by the environment variable CBAM_BACKEND.
+by the environment variable CBAM_BACKEND, which is read when attention is first computed.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ def backend() -> str:
     return _chosen or _from_environment()
 
 
+@cache
 def _from_environment() -> str:
     name = os.environ.get("CBAM_BACKEND") or "auto"
     if name not in BACKENDS:
@@ -99,7 +100,7 @@ def _from_environment() -> str:
     return name
 
 
-# The compiler keeps the answer instead of watching the environment.
+# The compiler cannot look into the environment either.
 _from_environment._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -78,6 +78,15 @@ class Form:
             and not map_.is_neg()
         )
 
+    def are_of_the_map(self, grad: Tensor, x: Tensor, out: Tensor | None) -> bool:
+        """Return whether a gradient, which has been made like the map, and what was kept are like the map."""
+        return (
+            grad.stride() == self.strides
+            and self.is_of_the_map(x)
+            and (out is None or self.is_of_the_map(out))
+            and grad.data_ptr() != 0
+        )
+
     def flat(self, x: Any, weights: Sequence[Any], last: Any) -> list[Any]:
         """Return all of the operator's tensors in its order, None for those that there are not."""
         found = [None] * TENSORS
@@ -93,8 +102,10 @@ class Form:
         weights: Sequence[Tensor],
         residual: Tensor | None,
         keep: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Compute `cbam::forward`.
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        """Compute `cbam::forward`; return the map, what backward needs, and the batch statistics.
+
+        What backward needs begins with the numbers of the signature's `saved`.
 
         Args:
             addresses: of the map and all weights; None if one is not as `addresses` wants it.
@@ -108,12 +119,16 @@ class Form:
         x: Tensor,
         weights: Sequence[Tensor],
         out: Tensor | None,
-        saved: Tensor,
-        argmax: Tensor,
+        kept: Sequence[Tensor],
     ) -> list[Tensor]:
         """Compute `cbam::backward`; return the gradients of the map and of the learned weights, then the masked one.
 
         The last one is there if there is `out`. Each has its tensor's shape.
+
+        Args:
+            grad: of y, in the map's type and memory format.
+            x, weights, out: as in the signature, without the tensors that there are not.
+            kept: what `forward` returned for it.
         """
         raise NotImplementedError
 

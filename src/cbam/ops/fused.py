@@ -80,7 +80,7 @@ class Call:
             and `addresses` then end before them.
     """
 
-    __slots__ = ("addresses", "form", "keeps", "residual", "saved", "statistics", "stats", "weights", "x")
+    __slots__ = ("addresses", "form", "keeps", "kept", "residual", "statistics", "stats", "weights", "x")
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Call:
     ):
         self.form, self.addresses, self.x, self.weights, self.residual = form, addresses, x, weights, residual
         self.statistics, self.keeps = statistics, False
-        self.saved: Tensor | None = None
+        self.kept: tuple[Tensor, ...] = ()
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Return the map and the batch statistics."""
@@ -105,45 +105,45 @@ class Call:
             else:
                 y = _apply(self, self.x, *learned, self.residual)
         else:
-            y, _ = self.compute(self.keeps)
+            y = self.compute(self.keeps)
         return y, self.stats
 
-    def compute(self, keep: bool) -> tuple[Tensor, Tensor]:
-        """Call the backend; return the map and the indices that are kept for backward."""
+    def compute(self, keep: bool) -> Tensor:
+        """Call the backend."""
         if self.statistics is not None:
             mean, var = self.statistics(self.x)
             self.weights += mean, var
             assert self.addresses is not None
             self.addresses += mean.data_ptr(), var.data_ptr()
-        y, self.saved, argmax, self.stats = self.form.forward(
+        y, self.kept, self.stats = self.form.forward(
             self.addresses, self.x, self.weights, self.residual, keep
         )
-        return y, argmax
+        return y
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, *_: Tensor) -> Tensor:
         keep = True in ctx.needs_input_grad
-        y, argmax = call.compute(keep or call.keeps)
+        y = call.compute(keep or call.keeps)
         if keep:
-            out = (y,) if call.form.config.relu else ()
-            ctx.save_for_backward(call.x, *call.weights, *out, call.saved, argmax)
-            ctx.form = call.form
+            form = ctx.form = call.form
+            out = (y,) if form.config.relu else ()
+            ctx.save_for_backward(call.x, *call.weights, *out, *call.kept)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         form = ctx.form
-        relu = form.config.relu
-        x, *weights, saved, argmax = ctx.saved_tensors
-        out = weights.pop() if relu else None
+        x, *kept = ctx.saved_tensors
+        count, relu = len(form.places), form.config.relu
+        weights, out = kept[:count], kept[count] if relu else None
         if torch.is_grad_enabled():  # for a second derivative
             return (None, *_differentiable(form, grad, form.flat(x, weights, out), ctx.needs_input_grad))
-        dense = grad
-        if grad.dtype is not form.dtype or grad.stride() != x.stride():
-            dense = grad.to(form.dtype).contiguous(memory_format=memory_format(x))
-        found = form.backward(dense, x, weights, out, saved, argmax)
+        like_x = grad
+        if not form.is_of_the_map(grad):
+            like_x = grad.to(form.dtype).resolve_neg().contiguous(memory_format=memory_format(x))
+        found = form.backward(like_x, x, weights, out, kept[count + relu :])
         if form.has_residual and not relu:
             return (None, *found, grad)
         return (None, *found)
@@ -188,8 +188,7 @@ def _listened_to(
     call = _call(dispatch.operator_for(tensors[0]), tensors, config)
     call.keeps = True
     y, stats = call.run()
-    assert call.saved is not None
-    gates.hand_on(listeners, call.x, **gates.gates_in(call.saved, call.x, _weights_of(tensors)))
+    gates.hand_on(listeners, call.x, **gates.gates_in(call.kept[0], call.x, _weights_of(tensors)))
     return y, stats
 
 

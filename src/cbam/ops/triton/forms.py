@@ -43,12 +43,13 @@ class TritonForm(Form):
         weights: Sequence[Tensor],
         residual: Tensor | None,
         keep: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
         """Compute `cbam::forward`."""
         if addresses and residual is not None:
             addresses.append(residual.data_ptr())
         if not addresses or self._is_elsewhere() or reduce(or_, addresses) % ALIGNMENT:
-            return triton.forward(*self.flat(x, weights, residual), *self.config, keep)
+            y, *kept, stats = triton.forward(*self.flat(x, weights, residual), *self.config, keep)
+            return y, tuple(kept), stats
 
         def flat() -> list[Any]:
             return self.flat(x, weights, residual)
@@ -69,7 +70,7 @@ class TritonForm(Form):
             stats = x.new_empty(sizes[2], dtype=dtype)
         addresses += [t.data_ptr() for t in (y, saved, argmax, stats, scratch)]
         started.start(addresses, lambda: (*flat(), y, saved, argmax, stats, scratch))
-        return y, saved, argmax, stats
+        return y, (saved, argmax), stats
 
     def backward(
         self,
@@ -77,27 +78,29 @@ class TritonForm(Form):
         x: Tensor,
         weights: Sequence[Tensor],
         out: Tensor | None,
-        saved: Tensor,
-        argmax: Tensor,
+        kept: Sequence[Tensor],
     ) -> list[Tensor]:
         """Compute `cbam::backward`."""
         addresses = self.addresses(x, weights)
-        maps = (grad, x) if out is None else (grad, x, out)
-        if addresses and all(map(self.is_of_the_map, maps)) and not self._is_elsewhere():
+        if addresses and self.are_of_the_map(grad, x, out) and not self._is_elsewhere():
             addresses = [grad.data_ptr(), *addresses, *([] if out is None else [out.data_ptr()])]
-            addresses += saved.data_ptr(), argmax.data_ptr()
+            addresses += [t.data_ptr() for t in kept]
             if not reduce(or_, addresses) % ALIGNMENT:
-                return self._aligned_backward(addresses, grad, x, weights, out, saved, argmax)
-        found = triton.backward(grad, *self.flat(x, weights, out), saved, argmax, *self.kept_numbers)
+                return self._aligned_backward(addresses, grad, x, weights, out, kept)
+        found = triton.backward(grad, *self.flat(x, weights, out), *kept, *self.kept_numbers)
         return self.chosen(found, weights)
 
     def _aligned_backward(
-        self, addresses: list[int], grad: Tensor, x: Tensor, weights: Any, *rest: Any
+        self,
+        addresses: list[int],
+        grad: Tensor,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        out: Tensor | None,
+        kept: Sequence[Tensor],
     ) -> list[Tensor]:
-        out, saved, argmax = rest
-
         def flat() -> list[Any]:
-            return [grad, *self.flat(x, weights, out), saved, argmax]
+            return [grad, *self.flat(x, weights, out), *kept]
 
         started = self._started.get("backward")
         if started is None:
@@ -107,7 +110,7 @@ class TritonForm(Form):
         made = [torch.empty_like(x), *[torch.empty_like(weights[j]) for j in self.learned]]
         if out is not None:
             made.append(torch.empty_like(x))
-        scratch = saved.new_empty(started.plan.sizes[-1])
+        scratch = kept[0].new_empty(started.plan.sizes[-1])
         addresses += [t.data_ptr() for t in (*made, scratch)]
         started.start(addresses, lambda: self._all_made(flat(), made, scratch))
         return made
