@@ -35,7 +35,7 @@ class Form:
         self.config = config
         self.has_residual = tensors[RESIDUAL] is not None
         self.shape, self.strides = x.shape, x.stride()
-        self.dtype, self.device = x.dtype, x.get_device()
+        self.dtype, self.device, self.on_cpu = x.dtype, x.get_device(), x.is_cpu
         self.weights_dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
         # Which of the operator's tensors there are between the map and the residual, and among those which are learned.
         self.places = tuple(i for i in range(1, RESIDUAL) if tensors[i] is not None)
@@ -75,6 +75,7 @@ class Form:
             and map_.stride() == self.strides
             and map_.dtype is self.dtype
             and map_.get_device() == self.device
+            and map_.is_cpu is self.on_cpu
             and not map_.is_neg()
         )
 

@@ -141,8 +141,12 @@ class _Attend(torch.autograd.Function):
         if torch.is_grad_enabled():  # for a second derivative
             return (None, *_differentiable(form, grad, form.flat(x, weights, out), ctx.needs_input_grad))
         like_x = grad
-        if not form.is_of_the_map(grad):
-            like_x = grad.to(form.dtype).resolve_neg().contiguous(memory_format=memory_format(x))
+        if (
+            not form.is_of_the_map(grad) or x.stride() != form.strides
+        ):  # hooks may have kept x in another layout
+            layout = memory_format(x)
+            like_x = grad.to(form.dtype).resolve_neg().contiguous(memory_format=layout)
+            out = out if out is None else out.contiguous(memory_format=layout)
         found = form.backward(like_x, x, weights, out, kept[count + relu :])
         if form.has_residual and not relu:
             return (None, *found, grad)
