@@ -80,7 +80,7 @@ def test_verdicts():
     rows = [{"name": "pool", "loop": loop, "program": 9.0, "registers": 40} for loop in (4.0, 7.0)]
     rows.append({"name": "hidden", "loop": 0.0, "program": 0.0, "registers": 255})
     counted = {"launches": [5, 8], "rows": {"first": rows, "second": [{**rows[0], "registers": 130}]}}
-    extra = {"instructions": counted, "host": {"bfloat16": {"block, forward": 20.0}}, "copies": 1}
+    extra = {"instructions": counted, "host": {"bfloat16": {"block, forward": 40.0}}, "copies": 1}
     found = {target.figure: target for target in targets.targets([Result(CASE, extra=extra)])}
     verdicts = {figure: target.verdict for figure, target in found.items() if target.measured is not None}
     assert verdicts == {

@@ -1,4 +1,4 @@
-"""Whether torch.compile compiled anything: where it is told not to, it says nothing and runs the code as it is."""
+"""Whether torch.compile compiled anything: switched off, it says nothing and runs the code as it is."""
 
 from __future__ import annotations
 

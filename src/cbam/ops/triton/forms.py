@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import or_
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cbam.ops import triton
 from cbam.ops.form import Form
 from cbam.ops.signature import DIFFERENTIABLE, RESIDUAL, TENSORS, OperatorConfig
 from cbam.ops.triton import run_backward, run_forward
@@ -48,7 +48,9 @@ class TritonForm(Form):
         if addresses and residual is not None:
             addresses.append(residual.data_ptr())
         if not addresses or self._is_elsewhere() or reduce(or_, addresses) % ALIGNMENT:
-            y, *kept, stats = triton.forward(*self.flat(x, weights, residual), *self.config, keep)
+            y, *kept, stats = self._on_its_device(
+                run_forward.forward, *self.flat(x, weights, residual), *self.config, keep
+            )
             return y, tuple(kept), stats
 
         def flat() -> list[Any]:
@@ -87,7 +89,9 @@ class TritonForm(Form):
             addresses += [t.data_ptr() for t in kept]
             if not reduce(or_, addresses) % ALIGNMENT:
                 return self._aligned_backward(addresses, grad, x, weights, out, kept)
-        found = triton.backward(grad, *self.flat(x, weights, out), *kept, *self.kept_numbers)
+        found = self._on_its_device(
+            run_backward.backward, grad, *self.flat(x, weights, out), *kept, *self.kept_numbers
+        )
         return self.chosen(found, weights)
 
     def _aligned_backward(
@@ -128,6 +132,10 @@ class TritonForm(Form):
         for i, address in zip(places, addresses, strict=False):
             found[i] = address
         return found
+
+    def _on_its_device(self, run: Callable[..., Any], *arguments: Any) -> Any:
+        with torch.cuda.device(self.device) if self._is_elsewhere() else contextlib.nullcontext():
+            return run(*arguments)
 
     def _is_elsewhere(self) -> bool:
         """Return whether another GPU is the current one."""
