@@ -121,7 +121,8 @@ def test_two_processes_see_the_same_images(garments, tmp_path):
     """Batch norm sees half a batch in each, so the numbers differ; but every image is judged, and it goes on alone."""
     folder = tmp_path / "run"
     before = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cbam")
-    words = command(garments, folder, "--norm", "frozen", before=before)
+    device = "cpu" if torch.accelerator.is_available() else "auto"  # torchrun as documented has no --device
+    words = command(garments, folder, "--norm", "frozen", "--device", device, before=before)
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     alone = tmp_path / "alone"

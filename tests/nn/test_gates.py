@@ -46,6 +46,19 @@ def test_identity(build):
     assert torch.equal(block(x), x)
 
 
+@pytest.mark.parametrize(
+    "build", [ChannelAttention, SqueezeExcitation, lambda c: CBAM(c, preset="official").channel_attention]
+)
+def test_identity_with_a_single_hidden_unit_can_learn(build):
+    maps = (torch.randn(8, 16, 6, 6) + torch.randn(16, 1, 1)).relu()
+    for seed in range(60):
+        torch.manual_seed(seed)
+        block = build(16)
+        block.set_identity()
+        (block(maps) * torch.randn(16, 6, 6)).sum().backward()
+        assert block.layers[1].weight.grad.abs().max() > 0, f"seed {seed}"
+
+
 def test_gate_shapes():
     x = torch.randn(2, 16, 5, 7)
     assert ChannelAttention(16).gate(x).shape == (2, 16, 1, 1)

@@ -107,8 +107,10 @@ def attach(
     stays valid; the new ones say `.cbam.`. The new weights take device, dtype and training mode of their host.
     Do it before building the optimizer, and before DistributedDataParallel or torch.compile.
 
+    The attention has the dimensions of its map, whose channels the operations that made it tell.
+
     Args:
-        model: any CNN, trained or not.
+        model: any CNN, trained or not, of one, two or three dimensions.
         attention: "cbam", "se", "channel" (CBAM's channel gate alone), "spatial", "eca", a name of
             `cbam.register_attention`, or "timm:NAME" for what timm's factory builds. Or a class or a function
             channels -> module, for any module that keeps the shape of a map.
@@ -123,7 +125,8 @@ def attach(
             do that, a note of the plan says so); "paper": fresh gates, for training from scratch (they scale a trained
             branch to about a quarter).
         exclude: sites to leave out, in the same language.
-        input_size: (C, H, W) of the probe's image, or one side; default: the model's own, or 224 x 224.
+        input_size: (C, H, W) of the probe's image, (C, L) of a signal, (C, D, H, W) of a volume, or one side; default:
+            the model's own, or 224 x 224, 1024 or 64 x 64 x 64, by the first convolution.
         example_input: the arguments of the probe forward, for models that take more than one image.
         fuse_epilogue: where a block ends in relu(attention(...) + shortcut), let the operator compute all of that.
         **options: of the attention: for CBAM `reduction_ratio`, `kernel_size`, `preset` and the switches of
@@ -134,7 +137,8 @@ def attach(
 
     Raises:
         CBAMError: an unknown name; a pattern that matches nothing; a model that carries attention already, in which
-            no site is found, or whose probe forward fails; attention that does not keep the shape of a map.
+            no site is found, or whose probe forward fails; a site whose map is not (N, C, ...) or not known to be;
+            attention that does not keep the shape of a map.
 
     >>> import torch
     >>> from torchvision.models import resnet18
@@ -148,7 +152,9 @@ def attach(
     made, at, blocks, changes = make_plan(
         model, config, sites, exclude, input_size, example_input, fuse_epilogue
     )
-    insertions = {s.name: Insertion(s.position, partial(at[s.name].build, s.channels)) for s in made.sites}
+    insertions = {
+        s.name: Insertion(s.position, partial(at[s.name].build, s.channels, s.dims)) for s in made.sites
+    }
     insert(model, insertions, blocks)
     for note in changes:
         logger.warning(note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,12 @@ from torch.nn.modules import module as global_hooks
 from cbam.errors import CBAMError
 from cbam.nn.plan import Plan, plans_of
 from cbam.ops import checks, dispatch, fused, gates, reference
+from cbam.ops import dims as maps
 from cbam.ops.signature import NormBefore, OperatorConfig, Weights
 
+Convolution: TypeAlias = "nn.Conv1d | nn.Conv2d | nn.Conv3d"
+
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}  # by dims
 _NO_NORM = NormBefore()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -92,6 +96,7 @@ class AttentionModule(nn.Module):
 
     enabled: bool = True
     needs_two_calls: bool = False
+    dims: int = 2  # how many sizes of a map follow its channels; not in files of earlier versions
     in_channels: int | None = None
     built_as: tuple[str, dict[str, Any]] | None = None  # kind and options, see `cbam.nn.registry`
     listeners: tuple[gates.Listener, ...] = ()  # set by `cbam.attention_maps` for a block of code
@@ -105,26 +110,28 @@ class AttentionModule(nn.Module):
                 return y
             if isinstance(x, torch.fx.Proxy):
                 return self._traced(x)
-        checks.check_feature_map(x, type(self).__name__, self.in_channels)
+        checks.check_feature_map(x, type(self).__name__, self.in_channels, self.dims)
         return self.attend(x) if self.enabled else x
 
     def attend(self, x: Tensor) -> Tensor:
         """Return the gated map of a checked input, from the fused operator where that can run."""
         if self.needs_two_calls:
             return self.attend_eagerly(x)  # which calls the operator for each gate
+        if self.dims != 2 and torch.compiler.is_compiling() and dispatch.is_exporting():
+            return self.attend_eagerly(x)  # with a convolution of these dimensions
         weights = self.operator_weights(x)
         if dispatch.can_fuse(x, weights):
             assert not isinstance(weights, str)
             config = self.operator_config()
             self._decide(weights, config)
-            y, stats = fused.attend(x, weights, config, listeners=self.listeners)
+            y, stats = maps.attend(x, weights, config, self.dims, self.listeners)
             self.after_operator(x, stats)
             return y
         return self.attend_eagerly(x)
 
     def _decide(self, weights: Weights, config: OperatorConfig) -> None:
         """Plan further calls of this module alone."""
-        if torch.compiler.is_compiling() or not self.enabled or self.listeners:
+        if torch.compiler.is_compiling() or not self.enabled or self.listeners or self.dims != 2:
             return
         plans = plans_of(self)
         known = plans.alone
@@ -179,6 +186,8 @@ class AttentionModule(nn.Module):
             return "there are hooks on all modules"
         if not self.enabled:
             return "the attention is switched off"
+        if self.dims != 2:
+            return f"a call with the norm in front, or with the epilogue, takes maps {maps.batched(2)}"
         cls, own = type(self), vars(self)
         if cls.forward is not AttentionModule.forward or cls.attend is not AttentionModule.attend:
             return f"{cls.__name__} overrides forward"
@@ -228,7 +237,7 @@ class AttentionModule(nn.Module):
                 path = x.tracer.path_of_module(self)
         if path:  # empty if this module itself is being traced
             return x.tracer.create_proxy("call_module", path, (x,), {})
-        checks.check_feature_map(x, type(self).__name__, self.in_channels)
+        checks.check_feature_map(x, type(self).__name__, self.in_channels, self.dims)
         return self.attend_eagerly(x) if self.enabled else x
 
     def set_identity(self) -> None:
@@ -247,8 +256,9 @@ class Gate(AttentionModule):
     _own_weight: str  # a weight that is in the state dict whenever this gate is
     gate_scale: Tensor | None
 
-    def __init__(self, activation: str, gate_scale: float):
+    def __init__(self, activation: str, gate_scale: float, dims: int = 2):
         super().__init__()
+        self.dims = maps.check_dims(dims)
         self.activation = activation
         self.register_buffer("gate_scale", None)
         self.set_gate_scale(gate_scale)
@@ -275,7 +285,8 @@ class Gate(AttentionModule):
         """Return x times its gate, in plain torch."""
         gate = self.gate(x)
         if self.listeners:
-            gates.hand_on(self.listeners, x, **{self.axis: gate})
+            found = {self.axis: gate}
+            gates.hand_on(self.listeners, x, found.get("channel"), found.get("spatial"), self.dims)
         return reference.apply_gate(x, gate)
 
     def set_identity(self) -> None:
@@ -289,6 +300,13 @@ class Gate(AttentionModule):
         self.gate_scale = None if scale == 1.0 else torch.tensor(float(scale), device=device)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        if prefix + self._own_weight in state_dict:
+        key = prefix + self._own_weight
+        if key in state_dict:
             self.set_gate_scale(float(state_dict.get(prefix + "gate_scale", 1.0)))
+            theirs, ours = state_dict[key].dim() - 2, self.reading_weight.dim() - 2
+            if theirs != ours and theirs in maps.SIZES:
+                errors: list[str] = args[-1]
+                errors.append(
+                    f"{key} is of a gate for maps {maps.batched(theirs)} (dims={theirs}), this one has dims={ours}."
+                )
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,16 +1,19 @@
-"""The running statistics of an `nn.BatchNorm2d` whose arithmetic runs in the fused operator."""
+"""The running statistics of a batch norm whose arithmetic runs in the fused operator."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+BATCH_NORMS: dict[int, type[_BatchNorm]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
-def uses_batch(norm: nn.BatchNorm2d) -> bool:
+def uses_batch(norm: _BatchNorm) -> bool:
     """Return whether a forward pass uses the statistics of its batch, not the running ones."""
     return norm.training or norm._buffers["running_mean"] is None
 
 
-def counted_share(norm: nn.BatchNorm2d) -> float:
+def counted_share(norm: _BatchNorm) -> float:
     """Count one batch in training and return the weight of its statistics in the running ones.
 
     >>> norm = nn.BatchNorm2d(3, momentum=0.2)
@@ -27,7 +30,7 @@ def counted_share(norm: nn.BatchNorm2d) -> float:
     return 0.0 if momentum is None else momentum
 
 
-def move_running(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+def move_running(norm: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
     """Update the running statistics with those of a batch, as the norm's forward pass does in training.
 
     Args:

@@ -192,7 +192,8 @@ def _listened_to(
     call = _call(dispatch.operator_for(tensors[0]), tensors, config)
     call.keeps = True
     y, stats = call.run()
-    gates.hand_on(listeners, call.x, **gates.gates_in(call.kept[0], call.x, _weights_of(tensors)))
+    found = gates.gates_in(call.kept[0], call.x, _weights_of(tensors))
+    gates.hand_on(listeners, call.x, found.get("channel"), found.get("spatial"))
     return y, stats
 
 

@@ -20,7 +20,7 @@ from cbam.attach.sites.location import Found, Location, locate
 from cbam.formatting import counted
 
 _LINEAR = (
-    "convolution", "batch_norm", "add", "sub", "mul", "div", "pad", "avg_pool2d", "view", "reshape", "clone", "detach"
+    "convolution", "batch_norm", "add", "sub", "mul", "div", "pad", "avg_pool", "view", "reshape", "clone", "detach"
 )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def _residual_additions(probe: Probe) -> list[_Addition]:
         weighted |= int(node.weighted) << index
     found = []
     for index, node in enumerate(nodes):
-        if node.operation != "add" or len(node.parents) != 2 or len(node.shape) != 4:
+        if node.operation != "add" or len(node.parents) != 2 or not node.is_map:
             continue
         first, second = node.parents
         if nodes[first].shape != nodes[second].shape:
@@ -119,7 +119,7 @@ def _comes_from_above(probe: Probe, branch: int, inside: int) -> bool:
         (before,) = probe.nodes[index].parents
         size, earlier = probe.nodes[index].shape[2:], probe.nodes[before].shape[2:]
         if size != earlier:
-            return len(earlier) == 2 and earlier < size
+            return len(earlier) == len(size) and earlier < size
         index = before
     return False
 
@@ -170,7 +170,7 @@ def _behind_folded(probe: Probe, addition: _Addition) -> Location | None:
         whole = found is not None and _is_linear(probe, call.source, call.output)
         if whole or (found is None and _folds_here(probe, addition, call)):
             found = call
-    if found is None or probe.runs[found.name] > 1 or found.shape is None or len(found.shape) != 4:
+    if found is None or probe.runs[found.name] > 1 or not probe.nodes[found.output or 0].is_map:
         return None
     return Location(found.name, "output")
 
