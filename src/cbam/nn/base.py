@@ -140,27 +140,25 @@ class AttentionModule(nn.Module):
             plan = Plan(self, None, (*weights, *_NO_NORM), config)
             plans.alone = plan if plan.complete else None
 
-    def _as_planned(self, x: Any, residual: Tensor | None = None, relu: bool = False) -> Tensor | None:
+    def _as_planned(self, x: Any) -> Tensor | None:
         """Return the gated map as decided by an earlier call, None if this call has to be decided anew."""
         plans = self.__dict__.get("_plans")
         plan: Plan | None = None if plans is None else plans.alone  # once: other threads may replace it
         if plan is None or not plan.holds(self):
             return None
-        operator = dispatch.operator_at_hand(x)
-        if operator is None or x.dim() != 4 or not x.numel():
+        call = plan.call(x, takes=self._takes)
+        if call is None:
             return None
-        if plan.config.norm_training and x.numel() <= x.shape[1]:
-            return None  # statistics of a single value
-        if self.in_channels is not None and self.in_channels != x.shape[1]:
-            return None
-        tensors = plan.tensors()
-        if tensors is None or not fused.fit(x, tensors):
-            return None
-        config = plan.with_relu if relu else plan.config
-        y, stats = fused.run(operator, [x, *tensors, residual], config)
-        if config.norm_training:
+        y, stats = call.run()
+        if plan.config.norm_training:
             self.after_operator(x, stats)
         return y
+
+    def _takes(self, x: Tensor) -> bool:
+        """Return whether a map has the module's channels, and more than one value if its statistics are taken."""
+        if x.numel() <= x.shape[1] and self.operator_config().norm_training:
+            return False
+        return self.in_channels in (None, x.shape[1])
 
     def attend_epilogue(self, x: Tensor, residual: Tensor, relu: bool) -> Tensor | None:
         """Return the gated map plus `residual`, followed by a ReLU if asked for; None if one call cannot compute that.

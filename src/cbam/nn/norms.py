@@ -20,11 +20,14 @@ def counted_share(norm: _BatchNorm) -> float:
     >>> counted_share(norm), norm.num_batches_tracked
     (0.2, tensor(1))
     """
-    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:  # a plain average over all batches
-            return 1.0 / float(norm.num_batches_tracked)
-    return 0.0 if norm.momentum is None else norm.momentum
+    momentum = norm.momentum
+    if norm.training and norm.track_running_stats:
+        counted = norm._buffers["num_batches_tracked"]  # faster than the attribute
+        if counted is not None:
+            counted.add_(1)
+            if momentum is None:  # a plain average over all batches
+                return 1.0 / float(counted)
+    return 0.0 if momentum is None else momentum
 
 
 def move_running(norm: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
