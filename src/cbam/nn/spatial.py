@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn import norms
-from cbam.nn.base import Gate, is_plain, positive_int, tensor_of, weight_is_all
+from cbam.nn.base import Gate, positive_int, tensor_of, weight_is_all
 from cbam.ops import reference
 from cbam.ops.signature import ACTIVATIONS, DESCRIPTORS, NO_CHANNEL_GATE, OperatorConfig, Weights
 
@@ -125,8 +125,8 @@ class SpatialAttention(Gate):
         )
         if norm is None:
             return kernel, None, None, None, None, scale
-        if not is_plain(norm, nn.BatchNorm2d):
-            return "the spatial norm has hooks or is not exactly nn.BatchNorm2d"
+        if not norms.is_known(norm):
+            return f"the spatial norm, {type(norm).__name__}, has hooks or is not nn.BatchNorm2d"
         if not norms.uses_batch(norm):
             mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
         elif x is not None and x.numel() <= x.shape[-3]:
