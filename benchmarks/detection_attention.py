@@ -4,7 +4,8 @@
 
 Three detectors with the same weights take the same step in turns: forward, backward and SGD with momentum, on random
 images with two objects each. CBAM is at the end of every residual branch. The table shows medians of the rounds' ratios
-to the plain detector, with quartiles; a share is the time that the plain detector does not need, over the whole.
+to the plain detector, with quartiles; a share is the time that the plain detector does not need, over the whole. Times
+are those of the processor, which other work on the machine disturbs less: run it with OMP_NUM_THREADS=1.
 Needs pip install '.[compare]'.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import time
 from collections.abc import Callable
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from cbam.attach import attach
 from cbam.evaluate.references import Textbook, with_module
-from cbam.evaluate.timing import Candidate, interleave, quartiles, ratios
+from cbam.evaluate.timing import Candidate, Clock, interleave, quartiles, ratios
 from cbam.models.detection import build_detector
 from cbam.nn import CBAM
 from cbam.nn.route import route
@@ -27,6 +29,14 @@ from cbam.nn.route import route
 FEW = {"rpn_pre_nms_top_n_train": 200, "rpn_post_nms_top_n_train": 50, "box_batch_size_per_image": 24}
 CLASSES = 3
 PLAIN, OURS, TEXTBOOK = "plain", "cbam operator", "textbook"
+
+
+class ProcessorClock(Clock):
+    """The time that the process has had a processor."""
+
+    def seconds(self) -> float:
+        """Return the time since the process began."""
+        return time.process_time()
 
 
 def main() -> None:
@@ -48,7 +58,9 @@ def main() -> None:
     detectors = build(options.model, options.norm, side)
     steps = {name: step_of(model, images, targets) for name, model in detectors.items()}
     times = interleave(
-        {name: Candidate(step, grad=True) for name, step in steps.items()}, rounds=options.rounds
+        {name: Candidate(step, grad=True) for name, step in steps.items()},
+        rounds=options.rounds,
+        clock=ProcessorClock(),
     )
     print(f"{options.model}, norms {options.norm}, {options.batch_size} images of {side} px,", end=" ")
     print(f"{options.rounds} rounds, {torch.get_num_threads()} thread(s); torch {torch.__version__}")
