@@ -1,5 +1,6 @@
 """attach, plan, detach, disabled: identity, keys, errors before any change."""
 
+import contextlib
 import re
 
 import pytest
@@ -196,6 +197,17 @@ class TestDisabled:
             with cbam.disabled(model):
                 pass
             assert torch.equal(model(IMAGE), plain)
+
+    def test_blocks_of_two_threads_may_overlap(self):
+        model = cbam.CBAM(8)
+        model.gates[0].enabled = False
+        with contextlib.ExitStack() as one, contextlib.ExitStack() as other:
+            one.enter_context(cbam.disabled(model))
+            other.enter_context(cbam.disabled(model))
+            one.close()
+            assert not model.enabled
+        assert model.enabled
+        assert not model.gates[0].enabled  # by the user, before
 
     def test_nothing_to_switch_off(self):
         with pytest.raises(CBAMError, match="has no attention module"), cbam.disabled(resnet()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import pickle
@@ -354,6 +355,19 @@ class TestCompiled:
             with attention_maps(block) as maps:
                 torch.utils.checkpoint.checkpoint(block, a_map(), use_reentrant=False)
         assert len(maps) == 1
+
+    def test_the_compiler_compiles_again_after_overlapping_blocks(self):
+        block = CBAM(8)
+        compiled = torch.compile(block, backend="eager")
+        with contextlib.ExitStack() as one, contextlib.ExitStack() as other:
+            one.enter_context(attention_maps(block))
+            other.enter_context(attention_maps(block))
+            one.close()
+            with pytest.warns(UserWarning, match="runs eagerly"):
+                compiled(a_map())
+        torch._dynamo.utils.counters.clear()
+        compiled(a_map())
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 class TestOtherAttention:

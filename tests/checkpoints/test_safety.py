@@ -255,6 +255,8 @@ def test_limits(tmp_path):
 def test_no_file_and_no_weights(tmp_path):
     with pytest.raises(CBAMError, match=r"no weights file at .*absent\.pth"):
         load_weights(block(), tmp_path / "absent.pth")
+    with pytest.raises(CBAMError, match=r"\(5,000 characters\)' cannot be read: File name too long"):
+        load_weights(block(), "a" * 5000)
     with pytest.raises(CBAMError, match=r"holds no model\.safetensors"):
         load_weights(block(), tmp_path)
     with pytest.raises(CBAMError, match="expects a path to a file of weights or a state dict, got int"):

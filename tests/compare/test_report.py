@@ -370,6 +370,30 @@ class TestPage:
         assert report(whole_run).source == page.source
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("data.json", {"classes": 5}),
+        ("data.json", {"input_size": 28}),
+        ("data.json", {"val_images": "many"}),
+        ("costs.json", {"none": [1]}),
+        ("pictures/pictures.json", {"images": [5]}),
+        ("pictures/pictures.json", {"images": [{"variants": {"none": "x"}}]}),
+        ("env.json", {"command": 5}),
+        ("cells/none-seed0/result.json", {"val_accuracy": "0.9"}),
+        ("cells/none-seed0/result.json", {"val_accuracy": 10**400}),
+        ("cells/none-seed0/result.json", {"per_class_accuracy": 5}),
+    ],
+)
+def test_values_of_another_type_are_told_and_no_page_is_written(make_run, name, change):
+    folder = make_run()
+    file = folder / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(CBAMError, match="a file holds something else than was written by the run"):
+        write_report(folder)
+    assert not (folder / "report.html").exists()
+
+
 def test_photographs_stay_below_three_megabytes(make_run):
     """The largest page that the command line can ask for: all eight variants, photographs of 224 pixels."""
     datasets = pytest.importorskip("sklearn.datasets")

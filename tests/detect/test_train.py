@@ -138,12 +138,13 @@ def test_two_processes_train_as_one(one_size, tmp_path):
     task = [
         *("detect", "train", "--data", one_size, "--model", "retinanet_resnet18_fpn", "--norm", "frozen"),
         *("--attention", "cbam:official", "--image-size", "32", "--batch-size", "4", "--epochs", "2"),
-        *("--lr", "0.01", "--warmup-steps", "0", "--device", "cpu"),
+        *("--lr", "0.01", "--warmup-steps", "0"),
     ]
+    device = "cpu" if torch.accelerator.is_available() else "auto"  # torchrun as documented has no --device
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     folders = [tmp_path / "two", tmp_path / "one"]
     for folder, before in zip(folders, (torchrun, ()), strict=True):
-        words = [sys.executable, *before, "-m", "cbam", *task, "--output", str(folder)]
+        words = [sys.executable, *before, "-m", "cbam", *task, "--output", str(folder), "--device", device]
         done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr[-3000:]
     for two, one in zip(*map(numbers, folders), strict=True):

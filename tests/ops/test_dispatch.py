@@ -1,5 +1,7 @@
 """Which backend computes what: by choice, by force, and where the operator cannot run."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -49,6 +51,26 @@ class TestChoice:
             with pytest.raises(RuntimeError, match="on purpose"), set_backend("auto"):
                 raise RuntimeError("on purpose")
             assert dispatch.backend() == "eager"
+
+    def test_blocks_of_two_threads_may_overlap(self):
+        before = dispatch.backend()
+        first, second = set_backend("eager"), set_backend("auto")
+        with contextlib.ExitStack() as one, contextlib.ExitStack() as other:
+            one.enter_context(first)
+            other.enter_context(second)
+            one.close()
+            assert dispatch.backend() == "auto"
+        assert dispatch.backend() == before
+        assert not {first, second} & {*dispatch._settings}
+
+    def test_a_statement_in_a_block_ends_with_it(self):
+        before = len(dispatch._settings)
+        with set_backend("eager"):
+            for _ in range(5):
+                set_backend("auto")
+            assert dispatch.backend() == "auto"
+            assert len(dispatch._settings) < before + 4
+        assert len(dispatch._settings) == before
 
     def test_unknown_names(self, monkeypatch):
         with pytest.raises(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -23,6 +25,10 @@ from cbam.formatting import counted
 from cbam.nn.base import AttentionModule
 
 logger = logging.getLogger(__name__)
+
+_lock = threading.Lock()
+# By module: how many blocks of `disabled` are open, and whether it was enabled before the first of them.
+_disabled: WeakKeyDictionary[AttentionModule, tuple[int, bool]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,8 @@ def detach(model: nn.Module) -> int:
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Switch off every attention module in the model inside a `with` block: each hands its input on.
 
+    It holds for all threads; blocks of several threads may overlap, and attention is on again after the last one.
+
     Raises:
         CBAMError: the model has no attention module.
 
@@ -192,13 +200,21 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     ...     torch.equal(block(x), x)
     True
     """
-    blocks = [(module, module.enabled) for module in model.modules() if isinstance(module, AttentionModule)]
+    blocks = [module for module in model.modules() if isinstance(module, AttentionModule)]
     if not blocks:
         raise CBAMError(f"{type(model).__name__} has no attention module to switch off.")
-    try:
-        for block, _ in blocks:
+    with _lock:
+        for block in blocks:
+            count, enabled = _disabled.get(block, (0, block.enabled))
+            _disabled[block] = count + 1, enabled
             block.enabled = False
+    try:
         yield model
     finally:
-        for block, enabled in blocks:
-            block.enabled = enabled
+        with _lock:
+            for block in blocks:
+                count, enabled = _disabled.pop(block)
+                if count > 1:
+                    _disabled[block] = count - 1, enabled
+                else:
+                    block.enabled = enabled

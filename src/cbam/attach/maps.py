@@ -22,6 +22,8 @@ from cbam.nn.registry import describe
 from cbam.ops.gates import Listeners
 
 _lock = threading.Lock()
+_eager_blocks = 0  # of all threads
+_eager_stance: Any = None
 
 
 class Gates(NamedTuple):
@@ -127,9 +129,7 @@ def attention_maps(model: nn.Module) -> Iterator[AttentionMaps]:
     notice = _CompiledNotice()
     own: list[tuple[AttentionModule, Any]] = []
     try:
-        with contextlib.ExitStack() as stack:
-            if "torch._dynamo" in sys.modules:  # importing it takes a second; without it nothing is compiled
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+        with _eagerly():
             for site, (parts, gates) in sites.items():
                 listener = _Listener(maps, site, gates, notice)
                 for part in parts:
@@ -139,6 +139,26 @@ def attention_maps(model: nn.Module) -> Iterator[AttentionMaps]:
     finally:
         for part, listener in own:
             _stop(part, listener)
+
+
+@contextlib.contextmanager
+def _eagerly() -> Iterator[None]:
+    """Run compiled code eagerly: torch's switch is the process's, so the last block to end turns it back."""
+    global _eager_blocks, _eager_stance
+    if "torch._dynamo" not in sys.modules:  # importing it takes a second; without it nothing is compiled
+        yield
+        return
+    with _lock:
+        if not _eager_blocks:
+            _eager_stance = torch.compiler.set_stance("force_eager")
+        _eager_blocks += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _eager_blocks -= 1
+            if not _eager_blocks:
+                _eager_stance.__exit__(None, None, None)
 
 
 def sites_with_gates(model: nn.Module) -> list[str]:

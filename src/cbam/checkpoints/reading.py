@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cbam.checkpoints import pickled, tensors_file
 from cbam.errors import CBAMError
+from cbam.files import checked_path
 
 MOST_BYTES = 8 * 2**30
 MOST_TENSORS = 100_000
@@ -62,7 +63,7 @@ def look_at(source: str | Path | Mapping[str, Any], most_bytes: int = MOST_BYTES
         raise CBAMError(
             f"source expects a path to a file of weights or a state dict, got {type(source).__name__}."
         )
-    path = _file(Path(source))
+    path = _file(checked_path(source))
     size = path.stat().st_size
     if size > most_bytes:
         raise CBAMError(f"{str(path)!r} has {size:,} bytes, more than the {most_bytes:,} that are allowed.")

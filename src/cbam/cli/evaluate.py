@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-import yaml
 from rich.console import Console
 
 from cbam.cli.parsing import read_options
+from cbam.documents import read_yaml
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
 from cbam.runs.imports import import_modules
@@ -129,8 +129,8 @@ def split_of(config: EvaluateConfig) -> Split:
 def _settings_of(folder: Path) -> dict[str, Any]:
     """Return the settings of a run of `cbam train`; none where there is none, or a file that cannot be read."""
     try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        settings = read_yaml(folder / "config.yaml")
+    except CBAMError:
         return {}
     whole = isinstance(settings, dict) and isinstance(settings.get("val_fraction"), float)
     return settings if whole else {}

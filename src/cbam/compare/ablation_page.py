@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cbam.compare.ablation import Ablation, AblationRow, ablations_of
-from cbam.compare.reading import Run, read_run
+from cbam.compare.reading import Run, read_run, telling_damage
 from cbam.compare.statistics import PairedDifference, Summary, paired_difference, points, summarise
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
@@ -21,11 +21,15 @@ def page(folder: Path) -> str:
     Raises:
         CBAMError: the folder holds no run, or none of an ablation.
     """
-    run = read_run(Path(folder))
+    with telling_damage(Path(folder)):
+        return _page(read_run(Path(folder)))
+
+
+def _page(run: Run) -> str:
     ablations = ablations_of(run.variants)
     if not ablations:
         raise CBAMError(
-            f"{folder} holds a run of {', '.join(run.variants)}: not an ablation. Give the folder of a run of"
+            f"{run.folder} holds a run of {', '.join(run.variants)}: not an ablation. Give the folder of a run of"
             " `cbam ablate`"
         )
     summary = summarise(run.results, run.variants)

@@ -118,6 +118,7 @@ class ComparisonJob(TrainingJob[Cell, Outcome, Data]):
 
         def on_epoch(row: dict[str, Any]) -> None:
             if main:
+                self.folder.check_kept()  # a row would make it again, without its settings
                 about = {"cell": cell.name, "variant": cell.variant, "seed": cell.seed}
                 self.folder.metrics.append({**about, **row})
 

@@ -88,5 +88,5 @@ def pictures_done(folder: CompareFolder, variants: tuple[str, ...]) -> bool:
         manifest = json.loads((folder.path / "pictures" / "pictures.json").read_text(encoding="utf-8"))
         noted = set(manifest.get("notes", ()))  # variants that could not be drawn
         return all(set(variants) <= noted | set(image["variants"]) for image in manifest["images"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False

@@ -12,7 +12,7 @@ import yaml
 
 from cbam.attach.variants import label
 from cbam.compare.figures import classes_figure, curve_figure, differences_figure, seeds_figure
-from cbam.compare.reading import Run, read_run
+from cbam.compare.reading import Run, read_run, telling_damage
 from cbam.compare.statistics import ACCURACY, Score, Summary, findings, p_text, points, summarise
 from cbam.compare.tables import class_changes, cost_table, costed, extremes, sampling_error
 from cbam.explain.overlay import colour_stops
@@ -32,7 +32,11 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         CBAMError: the folder holds no run, or one of its files is broken; the message names the file.
     """
-    run = read_run(Path(run_dir))
+    with telling_damage(Path(run_dir)):
+        return _write(read_run(Path(run_dir)))
+
+
+def _write(run: Run) -> Path:
     summary = summarise(run.results, run.variants)
     own = {
         "costed": costed(run),

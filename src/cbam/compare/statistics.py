@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cbam.attach.variants import label
+from cbam.documents import read_json
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
 
@@ -336,7 +336,7 @@ def write_summary_csv(run_dir: Path, summary: Summary, score: Score = ACCURACY) 
     """
     run_dir = Path(run_dir)
     costs_file = run_dir / "costs.json"
-    costs = json.loads(costs_file.read_text(encoding="utf-8")) if costs_file.exists() else {}
+    costs = read_json(costs_file) if costs_file.exists() else {}
     batches = sorted({int(batch) for cost in costs.values() for batch in cost.get("latency", {})} or {1, 32})
     rows = [_csv_row(row, costs.get(row.variant, {}), score.word, batches) for row in summary.variants]
     text = io.StringIO()

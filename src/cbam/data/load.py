@@ -12,6 +12,7 @@ from cbam.data.image_data import ImageData, checked_statistics
 from cbam.data.pictures import DEFAULT_MAX_PIXELS
 from cbam.data.prepared import Preparation, Selection
 from cbam.errors import CBAMError, nearest, unknown_name
+from cbam.files import checked_path
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BUILT_IN = ("fashion-mnist", "digits")
@@ -102,7 +103,7 @@ def _later(name: str) -> Callable[..., ImageData]:
 
 
 def _existing(data: str | Path) -> Path:
-    folder = Path(data).expanduser()
+    folder = checked_path(Path(data).expanduser())
     if folder.exists():
         return folder
     close = nearest(str(data), BUILT_IN, count=1)

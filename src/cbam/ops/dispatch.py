@@ -37,11 +37,14 @@ _TABLE = {
     for choice in ("auto", operator.name)
     for kind in operator.device_types
 }
-_chosen: str | None = None  # by set_backend; None: the environment decides
+_settings: list[set_backend] = []  # blocks that are open, and statements; the last one is in force
+_chosen: str | None = None  # the last one's name; None: the environment decides
 
 
 class set_backend:  # in lower case, like torch.set_grad_enabled
     """Choose what computes the attention, for the whole process; as a context manager, for a block.
+
+    Blocks of several threads may overlap: the one that began last is in force, and none is when all have ended.
 
     Args:
         name: "auto" (default): the fused operator where it can run, plain torch elsewhere; "eager": plain torch;
@@ -62,15 +65,23 @@ class set_backend:  # in lower case, like torch.set_grad_enabled
         reason = _NAMED[name].unavailable_reason() if name in _NAMED else None
         if reason is not None:
             raise CBAMError(f"backend {name!r} cannot run: {reason}.")
-        self._before = _chosen
+        self._name, self._is_block = name, False
+        if len(_settings) > 1 and not (_settings[-1]._is_block or _settings[-2]._is_block):
+            del _settings[-2]  # a statement that another one has replaced
+        _settings.append(self)
         _chosen = name
 
     def __enter__(self) -> set_backend:
+        self._is_block = True
         return self
 
     def __exit__(self, *_: object) -> None:
         global _chosen
-        _chosen = self._before
+        first = last = _settings.index(self)
+        while last + 1 < len(_settings) and not _settings[last + 1]._is_block:
+            last += 1  # statements in the block end with it
+        del _settings[first : last + 1]
+        _chosen = _settings[-1]._name if _settings else None
 
     def __repr__(self) -> str:
         return f"<backend {backend()!r}>"

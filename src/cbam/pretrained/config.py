@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cbam.errors import CBAMError
+from cbam.files import checked_path
 
 FORMAT = 1
 FILE = "config.json"
@@ -160,7 +161,7 @@ def read_config(folder: str | Path) -> Config:
     Raises:
         CBAMError: it is missing, damaged, from a later version, or holds invalid values.
     """
-    path = Path(folder) / FILE
+    path = checked_path(Path(folder) / FILE)
     if not path.is_file():
         raise CBAMError(f"no {FILE} in {str(folder)!r}. Give a folder that cbam.save_pretrained wrote.")
     if path.stat().st_size > _MOST_BYTES:
