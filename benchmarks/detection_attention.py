@@ -70,9 +70,7 @@ def main() -> None:
         low, middle, high = quartiles(over)
         shares = quartiles([1 - 1 / ratio for ratio in over])
         share = "{1:.1%} [{0:.1%}, {2:.1%}]".format(*shares) if name != PLAIN else ""
-        print(
-            f"| {name} | {quartiles(samples)[1]:.1f} | {middle:.3f} [{low:.3f}, {high:.3f}] | {share} |"
-        )
+        print(f"| {name} | {quartiles(samples)[1]:.1f} | {middle:.3f} [{low:.3f}, {high:.3f}] | {share} |")
 
 
 def build(name: str, norm: str, side: int) -> dict[str, nn.Module]:
@@ -87,9 +85,7 @@ def build(name: str, norm: str, side: int) -> dict[str, nn.Module]:
     return {PLAIN: plain.train(), OURS: attended.train(), TEXTBOOK: textbook.train()}
 
 
-def step_of(
-    model: nn.Module, images: list[Tensor], targets: list[dict[str, Tensor]]
-) -> Callable[[], object]:
+def step_of(model: nn.Module, images: list[Tensor], targets: list[dict[str, Tensor]]) -> Callable[[], object]:
     """Return one training step; every one draws the same samples of regions."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-5, momentum=0.9)

@@ -100,7 +100,9 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cbam", "font.size": 10}):
         figure = Figure(figsize=(8, 3.4), layout="constrained")
         axes = figure.add_subplot()
-        for row_number, (run, marker) in enumerate(zip(runs, itertools.cycle("osD^vPX<>*"), strict=False), start=1):
+        for row_number, (run, marker) in enumerate(
+            zip(runs, itertools.cycle("osD^vPX<>*"), strict=False), start=1
+        ):
             minutes, points, spent = [], [], 0.0
             for row in run["epochs"]:
                 spent += row["seconds"] / 60
