@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn import norms
-from cbam.nn.base import CONVOLUTIONS, Gate, is_plain, positive_int, tensor_of, weight_is_all
+from cbam.nn.base import CONVOLUTIONS, Gate, positive_int, tensor_of, weight_is_all
 from cbam.ops import reference
 from cbam.ops.dims import as_image_kernel
 from cbam.ops.signature import ACTIVATIONS, DESCRIPTORS, NO_CHANNEL_GATE, OperatorConfig, Weights
@@ -144,8 +144,8 @@ class SpatialAttention(Gate):
             return f"its spatial convolution of {self.dims} dimensions runs in plain torch"
         if norm is None:
             return kernel, None, None, None, None, scale
-        if not is_plain(norm, norms.BATCH_NORMS[self.dims]):
-            return f"the spatial norm has hooks or is not exactly nn.BatchNorm{self.dims}d"
+        if not norms.is_known(norm, self.dims):
+            return f"the spatial norm, {type(norm).__name__}, has hooks or is not nn.BatchNorm{self.dims}d"
         if not norms.uses_batch(norm):
             mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
         elif x is not None and x.numel() <= x.shape[-self.dims - 1]:
