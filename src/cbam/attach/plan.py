@@ -12,6 +12,7 @@ from torch import nn
 
 from cbam.attach.config import AS_BUILT, AttentionConfig, SiteConfig, by_selector
 from cbam.attach.fusion.with_epilogue import find_blocks
+from cbam.attach.graph.example import split_example
 from cbam.attach.graph.probe import Call, InputSize, Probe, default_inputs, run_probe
 from cbam.attach.insert import check_unattached, like
 from cbam.attach.sites.select import Selector, Selectors, Sites, as_list, select
@@ -135,11 +136,9 @@ def make_plan(
     if not selectors:
         raise CBAMError("sites is empty. Name a site, or leave it out for sites='auto'.")
     _check_host(model)
-    if example_input is None:
-        inputs: tuple[Any, ...] = default_inputs(model, input_size)
-    else:
-        inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    probe = run_probe(model, inputs)
+    example = default_inputs(model, input_size) if example_input is None else example_input
+    inputs, keywords = split_example(model, example)
+    probe = run_probe(model, inputs, keywords)
     modules = {name: module for name, module in model.named_modules() if name}
     chosen, notes = _choose(model, modules, selectors, probe)
     for name in select(as_list(exclude), {n: modules[n] for n in chosen}, "exclude"):
@@ -155,7 +154,8 @@ def make_plan(
     notes += [*_frozen_norms(model, chosen), *changes]
     (attention, init), _ = Counter((row.attention, row.init) for row in rows).most_common(1)[0]
     parameters = sum(p.numel() for p in model.parameters())
-    shapes = tuple(tuple(t.shape) for t in inputs if isinstance(t, torch.Tensor))
+    given = (*inputs, *keywords.values())
+    shapes = tuple(tuple(t.shape) for t in given if isinstance(t, torch.Tensor))
     plan = Plan(type(model).__name__, attention, init, tuple(rows), tuple(notes), parameters, shapes)
     built = {name: one.config for name, one in chosen.items()}
     return MadePlan(plan, built, tuple(block for block, _ in blocks.values()), changes)
@@ -182,7 +182,13 @@ def _choose(
     notes: list[str] = []
     for selector, config in selectors:
         if not (isinstance(selector, str) and selector in KINDS):
-            chosen.update(dict.fromkeys(select([selector], modules), config))
+            named = select([selector], modules)
+            chosen.update(dict.fromkeys(named, config))
+            notes += [
+                f"{name} runs in eval mode only: its gates get no gradient"
+                for name in named
+                if name in probe.eval_only
+            ]
             continue
         locations, more = find(selector, probe)
         if not locations:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from cbam.attach.graph.modes import eval_only
 from cbam.errors import CBAMError
 from cbam.preserve_state import preserve_state
 
@@ -60,6 +61,7 @@ class Probe:
     nodes: list[Node]
     calls: list[Call]
     modules: dict[str, nn.Module]
+    eval_only: frozenset[str] = frozenset()  # names of modules that do not run in training mode
 
     @cached_property
     def runs(self) -> Counter[str]:
@@ -99,12 +101,12 @@ class _Recorder(TorchDispatchMode):
         return output
 
 
-def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
-    """Run `model(*inputs)` once in evaluation mode and return what was seen.
+def run_probe(model: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> Probe:
+    """Run `model(*inputs, **keywords)` once in evaluation mode and return what was seen.
 
     Args:
         model: any module.
-        inputs: the positional arguments; every tensor in them counts as the input.
+        inputs, keywords: the arguments; every tensor in them counts as the input.
 
     Raises:
         CBAMError: the forward failed; the message names the input's shape and what to pass instead.
@@ -115,9 +117,10 @@ def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
     """
     recorder = _Recorder()
     calls: list[Call] = []
-    for tensor in tree_flatten(inputs)[0]:
-        if isinstance(tensor, Tensor):
-            recorder.add(tensor, "input", ())
+    keywords = keywords or {}
+    given = [tensor for tensor in tree_flatten((inputs, keywords))[0] if isinstance(tensor, Tensor)]
+    for tensor in given:
+        recorder.add(tensor, "input", ())
 
     def seen(name: str) -> Any:
         # The argument's node is read on entry: an in-place module moves its argument on to a new node.
@@ -138,15 +141,16 @@ def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
 
     with preserve_state(model), _hooks(model, seen), torch.no_grad(), recorder:
         try:
-            model(*inputs)
+            model(*inputs, **keywords)
         except Exception as error:
-            shapes = [tuple(t.shape) for t in tree_flatten(inputs)[0] if isinstance(t, Tensor)]
+            shapes = [tuple(t.shape) for t in given]
             raise CBAMError(
                 f"the probe forward of {type(model).__name__} with an input of shape {shapes} failed:"
                 f" {type(error).__name__}: {error}. Pass the size that the model takes, input_size=(C, H, W),"
-                " or its arguments, example_input=(...)."
+                " or its arguments, example_input=(...), by name example_input={'name': ...}."
             ) from error
-    return Probe(recorder.nodes, calls, dict(model.named_modules()))
+    ran = dict.fromkeys(call.name for call in calls)
+    return Probe(recorder.nodes, calls, dict(model.named_modules()), eval_only(model, inputs, keywords, ran))
 
 
 def default_inputs(model: nn.Module, input_size: InputSize) -> tuple[Tensor]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from cbam.attach.folding import folds
 from cbam.attach.graph.paths import ancestors, is_map, makers
 from cbam.attach.graph.probe import Call, Probe
+from cbam.attach.graph.scores import scores
 from cbam.attach.sites.location import Found, Location, locate
 from cbam.formatting import counted
 
@@ -74,7 +75,7 @@ def find_additions(probe: Probe) -> list[int]:
 
 
 def _residual_additions(probe: Probe) -> list[_Addition]:
-    nodes = probe.nodes
+    nodes, predicted = probe.nodes, scores(probe)
     ancestors: list[int] = []  # as bit sets, each node its own ancestor
     weighted = 0
     for index, node in enumerate(nodes):
@@ -85,7 +86,7 @@ def _residual_additions(probe: Probe) -> list[_Addition]:
         weighted |= int(node.weighted) << index
     found = []
     for index, node in enumerate(nodes):
-        if node.operation != "add" or len(node.parents) != 2 or len(node.shape) != 4:
+        if node.operation != "add" or len(node.parents) != 2 or len(node.shape) != 4 or index in predicted:
             continue
         first, second = node.parents
         if nodes[first].shape != nodes[second].shape:
