@@ -33,7 +33,10 @@ class Backbone:
     in_channels: int
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.name, str) and len(self.name) < 200, "backbone.name", "a name", self.name)
+        known = (
+            isinstance(self.name, str) and len(self.name) < 200 and ":" not in self.name
+        )  # no code of anybody's
+        _check(known, "backbone.name", "the name of a network that this library knows", self.name)
         for field in ("num_classes", "in_channels"):
             _check_count(f"backbone.{field}", getattr(self, field))
 

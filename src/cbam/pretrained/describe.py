@@ -16,6 +16,7 @@ from cbam.errors import CBAMError
 from cbam.models import build_model
 from cbam.models.classifier import last_layer
 from cbam.models.files import first_convolution
+from cbam.models.own import is_own
 from cbam.models.registry import split_attention, timm_names
 from cbam.nn.registry import describe
 from cbam.pretrained.config import Attention, Backbone, SavedSite
@@ -63,11 +64,14 @@ def describe_backbone(model: nn.Module, name: str | None) -> Backbone | None:
 
     Args:
         model: with or without attached attention.
-        name: as for `cbam.models.build_model`; None: timm's networks know their own, of others nothing is known.
+        name: as for `cbam.models.build_model`; None: timm's networks know their own, of others nothing is known, nor
+            of the user's own.
 
     Raises:
         CBAMError: the named network has other weights than the model.
     """
+    if name is not None and is_own(name):
+        return None  # a file must not say which code to run
     if name is None:
         said = getattr(model, "pretrained_cfg", None) or {}
         architecture = said.get("architecture") if isinstance(said, Mapping) else None

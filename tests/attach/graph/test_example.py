@@ -59,3 +59,12 @@ def test_arguments(example, expected):
 def test_keywords_that_fail_are_explained():
     with pytest.raises(cbam.CBAMError, match=r"by name example_input=\{'name': \.\.\.\}"):
         cbam.plan(ByName(Block(8)), input_size=8)
+
+
+def test_the_cost_of_several_inputs():
+    one = cbam.cost(Net(Block(8)), (3, 8, 8))
+    two = cbam.cost(ByName(Block(8)), example_input=EXAMPLE)
+    assert two.macs == one.macs
+    assert "input 1x3x8x8, a number, eval mode" in str(two)
+    with pytest.raises(cbam.CBAMError, match=r"inputs of shape \[\(1, 3, 8, 8\)\] failed"):
+        cbam.cost(ByName(Block(8)), example_input=(EXAMPLE["image"],))

@@ -115,8 +115,8 @@ def _glob(pattern: str) -> str:
 
 def _no_match(selector: Selector, modules: dict[str, nn.Module], what: str) -> CBAMError:
     if isinstance(selector, str):
-        types = dict.fromkeys(type(module).__name__ for module in modules.values())
-        valid = [*(KINDS if what == "sites" else ()), *modules, *types]
+        classes = dict.fromkeys(type(module).__name__ for module in modules.values())
+        valid = [*(KINDS if what == "sites" else ()), *modules, *classes]
         close = nearest(selector.removeprefix("re:"), valid)
         hint = f" Closest: {', '.join(map(repr, close))}." if close else ""
         syntax = "" if selector.startswith("re:") else " A regular expression is written 're:...'."
