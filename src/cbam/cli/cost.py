@@ -63,7 +63,7 @@ def run(config: CostConfig) -> int:
 
 
 _USUAL = {"reduction_ratio": 16}  # what None means; giving it changes nothing
-_OF_ATTENTION = ("sites", "exclude", "preset", "reduction_ratio", "kernel_size")
+_OF_ATTENTION = ("sites", "replace", "exclude", "preset", "reduction_ratio", "kernel_size")
 
 
 def _check(config: CostConfig) -> None:

@@ -37,6 +37,8 @@ class PlanConfig:
     """auto, residual, block, stage, neck, conv, head; paths, patterns or classes; several with spaces or commas.
     auto: residual (the end of every residual branch); in networks without residual branches, stage (the last map at
     each resolution); in networks without stages, conv (after every convolution)."""
+    replace: str | None = None
+    """se: in the place of the network's squeeze-excitations, of those that --sites names or of all."""
     exclude: tuple[str, ...] = ()
     """Sites to leave out."""
     preset: str = "paper"
@@ -86,6 +88,7 @@ class PlanConfig:
             "attention": self.attention,
             "sites": split_sites(self.sites),
             "exclude": split_sites(self.exclude),
+            "replace": self.replace,
             **self._options(),
         }
 

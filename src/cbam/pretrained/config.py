@@ -47,7 +47,7 @@ class SavedSite:
 
     Args:
         path: of the host module in the network without attention.
-        position: "output" or "input".
+        position: "output", "input" or "instead".
         channels: C.
         reduction_ratio: C over the hidden width; None: the attention has none.
     """
@@ -59,7 +59,8 @@ class SavedSite:
 
     def __post_init__(self) -> None:
         _check(isinstance(self.path, str) and len(self.path) < 1000, "a site's path", "a name", self.path)
-        _check(self.position in ("output", "input"), "a site's position", "output or input", self.position)
+        known = self.position in ("output", "input", "instead")
+        _check(known, "a site's position", "output, input or instead", self.position)
         _check_count("a site's channels", self.channels)
         if self.reduction_ratio is not None:
             _check_count("a site's reduction_ratio", self.reduction_ratio)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cbam.attach.replacement import Replacement
 from cbam.attach.wrapper import WithAttention
 from cbam.checkpoints import tensors_file
 from cbam.checkpoints.sites import named_in_state, sites_of
@@ -87,6 +88,8 @@ def describe_backbone(model: nn.Module, name: str | None) -> Backbone | None:
     width = head[1].out_features if isinstance(head[1], nn.Linear) else head[1].out_channels
     backbone = Backbone(name, width, first[1].in_channels)
     theirs, ours = build_on_meta(backbone).state_dict(), plain_state(model)
+    gone = tuple(prefix for prefix, module in named_in_state(model) if isinstance(module, Replacement))
+    theirs = {key: value for key, value in theirs.items() if not (gone and key.startswith(gone))}
     different = sorted(theirs.keys() ^ ours.keys()) or [k for k in ours if ours[k].shape != theirs[k].shape]
     if different:
         raise CBAMError(
