@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 import cbam
 from cbam.attach import WithAttention
 
-LIBRARIES = ("torchvision", "timm", "smp", "transformers")
+LIBRARIES = ("torchvision", "timm", "smp", "monai", "transformers")
 SIZES = (64, 128, 224, 299)
 STEPS = 6
 LARGE, LARGE_WEIGHT = 150_000_000, 1_000_000  # parameters of a model, of one weight
@@ -31,6 +31,26 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "regnet-y": ("RegNet", {"layer_type": "y"}),
     "convnext-tiny": ("ConvNext", {}),
     "convnextv2-tiny": ("ConvNextV2", {}),
+}
+# Decoders of smp, each with an encoder of residual blocks and one without.
+DECODERS = (
+    "DeepLabV3", "DeepLabV3Plus", "FPN", "Linknet", "MAnet", "PAN", "PSPNet", "Segformer", "UPerNet", "UnetPlusPlus"
+)  # fmt: skip
+ENCODERS = ("resnet18", "vgg11_bn")
+WIDTHS = (8, 16, 32, 64)
+_DYN = {"kernel_size": [3] * 4, "strides": [1, 2, 2, 2], "upsample_kernel_size": [2] * 3, "filters": WIDTHS}
+# Name -> class and options, without dimensions, channels in and out.
+MONAI: dict[str, tuple[str, dict[str, Any]]] = {
+    "unet": ("UNet", {"channels": WIDTHS, "strides": (2, 2, 2)}),
+    "unet-residual": ("UNet", {"channels": WIDTHS, "strides": (2, 2, 2), "num_res_units": 2}),
+    "basic-unet": ("BasicUNet", {"features": (8, 8, 16, 32, 64, 8)}),
+    "basic-unet-plus-plus": ("BasicUNetPlusPlus", {"features": (8, 8, 16, 32, 64, 8)}),
+    "attention-unet": ("AttentionUnet", {"channels": WIDTHS, "strides": (2, 2, 2)}),
+    "segresnet": ("SegResNet", {"init_filters": 8}),
+    "dynunet": ("DynUNet", _DYN),
+    "dynunet-residual": ("DynUNet", {**_DYN, "res_block": True}),
+    "dynunet-deep-supervision": ("DynUNet", {**_DYN, "deep_supervision": True, "deep_supr_num": 2}),
+    "highresnet": ("HighResNet", {}),
 }
 
 
@@ -48,6 +68,12 @@ def models(library: str) -> Iterator[tuple[str, str]]:
         from segmentation_models_pytorch.encoders import get_encoder_names
 
         yield from (("smp", name) for name in get_encoder_names())
+        # without strides these fit residual encoders only
+        pairs = ((name, encoder) for name in DECODERS for encoder in ENCODERS)
+        dilated = ("DeepLabV3", "DeepLabV3Plus", "PAN")
+        yield from (("smp", f"{n} {e}") for n, e in pairs if not (e == "vgg11_bn" and n in dilated))
+    if library in ("monai", "all"):
+        yield from (("monai", name) for name in MONAI)
     if library in ("transformers", "all"):
         yield from (("transformers", name) for name in TRANSFORMERS)
 
@@ -96,7 +122,14 @@ def build(library: str, name: str) -> Any:
     if library == "smp":
         import segmentation_models_pytorch
 
-        return segmentation_models_pytorch.Unet(name, encoder_weights=None, classes=2)
+        *decoder, encoder = name.split(" ")
+        kind = getattr(segmentation_models_pytorch, *decoder or ("Unet",))
+        return kind(encoder, encoder_weights=None, classes=2)
+    if library == "monai":
+        import monai.networks.nets
+
+        kind, given = MONAI[name]
+        return getattr(monai.networks.nets, kind)(spatial_dims=2, in_channels=3, out_channels=2, **given)
     if library == "transformers":
         import transformers
 

@@ -122,7 +122,7 @@ class Plan:
 
 
 class MadePlan(NamedTuple):
-    """A plan, what goes in at each site by name, the blocks whose epilogue runs with it, and changed outputs."""
+    """A plan, what goes in at each site by name, the blocks whose epilogue runs with it, and what to warn of."""
 
     plan: Plan
     configs: dict[str, SiteConfig]
@@ -164,7 +164,7 @@ def make_plan(
     if fuse_epilogue:
         blocks = find_blocks(model, [row.name for row in rows if _may_end_a_block(chosen[row.name])])
         rows = [replace(r, epilogue=str(blocks[r.name][1])) if r.name in blocks else r for r in rows]
-    changes = _changed_outputs(rows, chosen)
+    changes = [*_changed_outputs(rows, chosen), *_rebuilt(model)]
     notes += [*_frozen_norms(model, chosen), *changes]
     (attention, init), _ = Counter((row.attention, row.init) for row in rows).most_common(1)[0]
     parameters = sum(p.numel() for p in model.parameters())
@@ -234,6 +234,14 @@ def _has_norm(config: SiteConfig) -> bool:
     if not config.kind.has_operator:
         return False
     return any(isinstance(module, nn.BatchNorm2d) for module in config.build(16, device="meta").modules())
+
+
+def _rebuilt(model: nn.Module) -> list[str]:
+    """Return a note for the network of a YOLO object; one that its trainer has just built has no `args` yet."""
+    if not isinstance(getattr(model, "yaml", None), dict) or not hasattr(model, "args"):
+        return []
+    again = "ultralytics' trainer builds the network again from its yaml, without attention"
+    return [f"{again}: attach it in the trainer's get_model (docs/yolo.md)"]
 
 
 def _may_end_a_block(chosen: Chosen) -> bool:

@@ -16,6 +16,8 @@ from cbam.attach.graph.probe import Node, Probe
 Way: TypeAlias = "tuple[tuple[int, ...], ...]"
 
 _RESHAPES = ("clone", "expand", "permute", "reshape", "transpose", "view")
+_RESAMPLES = ("convolution", "pool", "upsample")
+_PRODUCTS = ("baddbmm", "bmm", "mm")
 _GATE = "mul"
 
 
@@ -90,20 +92,34 @@ def _continued(probe: Probe) -> list[int | None]:
         depths.append(max((depths[p] for p in node.parents), default=0) + node.weighted)
         parents = [p for p in node.parents if carries_features(probe, p, index)] or list(node.parents)
         maps = [p for p in parents if is_map(probe.nodes[p])]
-        if len(maps) > 1 and node.operation == _GATE:
+        if (
+            node.operation in _PRODUCTS or "attention" in node.operation
+        ):  # of attention scores: the queries go on
+            found.append(parents[0] if parents else None)
+        elif len(maps) > 1 and node.operation == _GATE:
             found.append(min(maps, key=lambda p: depths[p]))
         else:
             found.append(max(maps or parents, key=lambda p: depths[p], default=None))
     return found
 
 
+def _attends(node: Node) -> bool:
+    return node.operation in _PRODUCTS or "attention" in node.operation
+
+
 def _ways(probe: Probe, continued: list[int | None]) -> list[Way]:
     convolved = {n.shape[2:] for n in probe.nodes if n.operation == "convolution" and is_map(n)}
     found: list[Way] = []
+    beside: list[bool] = []  # maps of pooled context
     for node, before in zip(probe.nodes, continued, strict=True):
-        if before is None or not found[before]:
+        last = found[before][-1:] if before is not None else ()
+        same = node.shape[2:] in last
+        beside.append(not same and ("adaptive" in node.operation or (before is not None and beside[before])))
+        if before is None or not last:
             found.append((node.shape[2:],) if is_map(node) else ())
-        elif _another_size(probe.nodes[before], found[before][-1], node) and node.shape[2:] in convolved:
+        elif (
+            not beside[-1] and node.shape[2:] in convolved and _another_size(probe.nodes[before], *last, node)
+        ):
             found.append((*found[before], node.shape[2:]))
         else:
             found.append(found[before])
@@ -111,16 +127,12 @@ def _ways(probe: Probe, continued: list[int | None]) -> list[Way]:
 
 
 def _another_size(before: Node, size: tuple[int, ...], node: Node) -> bool:
-    """Return whether a tensor is a map of another size than its level, made from a map there, or of tokens."""
+    """Return whether a tensor is a map of another size than its level, and not a matrix of attention scores."""
     if not is_map(node) or not is_map(before) or node.shape[2:] == size:
         return False
-    if _reshapes(node) or "adaptive" in node.operation:
-        return False
-    return before.shape[2:] == size or (node.operation == "convolution" and _reshapes(before))
-
-
-def _reshapes(node: Node) -> bool:
-    return not set(node.operation.split("_")).isdisjoint(_RESHAPES)
+    if any(name in node.operation for name in _RESAMPLES):
+        return True  # also behind padding, or where tokens became a map
+    return before.shape[2:] == size and set(node.operation.split("_")).isdisjoint(_RESHAPES)
 
 
 def _features(probe: Probe, continued: list[int | None]) -> set[int]:
@@ -133,7 +145,8 @@ def _features(probe: Probe, continued: list[int | None]) -> set[int]:
     waiting = list(found)
     while waiting:
         index = waiting.pop()
-        only = continued[index] if nodes[index].operation == _GATE else None
+        beside = nodes[index].operation == _GATE or _attends(nodes[index])
+        only = continued[index] if beside else None
         for parent in nodes[index].parents if only is None else (only,):
             if parent not in found:
                 found.add(parent)

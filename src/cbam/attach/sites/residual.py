@@ -99,7 +99,8 @@ def _residual_additions(probe: Probe) -> list[_Addition]:
         weights = {p: (way & weighted).bit_count() for p, way in ways.items()}
         branch, shortcut = (first, second) if weights[first] > weights[second] else (second, first)
         is_block = weights[branch] > weights[shortcut] <= 1 and _convolves(probe, ways[branch])
-        if is_block and not (weights[shortcut] and _comes_from_above(probe, branch, ways[branch])):
+        joins_levels = weights[shortcut] or not _in_one_module(probe, origin, index)
+        if is_block and not (joins_levels and _comes_from_above(probe, branch, ways[branch])):
             found.append(_Addition(index, branch, origin, ways[branch], node.shape[1]))
     return found
 
@@ -107,6 +108,20 @@ def _residual_additions(probe: Probe) -> list[_Addition]:
 def _convolves(probe: Probe, way: int) -> bool:
     # Transformer blocks add maps too, some of them in (N, H, W, C): a branch without a convolution is none of ours.
     return any(node.operation == "convolution" and way >> i & 1 for i, node in enumerate(probe.nodes))
+
+
+def _in_one_module(probe: Probe, origin: int, addition: int) -> bool:
+    """Return whether the innermost module with an addition also holds the node where its two paths part.
+
+    It does not where a decoder adds what it gets from the encoder by a skip connection.
+    """
+    around = [
+        c
+        for c in probe.calls
+        if c.source is not None and c.output is not None and c.source < addition <= c.output
+    ]
+    innermost = min(around, key=lambda c: (c.output or 0) - (c.source or 0), default=None)
+    return innermost is None or (innermost.source or 0) <= origin
 
 
 def _comes_from_above(probe: Probe, branch: int, inside: int) -> bool:

@@ -115,9 +115,9 @@ def _glob(pattern: str) -> str:
 
 def _no_match(selector: Selector, modules: dict[str, nn.Module], what: str) -> CBAMError:
     if isinstance(selector, str):
-        classes = dict.fromkeys(type(module).__name__ for module in modules.values())
-        valid = [*(KINDS if what == "sites" else ()), *modules, *classes]
-        close = nearest(selector.removeprefix("re:"), valid)
+        typed = selector.removeprefix("re:")
+        classes = sorted({type(module).__name__ for module in modules.values()})
+        close = nearest(typed, [*(KINDS if what == "sites" else ()), *modules]) or nearest(typed, classes)
         hint = f" Closest: {', '.join(map(repr, close))}." if close else ""
         syntax = "" if selector.startswith("re:") else " A regular expression is written 're:...'."
         return CBAMError(f"{what}: {selector!r} matches none of {len(modules)} modules.{hint}{syntax}")
