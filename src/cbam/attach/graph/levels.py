@@ -118,7 +118,9 @@ def _ways(probe: Probe, continued: list[int | None]) -> list[Way]:
         if before is None or not last:
             found.append((node.shape[2:],) if is_map(node) else ())
         elif (
-            not beside[-1] and node.shape[2:] in convolved and _another_size(probe.nodes[before], last[0], node)
+            not beside[-1]
+            and node.shape[2:] in convolved
+            and _another_size(probe.nodes[before], last[0], node)
         ):
             found.append((*found[before], node.shape[2:]))
         else:
