@@ -29,16 +29,20 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--image-size", type=int, help="not for SSD300 and StairNet300")
+    parser.add_argument("--detector-options", default="", help="as of cbam detect train")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--lr", type=float, default=0.003)
     options = parser.parse_args()
     config = DetectorConfig(
-        data=options.data, model=options.model, width=options.width, limit_train=IMAGES, limit_val=IMAGES
-    )
+        data=options.data, model=options.model, width=options.width, image_size=options.image_size,
+        detector_options=options.detector_options, limit_train=IMAGES, limit_val=IMAGES,
+    )  # fmt: skip
+    names = ("boxes", "labels", "masks") if options.model.startswith("maskrcnn") else ("boxes", "labels")
     data = config.load()
     items = [data.train[i] for i in range(len(data.train))]
     images = [image.as_subclass(torch.Tensor).float() / 255 for image, _ in items]
-    targets = [{name: t[name].as_subclass(torch.Tensor) for name in ("boxes", "labels")} for _, t in items]
+    targets = [{name: t[name].as_subclass(torch.Tensor) for name in names} for _, t in items]
     torch.manual_seed(0)
     model = build(config, "none", 0, len(data.classes)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)

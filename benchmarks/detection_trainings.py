@@ -2,13 +2,15 @@
 
     python benchmarks/detection_trainings.py runs/detect-small/* --output docs/results/detection
 
-It reads folders of `cbam detect train`, finished or not, and writes trainings.json and curves.svg; the table goes to
-the screen.
+It reads folders of `cbam detect train`, finished or not, adds them to trainings.json, which keeps the trainings of
+earlier days and other machines, and draws curves.svg; the table goes to the screen. A training that is in there with
+the same settings is replaced.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,15 @@ def _short(value: float) -> float:
     return round(value, 4)
 
 
+def add(runs: list[dict[str, Any]], run: dict[str, Any]) -> None:
+    """Add a run to those that are there, in the place of one with the same settings."""
+    for number, known in enumerate(runs):
+        if known["settings"] == run["settings"]:
+            runs[number] = run
+            return
+    runs.append(run)
+
+
 def table(runs: list[dict[str, Any]]) -> str:
     """Return the runs as a table in Markdown."""
     lines = [
@@ -89,7 +100,9 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cbam", "font.size": 10}):
         figure = Figure(figsize=(8, 3.4), layout="constrained")
         axes = figure.add_subplot()
-        for row_number, (run, marker) in enumerate(zip(runs, "osD^vPX<>*", strict=False), start=1):
+        for row_number, (run, marker) in enumerate(
+            zip(runs, itertools.cycle("osD^vPX<>*"), strict=False), start=1
+        ):
             minutes, points, spent = [], [], 0.0
             for row in run["epochs"]:
                 spent += row["seconds"] / 60
@@ -112,9 +125,13 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    runs = [condense(folder) for folder in options.folders if (folder / "metrics.jsonl").is_file()]
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "trainings.json").write_text(json.dumps(runs, indent=1) + "\n")
+    file = options.output / "trainings.json"
+    runs = json.loads(file.read_text()) if file.is_file() else []
+    for folder in options.folders:
+        if (folder / "metrics.jsonl").is_file():
+            add(runs, condense(folder))
+    file.write_text(json.dumps(runs, indent=1) + "\n")
     draw(runs, options.output / "curves.svg")
     print(table(runs))
 

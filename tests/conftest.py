@@ -4,6 +4,7 @@ Without a GPU the Triton kernels are interpreted, which Triton decides when it i
 """
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -39,3 +40,16 @@ def device(request):
     if found.type == "cuda" and not torch.cuda.is_available():
         pytest.fail("--device cuda needs a GPU that torch can use")
     return found
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_switch_turned():
+    """Fail the test that leaves a switch of the whole process turned: later tests would test something else."""
+    before = _switches()
+    yield
+    assert _switches() == before, "torch.compile's stance, the backend"
+
+
+def _switches():
+    dynamo, dispatch = (sys.modules.get(name) for name in ("torch._dynamo.eval_frame", "cbam.ops.dispatch"))
+    return dynamo._stance.stance if dynamo else "default", (dispatch and dispatch._chosen) or "auto"

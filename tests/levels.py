@@ -100,7 +100,9 @@ LEVELS = (
         "20 random interruptions, 10 s each; two are kept", keep=("0", "1"),
     ),
     # Several seconds together or each, and not what breaks first.
+    Level("slow", "tests/cli/test_train.py::test_a_folder_that_is_deleted*", "trains in a process of its own, 10 s"),
     Level("slow", "tests/detect/test_train.py::*", "detectors trained by processes of their own, 60 s"),
+    Level("slow", "tests/models/detection/test_attach.py::test_the_backbone_compiles", "torch.compile, 10 s"),
     Level("slow", "tests/detect/test_compare.py::test_[eit]*", "trains three detectors, 15 s"),
     Level("slow", "tests/ops/triton/test_kernels.py::TestAgainstFloat64::*", "Triton's interpreter, 20 s; some rows of "
           "every test are kept", keep="values"),

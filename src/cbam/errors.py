@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST, _MOST = 200, 100  # letters of a name that is compared, and names that are listed
+
 
 class CBAMError(ValueError):
     """Base class of the errors that this library raises; a `ValueError`, so `except ValueError` catches it."""
@@ -16,9 +18,10 @@ def nearest(given: str, valid: Iterable[str], count: int = 3) -> list[str]:
     >>> nearest("offical", ["paper", "official", "timm"])
     ['official']
     """
-    names = list(valid)
-    by_folded_case = {name.casefold(): name for name in names}
-    matches = difflib.get_close_matches(given.casefold(), list(by_folded_case), n=count, cutoff=0.5)
+    by_folded_case = {name.casefold(): name for name in valid if len(name) <= _LONGEST}
+    matches = difflib.get_close_matches(
+        given[:_LONGEST].casefold(), list(by_folded_case), n=count, cutoff=0.5
+    )
     return [by_folded_case[match] for match in matches]
 
 
@@ -31,7 +34,14 @@ def unknown_name(kind: str, given: object, valid: Iterable[str]) -> CBAMError:
     names = list(valid)
     close = nearest(given, names, count=1) if isinstance(given, str) else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return CBAMError(f"unknown {kind} {given!r}.{hint} Valid: {', '.join(map(repr, names))}.")
+    listed = ", ".join(_shown(name) for name in names[:_MOST])
+    more = f" and {len(names) - _MOST:,} more" if len(names) > _MOST else ""
+    return CBAMError(f"unknown {kind} {_shown(given)}.{hint} Valid: {listed}{more}.")
+
+
+def _shown(given: object) -> str:
+    text = repr(given)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 class MissingExtra(CBAMError, ImportError):

@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+from cbam.errors import CBAMError
+
 
 def write_atomically(path: str | Path, content: bytes | str) -> Path:
     """Write `content` so that after a kill at any time the file is the old one or the new one, never a part.
@@ -63,6 +65,30 @@ def remove_leftovers(folder: str | Path) -> None:
             shutil.rmtree(leftover)
         else:
             leftover.unlink(missing_ok=True)  # its folder may have been removed before
+
+
+def checked_path(path: str | Path) -> Path:
+    """Return a path that may exist or not; refuse a name that the system cannot look up.
+
+    Args:
+        path: From a user or a file.
+
+    Raises:
+        CBAMError: The name is too long or has a zero byte, or a folder on the way may not be read.
+
+    >>> checked_path("absent").name
+    'absent'
+    """
+    path = Path(path)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        text = str(path)
+        shown = text if len(text) <= 200 else f"{text[:200]}... ({len(text):,} characters)"
+        raise CBAMError(f"{shown!r} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    return path
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """attach, plan, detach, disabled: identity, keys, errors before any change."""
 
+import contextlib
 import re
 
 import pytest
@@ -81,6 +82,19 @@ class TestIdentity:
         before.square().sum().backward()
         optimizer.step()
         assert not torch.equal(model(IMAGE), before)
+
+
+@pytest.mark.parametrize("init", ["identity", "paper"])
+@pytest.mark.parametrize("attention", ["cbam", "se", "channel"])
+def test_a_single_hidden_unit_is_alive_in_every_seed(attention, init):
+    x = torch.rand(4, 3, 12, 12)
+    for seed in range(40):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+        cbam.attach(model, attention, sites=["2"], init=init, input_size=12)
+        (model(x) * torch.randn(16, 10, 10)).sum().backward()
+        dead = [n for n, p in model.named_parameters() if "mlp.2.weight" in n and not p.grad.any()]
+        assert not dead, f"seed {seed}"
 
 
 class TestKeys:
@@ -196,6 +210,17 @@ class TestDisabled:
             with cbam.disabled(model):
                 pass
             assert torch.equal(model(IMAGE), plain)
+
+    def test_blocks_of_two_threads_may_overlap(self):
+        model = cbam.CBAM(8)
+        model.gates[0].enabled = False
+        with contextlib.ExitStack() as one, contextlib.ExitStack() as other:
+            one.enter_context(cbam.disabled(model))
+            other.enter_context(cbam.disabled(model))
+            one.close()
+            assert not model.enabled
+        assert model.enabled
+        assert not model.gates[0].enabled  # by the user, before
 
     def test_nothing_to_switch_off(self):
         with pytest.raises(CBAMError, match="has no attention module"), cbam.disabled(resnet()):

@@ -133,3 +133,16 @@ def test_gates_of_every_kind_get_a_gradient():
     tensors = [t for t in torch.utils._pytree.tree_leaves(found) if isinstance(t, torch.Tensor)]
     sum(t.square().sum() for t in tensors).backward()
     assert not [name for name, p in model.named_parameters() if ".cbam." in name and p.grad is None]
+
+
+def test_load_weights_says_what_to_pass_for_best_pt(tmp_path):
+    trained, file = ultralytics.YOLO("yolov8n.yaml"), tmp_path / "best.pt"
+    trained.save(file)
+    model = ultralytics.YOLO("yolov8n.yaml").model
+    cbam.attach(model, input_size=64)
+    with pytest.raises(cbam.CBAMError, match=r"pass the state dict: ultralytics\.YOLO") as error:
+        cbam.load_weights(model, file)
+    report = cbam.load_weights(model, eval(str(error.value).rpartition("dict: ")[2].removesuffix(".")))
+    assert not report.missing
+    weight = "model.0.conv.weight"
+    assert torch.allclose(model.get_parameter(weight), trained.model.get_parameter(weight), atol=1e-2)

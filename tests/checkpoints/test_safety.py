@@ -255,6 +255,8 @@ def test_limits(tmp_path):
 def test_no_file_and_no_weights(tmp_path):
     with pytest.raises(CBAMError, match=r"no weights file at .*absent\.pth"):
         load_weights(block(), tmp_path / "absent.pth")
+    with pytest.raises(CBAMError, match=r"\(5,000 characters\)' cannot be read: File name too long"):
+        load_weights(block(), "a" * 5000)
     with pytest.raises(CBAMError, match=r"holds no model\.safetensors"):
         load_weights(block(), tmp_path)
     with pytest.raises(CBAMError, match="expects a path to a file of weights or a state dict, got int"):
@@ -266,6 +268,8 @@ def test_no_file_and_no_weights(tmp_path):
 
 
 def test_a_pickled_model_and_a_script_are_refused(tmp_path):
-    assert "not a pickled model" in str(load(tmp_path / "w.pth", saved(block())))
+    error = str(load(tmp_path / "w.pth", saved(block())))
+    assert "not a pickled model" in error
+    assert error.endswith("open it with the program that saved it, and pass model.state_dict().")
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pt")
     assert "TorchScript?" in str(load(tmp_path / "w.pt", (tmp_path / "script.pt").read_bytes()))

@@ -245,7 +245,7 @@ def test_two_processes_share_a_batch(tmp_path):
         (["--data", "digits", "--attention", "none,cbma"], "Did you mean 'cbam'"),
         (["--data", "fashon-mnist"], "Did you mean 'fashion-mnist'"),
         (["--data", "no/such/folder"], "no folder 'no/such/folder'"),
-        (["--data", "digits", "--config", "none.yaml"], "none.yaml: No such file"),
+        (["--data", "digits", "--config", "none.yaml"], "none.yaml cannot be read: No such file"),
         (["--data", "digits", "--weights", "none.pth"], "none.pth"),
         (["--data", "digits", "--reduction-ratio", "0"], "--reduction-ratio must be at least 1"),
         (["--data", "digits", "--epochs", "0"], "--epochs must be at least 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,10 +161,11 @@ def test_told_to_stop_it_saves_and_says_so(straight, server, train, tmp_path, nu
 
 
 def processes(folder, *options):
-    """Train with two processes."""
+    """Train with two processes, as documented: without a --device, where that means the CPU."""
     return run(
         folder,
         *options,
+        *("--device", "cpu" if torch.accelerator.is_available() else "auto"),
         before=("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "cbam"),
     )
 
@@ -204,6 +206,18 @@ def test_a_network_divided_over_two_processes(train, tmp_path):
     divided = processes(tmp_path / "two", *options, "--shard")
     assert divided.returncode == 0, divided.stderr
     close(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_folder_that_is_deleted_under_the_training_is_no_success(server, tmp_path):
+    """What is left would have neither settings nor the metrics so far."""
+    folder = tmp_path / "run"
+    process = start(server, folder, "--epochs", "30", "--ema", "0")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # a checkpoint may have been written meanwhile
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 1, said
+    assert f"{folder} was deleted, moved or emptied while this run was writing" in said
+    assert not (folder / "result.json").exists()
 
 
 @pytest.mark.parametrize(

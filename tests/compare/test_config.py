@@ -111,7 +111,13 @@ def test_a_file_gives_defaults_and_the_command_line_wins(tmp_path):
     [
         ("epoch: 3", "no option 'epoch'. Did you mean 'epochs'"),
         ("- a\n- b", "one `name: value` per line"),
-        ("a: [", "is not YAML"),
+        ("a: [", "cannot be used"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "repeats parts by"),
+        ("epochs: 2001-99-99", "cannot be used: month must be in"),
+        ("epochs: !!int abc", "cannot be used: invalid literal"),
+        ("pretrained: !!bool x", "cannot be used"),
+        (f"epochs: {'9' * 5000}", "cannot be used"),
+        ("epochs: " + "[" * 20_000, "brackets inside each other"),
         ("config: other.yaml", "no option 'config'"),
         ("train: {}", "no option 'train'"),
     ],
@@ -124,8 +130,15 @@ def test_a_wrong_file_is_explained(tmp_path, text, expected):
 
 
 def test_a_missing_file_is_explained(tmp_path):
-    with pytest.raises(CBAMError, match=r"none.yaml: No such file"):
+    with pytest.raises(CBAMError, match=r"none.yaml cannot be read: No such file"):
         parse(["--config", str(tmp_path / "none.yaml")])
+
+
+def test_a_path_that_is_none_is_explained():
+    with pytest.raises(
+        CBAMError, match=r"--config 'a+\.\.\. \(5,000 characters\)' cannot be read: File name too long"
+    ):
+        parse(["--config", "a" * 5000])
 
 
 def test_an_option_that_an_older_run_does_not_name_had_todays_default():

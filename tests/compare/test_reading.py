@@ -87,8 +87,57 @@ class TestRefusals:
     def test_a_damaged_file_is_named(self, make_run, name):
         folder = make_run()
         (folder / name).write_text('{"half": ')
-        with pytest.raises(CBAMError, match=f"{name.rpartition('/')[2]} is not readable as JSON"):
+        with pytest.raises(CBAMError, match=f"{name.rpartition('/')[2]} is no valid JSON"):
             read_run(folder)
+
+    @pytest.mark.parametrize("name", ["env.json", "data.json", "costs.json", "pictures/pictures.json"])
+    @pytest.mark.parametrize("text", ["[]", "5", '"x"', "null", "[" * 100_000, "9" * 5000])
+    def test_a_file_of_another_kind_is_named(self, make_run, name, text):
+        folder = make_run()
+        (folder / name).write_text(text)
+        with pytest.raises(
+            CBAMError, match=rf"{name.rpartition('/')[2]} (should hold an object|is no valid JSON)"
+        ):
+            read_run(folder)
+
+    @pytest.mark.parametrize(
+        "text", ["{}", "[]", '{"variant": 5, "seed": 0}', '{"variant": "none", "seed": [0]}']
+    )
+    def test_a_result_of_no_cell_is_named(self, make_run, text):
+        folder = make_run()
+        (folder / "cells" / "none-seed0" / "result.json").write_text(text)
+        with pytest.raises(CBAMError, match=r"none-seed0/result\.json"):
+            read_run(folder)
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "[]",
+            "5",
+            '{"cell": [1], "variant": "x", "epoch": 1}',
+            '{"cell": "a", "variant": "x", "epoch": "1"}',
+        ],
+    )
+    def test_metrics_of_no_epoch_are_named(self, make_run, line):
+        file = make_run() / "metrics.jsonl"
+        file.write_text(f"{line}\n{file.read_text()}")
+        with pytest.raises(CBAMError, match=r"metrics\.jsonl, line 1: not an epoch's metrics"):
+            read_run(file.parent)
+
+    @pytest.mark.parametrize(
+        "text",
+        ["attention: 5", "attention: [[a]]", "seeds: 1000000000000", "seeds: [a]", "seeds: {}", "seeds: true",
+         "a: &a [x]\nb: *a", "a: 2001-99-99", "a: !!int x", "a: " + "[" * 20_000],
+    )  # fmt: skip
+    def test_settings_of_no_run_are_named(self, make_run, text):
+        folder = make_run()
+        (folder / "config.yaml").write_text(text)
+        with pytest.raises(CBAMError, match=r"config\.yaml"):
+            read_run(folder)
+
+    def test_a_path_that_is_none(self):
+        with pytest.raises(CBAMError, match="File name too long"):
+            read_run("a" * 5000)
 
     @pytest.mark.parametrize("text", ["- a\n- list\n", "a: [", ""])
     def test_a_configuration_that_is_none(self, tmp_path, text):

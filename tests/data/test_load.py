@@ -123,6 +123,9 @@ def test_an_unknown_name_gets_the_nearest():
         CBAMError, match=r"no folder '/no/such/photos', and no built-in set of that name\. Give"
     ):
         load_data("/no/such/photos")
+    for name in ("a" * 5000, f"shards:{'a' * 5000}"):
+        with pytest.raises(CBAMError, match="File name too long"):
+            load_data(name)
 
 
 def test_a_folder_called_digits_is_meant_by_its_path(tmp_path, monkeypatch):

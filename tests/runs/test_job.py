@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from cbam.errors import CBAMError
 from cbam.runs.config import RunConfig, option
-from cbam.runs.folder import FolderInUse, RunFolder
+from cbam.runs.folder import FolderInUse, FolderLost, RunFolder
 from cbam.runs.job import Job, OneProcess
 from cbam.runs.progress import Progress
 
@@ -93,6 +94,19 @@ def test_a_finished_run_can_grow_but_not_change(tmp_path):
     assert grown.calls == [3, 4]
     with pytest.raises(CBAMError, match="power: 2 there, 3 now"):
         job(tmp_path, Squares(power=3)).execute()
+
+
+def test_a_run_whose_folder_was_deleted_does_not_end_well(tmp_path):
+    class Deleting(SquaresJob):
+        def do(self, cell):
+            if cell.name == "number-1":
+                shutil.rmtree(self.folder.path)
+            return super().do(cell)
+
+    whole = job(tmp_path / "run")
+    lost = Deleting(**{name: getattr(whole, name) for name in ("config", "command", "folder", "progress")})
+    with pytest.raises(FolderLost, match="was deleted, moved or emptied"):
+        lost.execute()
 
 
 def test_one_run_at_a_time(tmp_path):

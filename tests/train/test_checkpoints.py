@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 
 import pytest
 
@@ -73,8 +74,29 @@ def test_a_full_disk_leaves_the_earlier_ones(checkpoints, monkeypatch):
         with pytest.raises(OSError, match="No space"):
             checkpoints.write(2, FILES)
     assert checkpoints.newest_good() == first
+    assert list(checkpoints.path.iterdir()) == [first], "what was written so far would keep the disk full"
+
+
+def test_a_file_that_may_not_grow_leaves_nothing_either(checkpoints):
+    """As a full disk, but real: the system refuses the bytes beyond the limit."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoints.write(2, FILES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(checkpoints.path.iterdir()) == []
+
+
+def test_a_killed_process_leaves_what_the_next_one_sweeps_away(checkpoints):
+    checkpoints.path.mkdir()
+    (checkpoints.path / ".step-000000001.17.tmp").mkdir()
     checkpoints.write(3, FILES)
-    assert [path.name[0] for path in checkpoints.path.iterdir()] == ["s", "s"], "the torn one is swept away"
+    assert [path.name for path in checkpoints.path.iterdir()] == ["step-000000003"]
 
 
 def test_clear_takes_all_away(checkpoints):

@@ -38,3 +38,29 @@ def test_sync_bn_of_several_processes_needs_gpus(monkeypatch):
     with pytest.raises(CBAMError, match=r"--sync-bn needs GPUs, .* Leave it out"):
         make_accelerator(TrainConfig(device="cpu", sync_bn=True))
     make_accelerator(TrainConfig(device="cpu"))
+
+
+def test_processes_that_would_each_train_alone_are_refused(monkeypatch):
+    class Alone:
+        num_processes = 1
+        device = torch.device("mps")
+
+    monkeypatch.setattr("cbam.train.device.Accelerator", lambda **options: Alone())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(CBAMError, match="2 processes were started and cannot work together on mps"):
+        make_accelerator(TrainConfig())
+
+
+@pytest.mark.parametrize(("there", "cpu"), [(False, True), (True, False)])
+def test_without_a_gpu_accelerate_is_told_so(monkeypatch, there, cpu):
+    """Otherwise it does not join the processes of torchrun, and each believes that it is the first one."""
+    given = {}
+
+    def accelerator(**options):
+        given.update(options)
+        return Accelerator(cpu=True)
+
+    monkeypatch.setattr("cbam.train.device.Accelerator", accelerator)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: there)
+    make_accelerator(TrainConfig())
+    assert given["cpu"] == cpu

@@ -79,7 +79,7 @@ def load(folder: Path) -> list[Result]:
     file = folder / "bench.json"
     try:
         return [Result.from_json(row) for row in json.loads(file.read_text(encoding="utf-8"))["results"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CBAMError(f"{file} holds no run ({error}). Make one: cbam bench --output {folder}") from None
 
 

@@ -114,19 +114,20 @@ def _rest(
     """Return {name in the file: name in the model} outside blocks, and the unexpected names."""
     taken, unexpected = {}, []
     scales = {prefix + name for prefix in found.blocks for name in SCALES}
+    gates = {key[: dot + 1] for key in own for dot, letter in enumerate(key) if letter == "."} | {""}
     for key in found.rest:
         name = rename(key)
-        if name in own or (key not in scales and _is_scale(name, found.rest[key], own)):
+        if name in own or (key not in scales and _is_scale(name, found.rest[key], gates)):
             taken[key] = name
         elif key not in scales:
             unexpected.append(key)
     return taken, unexpected
 
 
-def _is_scale(name: str, value: Tensor, own: Mapping[str, Tensor]) -> bool:
+def _is_scale(name: str, value: Tensor, gates: set[str]) -> bool:
     """Return whether this is the scale of a gate that has none now but accepts one."""
     gate = name.removesuffix("gate_scale")
-    return gate != name and value.ndim == 0 and any(key.startswith(gate) for key in own)
+    return gate != name and value.ndim == 0 and gate in gates
 
 
 def _missing(

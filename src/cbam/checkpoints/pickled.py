@@ -1,35 +1,38 @@
 """Files of `torch.save`, in its present form (a zip archive) and in the one before PyTorch 1.6.
 
 A pickle is a program. torch runs it with `weights_only=True`, which accepts tensors, numbers, strings and containers
-and refuses everything else. The first pass uses fake tensors, so that sizes are known before memory is allocated.
+and refuses everything else. `census` has followed the pickle before, without building anything. The first pass of torch
+gives tensors without data, so that names and shapes are known before memory is allocated.
 """
 
 from __future__ import annotations
 
-import pickle
+import io
 import warnings
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from cbam.checkpoints.census import Census
 from cbam.errors import CBAMError
 
 
 def look(path: Path, size: int) -> tuple[Mapping[str, Any], dict[str, str]]:
     """Return what a file holds, with tensors without data; its metadata is empty."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     if zipfile.is_zipfile(path):
         _check_archive(path, size)
-    with FakeTensorMode():
-        tree = read(path)
-    if not zipfile.is_zipfile(path):
-        _check_storages(path, size)
+        content = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")  # as torch.load finds it
+        _check_pickles(path, size, io.BytesIO(content), 1)
+    else:
+        with path.open("rb") as stream:
+            # A magic number, a version, facts about the machine, the content, and the names of its storages.
+            _check_pickles(path, size, stream, 5)
+    with torch.serialization.skip_data():
+        tree = _load(path, "meta")
     if not isinstance(tree, Mapping):
         raise CBAMError(f"{str(path)!r} holds no state dict (names to tensors), but {kind_of(tree)}.")
     for tensor in _tensors(tree):
@@ -42,9 +45,13 @@ def look(path: Path, size: int) -> tuple[Mapping[str, Any], dict[str, str]]:
 
 def read(path: Path) -> Mapping[str, Any]:
     """Return the content with data."""
+    return _load(path, "cpu")
+
+
+def _load(path: Path, device: str) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error explains it
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True)
 
 
 def kind_of(value: Any) -> str:
@@ -60,12 +67,27 @@ def kind_of(value: Any) -> str:
     return "Tensor" if value.layout == torch.strided else "sparse Tensor"
 
 
-def _tensors(tree: Any, depth: int = 0) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping) and depth < 8:
-        for value in tree.values():
-            yield from _tensors(value, depth + 1)
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    seen, todo = set[int](), [tree]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mapping) and id(value) not in seen:
+            seen.add(id(value))
+            todo += value.values()
+
+
+def _check_pickles(path: Path, size: int, stream: IO[bytes], count: int) -> None:
+    """Refuse what would take more time or memory than the file's size accounts for."""
+    storages: dict[Any, int] = {}
+    for _ in range(count):
+        census = Census(stream, str(path), size)
+        census.load()
+        storages |= census.storages
+    claimed = sum(storages.values())
+    if claimed > size:
+        raise CBAMError(f"{str(path)!r} claims storages of {claimed:,} bytes or more and has {size:,}.")
 
 
 def _check_archive(path: Path, size: int) -> None:
@@ -78,49 +100,3 @@ def _check_archive(path: Path, size: int) -> None:
         )
     if sum(record.file_size for record in records) > size:
         raise CBAMError(f"{str(path)!r} claims more content than its {size:,} bytes.")
-
-
-def _check_storages(path: Path, size: int) -> None:
-    """Refuse a file in the old form whose storages claim more bytes than it has: torch allocates before reading."""
-    with path.open("rb") as stream:
-        for _ in range(4):  # a magic number, a version, facts about the machine, then the content
-            census = _Census(stream)
-            census.load()
-    claimed = sum(census.storages.values())
-    if claimed > size:
-        raise CBAMError(f"{str(path)!r} claims storages of {claimed:,} bytes or more and has {size:,}.")
-
-
-class _Inert:
-    """Replaces every class and function in a pickle, and does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def __hash__(self) -> int:
-        return id(self)
-
-
-class _Census(pickle._Unpickler):  # in Python: the unpickler in C allocates as much as a memo index claims
-    """Records the storages of a pickle without allocating them."""
-
-    def __init__(self, stream: Any):
-        super().__init__(stream)
-        self.storages: dict[Any, int] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return something inert for every name."""
-        return OrderedDict if (module, name) == ("collections", "OrderedDict") else _Inert
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Record a storage: ("storage", type, key, location, elements, view)."""
-        if isinstance(pid, tuple) and len(pid) > 4:
-            # An element has at least one byte; tensors that share a storage name it again.
-            self.storages[pid[2]] = max(0, int(pid[4]), self.storages.get(pid[2], 0))
-        return _Inert()

@@ -16,6 +16,8 @@ from cbam.errors import CBAMError, unknown_name
 ENTRIES = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
 PREFIXES = ("module.", "_orig_mod.")
 OPTIONAL_PREFIXES = ("model.", "backbone.", "net.")
+DEEPEST_ENTRY = 8
+MOST_PREFIXES = 8
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def unpack(content: Content, entry: str | None = None, wanted: Iterable[str] = (
     path: list[str] = []
     notes: list[str] = []
     if entry is not None:
-        inside = [key for key, value in tree.items() if isinstance(value, Mapping)]
+        inside = [key for key, value in tree.items() if isinstance(key, str) and isinstance(value, Mapping)]
         if entry not in inside:
             raise unknown_name("entry", entry, inside)
     while True:
@@ -79,6 +81,11 @@ def unpack(content: Content, entry: str | None = None, wanted: Iterable[str] = (
         others = [key for key in ENTRIES if key != choice and isinstance(tree.get(key), Mapping)]
         notes += [f"the file also holds {key!r}; to load that pass entry={key!r}" for key in others]
         path.append(choice)
+        if len(path) > DEEPEST_ENTRY:
+            raise CBAMError(
+                f"{content.name!r} holds entries in entries ({'.'.join(path[:3])}...), in itself or more than"
+                f" {DEEPEST_ENTRY} deep. Save the state dict alone."
+            )
         tree = tree[choice]
     if not tree or not all(is_dense(value) for value in tree.values()):
         odd = next((f"{k!r}: {kind_of(v)}" for k, v in tree.items() if not is_dense(v)), "nothing")
@@ -98,18 +105,19 @@ def _entry(tree: Mapping[str, Any]) -> str | None:
 
 
 def _prefix(keys: list[str], wanted: set[str]) -> str:
-    dropped = ""
-    while True:
+    dropped, matching = "", _matching(keys, "", wanted)
+    for _ in range(MOST_PREFIXES):
         for prefix in PREFIXES + OPTIONAL_PREFIXES:
             longer = dropped + prefix
             if not all(key.startswith(longer) and len(key) > len(longer) for key in keys):
                 continue
-            helps = _matching(keys, longer, wanted) > _matching(keys, dropped, wanted)
-            if helps or (prefix in PREFIXES and not _matching(keys, dropped, wanted)):
-                dropped = longer
+            then = _matching(keys, longer, wanted)
+            if then > matching or (prefix in PREFIXES and not matching):
+                dropped, matching = longer, then
                 break
         else:
-            return dropped
+            break
+    return dropped
 
 
 def _matching(keys: list[str], prefix: str, wanted: set[str]) -> int:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-import yaml
 from rich.console import Console
 
 from cbam.cli.parsing import read_options
+from cbam.documents import read_yaml
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
 from cbam.runs.imports import import_modules
@@ -70,8 +70,10 @@ def main(arguments: Sequence[str]) -> int:
         console = Console(highlight=False)
         for notice in (*split.notices, *data.notices):
             console.print(f"note: {notice}", soft_wrap=True)
+        # Of five classes or fewer the right one is always among the first five.
+        top5 = f"top-5 {scores.top5_accuracy:.2%}, " if len(data.classes) > 5 else ""
         console.print(
-            f"top-1 {scores.accuracy:.2%}, top-5 {scores.top5_accuracy:.2%}, cross-entropy {scores.loss:.4f} "
+            f"top-1 {scores.accuracy:.2%}, {top5}cross-entropy {scores.loss:.4f} "
             f"on {scores.images:,} images: {data.source}",
             soft_wrap=True,
         )
@@ -129,8 +131,8 @@ def split_of(config: EvaluateConfig) -> Split:
 def _settings_of(folder: Path) -> dict[str, Any]:
     """Return the settings of a run of `cbam train`; none where there is none, or a file that cannot be read."""
     try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        settings = read_yaml(folder / "config.yaml")
+    except CBAMError:
         return {}
     whole = isinstance(settings, dict) and isinstance(settings.get("val_fraction"), float)
     return settings if whole else {}

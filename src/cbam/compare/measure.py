@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from typing import Any
 
 import torch
@@ -66,16 +65,6 @@ def measure_costs(models: dict[str, nn.Module], input_size: tuple[int, int, int]
     }
 
 
-def training_speed(rows: list[dict[str, Any]], variant: str) -> float | None:
-    """Return the median over all epochs of the images per second with which `variant` was trained.
-
-    >>> training_speed([{"variant": "cbam", "images_per_s": speed} for speed in (1, 5, 6)], "cbam")
-    5
-    """
-    speeds = [row["images_per_s"] for row in rows if row["variant"] == variant]
-    return statistics.median(speeds) if speeds else None
-
-
 def draw_pictures(folder: CompareFolder, models: dict[str, nn.Module], data: ImageData) -> None:
     """Draw Grad-CAM of the same validation images for every model into the run's folder."""
     layer = cam_layer(next(iter(models.values())), data.input_size)
@@ -88,5 +77,5 @@ def pictures_done(folder: CompareFolder, variants: tuple[str, ...]) -> bool:
         manifest = json.loads((folder.path / "pictures" / "pictures.json").read_text(encoding="utf-8"))
         noted = set(manifest.get("notes", ()))  # variants that could not be drawn
         return all(set(variants) <= noted | set(image["variants"]) for image in manifest["images"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False

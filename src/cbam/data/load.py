@@ -12,6 +12,7 @@ from cbam.data.image_data import ImageData, checked_statistics
 from cbam.data.pictures import DEFAULT_MAX_PIXELS
 from cbam.data.prepared import Preparation, Selection
 from cbam.errors import CBAMError, nearest, unknown_name
+from cbam.files import checked_path
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BUILT_IN = ("fashion-mnist", "digits")
@@ -69,7 +70,7 @@ def load_data(
     load: Callable[..., ImageData] | None = None
     if not isinstance(data, Path) and name in LATER and folder:
         load = partial(_later(name), folder)
-    elif isinstance(data, Path) or name not in BUILT_IN or (name == "digits" and folder):
+    elif not is_built_in(data):
         load = partial(load_folder, _existing(data))
     if load is not None:
         mean, std = checked_statistics(mean or IMAGENET_MEAN, std or IMAGENET_STD, channels=3)
@@ -91,6 +92,16 @@ def load_data(
     )
 
 
+def is_built_in(data: str | Path) -> bool:
+    """Return whether images are a built-in set, which has a size of its own.
+
+    >>> is_built_in("fashion-mnist"), is_built_in("digits:folder"), is_built_in("my/folder")
+    (True, False, False)
+    """
+    name, _, folder = str(data).partition(":")
+    return not isinstance(data, Path) and name in BUILT_IN and not (name == "digits" and bool(folder))
+
+
 def _later(name: str) -> Callable[..., ImageData]:
     if name == "shards":
         from cbam.data.shards.load import load_shards
@@ -102,7 +113,7 @@ def _later(name: str) -> Callable[..., ImageData]:
 
 
 def _existing(data: str | Path) -> Path:
-    folder = Path(data).expanduser()
+    folder = checked_path(Path(data).expanduser())
     if folder.exists():
         return folder
     close = nearest(str(data), BUILT_IN, count=1)

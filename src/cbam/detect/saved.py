@@ -124,7 +124,7 @@ def _read(file: Path) -> SavedDetector:
                 f"{file} has format {form}, expected {FORMAT}: it is of another version of torch-cbam"
             )
         about = SavedDetector(**content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, CBAMError):
             raise
         raise CBAMError(f"{file} is damaged ({error})") from None

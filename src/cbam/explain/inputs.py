@@ -159,7 +159,7 @@ def read_class_names(file: Path) -> tuple[str, ...]:
     try:
         text = file.read_text(encoding="utf-8")
         content: Any = json.loads(text) if file.suffix == ".json" else text.splitlines()
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CBAMError(f"cannot read class names from {file}: {error}") from None
     if isinstance(content, Mapping) and set(content) == {str(index) for index in range(len(content))}:
         content = [content[str(index)] for index in range(len(content))]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cbam.errors import CBAMError
+from cbam.files import checked_path
 
 FORMAT = 1
 FILE = "config.json"
@@ -16,6 +17,11 @@ WEIGHTS = {"full": "model.safetensors", "attention": "attention.safetensors"}
 _MOST_BYTES = 2**20
 _MOST_CHANNELS = 2**20
 _LARGEST = 1e6
+_SIZES = {
+    1: "two numbers: channels, length",
+    2: "three numbers: channels, height, width",
+    3: "four numbers: channels, depth, height, width",
+}
 
 
 @dataclass(frozen=True)
@@ -88,9 +94,10 @@ class Attention:
             isinstance(name, str) and _is_plain(value) for name, value in self.options.items()
         )
         _check(plain, "attention.options", "names with strings, numbers or lists of these", self.options)
-        kernel = self.options.get("kernel_size")
-        fits = kernel is None or (isinstance(kernel, int) and 1 <= kernel <= 999)
-        _check(fits, "kernel_size", "1 to 999", kernel)
+        kernel, dims = self.options.get("kernel_size"), self.options.get("dims", 2)
+        _check(type(dims) is int and 1 <= dims <= 3, "dims", "1, 2 or 3", dims)
+        fits = kernel is None or (isinstance(kernel, int) and 1 <= kernel <= (99 if dims == 3 else 999))
+        _check(fits, "kernel_size", "1 to 999, for volumes to 99", kernel)
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,9 @@ class Config:
         for name in ("input_size", "mean", "std"):
             _check_row(name, getattr(self, name), (int, float))
         if size is not None:
-            _check(len(size) == 3, "input_size", "three numbers: channels, height, width", size)
+            dims = {group.options.get("dims", 2) for group in self.attention} or {2}
+            numbers = " or ".join(_SIZES[n] for n in sorted(dims))
+            _check(len(size) - 1 in dims, "input_size", numbers, size)
             for value in size:
                 _check_count("input_size", value)
             channels = channels or int(size[0])
@@ -164,7 +173,7 @@ def read_config(folder: str | Path) -> Config:
     Raises:
         CBAMError: it is missing, damaged, from a later version, or holds invalid values.
     """
-    path = Path(folder) / FILE
+    path = checked_path(Path(folder) / FILE)
     if not path.is_file():
         raise CBAMError(f"no {FILE} in {str(folder)!r}. Give a folder that cbam.save_pretrained wrote.")
     if path.stat().st_size > _MOST_BYTES:

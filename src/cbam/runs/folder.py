@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
+from cbam.documents import read_yaml
 from cbam.errors import CBAMError
-from cbam.files import remove_leftovers, write_atomically
+from cbam.files import checked_path, remove_leftovers, write_atomically
 from cbam.runs.config import RunConfig
 from cbam.runs.environment import with_session
 from cbam.runs.rows import Rows
@@ -33,6 +34,12 @@ class FolderInUse(CBAMError):
     exit_code = 1
 
 
+class FolderLost(CBAMError):
+    """The run's folder was deleted or moved away under the run."""
+
+    exit_code = 1
+
+
 class RunFolder:
     """Reads and writes the files of one run: `config.yaml`, `env.json`, `metrics.jsonl` and others.
 
@@ -46,6 +53,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.metrics = Rows(path / "metrics.jsonl")
+        self._kept: tuple[int, int] | None = None  # which folder it was when it was opened
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -80,8 +88,8 @@ class RunFolder:
         if not file.exists():
             return None
         try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
+            content = read_yaml(file)
+        except CBAMError:
             return {}
         return content if isinstance(content, dict) else {}
 
@@ -101,7 +109,7 @@ class RunFolder:
         Raises:
             CBAMError: The folder holds a run with other settings, or something else.
         """
-        if self.path.exists() and not self.path.is_dir():
+        if checked_path(self.path).exists() and not self.path.is_dir():
             raise CBAMError(f"{self.path} is a file. Give another --output")
         before = self.settings()
         if before is None:
@@ -133,6 +141,22 @@ class RunFolder:
         )
         self.write_json("env.json", with_session(self.read_json("env.json"), environment))
         self.metrics.mend()
+        self._kept = _identity(self.path)
+
+    def check_kept(self) -> None:
+        """Notice that the folder was deleted, emptied or replaced since it was opened.
+
+        Raises:
+            FolderLost: Settings and earlier results are gone; what is written now would be no run.
+        """
+        if self._kept is None or (
+            self._kept == _identity(self.path) and (self.path / "config.yaml").exists()
+        ):
+            return
+        raise FolderLost(
+            f"{self.path} was deleted, moved or emptied while this run was writing into it. What it held is lost here:"
+            " delete what is left and start again, or move it back and resume"
+        )
 
     def check_data(self, now: Mapping[str, Any]) -> None:
         """Refuse to resume with other images than those that the run in the folder was started with.
@@ -168,7 +192,7 @@ class RunFolder:
                 raise ValueError(f"expected an object with {', '.join(needed) or 'any keys'}")
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             aside = file.with_name(file.name + ".damaged")
             with suppress(FileNotFoundError):  # another process of this run was faster
                 file.replace(aside)
@@ -179,6 +203,14 @@ class RunFolder:
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file."""
         write_atomically(self.path / name, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _short(value: Any) -> str:

@@ -119,6 +119,7 @@ class Job(ABC, Generic[C, Outcome]):
 
         Raises:
             FolderInUse: Another run works in the folder.
+            FolderLost: The folder was deleted meanwhile.
             CBAMError: The folder now holds another run.
         """
         if not self.processes.is_main_process:
@@ -130,7 +131,9 @@ class Job(ABC, Generic[C, Outcome]):
             self.check()
             self.open()
             self.processes.wait_for_everyone()
-            return self.finish(self._work())
+            worked = self._work()
+            self.folder.check_kept()
+            return self.finish(worked)
 
     def _work(self) -> list[C]:
         cells = list(self.cells)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cbam.documents import read_yaml
 from cbam.errors import CBAMError, nearest
 
 _TYPED = {"imports": "import"}  # fields that cannot have the option's name, which is a word of Python
@@ -44,11 +43,9 @@ def file_arguments(file: Path, forms: Sequence[type]) -> list[str]:
         CBAMError: There is no such file, it is not YAML of that form, or it names an option that does not exist.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CBAMError(f"--config {file}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CBAMError(f"--config {file} is not YAML: {error}") from None
+        content = read_yaml(file)
+    except CBAMError as error:
+        raise CBAMError(f"--config {error}") from error
     if not isinstance(content, dict):
         raise CBAMError(f"--config {file} should hold one `name: value` per line, for example `epochs: 10`")
     fields = {item.name: item for form in forms for item in dataclasses.fields(form)}
@@ -97,7 +94,10 @@ def absolute_data(data: str) -> str:
     """
     kind, colon, path = data.rpartition(":")
     there = Path(path).expanduser()
-    if "//" in data or not there.exists() or (not colon and not there.is_dir()):
+    try:
+        if "//" in data or not there.exists() or (not colon and not there.is_dir()):
+            return data
+    except OSError:  # with patterns behind it, it may be too long for a name
         return data
     return f"{kind}{colon}{there.resolve()}"
 

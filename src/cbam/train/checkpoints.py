@@ -58,15 +58,14 @@ class Checkpoints:
         final = self.path / f"{_PREFIX}{step:09d}"
         temporary = self.path / f".{final.name}.{os.getpid()}.tmp"
         temporary.mkdir()
-        manifest = {}
-        for name, content in files.items():
-            _write(temporary / name, content)
-            manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        _write(temporary / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1).encode())
-        sync_folder(temporary)
-        if final.exists():  # a damaged one, or the same step again
-            shutil.rmtree(final)
-        temporary.rename(final)
+        try:
+            _write_all(temporary, step, files)
+            if final.exists():  # a damaged one, or the same step again
+                shutil.rmtree(final)
+            temporary.rename(final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         sync_folder(self.path)
         for old in list(self.newest_first())[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
@@ -109,9 +108,18 @@ def damage(folder: Path) -> str:
                 return f"{name} has changed since it was written"
     except OSError as error:
         return f"{Path(error.filename or folder).name}: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is damaged"
     return ""
+
+
+def _write_all(folder: Path, step: int, files: dict[str, bytes]) -> None:
+    manifest = {}
+    for name, content in files.items():
+        _write(folder / name, content)
+        manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    _write(folder / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1).encode())
+    sync_folder(folder)
 
 
 def _write(path: Path, content: bytes) -> None:

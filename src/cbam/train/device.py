@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import torch
 from accelerate import Accelerator
@@ -35,12 +36,19 @@ def make_accelerator(config: Recipe) -> Accelerator:
         raise CBAMError("--precision fp16 needs a GPU. Type: --precision bf16, or leave it out")
     try:
         accelerator = Accelerator(
-            cpu=config.device == "cpu",
+            # Left to find out that there is no GPU, accelerate does not join the processes of torchrun.
+            cpu=config.device == "cpu" or not torch.accelerator.is_available(),
             mixed_precision=config.precision,
             dynamo_backend="inductor" if config.compiled else None,
         )
     except ValueError as error:
         raise CBAMError(f"--device {config.device} --precision {config.precision}: {error}") from None
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started > 1 and accelerator.num_processes == 1:
+        raise CBAMError(
+            f"{started} processes were started and cannot work together on {accelerator.device.type}: each would train"
+            " alone, into the same folder. Type: --device cpu, or start one"
+        )
     # batch_size counts the images of all processes together; batch norm sees those of one part of one process.
     if config.batch_size % (accelerator.num_processes * config.accumulate):
         parts = f" in {config.accumulate} parts each" if config.accumulate > 1 else ""

@@ -146,6 +146,7 @@ class SingleJob(TrainingJob[Network, "dict[str, Any]", Data]):
             for tracker in self.trackers:
                 tracker.finish()
         if main:
+            self.folder.check_kept()
             self.write_network("final", weights)
             if averaged is not None:
                 self.write_network("final_ema", averaged)
@@ -180,6 +181,7 @@ class SingleJob(TrainingJob[Network, "dict[str, Any]", Data]):
         def on_epoch(row: dict[str, Any]) -> None:
             row = {**row, "images": self.validation_images()}
             if main:
+                self.folder.check_kept()  # a row would make it again, without its settings and the rows before
                 metrics.add(row)
             for tracker in self.trackers:
                 numbers = {f"epoch/{name}": float(value) for name, value in row.items() if name != "epoch"}

@@ -55,13 +55,22 @@ def shard_folder(folder: Path, train: int = 3, val: int = 1, each: int = 4) -> P
 
 
 @contextmanager
-def serving(folder: Path, *, ranges: bool = True, failures: int = 0):
+def serving(
+    folder: Path,
+    *,
+    ranges: bool = True,
+    failures: int = 0,
+    heads: bool = False,
+    cut: int = 0,
+    silent: bool = False,
+):
     """Serve `folder` on this machine; gives its URL and the list of (path, range) of all GET requests.
 
-    The first `failures` range requests are answered with 503.
+    The first `failures` range requests are answered with 503, with `heads` also questions for what is there; of the
+    first `cut` only half of the announced body comes. A `silent` server accepts connections and sends nothing.
     """
     asked: list[tuple[str, str | None]] = []
-    left = [failures]
+    left, short, end = [failures], [cut], threading.Event()
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -69,7 +78,21 @@ def serving(folder: Path, *, ranges: bool = True, failures: int = 0):
         def log_message(self, *args):
             pass
 
+        def do_HEAD(self):
+            if silent:
+                end.wait()
+            elif heads and Path(self.translate_path(self.path)).is_file():
+                self.send_error(503)
+            else:
+                super().do_HEAD()
+
         def do_GET(self):
+            if silent:
+                end.wait()
+                return
+            if heads and Path(self.translate_path(self.path)).is_file():
+                self.send_error(503)
+                return
             wanted = self.headers.get("Range")
             asked.append((self.path, wanted))
             path = Path(self.translate_path(self.path))
@@ -87,6 +110,11 @@ def serving(folder: Path, *, ranges: bool = True, failures: int = 0):
             self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}")
             self.send_header("Content-Length", str(len(part)))
             self.end_headers()
+            if short[0] > 0:
+                short[0] -= 1
+                self.wfile.write(part[: len(part) // 2])
+                self.close_connection = True
+                return
             self.wfile.write(part)
 
         def end_headers(self):
@@ -99,5 +127,6 @@ def serving(folder: Path, *, ranges: bool = True, failures: int = 0):
     try:
         yield f"http://127.0.0.1:{server.server_port}", asked
     finally:
+        end.set()
         server.shutdown()
         server.server_close()

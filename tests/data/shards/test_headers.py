@@ -89,6 +89,8 @@ WHOLE = tar_bytes(*samples([0, 1]))
         (tar_bytes(member("a.jpg", jpeg(0)), member("a.cls", "²".encode())), "without a class"),
         (tar_bytes(member("a.jpg", jpeg(0)), member("a.json", b"[" * 100_000)), "without a class"),
         (tar_bytes(member("a.jpg", jpeg(0)), member("a.json", b"5")), "without a class"),
+        (tar_bytes(member("a.jpg", jpeg(0)), member("a.json", b'{"label": true}')), "without a class"),
+        (tar_bytes(member("a.jpg", jpeg(0)), member("a.cls", b"1" * 5000)), "without a class"),
         (tar_bytes(member("a.jpg", jpeg(0)), member("a.json", bytes(2**20 + 1))), "too many for a label"),
         (tar_bytes(member("\x1b[31m.jpg", type=tarfile.SYMTYPE)), r"'\\x1b\[31m.jpg' is a link"),
     ],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cbam.data.shards import index as indexing
+from cbam.data.shards import storage
 from cbam.data.shards.index import FILE_NAME, cached_file, load_index, read_index
 from cbam.data.shards.locations import find_shards
 from cbam.errors import CBAMError
@@ -108,6 +109,45 @@ def test_a_spoilt_index_is_made_again(folder, scans, spoil):
     assert len(scans) == 4
 
 
+def test_a_flipped_bit_in_the_rows_gives_no_image_another_class(folder, scans, caplog):
+    index = index_of(folder)
+    rows = index.shards["train-001.tar"].first
+    for column in range(3):
+        content = bytearray(index.path.read_bytes())
+        content[index.start + 4 * (column * 16 + rows)] ^= 1
+        index.path.write_bytes(content)
+        scans.clear()
+        again = index_of(folder)
+        assert scans == ["train-001.tar"]
+        assert "is damaged (the rows of train-001.tar): these headers are read again" in caplog.text
+        assert again.rows.labels.tolist() == [0, 1] * 8
+        index_of(folder)
+        assert scans == ["train-001.tar"]
+
+
+def test_a_damaged_part_stays_known_as_damaged_when_another_is_written(folder, scans):
+    index = index_of(folder)
+    content = bytearray(index.path.read_bytes())
+    content[index.start + 4 * (2 * 16 + index.shards["train-001.tar"].first)] ^= 1
+    index.path.write_bytes(content)
+    (folder / "train-000.tar").touch()
+    load_index(find_shards(str(folder), train="train-000.tar", val="val-000.tar"), {})
+    scans.clear()
+    assert index_of(folder).rows.labels.tolist() == [0, 1] * 8
+    assert scans == ["train-001.tar"]
+
+
+def test_a_highest_class_that_is_not_that_of_the_rows(folder, scans, monkeypatch):
+    monkeypatch.setattr(indexing, "_top_label", lambda labels: 5)
+    for path in folder.glob("*.tar"):
+        path.write_bytes(tar_bytes(*samples(range(2), classes=1)))
+    index_of(folder)
+    monkeypatch.setattr(indexing, "_top_label", lambda labels: int(labels.max()))
+    scans.clear()
+    assert index_of(folder).shards["val-000.tar"].top_label == 0
+    assert len(scans) == 4
+
+
 def test_a_damaged_shard_is_named_and_nothing_is_written(folder):
     path = folder / "train-002.tar"
     path.write_bytes(path.read_bytes()[:3000])
@@ -148,3 +188,29 @@ def test_remote_shards_without_an_index_are_read(folder, scans, tmp_path):
     assert index.shards.keys() == local.shards.keys()
     for column in ("blocks", "sizes", "labels"):
         assert np.array_equal(getattr(index.rows, column), getattr(local.rows, column))
+
+
+def test_a_server_that_stops_in_the_middle_is_tried_again(folder, scans, monkeypatch):
+    """The body is shorter than its announced length: an error of the client's package, while headers are read."""
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(storage, "_FIRST_WAIT_S", 0.01)
+    with serving(folder, cut=1) as (url, _):
+        assert index_of(url).length == 16
+    assert len(scans) == 5
+    shutil.rmtree(cached_file(url).parent)
+    with (
+        serving(folder, cut=99) as (url, _),
+        pytest.raises(CBAMError, match=r"\.tar could not be read in 4 tries: .*payload"),
+    ):
+        index_of(url)
+
+
+def test_a_server_that_never_answers_ends_the_wait(folder, monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(storage, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(storage, "_SILENCE_S", 0.2)
+    with serving(folder, silent=True) as (url, _):
+        with pytest.raises(CBAMError, match=r"could not be read in 4 tries: no answer within 0\.2 seconds"):
+            load_index(find_shards(f"{url}/train-000.tar"), {})
+        with pytest.raises(CBAMError, match=r"cannot be listed \(.*0\.2 seconds"):
+            index_of(url)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from cbam.data.shards import load as loading
 from cbam.data.shards.load import _split
 from cbam.data.split import stratified_split
 from cbam.errors import CBAMError
-from tests.data.shards.tars import jpeg, samples, shard_folder, tar_bytes
+from tests.data.shards.tars import jpeg, member, samples, shard_folder, tar_bytes
 
 
 @pytest.fixture
@@ -69,6 +71,33 @@ def test_labels_that_do_not_fit(folder):
     for path in folder.glob("*.tar"):
         path.write_bytes(tar_bytes(*samples(range(4), classes=1)))
     with pytest.raises(CBAMError, match=r"all labels in the training shards .* are 0"):
+        load_data(f"shards:{folder}")
+
+
+@pytest.mark.parametrize("label", [2_000_000_000, 10_000_000, 1_000_000, 100_000])
+def test_a_label_without_sense_is_refused_before_names_are_made_for_all_below_it(folder, label):
+    for path in folder.glob("*.tar"):
+        path.write_bytes(tar_bytes(member("a.jpg", jpeg(0)), member("a.cls", b"%d" % label)))
+    tracemalloc.start()
+    with pytest.raises(CBAMError, match=f"holds the label {label:,}, and the training shards hold 3 images"):
+        load_data(f"shards:{folder}")
+    assert tracemalloc.get_traced_memory()[1] < 4e6
+    tracemalloc.stop()
+
+
+def test_a_few_shards_of_a_large_set_may_lack_most_of_its_classes(folder):
+    for path in folder.glob("*.tar"):
+        path.write_bytes(
+            tar_bytes(*samples(range(4), classes=2), member("z.jpg", jpeg(9)), member("z.cls", b"999"))
+        )
+    data = load_data(f"shards:{folder}")
+    assert len(data.classes) == 1000
+    assert data.notices[1] == "15 training images cannot show all 1,000 classes."
+
+
+def test_a_list_of_names_that_cannot_be_read_is_not_ignored(folder):
+    (folder / "classes.txt").mkdir()
+    with pytest.raises(CBAMError, match=r"classes\.txt cannot be read: Is a directory"):
         load_data(f"shards:{folder}")
 
 

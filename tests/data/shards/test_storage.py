@@ -122,6 +122,21 @@ class TestOverHTTP:
                 Storage([f"{url}/a.bin"]).read([(0, 3, 7)])
             assert len(asked) == 4
 
+    def test_silence_is_a_failure_too(self, file, monkeypatch):
+        monkeypatch.setattr(storage, "_SILENCE_S", 0.2)
+        with (
+            serving(file.parent, silent=True) as (url, _),
+            pytest.raises(CBAMError, match=r"in 4 tries: no answer within 0\.2 seconds"),
+        ):
+            Storage([f"{url}/a.bin"]).read([(0, 3, 7)])
+
+    def test_a_server_that_fails_does_not_make_a_file_look_absent(self, file):
+        """`read_all` gives None for what is not there; a class list must not be left out for a hiccup."""
+        with serving(file.parent, failures=99, heads=True) as (url, _):
+            with pytest.raises(CBAMError, match="in 4 tries: 503"):
+                storage.read_all(f"{url}/a.bin", 10**9)
+            assert storage.read_all(f"{url}/b.bin", 10**9) is None
+
     def test_a_server_without_ranges_is_told(self, file):
         with (
             serving(file.parent, ranges=False) as (url, _),

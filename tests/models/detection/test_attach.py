@@ -1,5 +1,7 @@
 """`cbam.attach` on detectors as users have them: the backbone's blocks, and never scores, boxes or proposals."""
 
+import copy
+
 import pytest
 import torch
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
@@ -9,7 +11,7 @@ import cbam
 from cbam.attach import WithAttention
 from cbam.errors import CBAMError
 from cbam.models.detection import build_detector
-from tests.models.detection.images import FEW, SMALL, found, options, parameters, same
+from tests.models.detection.images import FEW, SMALL, found, losses, options, parameters, same
 
 BLOCKS = [f"backbone.body.layer{i}.{j}.bn2" for i in range(1, 5) for j in range(2)]
 PREDICTIONS = (
@@ -38,6 +40,24 @@ def test_no_kind_of_site_is_a_prediction(name, kind):
     sites = cbam.plan(build_detector(name, 3, **options(name)), sites=kind).sites
     assert sites
     assert not [site.name for site in sites if any(part in site.name for part in PREDICTIONS)]
+
+
+def test_the_backbone_compiles():
+    """In one graph; what is around it chooses boxes, and runs in Python."""
+    torch.manual_seed(0)
+    official = {"preset": "official"}  # whose gates have norms
+    model = build_detector(
+        "fasterrcnn_resnet18_fpn", 3, attention="cbam", attention_options=official, norm="frozen", **FEW
+    )
+    compiled = copy.deepcopy(model)
+    compiled.backbone.compile(fullgraph=True, backend="aot_eager")
+    expected, got = (losses(m, (2, 1)) for m in (model, compiled))
+    torch.testing.assert_close(got, expected)
+    for each in (expected, got):
+        sum(each.values()).backward()
+    gate = "backbone.body.layer1.0.bn2.cbam.channel_attention.mlp.0.weight"
+    gradients = [m.get_parameter(gate).grad for m in (compiled, model)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
 
 
 class TestSites:

@@ -43,7 +43,7 @@ def scores(probe: Probe) -> set[int]:
         joined = [
             p in found for p in node.parents if nodes[p].parents
         ]  # images too: a network that corrects them
-        made = node.operation == "convolution" and len(node.shape) == 4
+        made = node.operation == "convolution" and node.is_map
         if (
             not made and any(joined) and not all(joined) and node.operation == "add"
         ):  # the end of a residual block

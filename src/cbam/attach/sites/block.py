@@ -22,7 +22,8 @@ def find_blocks(probe: Probe) -> Found:
     Args:
         probe: of a forward with one image.
     """
-    every = [call for call in probe.calls if call.name and call.shape is not None and len(call.shape) == 4]
+    every = [call for call in probe.calls if call.name and call.output is not None]
+    every = [call for call in every if probe.nodes[call.output or 0].is_map]
     calls = [call for call in every if type(probe.modules[call.name]) not in _CONTAINERS]
     found: list[Call] = []
     for node in find_additions(probe):

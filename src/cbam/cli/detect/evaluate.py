@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from cbam.cli.parsing import read_options
 from cbam.detect.config import DetectionSetConfig
+from cbam.documents import read_yaml
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
 from cbam.runs.imports import import_modules
@@ -202,8 +202,8 @@ def _percent(value: float | None) -> str:
 def _settings(folder: Path) -> dict[str, Any]:
     """Return the settings of a run of `cbam detect`; none where there is none, or a file that cannot be read."""
     try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        settings = read_yaml(folder / "config.yaml")
+    except CBAMError:
         return {}
     return settings if isinstance(settings, dict) and isinstance(settings.get("data"), str) else {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from cbam.evaluate.detection import bootstrap_ap
 from cbam.evaluate.detection.matching import Matches
 from cbam.evaluate.latency import interleaved_latency
 from cbam.explain.detection_pictures import detection_pictures, first_with_objects
+from cbam.files import write_atomically
 
 DETECTIONS = "detections.npz"
 PICTURES = 6
@@ -68,10 +70,9 @@ def store_detections(file: Path, scores: DetectionScores) -> None:
         "scores": np.array([row["score"] for row in rows], dtype=np.float32),
         "boxes": np.array([row["bbox"] for row in rows], dtype=np.float32).reshape(-1, 4),
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp.npz")
-    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-    temporary.replace(file)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    write_atomically(file, content.getvalue())
 
 
 def read_matches(file: Path, data: DetectionData, metric: str) -> Matches | None:

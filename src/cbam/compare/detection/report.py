@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from cbam.compare.detection.figures import precision_recall_figure
 from cbam.compare.grid import Cell
-from cbam.compare.reading import Run, read_run
+from cbam.compare.reading import Run, read_object, read_run, telling_damage
 from cbam.compare.report import write_page
 from cbam.compare.statistics import Score, summarise
 from cbam.compare.tables import costed
@@ -35,9 +34,13 @@ def write_detection_report(run_dir: Path) -> Path:
     Raises:
         CBAMError: the folder holds no run, or one of its files is broken; the message names the file.
     """
-    run = read_run(Path(run_dir))
-    summary = summarise(run.results, run.variants, AVERAGE_PRECISION)
-    images = _read(run.folder / "images.json")
+    with telling_damage(Path(run_dir)):
+        return _write(read_run(Path(run_dir)))
+
+
+def _write(run: Run) -> Path:
+    summary = summarise(run.results, run.variants, AVERAGE_PRECISION, run.rows)
+    images = read_object(run.folder / "images.json")
     shots = _shots(run)
     own: dict[str, Any] = {
         "costed": costed(run),
@@ -59,7 +62,7 @@ def _curves(run: Run) -> dict[str, list[list[float]]]:
     found: dict[str, list[list[float]]] = {variant: [] for variant in run.variants}
     for result in run.results:
         cell = Cell(result["variant"], result["seed"]).name
-        content = _read(run.folder / "cells" / cell / "evaluation.json")
+        content = read_object(run.folder / "cells" / cell / "evaluation.json")
         if content.get("metric") == "coco":
             curve = content["boxes"]["curves"]["0.50"]["mean"]
         else:
@@ -98,7 +101,3 @@ def _shots(run: Run) -> list[dict[str, Any]]:
         }
         for image in run.pictures.get("images", [])
     ]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

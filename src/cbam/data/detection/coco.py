@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from cbam.data.detection.boxes import from_xywh, usable_box
-from cbam.data.detection.documents import inside, read_json
 from cbam.data.detection.masks import checked_polygons, run_lengths
 from cbam.data.detection.problems import Problems
 from cbam.data.detection.raw import RawDetection, finite_numbers, listed, name_of, size_in_header, whole
 from cbam.data.detection.records import Annotation, DetectionRecord, Segmentation, make_record
+from cbam.documents import inside, read_json
 from cbam.errors import CBAMError
 
 OPTIONS = ("train", "val", "images")

@@ -8,12 +8,12 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from cbam.data.detection.boxes import from_inclusive, usable_box
-from cbam.data.detection.documents import RefusedFile, inside, read_text, read_xml
 from cbam.data.detection.problems import Problems
 from cbam.data.detection.raw import RawDetection, listed, name_of, size_in_header
 from cbam.data.detection.records import Annotation, DetectionRecord, make_record
 from cbam.data.pictures import SUFFIXES
 from cbam.data.scan import some
+from cbam.documents import RefusedFile, inside, read_text, read_xml
 from cbam.errors import CBAMError, nearest
 
 OPTIONS = ("train", "val")

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from cbam.data.detection.boxes import Box, from_centre, usable_box
-from cbam.data.detection.documents import inside, read_text, read_yaml
 from cbam.data.detection.problems import Problems
 from cbam.data.detection.raw import RawDetection, listed, name_of
 from cbam.data.detection.records import Annotation, DetectionRecord, Segmentation, make_record
 from cbam.data.pictures import SUFFIXES, BadImage, image_size
 from cbam.data.scan import is_hidden, some
+from cbam.documents import inside, read_text, read_yaml
 from cbam.errors import CBAMError
 
 OPTIONS = ()

@@ -165,8 +165,9 @@ def _label(content: bytes, suffix: str, classes: Mapping[str, int]) -> int | Non
     except (ValueError, RecursionError, TypeError):
         return None
     if isinstance(value, str):
-        value = classes.get(value, int(value) if value.isascii() and value.isdigit() else None)
-    return value if isinstance(value, int) and 0 <= value < 2**31 - 1 else None
+        digits = len(value) < 12 and value.isascii() and value.isdigit()
+        value = classes.get(value, int(value) if digits else None)
+    return value if type(value) is int and 0 <= value < 2**31 - 1 else None  # true and false are no classes
 
 
 def _rows(samples: list[_Sample], name: str) -> Rows:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cbam.data.scan import some
 from cbam.data.shards.headers import Rows, scan_tar
 from cbam.data.shards.locations import ShardNames
-from cbam.data.shards.storage import Stamp, is_remote, local_path, open_for_scan, read_all, stamp
+from cbam.data.shards.storage import Stamp, is_remote, local_path, read_all, stamp, with_open
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 FILE_NAME = ".cbam-index"
 _MAGIC = b"CBAMIDX1"  # increment when the layout changes
@@ -50,19 +55,21 @@ class Part:
     stamp: Stamp
     rows: Rows
     checked: bool = False
+    stored: Shard | None = (
+        None  # what an index says of these rows; only rows that it does not know are hashed anew
+    )
 
     @property
     def top_label(self) -> int:
         """The highest class, including unusable images."""
-        return int(np.maximum(self.rows.labels, -1 - self.rows.labels).max())
+        return self.stored.top_label if self.stored else _top_label(self.rows.labels)
 
     @property
     def digest(self) -> str:
         """A hash of which sample has which label."""
-        total = hashlib.blake2b(digest_size=16)
-        for column, kind in _COLUMNS:
-            total.update(np.ascontiguousarray(getattr(self.rows, column), kind).tobytes())
-        return total.hexdigest()
+        if self.stored:
+            return self.stored.digest
+        return _digest(np.ascontiguousarray(getattr(self.rows, column), kind) for column, kind in _COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class ShardIndex:
     shards: dict[str, Shard]
     start: int
 
-    @property
+    @cached_property
     def length(self) -> int:
         """Number of samples in all shards."""
         return sum(shard.count for shard in self.shards.values())
@@ -98,6 +105,18 @@ class ShardIndex:
         """Return the rows of one shard."""
         part = slice(shard.first, shard.first + shard.count)
         return Rows(self.rows.blocks[part], self.rows.sizes[part], self.rows.labels[part])
+
+    def is_damaged(self, shard: Shard) -> bool:
+        """Whether the rows of a shard are not those that were written; read from the file, not into the map."""
+        with self.path.open("rb") as stream:
+            columns = []
+            for number, (_, kind) in enumerate(_COLUMNS):
+                stream.seek(self.start + 4 * (number * self.length + shard.first))
+                columns.append(np.frombuffer(stream.read(4 * shard.count), kind))
+        labels = columns[2]
+        if not len(labels) or len(labels) < shard.count or _digest(columns) != shard.digest:
+            return True
+        return _top_label(labels) != shard.top_label or (int(labels.min()) < 0 and not shard.checked)
 
     def __getstate__(self) -> dict[str, object]:
         # A pickled map would be a copy of the rows.
@@ -158,7 +177,8 @@ def write_index(path: Path, parts: Sequence[Part]) -> ShardIndex:
 def parts_of(index: ShardIndex) -> list[Part]:
     """Return all shards of an index, to be written again."""
     return [
-        Part(shard.name, shard.stamp, index.rows_of(shard), shard.checked) for shard in index.shards.values()
+        Part(shard.name, shard.stamp, index.rows_of(shard), shard.checked, shard)
+        for shard in index.shards.values()
     ]
 
 
@@ -167,7 +187,8 @@ def load_index(
 ) -> ShardIndex:
     """Return an index that holds all shards of `names`, reading the headers of those that are new or changed.
 
-    It is looked for beside the shards, then in this user's cache; shards whose size or tag has changed are read again.
+    It is looked for beside the shards, then in this user's cache; shards whose size or tag has changed are read again,
+    and so are those whose rows in the index have changed since they were written.
     The new one is written beside the shards, or into the cache where that is not possible.
 
     Args:
@@ -182,14 +203,17 @@ def load_index(
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
         stamps = dict(zip(wanted, pool.map(lambda name: stamp(names.location(name)), wanted), strict=True))
         known = _known(names, stamps)
-        if known is not None and all(_fits(known, name, stamps[name]) for name in wanted):
-            return known
-        todo = [name for name in wanted if known is None or not _fits(known, name, stamps[name])]
+        fitting = [name for name in wanted if known is not None and _fits(known, name, stamps[name])]
+        if known is not None:
+            intact = _intact(known, fitting, pool)
+            if len(intact) == len(wanted):
+                return known
+            fitting = intact
+        todo = sorted(set(wanted) - set(fitting))
 
         def scan(name: str) -> Rows:
-            location = names.location(name)
-            with open_for_scan(location) as stream:
-                return scan_tar(stream, location, stamps[name].size, classes)
+            location, size = names.location(name), stamps[name].size
+            return with_open(location, lambda stream: scan_tar(stream, location, size, classes))
 
         scanned = {}
         for done, (name, rows) in enumerate(zip(todo, pool.map(scan, todo), strict=True), 1):
@@ -199,6 +223,15 @@ def load_index(
     kept = [part for part in (parts_of(known) if known else []) if part.name not in scanned]
     fresh = [Part(name, stamps[name], scanned[name]) for name in todo]
     return write_somewhere(names, sorted([*kept, *fresh], key=lambda part: part.name))
+
+
+def _intact(index: ShardIndex, names: Sequence[str], pool: ThreadPoolExecutor) -> list[str]:
+    """Return the shards whose rows are as they were written; the log names the others."""
+    damaged = list(pool.map(lambda name: index.is_damaged(index.shards[name]), names))
+    if any(damaged):
+        shown = some(compress(names, damaged))
+        logger.warning("%s is damaged (the rows of %s): these headers are read again", index.path, shown)
+    return [name for name, bad in zip(names, damaged, strict=True) if not bad]
 
 
 def cached_file(base: str) -> Path:
@@ -239,6 +272,17 @@ def write_somewhere(names: ShardNames, parts: Sequence[Part]) -> ShardIndex:
 
 def _fits(index: ShardIndex, name: str, version: Stamp) -> bool:
     return name in index.shards and index.shards[name].stamp.fits(version)
+
+
+def _digest(columns: Iterable[Any]) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for column in columns:
+        total.update(column)
+    return total.hexdigest()
+
+
+def _top_label(labels: Any) -> int:
+    return int(np.maximum(labels, -1 - labels).max())
 
 
 def _aligned(position: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,6 +28,10 @@ from cbam.runs.progress import counting
 
 OPTIONS = ("train", "val", "window")
 _LARGEST_CLASSES_FILE = 1 << 26
+_MOST_CLASSES = 1_000_000
+_CLASSES_WITHOUT_IMAGES = (
+    100_000  # a few shards of a large set may have more classes than images, but not more of them
+)
 _AT_ONCE = 256
 _PROBES = 16
 
@@ -132,7 +137,7 @@ def _class_names(names: ShardNames) -> tuple[str, ...] | None:
 
 def _unique(listed: list[str], file: str) -> tuple[str, ...]:
     if len(set(listed)) < len(listed):
-        twice = sorted({name for name in listed if listed.count(name) > 1})
+        twice = sorted(name for name, count in Counter(listed).items() if count > 1)
         raise CBAMError(f"{file} holds names twice: {some(twice)}.")
     return tuple(listed)
 
@@ -157,9 +162,16 @@ def _classes(
         )
     if trained == 0:
         raise CBAMError(f"all labels in the training shards at {names.base} are 0. At least two are needed.")
-    return tuple(map(str, range(trained + 1))), [
-        f"There is no classes.txt at {names.base}: the classes are called 0 to {trained}."
-    ]
+    images = sum(index.shards[name].count for name in names.train)
+    if trained >= min(_MOST_CLASSES, max(images, _CLASSES_WITHOUT_IMAGES)):
+        raise CBAMError(
+            f"{names.location(highest)} holds the label {top[highest]:,}, and the training shards hold {images:,}"
+            " images. Repair the label, or write a classes.txt with the names of all classes beside the shards."
+        )
+    notices = [f"There is no classes.txt at {names.base}: the classes are called 0 to {trained}."]
+    if trained >= images:
+        notices.append(f"{images:,} training images cannot show all {trained + 1:,} classes.")
+    return tuple(map(str, range(trained + 1))), notices
 
 
 def _split(

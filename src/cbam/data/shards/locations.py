@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass
 
 from cbam.data.scan import some
-from cbam.data.shards.storage import filesystem, is_remote, local_path
+from cbam.data.shards.storage import filesystem, is_remote, local_path, reason_of
 from cbam.errors import CBAMError
+from cbam.files import checked_path
 
 _MOST_SHARDS = 1_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -119,7 +120,7 @@ def _named(listed: list[str], side: str) -> list[str]:
 def _list_tars(base: str, *, required: bool) -> list[str]:
     if is_remote(base):
         return _list_remote(base, required=required)
-    folder = local_path(base)
+    folder = checked_path(local_path(base))
     if not folder.is_dir():
         raise CBAMError(f"there is no folder {base!r}. Give the folder that holds the shards.")
     found = [*folder.glob("*.tar"), *folder.glob("*/*.tar")]
@@ -131,11 +132,13 @@ def _list_remote(base: str, *, required: bool) -> list[str]:
     root = files._strip_protocol(base).rstrip("/")
     try:
         found = files.find(base, maxdepth=2)
+        if not found:  # it leaves out folders that cannot be read, also the first one
+            files.ls(base)
     except Exception as error:  # every protocol has its own errors
         if not required:
             return []
         raise CBAMError(
-            f"{base} cannot be listed ({str(error) or type(error).__name__}). Name the shards: "
+            f"{base} cannot be listed ({reason_of(error)}). Name the shards: "
             "--data 'shards:URL/train-{0000..0099}.tar?val=val-{00..09}.tar'"
         ) from error
     return sorted(name.removeprefix(root).lstrip("/") for name in found if name.endswith(".tar"))

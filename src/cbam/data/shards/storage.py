@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from cbam.errors import CBAMError, MissingExtra
 
@@ -16,8 +17,11 @@ MOST_OPEN_FILES = 64
 MERGE_GAP = 64 * 1024  # reading this much too much is faster than another request
 MERGED_BYTES = 8 * 1024 * 1024
 _TRIES, _FIRST_WAIT_S = 4, 0.5
+_SILENCE_S = 30  # a server that sends nothing for so long has failed; object stores' own packages have their own limits
 _LOCAL = ("file://", "local://")
 _TAGS = ("etag", "md5", "content-md5", "mtime", "last-modified", "lastmodified")
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class Stamp:
         """Whether both may be the same file; tags of different kinds (a copy elsewhere) prove nothing."""
         kinds = {self.tag.partition(":")[0], other.tag.partition(":")[0]}
         return self.size == other.size and (len(kinds) > 1 or self.tag == other.tag)
+
+
+class NotThere(CBAMError):
+    """There is no such file, or it may not be read."""
 
 
 def is_remote(location: str) -> bool:
@@ -64,8 +72,14 @@ def filesystem(url: str) -> Any:
     import fsspec
 
     protocol = url.partition("://")[0]
+    options: dict[str, Any] = {}
     try:
-        found = fsspec.core.url_to_fs(url)[0]
+        if protocol in ("http", "https") and "client_kwargs" not in fsspec.config.conf.get(protocol, {}):
+            from aiohttp import ClientTimeout
+
+            limits = ClientTimeout(total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S)
+            options["client_kwargs"] = {"timeout": limits}
+        found = fsspec.core.url_to_fs(url, **options)[0]
         return _used.setdefault(id(found), found)
     except ImportError as error:
         package = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
@@ -88,7 +102,8 @@ def stamp(location: str) -> Stamp:
         try:
             status = local_path(location).stat()
         except OSError as error:
-            raise CBAMError(f"{location} cannot be read: {error.strerror}.") from error
+            kind = NotThere if isinstance(error, (FileNotFoundError, NotADirectoryError)) else CBAMError
+            raise kind(f"{location} cannot be read: {error.strerror}.") from error
         return Stamp(status.st_size, f"mtime:{status.st_mtime_ns}")
     files = filesystem(location)
     info = _again(lambda: files.info(location), location)
@@ -101,30 +116,41 @@ def stamp(location: str) -> Stamp:
     return Stamp(int(info["size"]), tag)
 
 
-def open_for_scan(location: str) -> IO[bytes]:
-    """Open one file for a pass from front to back, with seeks forward."""
+def with_open(location: str, use: Callable[[IO[bytes]], Result]) -> Result:
+    """Return what `use` makes of one open file, which it reads from front to back, with seeks forward.
+
+    Raises:
+        CBAMError: the file cannot be read to its end, over a network after some tries; or raised by `use`.
+    """
     if not is_remote(location):
-        return local_path(location).open("rb")
+        try:
+            with local_path(location).open("rb") as stream:
+                return use(stream)
+        except OSError as error:
+            raise CBAMError(f"{location} cannot be read: {error.strerror or error}.") from error
     files = filesystem(location)
-    return _again(
-        lambda: files.open(location, "rb", block_size=MERGED_BYTES, cache_type="readahead"), location
-    )
+
+    def attempt() -> Result:
+        with files.open(location, "rb", block_size=MERGED_BYTES, cache_type="readahead") as stream:
+            return use(stream)
+
+    return _again(attempt, location)
 
 
 def read_all(location: str, limit: int) -> bytes | None:
     """Return the content of a small file; None if it does not exist.
 
     Raises:
-        CBAMError: it is longer than `limit` bytes.
+        CBAMError: it is longer than `limit` bytes, or cannot be read.
     """
     try:
         size = stamp(location).size
-    except CBAMError:
+    except NotThere:
         return None
     if size > limit:
         raise CBAMError(f"{location} has {size:,} bytes, more than {limit:,}; it is not what its name says.")
     if not is_remote(location):
-        return local_path(location).read_bytes()
+        return with_open(location, lambda stream: stream.read())
     files = filesystem(location)
     return bytes(_again(lambda: files.cat_file(location), location))
 
@@ -235,17 +261,38 @@ def _merged(wanted: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, 
         yield run
 
 
-def _again(ask: Any, location: str) -> Any:
+def _again(ask: Callable[[], Result], location: str) -> Result:
     """Try a request up to `_TRIES` times: of millions a few fail even on a good network."""
     for attempt in range(_TRIES):
         try:
             return ask()
-        except (FileNotFoundError, PermissionError, NotImplementedError) as error:
-            raise CBAMError(f"{location} cannot be read: {error or type(error).__name__}.") from error
+        except CBAMError:
+            raise
         except Exception as error:  # every protocol has its own errors
+            final = isinstance(error, (FileNotFoundError, PermissionError, NotImplementedError))
+            if final and not _is_passing(error.__cause__):
+                raise NotThere(f"{location} cannot be read: {error or type(error).__name__}.") from error
             if attempt == _TRIES - 1:
                 raise CBAMError(
-                    f"{location} could not be read in {_TRIES} tries: {str(error) or type(error).__name__}."
+                    f"{location} could not be read in {_TRIES} tries: {reason_of(error)}."
                 ) from error
             time.sleep(_FIRST_WAIT_S * 2**attempt)
     raise AssertionError
+
+
+def _is_passing(cause: BaseException | None) -> bool:
+    """Whether the cause of a "no such file" is a failure of the network, which fsspec calls so over HTTP."""
+    status = getattr(cause, "status", None)  # of the server's answer
+    if isinstance(status, int):
+        return status >= 500 or status in (408, 429)
+    lost = isinstance(cause, (TimeoutError, asyncio.TimeoutError, ConnectionError))
+    return lost or type(cause).__module__.partition(".")[0] == "aiohttp"
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what failed, in words."""
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
+        return f"no answer within {_SILENCE_S:g} seconds"
+    return str(error) or type(error).__name__

@@ -2,47 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from cbam.attach import WithAttention
-
-
-class FixedBatchNorm2d(nn.BatchNorm2d):
-    """A batch norm that normalises with its running statistics in training, too, and never changes them.
-
-    Its weight and bias train, unlike those of torchvision's `FrozenBatchNorm2d`: the gates' norms are new where the
-    backbone's are not, and with a weight fixed at its initial 0 a gate could not learn.
-
-    >>> norm = FixedBatchNorm2d(1).train()
-    >>> norm.training
-    False
-    """
-
-    def train(self, mode: bool = True) -> FixedBatchNorm2d:
-        """Stay in evaluation mode."""
-        return super().train(False)
-
-
-class BatchNorm2dOfAny(nn.BatchNorm2d):
-    """A batch norm that also takes a single value of each channel in training: one image, and a map of one pixel.
-
-    A single value has no variance, and `nn.BatchNorm2d` raises. This one then normalises with its running statistics,
-    as in evaluation mode.
-
-    >>> import torch
-    >>> BatchNorm2dOfAny(4)(torch.ones(1, 4, 1, 1)).shape
-    torch.Size([1, 4, 1, 1])
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the same shape."""
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
-        return super().forward(x)
+from cbam.nn.norms import BatchNorm2dOfAny, FixedBatchNorm2d
 
 
 def accept_single_values(gate: nn.Module) -> None:

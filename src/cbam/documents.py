@@ -1,4 +1,4 @@
-"""Read annotation files that strangers wrote: JSON, XML and YAML, none of which may take the machine's memory."""
+"""Read files that strangers wrote: JSON, XML and YAML, none of which may take the machine's memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from xml.etree import ElementTree as ET
 import yaml
 
 from cbam.errors import CBAMError
+from cbam.files import checked_path
 
 _MOST_XML = 4 * 2**20  # bytes; a VOC file has a few hundred an object
 _MOST_TEXT = 2**20
@@ -39,9 +40,7 @@ class _PlainTree(ET.TreeBuilder):
     """Refuses a document type, in which entities are declared: without it no text can grow or point elsewhere."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise RefusedFile(
-            "it declares a document type, which annotations do not need; it could hide an XML bomb"
-        )
+        raise RefusedFile("it declares a document type, which no annotations need; it could hide an XML bomb")
 
 
 def read_xml(path: Path) -> ET.Element:
@@ -70,7 +69,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("it repeats parts by *aliases, which a data.yaml does not need")
+            raise yaml.YAMLError("it repeats parts by *aliases, which no such file needs")
         return super().compose_node(parent, index)
 
     def fetch_flow_collection_start(self, token: Any) -> None:
@@ -119,12 +118,12 @@ def inside(folder: Path, name: str) -> Path | None:
 
 def _content(path: Path, most: int) -> bytes:
     try:
+        size = checked_path(path).stat().st_size
         if not path.is_file():
             raise CBAMError(f"{path} is no file.")
-        size = path.stat().st_size
         content = path.read_bytes() if size <= most else b""
     except OSError as error:
-        raise CBAMError(f"{path} cannot be read: {_reason(error)}.") from error
+        raise CBAMError(f"{path} cannot be read: {error.strerror or error}.") from error
     if size > most:
         raise CBAMError(f"{path} is larger than {most:,} bytes, which no such file should be.")
     return content

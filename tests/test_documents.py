@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cbam.data.detection.documents import RefusedFile, inside, read_json, read_text, read_xml, read_yaml
+from cbam.documents import RefusedFile, inside, read_json, read_text, read_xml, read_yaml
 from cbam.errors import CBAMError
 
 BILLION = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 10))
