@@ -296,8 +296,7 @@ def _site(name: str, module: nn.Module, chosen: Chosen, probe: Probe, model: nn.
     config = chosen.config
     trial = try_attention(config, (channels, *size), like(module, model))
     init = AS_BUILT if config.init == "identity" and not trial.is_identity else config.init
-    described = {"attention": config.description, "init": init}
-    site = Site(name, kind, position, channels, tuple(size), trial.parameters, **described)
+    site = Site(name, kind, position, channels, tuple(size), trial.parameters, "", config.description, init)
     if position != "instead":
         return site
     return replace(site, replaced_parameters=sum(p.numel() for p in module.parameters()))
