@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from cbam.attach.graph.axes import MOVES, Axes, axes_of, channel_axis, unknown
+from cbam.attach.graph.axes import CHANNELS_SECOND, MOVES, Axes, axes_of, channel_axis, unknown
 from cbam.attach.graph.modes import eval_only
 from cbam.errors import CBAMError
 from cbam.ops.dims import SIZES
@@ -139,11 +139,19 @@ class _Recorder(TorchDispatchMode):
                 if reader.operation == "convolution":
                     if reader.parents[0] == index and len(reader.shape) == len(node.shape):
                         node.channel_axis = 1
-                elif reader.shape == node.shape and reader.operation not in MOVES and not reader.weighted:
+                elif _same_axes(node, reader):
                     node.channel_axis = reader.channel_axis
         first = next((node.dims for node in self.nodes if node.operation == "convolution"), 1)
         for node in self.nodes:
             node.aside = node.dims == 1 != first
+
+
+def _same_axes(node: Node, reader: Node) -> bool:
+    """Return whether a tensor holds on each axis what a step makes of it."""
+    if node.shape == reader.shape:
+        return reader.operation not in MOVES and not reader.weighted
+    keeps = reader.operation == "cat" or any(name in reader.operation for name in CHANNELS_SECOND)
+    return keeps and len(node.shape) == len(reader.shape)
 
 
 def run_probe(model: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> Probe:
