@@ -63,8 +63,8 @@ NETWORKS = {
     "r3d_18": (lambda: video("r3d_18"), (3, 4, 32, 32), 8),
     "mc3_18": (lambda: video("mc3_18"), (3, 4, 32, 32), 8),
     "r2plus1d_18": (lambda: video("r2plus1d_18"), (3, 4, 32, 32), 8),
-    "monai UNet 3-D": (lambda: monai("UNet", 3, 1, 2, (4, 8, 16), (2, 2), num_res_units=2), (1, 16, 16, 16), 5),
-    "monai UNet 1-D": (lambda: monai("UNet", 1, 1, 2, (4, 8, 16), (2, 2), num_res_units=2), (1, 64), 5),
+    "monai UNet 3-D": (lambda: monai("UNet", 3, 1, 2, (4, 8, 16), (2, 2), num_res_units=2), (1, 16, 16, 16), 4),
+    "monai UNet 1-D": (lambda: monai("UNet", 1, 1, 2, (4, 8, 16), (2, 2), num_res_units=2), (1, 64), 4),
     "monai BasicUNet": (lambda: monai("BasicUNet", 3, 1, 2, features=(4, 4, 8, 8, 16, 4)), (1, 32, 32, 32), 0),
     "monai SegResNet": (lambda: monai("SegResNet", 3, 8, 1, 2), (1, 16, 16, 16), 12),
     "monai ResNet 3-D": (

@@ -58,7 +58,8 @@ def test_sites_are_the_ends_of_the_bottlenecks(model):
         [],
         ["model.10.m.0.attn.proj", "model.10.m.0.ffn.1"],
     )  # YOLO11's residual attention block
-    assert plan.notes == ()
+    assert "docs/yolo.md" in plan.notes[0]
+    assert len(plan.notes) == 1
 
 
 def test_the_output_is_the_same_bit_for_bit(model):
@@ -92,6 +93,46 @@ def test_what_makes_boxes_is_no_site(model):
     kinds = ("auto", "stage", "conv", "block", "head")
     sites = [site.name for kind in kinds for site in cbam.plan(model, sites=kind, input_size=128).sites]
     assert not [name for name in sites if ".dfl" in name]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "yolo11n-seg", "yolov10n"])
+def test_stages_are_the_ends_of_the_modules_of_each_resolution(name):
+    model = ultralytics.YOLO(f"{name}.yaml").model.eval()
+    sites = [site.name.split(".")[1] for site in cbam.plan(model, sites="stage", input_size=128).sites]
+    kinds = [type(model.model[int(number)]).__name__ for number in sites]
+    assert set(kinds) - {"Conv", "Segment"} <= {"C3", "C2f", "C3k2", "C2fCIB", "SPPF", "PSA", "C2PSA"}
+    assert kinds.count("Conv") == (
+        3 if name == "yolov5n" else 1
+    )  # the stem, and of YOLOv5 two before it enlarges
+    neck = [site.name.split(".")[1] for site in cbam.plan(model, sites="neck", input_size=128).sites]
+    assert neck == sites[5:]
+    head = model.model[-1]
+    assert [str(number) for number in head.f] == neck[1:4]
+
+
+def test_only_the_model_of_a_yolo_object_is_warned_of(caplog):
+    fresh = ultralytics.nn.tasks.DetectionModel("yolo11n.yaml", verbose=False)
+    assert cbam.attach(fresh, input_size=128).notes == ()
+    assert not caplog.records
+    cbam.attach(ultralytics.YOLO("yolo11n.yaml").model, input_size=128)
+    assert "builds the network again from its yaml" in caplog.text
+
+
+def test_modules_by_class():
+    model = ultralytics.YOLO("yolo11n.yaml").model
+    assert [site.name for site in cbam.plan(model, sites=["SPPF", "C2PSA"], input_size=128).sites] == [
+        "model.9",
+        "model.10",
+    ]
+
+
+def test_gates_of_every_kind_get_a_gradient():
+    model = ultralytics.YOLO("yolo11n.yaml").model
+    cbam.attach(model, sites=["stage", "conv", "head"], input_size=64)
+    found = model.train()(torch.rand(2, 3, 64, 64))
+    tensors = [t for t in torch.utils._pytree.tree_leaves(found) if isinstance(t, torch.Tensor)]
+    sum(t.square().sum() for t in tensors).backward()
+    assert not [name for name, p in model.named_parameters() if ".cbam." in name and p.grad is None]
 
 
 def test_load_weights_says_what_to_pass_for_best_pt(tmp_path):

@@ -39,10 +39,31 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "convnext-tiny": ("ConvNext", {}),
     "convnextv2-tiny": ("ConvNextV2", {}),
 }
+# Decoders of smp, each with an encoder of residual blocks and one without.
+DECODERS = (
+    "DeepLabV3", "DeepLabV3Plus", "FPN", "Linknet", "MAnet", "PAN", "PSPNet", "Segformer", "UPerNet", "UnetPlusPlus"
+)  # fmt: skip
+ENCODERS = ("resnet18", "vgg11_bn")
+WIDTHS = (8, 16, 32, 64)
+_DYN = {"kernel_size": [3] * 4, "strides": [1, 2, 2, 2], "upsample_kernel_size": [2] * 3, "filters": WIDTHS}
+# Name -> class and options, without dimensions, channels in and out.
+MONAI: dict[str, tuple[str, dict[str, Any]]] = {
+    "unet": ("UNet", {"channels": WIDTHS, "strides": (2, 2, 2)}),
+    "unet-residual": ("UNet", {"channels": WIDTHS, "strides": (2, 2, 2), "num_res_units": 2}),
+    "basic-unet": ("BasicUNet", {"features": (8, 8, 16, 32, 64, 8)}),
+    "basic-unet-plus-plus": ("BasicUNetPlusPlus", {"features": (8, 8, 16, 32, 64, 8)}),
+    "attention-unet": ("AttentionUnet", {"channels": WIDTHS, "strides": (2, 2, 2)}),
+    "segresnet": ("SegResNet", {"init_filters": 8}),
+    "dynunet": ("DynUNet", _DYN),
+    "dynunet-residual": ("DynUNet", {**_DYN, "res_block": True}),
+    "dynunet-deep-supervision": ("DynUNet", {**_DYN, "deep_supervision": True, "deep_supr_num": 2}),
+    "highresnet": ("HighResNet", {}),
+}
+# For signals and volumes.
 ONE, TWO = {"n_input_channels": 1, "num_classes": 2}, {"in_channels": 1, "num_classes": 2}
 SEGMENTS = {"in_channels": 1, "out_channels": 2}
 UNET = {**SEGMENTS, "channels": (8, 16, 32), "strides": (2, 2)}
-MONAI: dict[str, tuple[str, dict[str, Any]]] = {
+MONAI_1D_3D: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet18": ("resnet18", ONE),
     "seresnet50": ("SEResNet50", TWO),
     "densenet121": ("DenseNet121", SEGMENTS),
@@ -73,12 +94,18 @@ def models(library: str) -> Iterator[tuple[str, str]]:
         from segmentation_models_pytorch.encoders import get_encoder_names
 
         yield from (("smp", name) for name in get_encoder_names())
+        # without strides these fit residual encoders only
+        pairs = ((name, encoder) for name in DECODERS for encoder in ENCODERS)
+        dilated = ("DeepLabV3", "DeepLabV3Plus", "PAN")
+        yield from (("smp", f"{n} {e}") for n, e in pairs if not (e == "vgg11_bn" and n in dilated))
+    if library in ("monai", "all"):
+        yield from (("monai", name) for name in MONAI)
     if library in ("transformers", "all"):
         yield from (("transformers", name) for name in TRANSFORMERS)
     if library in ("monai", "all"):
         three_only = ("dynunet", "segresnet", "vnet")  # these take no maps (N, C, L)
-        yield from (("monai", f"{name}-1d") for name in MONAI if name not in three_only)
-        yield from (("monai", f"{name}-3d") for name in MONAI)
+        yield from (("monai", f"{name}-1d") for name in MONAI_1D_3D if name not in three_only)
+        yield from (("monai", f"{name}-3d") for name in MONAI_1D_3D)
 
 
 def check(library: str, name: str) -> dict[str, Any]:
@@ -130,7 +157,9 @@ def build(library: str, name: str) -> Any:
     if library == "smp":
         import segmentation_models_pytorch
 
-        return segmentation_models_pytorch.Unet(name, encoder_weights=None, classes=2)
+        *decoder, encoder = name.split(" ")
+        kind = getattr(segmentation_models_pytorch, *decoder or ("Unet",))
+        return kind(encoder, encoder_weights=None, classes=2)
     if library == "transformers":
         import transformers
 
@@ -140,8 +169,11 @@ def build(library: str, name: str) -> Any:
     if library == "monai":
         import monai.networks.nets
 
+        if name in MONAI:
+            kind, given = MONAI[name]
+            return getattr(monai.networks.nets, kind)(spatial_dims=2, in_channels=3, out_channels=2, **given)
         name, _, dims = name.rpartition("-")
-        kind, given = MONAI[name]
+        kind, given = MONAI_1D_3D[name]
         return getattr(monai.networks.nets, kind)(spatial_dims=int(dims[0]), **given)
     from torchvision.models import get_model, get_model_builder
 

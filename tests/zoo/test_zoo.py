@@ -14,7 +14,8 @@ from tests.zoo import checks as zoo
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "zoo.py"
 REPORT = Path(__file__).parents[2] / "docs" / "zoo.md"
 
-# Library -> family, as the report names it -> its model that is checked quickest, or several, separated by spaces.
+# Library -> family, as the report names it -> its model that is checked quickest, or several, separated by spaces;
+# a list where names hold spaces.
 SAMPLE = {
     "torchvision": {
         "AlexNet": "alexnet",
@@ -119,7 +120,19 @@ SAMPLE = {
         "XceptionAligned": "xception41p",
         "Xcit": "xcit_nano_12_p16_224",
     },
-    "smp": {"Unet": "resnet18 mobilenet_v2 efficientnet-b0 mobileone_s0"},
+    "smp": {
+        "Unet": "resnet18 mobilenet_v2 efficientnet-b0 mobileone_s0",
+        "DeepLabV3": ["DeepLabV3 resnet18"],
+        "DeepLabV3Plus": ["DeepLabV3Plus resnet18"],
+        "FPN": ["FPN resnet18"],
+        "Linknet": ["Linknet resnet18"],
+        "MAnet": ["MAnet resnet18"],
+        "PAN": ["PAN resnet18"],
+        "PSPNet": ["PSPNet resnet18"],
+        "Segformer": ["Segformer resnet18"],
+        "UPerNet": ["UPerNet resnet18"],
+        "UnetPlusPlus": ["UnetPlusPlus resnet18"],
+    },
     "transformers": {
         "ConvNextForImageClassification": "convnext-tiny",
         "ConvNextV2ForImageClassification": "convnextv2-tiny",
@@ -127,14 +140,16 @@ SAMPLE = {
         "ResNetForImageClassification": "resnet-18 resnet-50",
     },
     "monai": {
-        "AttentionUnet": "attentionunet-1d",
-        "BasicUNet": "basicunet-3d",
+        "AttentionUnet": "attention-unet attentionunet-1d",
+        "BasicUNet": "basic-unet basicunet-3d",
+        "BasicUNetPlusPlus": "basic-unet-plus-plus",
         "DenseNet121": "densenet121-1d",
-        "DynUNet": "dynunet-3d",
+        "DynUNet": "dynunet dynunet-3d",
+        "HighResNet": "highresnet",
         "ResNet": "resnet18-1d resnet18-3d",
         "SEResNet50": "seresnet50-1d",
-        "SegResNet": "segresnet-3d",
-        "UNet": "unet-residual-3d",
+        "SegResNet": "segresnet segresnet-3d",
+        "UNet": "unet unet-residual-3d",
         "VNet": "vnet-3d",
     },
 }
@@ -142,7 +157,7 @@ EVERY = [
     pytest.param(library, family, name, id=f"{library}-{name}")
     for library, families in SAMPLE.items()
     for family, names in families.items()
-    for name in names.split()
+    for name in (names.split() if isinstance(names, str) else names)
 ]
 
 

@@ -72,6 +72,7 @@ def plan(
     input_size: InputSize = None,
     example_input: Any = None,
     fuse_epilogue: bool = True,
+    replace: str | None = None,
     **options: Any,
 ) -> Plan:
     """Return the table of what `attach` with the same arguments would do; the model is not changed.
@@ -84,7 +85,7 @@ def plan(
     cbam (preset paper, r=16, k=7) in ResNet: 8 sites, init identity
     """
     config = AttentionConfig(attention, init, options)
-    return make_plan(model, config, sites, exclude, input_size, example_input, fuse_epilogue).plan
+    return make_plan(model, config, sites, exclude, input_size, example_input, fuse_epilogue, replace).plan
 
 
 def attach(
@@ -97,6 +98,7 @@ def attach(
     input_size: InputSize = None,
     example_input: Any = None,
     fuse_epilogue: bool = True,
+    replace: str | None = None,
     **options: Any,
 ) -> Attachment:
     """Put attention into a CNN in place, at the end of every residual branch unless told otherwise.
@@ -113,10 +115,12 @@ def attach(
             `cbam.register_attention`, or "timm:NAME" for what timm's factory builds. Or a class or a function
             channels -> module, for any module that keeps the shape of a map.
         sites: found by tracing one forward: "residual": the end of every residual branch, before the addition, as in
-            the paper; "block": behind every block; "stage": the last map at each resolution; "conv": behind every
-            convolution with its norm and activation; "head": right before every classifier of a detector, or the last
-            map before pooling; "auto": "residual", or "stage", or "conv", the first that has sites. Or a path, a glob,
-            "re:...", a module type or module, a predicate (name, module) -> bool. Or a list of these. Or a dict
+            the paper; "block": behind every block; "stage": the last map at each resolution on the way through the
+            network; "neck": those of them behind an enlargement, in a detector's neck or a decoder; "conv": behind
+            every convolution with its norm and activation; "head": right before every classifier of a detector, or the
+            last map before pooling; "auto": "residual", or "stage", or "conv", the first that has sites. Or a path, a
+            glob, "re:...", a module, its type or that type's name, a predicate (name, module) -> bool. Or a list of
+            these. Or a dict
             {one of these: options}, such as {"layer3": {}, "layer4": {"reduction_ratio": 8, "attention": "se"}}:
             options of this call, changed at these sites; where two match, the last one holds.
         init: "identity": the output stays the same bit for bit until training moves it (where the attention cannot
@@ -125,8 +129,11 @@ def attach(
         exclude: sites to leave out, in the same language.
         input_size: (C, H, W) of the probe's image, (C, L) of a signal, (C, D, H, W) of a volume, or one side; default:
             the model's own, or 224 x 224, 1024 or 64 x 64 x 64, by the first convolution.
-        example_input: the arguments of the probe forward, for models that take more than one image.
+        example_input: the arguments of the probe forward, for models that take something else than one image: a tuple
+            of arguments, a dict of arguments by name, or one argument.
         fuse_epilogue: where a block ends in relu(attention(...) + shortcut), let the operator compute all of that.
+        replace: "se": attention goes in the place of the network's squeeze-excitations, of those that `sites` names or
+            of all, and `detach` puts them back. The output changes: no gate at identity equals a trained one.
         **options: of the attention: for CBAM `reduction_ratio`, `kernel_size`, `preset` and the switches of
             `cbam.CBAM`; otherwise the parameters of the class or function.
 
@@ -148,7 +155,7 @@ def attach(
     """
     config = AttentionConfig(attention, init, options)
     made, at, blocks, changes = make_plan(
-        model, config, sites, exclude, input_size, example_input, fuse_epilogue
+        model, config, sites, exclude, input_size, example_input, fuse_epilogue, replace
     )
     insertions = {
         s.name: Insertion(s.position, partial(at[s.name].build, s.channels, s.dims)) for s in made.sites

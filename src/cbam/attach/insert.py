@@ -10,6 +10,7 @@ from torch import nn
 
 from cbam.attach import fuser_methods
 from cbam.attach.fusion.with_epilogue import with_epilogue
+from cbam.attach.replacement import Replacement
 from cbam.attach.watch import watch
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
@@ -20,7 +21,7 @@ class Insertion(NamedTuple):
     """What goes in at a site.
 
     Args:
-        position: "output" (attention after the module) or "input" (before it).
+        position: "output" (attention after the module), "input" (before it) or "instead" (in its place).
         build: function (device=, dtype=) -> the attention module.
     """
 
@@ -48,7 +49,8 @@ def insert(model: nn.Module, at: Mapping[str, Insertion], fused: Iterable[nn.Mod
         for part in attention.modules():
             if isinstance(part, AttentionModule):
                 part.site = path
-        wrapped[host] = WithAttention(host, attention, position)
+        instead = position == "instead"
+        wrapped[host] = Replacement(host, attention) if instead else WithAttention(host, attention, position)
     exchange(model, wrapped)
     for block in fused:
         with_epilogue(block)

@@ -10,16 +10,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from cbam.attach.choose_replaced import Chosen, choose_replaced
 from cbam.attach.config import AS_BUILT, AttentionConfig, SiteConfig, by_selector
 from cbam.attach.fusion.with_epilogue import find_blocks
+from cbam.attach.graph.example import split_example
 from cbam.attach.graph.probe import Call, InputSize, Node, Probe, default_inputs, run_probe
 from cbam.attach.insert import check_unattached, like
+from cbam.attach.replacement import REPLACEABLE
 from cbam.attach.sites.select import Selector, Selectors, Sites, as_list, select
 from cbam.attach.sites.table import FINDERS, KINDS, find
 from cbam.attach.trial import try_attention
-from cbam.errors import CBAMError
+from cbam.errors import CBAMError, unknown_name
 from cbam.formatting import columns, counted
 from cbam.ops.dims import SIZES, batched
+
+_WHERE = {"output": "after", "input": "before", "instead": "in place of"}
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,14 @@ class Site:
     Args:
         name: path of the module.
         module_type: its class.
-        position: "output" (attention after it) or "input" (before it).
+        position: "output" (attention after it), "input" (before it) or "instead" (in its place).
         channels: of the map there.
         size: of the map, (H, W), with the probe's image; (L,) of a signal, (D, H, W) of a volume.
-        parameters: that the attention adds.
+        parameters: of the attention.
         epilogue: what of the block's epilogue runs inside the operator: "add, relu", "add" or nothing.
         attention: what goes in, such as "cbam (preset paper, r=16, k=7)".
         init: its first weights: "identity" or "paper", or "as built" where it cannot start as the identity.
+        replaced_parameters: of the module that it replaces.
     """
 
     name: str
@@ -47,6 +53,12 @@ class Site:
     epilogue: str = ""
     attention: str = ""
     init: str = ""
+    replaced_parameters: int = 0
+
+    @property
+    def added_parameters(self) -> int:
+        """Parameters that the attention adds to the network, less those of what it replaces."""
+        return self.parameters - self.replaced_parameters
 
     @property
     def dims(self) -> int:
@@ -77,25 +89,31 @@ class Plan:
 
     @property
     def added_parameters(self) -> int:
-        """Parameters that all sites add together."""
-        return sum(site.parameters for site in self.sites)
+        """Parameters that all sites add together, less those of what they replace."""
+        return sum(site.added_parameters for site in self.sites)
 
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [("site", "module", "attention", "channels", "map", "+parameters", "")]
         usual = f"{self.attention}, init {self.init}"
         for s in self.sites:
-            where = "after" if s.position == "output" else "before"
+            where = _WHERE[s.position]
             own = f"{s.attention or self.attention}, init {s.init or self.init}"
-            size, added = "x".join(map(str, s.size)), f"{s.parameters:,}"
+            size, added = "x".join(map(str, s.size)), f"{s.added_parameters:,}"
             row = (s.name, s.module_type, where, str(s.channels), size, added, own if own != usual else "")
             rows.append(row)
         before, added_in_all = self.model_parameters, self.added_parameters
-        share = f" (+{added_in_all / before:.2%})" if before else ""
+        share = f" ({added_in_all / before:+.2%})" if before else ""
         epilogues = [s.epilogue for s in self.sites if s.epilogue]
         fused = ""
         if epilogues:
             kinds = "; ".join(dict.fromkeys(epilogues))
             fused = f"the epilogue of the block ({kinds}) runs inside the operator at {counted(len(epilogues), 'site')}"
+        instead = [s.replaced_parameters for s in self.sites if s.position == "instead"]
+        replaced = (
+            f"in place of {counted(len(instead), 'squeeze-excitation')} with {sum(instead):,} parameters"
+            if instead
+            else ""
+        )
         others = sum(bool(row[-1]) for row in rows[1:])
         more = f", {others} of them with options of their own" if others else ""
         return "\n".join(
@@ -103,21 +121,14 @@ class Plan:
                 f"{self.attention} in {self.model_type}: {counted(len(self.sites), 'site')}, init {self.init}{more}",
                 *columns(rows, left=(0, 1, 2, 6)),
                 f"parameters {before:,} -> {before + added_in_all:,}{share}",
-                *filter(None, [fused]),
+                *filter(None, [replaced, fused]),
                 *(f"note: {note}" for note in self.notes),
             ]
         )
 
 
-class Chosen(NamedTuple):
-    """A chosen site: "output" or "input", and what goes in."""
-
-    position: str
-    config: SiteConfig
-
-
 class MadePlan(NamedTuple):
-    """A plan, what goes in at each site by name, the blocks whose epilogue runs with it, and changed outputs."""
+    """A plan, what goes in at each site by name, the blocks whose epilogue runs with it, and what to warn of."""
 
     plan: Plan
     configs: dict[str, SiteConfig]
@@ -133,6 +144,7 @@ def make_plan(
     input_size: InputSize,
     example_input: Any,
     fuse_epilogue: bool,
+    replace_kind: str | None = None,
 ) -> MadePlan:
     """Check everything and return the plan with what is needed to carry it out; see `cbam.attach`."""
     if not isinstance(model, nn.Module):
@@ -140,14 +152,15 @@ def make_plan(
     selectors = by_selector(sites, config)
     if not selectors:
         raise CBAMError("sites is empty. Name a site, or leave it out for sites='auto'.")
+    if replace_kind is not None and replace_kind not in REPLACEABLE:
+        raise unknown_name("replace", replace_kind, REPLACEABLE)
     _check_host(model)
-    if example_input is None:
-        inputs: tuple[Any, ...] = default_inputs(model, input_size)
-    else:
-        inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    probe = run_probe(model, inputs)
+    example = default_inputs(model, input_size) if example_input is None else example_input
+    inputs, keywords = split_example(model, example)
+    probe = run_probe(model, inputs, keywords)
     modules = {name: module for name, module in model.named_modules() if name}
-    chosen, notes = _choose(model, modules, selectors, probe)
+    choose = _choose if replace_kind is None else choose_replaced
+    chosen, notes = choose(model, modules, selectors, probe)
     for name in select(as_list(exclude), {n: modules[n] for n in chosen}, "exclude"):
         del chosen[name]
     if not chosen:
@@ -159,11 +172,12 @@ def make_plan(
             model, [row.name for row in rows if row.dims == 2 and _may_end_a_block(chosen[row.name])]
         )
         rows = [replace(r, epilogue=str(blocks[r.name][1])) if r.name in blocks else r for r in rows]
-    changes = _changed_outputs(rows, chosen)
+    changes = [*_changed_outputs(rows, chosen), *_rebuilt(model)]
     notes += [*_frozen_norms(model, chosen), *changes]
     (attention, init), _ = Counter((row.attention, row.init) for row in rows).most_common(1)[0]
     parameters = sum(p.numel() for p in model.parameters())
-    shapes = tuple(tuple(t.shape) for t in inputs if isinstance(t, torch.Tensor))
+    given = (*inputs, *keywords.values())
+    shapes = tuple(tuple(t.shape) for t in given if isinstance(t, torch.Tensor))
     plan = Plan(type(model).__name__, attention, init, tuple(rows), tuple(notes), parameters, shapes)
     built = {name: one.config for name, one in chosen.items()}
     return MadePlan(plan, built, tuple(block for block, _ in blocks.values()), changes)
@@ -193,7 +207,13 @@ def _choose(
     notes: list[str] = []
     for selector, config in selectors:
         if not (isinstance(selector, str) and selector in KINDS):
-            chosen.update(dict.fromkeys(select([selector], modules), config))
+            named = select([selector], modules)
+            chosen.update(dict.fromkeys(named, config))
+            notes += [
+                f"{name} runs in eval mode only: its gates get no gradient"
+                for name in named
+                if name in probe.eval_only
+            ]
             continue
         locations, more = find(selector, probe)
         if not locations:
@@ -225,6 +245,14 @@ def _has_norm(config: SiteConfig) -> bool:
     if not config.kind.has_operator:
         return False
     return any(isinstance(module, nn.BatchNorm2d) for module in config.build(16, device="meta").modules())
+
+
+def _rebuilt(model: nn.Module) -> list[str]:
+    """Return a note for the network of a YOLO object; one that its trainer has just built has no `args` yet."""
+    if not isinstance(getattr(model, "yaml", None), dict) or not hasattr(model, "args"):
+        return []
+    again = "ultralytics' trainer builds the network again from its yaml, without attention"
+    return [f"{again}: attach it in the trainer's get_model (docs/yolo.md)"]
 
 
 def _may_end_a_block(chosen: Chosen) -> bool:
@@ -268,8 +296,10 @@ def _site(name: str, module: nn.Module, chosen: Chosen, probe: Probe, model: nn.
     config = chosen.config
     trial = try_attention(config, (channels, *size), like(module, model))
     init = AS_BUILT if config.init == "identity" and not trial.is_identity else config.init
-    described = {"attention": config.description, "init": init}
-    return Site(name, kind, position, channels, tuple(size), trial.parameters, **described)
+    site = Site(name, kind, position, channels, tuple(size), trial.parameters, "", config.description, init)
+    if position != "instead":
+        return site
+    return replace(site, replaced_parameters=sum(p.numel() for p in module.parameters()))
 
 
 def _node_at(call: Call, position: str, probe: Probe) -> Node | None:

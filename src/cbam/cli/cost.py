@@ -15,7 +15,6 @@ from cbam.evaluate.paper_costs import render_table
 from cbam.evaluate.paper_detection import render_detectors
 from cbam.evaluate.paper_tables import TABLES
 from cbam.formatting import columns
-from cbam.models import build_model
 
 DESCRIPTION = """Count parameters, MACs, FLOPs, bytes moved and bytes saved for backward of one forward pass.
 
@@ -27,7 +26,8 @@ class CostConfig(PlanConfig):
     """Count parameters, MACs, FLOPs, bytes moved and bytes saved of one forward pass."""
 
     model: str = ""
-    """A backbone: resnet20, paper_resnet50, or a name that torchvision or timm knows."""
+    """A backbone: resnet20, paper_resnet50, a name that torchvision or timm knows, or your own as
+    my_package.my_net:build, a function or class that returns the network."""
     attention: str = "none"
     """Kind of attention, compared with the plain model; none: the plain model only."""
     batch_size: int = 1
@@ -49,13 +49,12 @@ def run(config: CostConfig) -> int:
     if config.table is not None:
         print(render_table(config.table) if config.table in TABLES else render_detectors(config.table))
         return 0
-    size = config.image_size
-    model = build_model(config.model, config.classes, in_channels=size[0])
+    model, size = config.build()
     plain = cost(model, size, batch_size=config.batch_size)
     if config.attention == "none":
         print(plain.table(config.depth))
         return 0
-    attach(model, **config.attach_arguments, init="paper")
+    attach(model, input_size=size, init="paper", **config.attach_arguments)
     attended = cost(model, size, batch_size=config.batch_size)
     print(attended.table(config.depth))
     print()
@@ -64,7 +63,7 @@ def run(config: CostConfig) -> int:
 
 
 _USUAL = {"reduction_ratio": 16}  # what None means; giving it changes nothing
-_OF_ATTENTION = ("sites", "exclude", "preset", "reduction_ratio", "kernel_size")
+_OF_ATTENTION = ("sites", "replace", "exclude", "preset", "reduction_ratio", "kernel_size")
 
 
 def _check(config: CostConfig) -> None:

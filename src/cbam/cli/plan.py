@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
+from torch import nn
 
 from cbam.attach import plan
+from cbam.attach.graph.probe import default_inputs
 from cbam.attach.sites.select import split_sites
 from cbam.cli.attention import with_kinds
 from cbam.cli.parsing import read_options
 from cbam.models import build_model, made_for
+from cbam.models.own import build_own, is_own
 from cbam.nn.registry import attention_kind
 from cbam.runs.imports import import_modules
 
@@ -26,13 +29,16 @@ class PlanConfig:
     """Show where attention would go in a model and what it would add."""
 
     model: str
-    """A backbone: resnet20, paper_resnet50, or a name that torchvision or timm knows."""
+    """A backbone: resnet20, paper_resnet50, a name that torchvision or timm knows, or your own as
+    my_package.my_net:build, a function or class that returns the network."""
     attention: str = "cbam"
     """Kind of attention."""
     sites: tuple[str, ...] = ("auto",)
-    """auto, residual, block, stage, conv, head; module paths or patterns; several with spaces or commas. auto: residual
-    (the end of every residual branch); in networks without residual branches, stage (the last map at each
-    resolution); in networks without stages, conv (after every convolution)."""
+    """auto, residual, block, stage, neck, conv, head; paths, patterns or classes; several with spaces or commas.
+    auto: residual (the end of every residual branch); in networks without residual branches, stage (the last map at
+    each resolution); in networks without stages, conv (after every convolution)."""
+    replace: str | None = None
+    """se: in the place of the network's squeeze-excitations, of those that --sites names or of all."""
     exclude: tuple[str, ...] = ()
     """Sites to leave out."""
     preset: str = "paper"
@@ -65,6 +71,16 @@ class PlanConfig:
             return self.input_size
         return made_for(self.model)[1]
 
+    def build(self) -> tuple[nn.Module, tuple[int, int, int]]:
+        """Return the network and the size of its images."""
+        if not is_own(self.model):
+            channels = self.image_size[0]
+            return build_model(self.model, self.classes, in_channels=channels), self.image_size
+        given = self.input_size
+        model = build_own(self.model, self.num_classes, None if given is None else given[0])
+        channels, height, width = default_inputs(model, given)[0].shape[1:]
+        return model, (channels, height, width)
+
     @property
     def attach_arguments(self) -> dict[str, Any]:
         """Arguments of `cbam.plan` and `cbam.attach`."""
@@ -72,7 +88,7 @@ class PlanConfig:
             "attention": self.attention,
             "sites": split_sites(self.sites),
             "exclude": split_sites(self.exclude),
-            "input_size": self.image_size,
+            "replace": self.replace,
             **self._options(),
         }
 
@@ -91,6 +107,6 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(config: PlanConfig) -> int:
     """Print the plan's table and return the exit code."""
-    model = build_model(config.model, config.classes, in_channels=config.image_size[0])
-    print(plan(model, **config.attach_arguments))
+    model, size = config.build()
+    print(plan(model, input_size=size, **config.attach_arguments))
     return 0

@@ -121,7 +121,8 @@ class CompareConfig(GridConfig, ImageConfig):
     """
 
     model: str = "resnet20"
-    """resnet20 ... resnet110 for small images, paper_resnet18 ..., or torchvision's and timm's names, e.g. resnet18."""
+    """resnet20 ... resnet110 for small images, paper_resnet18 ..., torchvision's and timm's names, e.g. resnet18, or
+    your own as my_package.my_net:build, a function or class that returns the network."""
     sites: tuple[str, ...] = ("auto",)
     """Sites, as in `cbam plan`: auto is the end of every residual branch, or of every stage where
     there is none; or module paths and patterns, separated by spaces or commas, e.g. features.4 features.9 for a VGG."""

@@ -63,6 +63,7 @@ def build_cell(
     from cbam.attach import attach
     from cbam.attach.sites.select import split_sites
     from cbam.models import build_model, match_parameters
+    from cbam.models.own import check_classifier, is_own
 
     parameters = {} if parameters is None else parameters
     channels = data.input_size[0]
@@ -74,6 +75,8 @@ def build_cell(
             pretrained=config.pretrained,
             weights=config.weights,
         )
+    if is_own(config.model):
+        check_classifier(model, config.model, len(data.classes), data.input_size)
     if cell.variant == "control":
         matched = matched_by_control(config.variants)
         if matched not in parameters:

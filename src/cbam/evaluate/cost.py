@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from cbam.attach.graph.example import split_example
 from cbam.attach.graph.probe import dims_of
 from cbam.errors import CBAMError
 from cbam.evaluate.counting import bytes_moved, multiply_adds, other_flops
@@ -62,6 +64,8 @@ class Cost:
     """Shape of the input, (N, C, H, W)."""
     uncounted: dict[str, int] = field(default_factory=dict)
     """Operations without a FLOP formula, and how often each ran; their bytes are counted."""
+    other_inputs: tuple[tuple[int, ...], ...] = ()
+    """Shapes of further input tensors."""
 
     def table(self, depth: int = 1) -> str:
         """Return the table down to `depth` levels below the model."""
@@ -70,7 +74,8 @@ class Cost:
             if module.name.count(".") < depth:
                 rows.append(_cells(module, module.name))
         rows.append(_cells(self.modules[0], "total"))
-        lines = [f"one forward pass, input {_shape(self.input)}, eval mode", *columns(rows, left=(0, 1, 2))]
+        inputs = ", ".join(_shape(shape) or "a number" for shape in (self.input, *self.other_inputs))
+        lines = [f"one forward pass, input {inputs}, eval mode", *columns(rows, left=(0, 1, 2))]
         if self.uncounted:
             names = ", ".join(f"{name} x {count}" for name, count in self.uncounted.items())
             lines.append(f"not in FLOPs (no formula): {names}")
@@ -80,7 +85,13 @@ class Cost:
         return self.table()
 
 
-def cost(model: nn.Module, input_size: tuple[int, ...] = (3, 224, 224), *, batch_size: int = 1) -> Cost:
+def cost(
+    model: nn.Module,
+    input_size: tuple[int, ...] = (3, 224, 224),
+    *,
+    batch_size: int = 1,
+    example_input: Any = None,
+) -> Cost:
     """Count what one forward pass of `model` costs: parameters, MACs, FLOPs, bytes moved, bytes saved.
 
     - MACs: one multiply-add of a convolution or matrix product (linear layers, attention) counts 1. This is
@@ -106,9 +117,11 @@ def cost(model: nn.Module, input_size: tuple[int, ...] = (3, 224, 224), *, batch
     therefore save less alone than in its row of that network. The model is restored, after an exception too.
 
     Args:
-        model: any module that maps one tensor (N, C, H, W), or of other dimensions, to anything.
+        model: any module that maps one tensor (N, C, H, W), or of other dimensions, to anything, or another input as in
+            `example_input`.
         input_size: (C, H, W); (C, L) of a signal, (C, D, H, W) of a volume.
         batch_size: N.
+        example_input: what the model takes instead: a tuple of arguments, a dict of arguments by name, or one argument.
 
     Returns:
         Cost: the totals, and a row per module.
@@ -124,6 +137,9 @@ def cost(model: nn.Module, input_size: tuple[int, ...] = (3, 224, 224), *, batch
     (True, True)
     """
     size = _check(model, input_size, batch_size)
+    inputs, keywords = split_example(model, example_input)
+    given = [t for t in tree_leaves((inputs, keywords)) if isinstance(t, Tensor)]
+    shapes = [tuple(t.shape) for t in given] if example_input is not None else [size]
     recorder = _Recorder(model)
     with ExitStack() as stack:
         # Whatever mode the caller is in; this also enables gradients.
@@ -131,15 +147,17 @@ def cost(model: nn.Module, input_size: tuple[int, ...] = (3, 224, 224), *, batch
         stack.enter_context(preserve_state(model))
         stack.callback(recorder.remove_hooks)
         recorder.add_hooks()
-        x = probe_input(model, size)
+        if example_input is None:
+            inputs = (probe_input(model, size),)
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(recorder.pack, _never_unpacked))
         stack.enter_context(recorder)
         try:
-            model(x)
+            model(*inputs, **keywords)
         except Exception as error:
+            what = f"zeros of shape {_shape(size)}" if example_input is None else f"inputs of shape {shapes}"
             raise CBAMError(
-                f"the forward pass of {type(model).__name__} on zeros of shape {_shape(size)} failed: {error}. "
-                "Does the model take inputs of input_size=(C, H, W)?"
+                f"the forward pass of {type(model).__name__} on {what} failed: {error}. "
+                "Does the model take inputs of input_size=(C, H, W)? Others are example_input=(...) or {'name': ...}."
             ) from error
     total = recorder.rows[model]
     return Cost(
@@ -149,8 +167,9 @@ def cost(model: nn.Module, input_size: tuple[int, ...] = (3, 224, 224), *, batch
         bytes_moved=total.bytes_moved,
         bytes_saved=total.bytes_saved,
         modules=tuple(recorder.rows.values()),
-        input=size,
+        input=shapes[0] if shapes else (),
         uncounted=dict(recorder.uncounted),
+        other_inputs=tuple(shapes[1:]),
     )
 
 

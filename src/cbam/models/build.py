@@ -12,6 +12,7 @@ from cbam.attach import attach
 from cbam.errors import CBAMError, MissingExtra, nearest
 from cbam.models.classifier import check_counts, last_layer
 from cbam.models.files import first_convolution, load_backbone, widen_input
+from cbam.models.own import build_own, is_own
 from cbam.models.registry import OWN, split_attention, timm_names
 from cbam.nn.registry import attention_kind, kind_names
 
@@ -35,6 +36,7 @@ def build_model(
       first 1x1 convolution; parameters and keys are those of torchvision's.
     - `mobilenet_v1`, `mobilenet_v1_0.7`: see `MobileNetV1`.
     - torchvision's classifiers, then timm's (with timm's tags: `resnet50.a1_in1k`).
+    - `my_package.my_net:build`, a callable of your own, see `cbam.models.own`.
 
     The suffix `_se`, `_cbam` or another registered kind of attention adds that attention as in the paper's networks:
     the preset of the authors' code with fresh gates, at the end of every residual branch, in MobileNet after every
@@ -62,15 +64,19 @@ def build_model(
         raise CBAMError(
             f"give either pretrained or weights, not both; given pretrained and {str(weights)!r}."
         )
-    library, bare, attention = _resolve(name)
+    library, bare, attention = ("yours", name, None) if is_own(name) else _resolve(name)
     if pretrained and attention is not None:
         raise CBAMError(
             f"{name!r} has fresh gates, which would spoil pretrained weights. Build {bare!r} with pretrained weights "
             f"and type cbam.attach(model, {attention!r}): that leaves its output unchanged."
         )
+    if library == "yours" and pretrained:
+        raise CBAMError(f"{name!r} is your own: let it load its weights, or give a file: --weights FILE.")
     if library == "own" and pretrained:
         raise CBAMError(f"{name!r} comes without pretrained weights. Give a file: --weights FILE.")
-    if library == "own":
+    if library == "yours":
+        model = build_own(bare, num_classes, in_channels)
+    elif library == "own":
         model = OWN[bare].build(num_classes, in_channels)
     elif library == "torchvision":
         model = _torchvision(bare, num_classes, in_channels, pretrained=pretrained)
@@ -147,7 +153,8 @@ def _unknown(name: str, known: list[str]) -> CBAMError:
     hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
     return CBAMError(
         f"unknown model {name!r}.{hint} Valid: {', '.join(OWN)}, and the classifiers of torchvision and timm, each "
-        f"also with the suffix {' or '.join(f'_{kind}' for kind in kind_names())}; to list them: "
+        f"also with the suffix {' or '.join(f'_{kind}' for kind in kind_names())}, or your own as my_net:build; to "
+        "list them: "
         "python -c 'import cbam.models; print(cbam.models.model_names())'"
     )
 

@@ -79,12 +79,16 @@ OWN: dict[str, Own] = {
 
 
 def split_attention(name: str) -> tuple[str, str | None]:
-    """Split the attention off a model's name: `build_model("NAME_KIND")` attaches that kind.
+    """Split the attention off a model's name: `build_model("NAME_KIND")` attaches that kind, to none of your own.
 
     >>> split_attention("paper_resnet50_cbam"), split_attention("resnet20")
     (('paper_resnet50', 'cbam'), ('resnet20', None))
     """
-    kinds = [kind for kind in kind_names() if name.endswith(f"_{kind}") and name != f"_{kind}"]
+    kinds = (
+        []
+        if ":" in name
+        else [kind for kind in kind_names() if name.endswith(f"_{kind}") and name != f"_{kind}"]
+    )
     if not kinds:
         return name, None
     kind = max(kinds, key=len)

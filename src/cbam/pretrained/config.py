@@ -39,7 +39,10 @@ class Backbone:
     in_channels: int
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.name, str) and len(self.name) < 200, "backbone.name", "a name", self.name)
+        known = (
+            isinstance(self.name, str) and len(self.name) < 200 and ":" not in self.name
+        )  # no code of anybody's
+        _check(known, "backbone.name", "the name of a network that this library knows", self.name)
         for field in ("num_classes", "in_channels"):
             _check_count(f"backbone.{field}", getattr(self, field))
 
@@ -50,7 +53,7 @@ class SavedSite:
 
     Args:
         path: of the host module in the network without attention.
-        position: "output" or "input".
+        position: "output", "input" or "instead".
         channels: C.
         reduction_ratio: C over the hidden width; None: the attention has none.
     """
@@ -62,7 +65,8 @@ class SavedSite:
 
     def __post_init__(self) -> None:
         _check(isinstance(self.path, str) and len(self.path) < 1000, "a site's path", "a name", self.path)
-        _check(self.position in ("output", "input"), "a site's position", "output or input", self.position)
+        known = self.position in ("output", "input", "instead")
+        _check(known, "a site's position", "output, input or instead", self.position)
         _check_count("a site's channels", self.channels)
         if self.reduction_ratio is not None:
             _check_count("a site's reduction_ratio", self.reduction_ratio)

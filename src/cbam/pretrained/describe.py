@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cbam.attach.replacement import Replacement
 from cbam.attach.wrapper import WithAttention
 from cbam.checkpoints import tensors_file
 from cbam.checkpoints.sites import named_in_state, sites_of
@@ -16,6 +17,7 @@ from cbam.errors import CBAMError
 from cbam.models import build_model
 from cbam.models.classifier import last_layer
 from cbam.models.files import first_convolution
+from cbam.models.own import is_own
 from cbam.models.registry import split_attention, timm_names
 from cbam.nn.registry import describe
 from cbam.pretrained.config import Attention, Backbone, SavedSite
@@ -63,11 +65,14 @@ def describe_backbone(model: nn.Module, name: str | None) -> Backbone | None:
 
     Args:
         model: with or without attached attention.
-        name: as for `cbam.models.build_model`; None: timm's networks know their own, of others nothing is known.
+        name: as for `cbam.models.build_model`; None: timm's networks know their own, of others nothing is known, nor
+            of the user's own.
 
     Raises:
         CBAMError: the named network has other weights than the model.
     """
+    if name is not None and is_own(name):
+        return None  # a file must not say which code to run
     if name is None:
         said = getattr(model, "pretrained_cfg", None) or {}
         architecture = said.get("architecture") if isinstance(said, Mapping) else None
@@ -83,6 +88,8 @@ def describe_backbone(model: nn.Module, name: str | None) -> Backbone | None:
     width = head[1].out_features if isinstance(head[1], nn.Linear) else head[1].out_channels
     backbone = Backbone(name, width, first[1].in_channels)
     theirs, ours = build_on_meta(backbone).state_dict(), plain_state(model)
+    gone = tuple(prefix for prefix, module in named_in_state(model) if isinstance(module, Replacement))
+    theirs = {key: value for key, value in theirs.items() if not (gone and key.startswith(gone))}
     different = sorted(theirs.keys() ^ ours.keys()) or [k for k in ours if ours[k].shape != theirs[k].shape]
     if different:
         raise CBAMError(

@@ -117,7 +117,8 @@ class TrainRunConfig(ImageConfig):
     essential: ClassVar[tuple[str, ...]] = ("seed", "model")
 
     model: str = "resnet50"
-    """resnet20 ... resnet110 for small images, paper_resnet50 ..., or torchvision's and timm's names."""
+    """resnet20 ... resnet110 for small images, paper_resnet50 ..., torchvision's and timm's names, or your own as
+    my_package.my_net:build, a function or class that returns the network."""
     attention: str = "cbam"
     """Kind of attention to attach, or none."""
     preset: str = "official"

@@ -13,6 +13,7 @@ from cbam.attach.sites.select import split_sites
 from cbam.data import ImageData
 from cbam.errors import CBAMError
 from cbam.models import build_model
+from cbam.models.own import check_classifier, is_own
 from cbam.models.registry import split_attention
 from cbam.pretrained import save_pretrained
 from cbam.runs.environment import now
@@ -127,6 +128,8 @@ def build(config: TrainRunConfig, data: ImageData) -> nn.Module:
             pretrained=config.pretrained,
             weights=config.weights,
         )
+    if is_own(config.model):
+        check_classifier(model, config.model, len(data.classes), data.input_size)
     backbone, brought = split_attention(config.model)
     if brought and config.attention != "none":
         raise CBAMError(

@@ -25,6 +25,7 @@ MODULES = {
         (r"re:layer[12]\.0\.bn2", ["layer1.0.bn2", "layer2.0.bn2"]),
         ("re:bn2", None),  # the whole path must match
         (nn.Conv2d, ["layer1.0.conv"]),
+        ("Conv2d", ["layer1.0.conv"]),
         (
             lambda name, module: isinstance(module, nn.BatchNorm2d) and "1." in name,
             ["layer1.0.bn2", "layer1.1.bn2"],
@@ -42,6 +43,13 @@ def test_selectors(selector, expected):
 def test_every_selector_must_match():
     with pytest.raises(CBAMError, match=r"'layer1.0.bn3' matches none.*Closest: 'layer1.0.bn2'"):
         select(["layer1.0.bn2", "layer1.0.bn3"], MODULES)
+
+
+def test_a_path_goes_before_a_class():
+    modules = {"Conv2d": nn.ReLU(), "layer": nn.Conv2d(4, 4, 1)}
+    assert select(["Conv2d"], modules) == ["Conv2d"]
+    with pytest.raises(CBAMError, match=r"'Conv1d' matches none of 2 modules\. Closest: 'Conv2d'"):
+        select(["Conv1d"], modules)
 
 
 @pytest.mark.parametrize(

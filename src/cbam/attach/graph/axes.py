@@ -45,7 +45,7 @@ _REDUCTIONS = (
     "norm",
     "linalg_vector_norm",
 )
-_CHANNELS_SECOND = (
+CHANNELS_SECOND = (
     "pool",
     "upsample",
     "batch_norm",
@@ -101,7 +101,7 @@ def axes_of(name: str, args: Sequence[Any], known: Known, output: Tensor) -> Axe
         return _joined(name, args, known, shape)
     parents = [axes for axes in map(known, _flat(args)) if axes is not None]
     found = _together(parents, shape)
-    says = any(part in name for part in _CHANNELS_SECOND) and len(shape) > 2
+    says = any(part in name for part in CHANNELS_SECOND) and len(shape) > 2
     return maps(shape) if says and _is_unknown(found[1]) else found
 
 

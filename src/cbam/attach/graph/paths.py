@@ -19,6 +19,19 @@ def makers(probe: Probe, node: int) -> list[Call]:
     return [call for call in probe.calls if call.output == node]
 
 
+def followers(probe: Probe, index: int) -> set[int]:
+    """Return the nodes that read a tensor, without what else they return: a norm's statistics, a pooling's indices."""
+    shape = probe.nodes[index].shape
+    readers = {c: probe.nodes[c] for c in probe.nodes[index].consumers}
+    used = {node.operation for node in readers.values() if node.consumers}
+    return {
+        c
+        for c, node in readers.items()
+        if ("norm" not in node.operation or node.shape == shape)
+        and (node.consumers or node.operation not in used)
+    }
+
+
 def ancestors(probe: Probe, node: int) -> set[int]:
     """Return the nodes that lead to a node, itself included."""
     found, waiting = {node}, [node]

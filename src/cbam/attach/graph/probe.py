@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from cbam.attach.graph.axes import MOVES, Axes, axes_of, channel_axis, unknown
+from cbam.attach.graph.axes import CHANNELS_SECOND, MOVES, Axes, axes_of, channel_axis, unknown
+from cbam.attach.graph.modes import eval_only
 from cbam.errors import CBAMError
 from cbam.ops.dims import SIZES
 from cbam.preserve_state import preserve_state
@@ -81,6 +82,7 @@ class Probe:
     nodes: list[Node]
     calls: list[Call]
     modules: dict[str, nn.Module]
+    eval_only: frozenset[str] = frozenset()  # names of modules that do not run in training mode
 
     @cached_property
     def runs(self) -> Counter[str]:
@@ -137,19 +139,27 @@ class _Recorder(TorchDispatchMode):
                 if reader.operation == "convolution":
                     if reader.parents[0] == index and len(reader.shape) == len(node.shape):
                         node.channel_axis = 1
-                elif reader.shape == node.shape and reader.operation not in MOVES and not reader.weighted:
+                elif _same_axes(node, reader):
                     node.channel_axis = reader.channel_axis
         first = next((node.dims for node in self.nodes if node.operation == "convolution"), 1)
         for node in self.nodes:
             node.aside = node.dims == 1 != first
 
 
-def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
-    """Run `model(*inputs)` once in evaluation mode and return what was seen.
+def _same_axes(node: Node, reader: Node) -> bool:
+    """Return whether a tensor holds on each axis what a step makes of it."""
+    if node.shape == reader.shape:
+        return reader.operation not in MOVES and not reader.weighted
+    keeps = reader.operation == "cat" or any(name in reader.operation for name in CHANNELS_SECOND)
+    return keeps and len(node.shape) == len(reader.shape)
+
+
+def run_probe(model: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> Probe:
+    """Run `model(*inputs, **keywords)` once in evaluation mode and return what was seen.
 
     Args:
         model: any module.
-        inputs: the positional arguments; every tensor in them counts as the input.
+        inputs, keywords: the arguments; every tensor in them counts as the input.
 
     Raises:
         CBAMError: the forward failed; the message names the input's shape and what to pass instead.
@@ -160,9 +170,10 @@ def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
     """
     recorder = _Recorder()
     calls: list[Call] = []
-    for tensor in tree_flatten(inputs)[0]:
-        if isinstance(tensor, Tensor):
-            recorder.add(tensor, "input", (), unknown(tensor.shape))
+    keywords = keywords or {}
+    given = [tensor for tensor in tree_flatten((inputs, keywords))[0] if isinstance(tensor, Tensor)]
+    for tensor in given:
+        recorder.add(tensor, "input", (), unknown(tensor.shape))
 
     def seen(name: str) -> Any:
         # The argument's node is read on entry: an in-place module moves its argument on to a new node.
@@ -183,17 +194,18 @@ def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
 
     with preserve_state(model), _hooks(model, seen), torch.no_grad(), recorder:
         try:
-            model(*inputs)
+            model(*inputs, **keywords)
         except Exception as error:
-            shapes = [tuple(t.shape) for t in tree_flatten(inputs)[0] if isinstance(t, Tensor)]
+            shapes = [tuple(t.shape) for t in given]
             sizes = SIZES.get(len(shapes[0]) - 2 if shapes else 2, SIZES[2])
             raise CBAMError(
                 f"the probe forward of {type(model).__name__} with an input of shape {shapes} failed:"
                 f" {type(error).__name__}: {error}. Pass the size that the model takes, input_size=(C, {sizes}),"
-                " or its arguments, example_input=(...)."
+                " or its arguments, example_input=(...), by name example_input={'name': ...}."
             ) from error
     recorder.look_back()
-    return Probe(recorder.nodes, calls, dict(model.named_modules()))
+    ran = dict.fromkeys(call.name for call in calls)
+    return Probe(recorder.nodes, calls, dict(model.named_modules()), eval_only(model, inputs, keywords, ran))
 
 
 def dims_of(model: nn.Module) -> tuple[int, Any]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from cbam.attach.folding import folds
 from cbam.attach.graph.paths import ancestors, is_map, makers
 from cbam.attach.graph.probe import Call, Probe
+from cbam.attach.graph.scores import scores
 from cbam.attach.sites.location import Found, Location, locate
 from cbam.formatting import counted
 
@@ -87,7 +88,7 @@ def find_additions(probe: Probe) -> list[int]:
 
 
 def _residual_additions(probe: Probe) -> list[_Addition]:
-    nodes = probe.nodes
+    nodes, predicted = probe.nodes, scores(probe)
     ancestors: list[int] = []  # as bit sets, each node its own ancestor
     weighted = 0
     for index, node in enumerate(nodes):
@@ -98,7 +99,7 @@ def _residual_additions(probe: Probe) -> list[_Addition]:
         weighted |= int(node.weighted) << index
     found = []
     for index, node in enumerate(nodes):
-        if node.operation != "add" or len(node.parents) != 2 or not node.is_map:
+        if node.operation != "add" or len(node.parents) != 2 or not node.is_map or index in predicted:
             continue
         first, second = node.parents
         if nodes[first].shape != nodes[second].shape:
@@ -111,7 +112,8 @@ def _residual_additions(probe: Probe) -> list[_Addition]:
         weights = {p: (way & weighted).bit_count() for p, way in ways.items()}
         branch, shortcut = (first, second) if weights[first] > weights[second] else (second, first)
         is_block = weights[branch] > weights[shortcut] <= 1 and _convolves(probe, ways[branch])
-        if is_block and not (weights[shortcut] and _comes_from_above(probe, branch, ways[branch])):
+        joins_levels = weights[shortcut] or not _in_one_module(probe, origin, index)
+        if is_block and not (joins_levels and _comes_from_above(probe, branch, ways[branch])):
             found.append(_Addition(index, branch, origin, ways[branch], node.shape[1]))
     return found
 
@@ -119,6 +121,20 @@ def _residual_additions(probe: Probe) -> list[_Addition]:
 def _convolves(probe: Probe, way: int) -> bool:
     # Transformer blocks add maps too, some of them in (N, H, W, C): a branch without a convolution is none of ours.
     return any(node.operation == "convolution" and way >> i & 1 for i, node in enumerate(probe.nodes))
+
+
+def _in_one_module(probe: Probe, origin: int, addition: int) -> bool:
+    """Return whether the innermost module with an addition also holds the node where its two paths part.
+
+    It does not where a decoder adds what it gets from the encoder by a skip connection.
+    """
+    around = [
+        c
+        for c in probe.calls
+        if c.source is not None and c.output is not None and c.source < addition <= c.output
+    ]
+    innermost = min(around, key=lambda c: (c.output or 0) - (c.source or 0), default=None)
+    return innermost is None or (innermost.source or 0) <= origin
 
 
 def _comes_from_above(probe: Probe, branch: int, inside: int) -> bool:

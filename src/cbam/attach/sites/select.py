@@ -100,6 +100,7 @@ def select(selectors: Iterable[Selector], modules: dict[str, nn.Module], what: s
     for selector in selectors:
         matches = matcher(selector)
         found = [name for name, module in modules.items() if matches(name, module)]
+        found = found or [name for name, module in modules.items() if type(module).__name__ == selector]
         if not found:
             raise _no_match(selector, modules, what)
         chosen.update(found)
@@ -114,7 +115,9 @@ def _glob(pattern: str) -> str:
 
 def _no_match(selector: Selector, modules: dict[str, nn.Module], what: str) -> CBAMError:
     if isinstance(selector, str):
-        close = nearest(selector.removeprefix("re:"), [*(KINDS if what == "sites" else ()), *modules])
+        typed = selector.removeprefix("re:")
+        classes = sorted({type(module).__name__ for module in modules.values()})
+        close = nearest(typed, [*(KINDS if what == "sites" else ()), *modules]) or nearest(typed, classes)
         hint = f" Closest: {', '.join(map(repr, close))}." if close else ""
         syntax = "" if selector.startswith("re:") else " A regular expression is written 're:...'."
         return CBAMError(f"{what}: {selector!r} matches none of {len(modules)} modules.{hint}{syntax}")

@@ -12,7 +12,7 @@ from cbam.attach.sites.conv import find_convolutions
 from cbam.attach.sites.head import find_heads
 from cbam.attach.sites.location import Found
 from cbam.attach.sites.residual import find_branch_ends
-from cbam.attach.sites.stage import find_stages
+from cbam.attach.sites.stage import find_neck, find_stages
 
 Finder: TypeAlias = Callable[[Probe], Found]
 
@@ -20,6 +20,7 @@ FINDERS: dict[str, Finder] = {
     "residual": find_branch_ends,
     "block": find_blocks,
     "stage": find_stages,
+    "neck": find_neck,
     "conv": find_convolutions,
     "head": find_heads,
 }
@@ -36,8 +37,15 @@ def find(kind: str, probe: Probe) -> Found:
         kind: one of `KINDS`.
         probe: of a forward with one image.
     """
-    if kind != "auto":
-        return FINDERS[kind](probe)
+    found = _auto(probe) if kind == "auto" else FINDERS[kind](probe)
+    trained = [location for location in found.locations if location.name not in probe.eval_only]
+    if len(trained) == len(found.locations):
+        return found
+    left = [location.name for location in found.locations if location.name in probe.eval_only]
+    return Found(trained, [*found.notes, f"left out, as it runs in eval mode only: {', '.join(left)}"])
+
+
+def _auto(probe: Probe) -> Found:
     residual = FINDERS["residual"](probe)
     if residual.locations:
         return residual
