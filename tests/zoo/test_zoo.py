@@ -95,6 +95,7 @@ SAMPLE = {
         "NextViT": "nextvit_small",
         "NormFreeNet": "eca_nfnet_l0",
         "PNASNet5Large": "pnasnet5large",
+        "PoolingVisionTransformer": "pit_ti_224",
         "PyramidVisionTransformerV2": "pvt_v2_b0",
         "RDNet": "rdnet_tiny",
         "RegNet": "regnetz_005",
@@ -186,7 +187,7 @@ def test_the_sample_has_every_family_of_the_report():
     assert set(families) == set(zoo.LIBRARIES)
 
 
-@pytest.mark.parametrize("name", ["mixer_s32_224", "pit_ti_224"])
+@pytest.mark.parametrize("name", ["mixer_s32_224", "vit_tiny_patch16_224"])
 def test_what_does_not_convolve_is_left_out(name):
     assert not zoo.check("timm", name)["convolutional"]
 
