@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 import cbam
 from cbam.data import load_data
-from cbam.explain.gate_statistics import GateReader
 from cbam.models import build_model, made_for
 
 QUARTERED = "plain, branches / 4"
@@ -26,6 +25,8 @@ VARIANTS = {
     "cbam, paper init": ("cbam", "paper"),
 }
 START_IMAGES = 16
+SATURATED = 0.05  # a sigmoid below this or above one minus this
+DEAD = 0.01  # a gate that differs by less between all images of a batch
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,13 @@ def start_cell(model: str, variant: str, seed: int, data: str) -> dict[str, Any]
     size = 28 if made_for(model)[0] == 10 else 64
     images, labels = batch_of(images_of(data, size, 1000, 500).train, seed, 0, START_IMAGES)
     network = build(model, variant, seed, 10, tuple(images.shape[1:]))
-    gates = GateReader(network)
-    loss = F.cross_entropy(network.train()(images), labels)
+    scores, gates = looked_at(network.train(), images)
+    loss = F.cross_entropy(scores, labels)
     loss.backward()
     return {
         "loss": loss.item(),
         "gradients": [relative_gradient(block) for block in blocks_of(network)],
-        "gates": gates.take(),
+        "gates": gates,
     }
 
 
@@ -87,10 +88,11 @@ def train_cell(model: str, variant: str, seed: int, training: Training) -> dict[
     gates: dict[str, Any] = {}
     for step in range(training.steps):
         images, labels = batch_of(data.train, seed, step, training.batch_size)
-        reader = GateReader(network) if step in watched else None
-        loss = F.cross_entropy(network(images), labels)
-        if reader is not None:
-            gates[watched[step]] = reader.take()
+        if step in watched:
+            scores, gates[watched[step]] = looked_at(network, images)
+        else:
+            scores = network(images)
+        loss = F.cross_entropy(scores, labels)
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             break
@@ -144,6 +146,36 @@ def accuracy(network: nn.Module, dataset: Any, batch_size: int = 50) -> float:
         logits = network(torch.stack([image for image, _ in items]))
         correct += int((logits.argmax(1) == torch.tensor([label for _, label in items])).sum())
     return correct / len(dataset)
+
+
+def looked_at(network: nn.Module, images: Tensor) -> tuple[Tensor, list[dict[str, float]]]:
+    """Return the scores, and what the gates of every CBAM do to make them: means, saturated and dead shares."""
+    blocks = [module for module in network.modules() if isinstance(module, cbam.CBAM)]
+    if not blocks:
+        return network(images), []
+    with cbam.attention_maps(network) as maps:
+        scores = network(images)
+    rows = []
+    for block, gates in zip(blocks, maps.values(), strict=True):
+        parts = {"channel": block.channel_attention, "spatial": block.spatial_attention}
+        row: dict[str, float] = {}
+        for name, part in parts.items():
+            scale = 1.0 if part.gate_scale is None else part.gate_scale
+            row |= {f"{name} {key}": value for key, value in describe(getattr(gates, name) / scale).items()}
+        rows.append(row)
+    return scores, rows
+
+
+def describe(sigmoid: Tensor) -> dict[str, float]:
+    """Return mean, saturated share and dead share of gates (N, ...) before their scale."""
+    spread = sigmoid.amax(0) - sigmoid.amin(0)
+    saturated = (sigmoid < SATURATED) | (sigmoid > 1 - SATURATED)
+    return {
+        "mean": float(sigmoid.mean()),
+        "saturated": float(saturated.float().mean()),
+        "dead": float((spread < DEAD).float().mean()),
+        "spread": float(spread.mean()),
+    }
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:

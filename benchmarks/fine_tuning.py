@@ -29,7 +29,8 @@ from cbam.compare.ablation_page import gap_text, machine_text
 from cbam.compare.config import CompareConfig
 from cbam.compare.grid import Cell, build_cell
 from cbam.compare.reading import Run, read_run
-from cbam.compare.statistics import Summary, findings, summarise
+from cbam.compare.statistics import Summary, summarise
+from cbam.compare.verdict import findings
 from cbam.data import ImageData
 from cbam.files import write_atomically
 from cbam.runs.markdown import wrap

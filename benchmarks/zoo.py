@@ -1,11 +1,11 @@
-"""Attach CBAM to every convolutional model of torchvision and timm, and check what `attach` promises.
+"""Attach CBAM to every convolutional model of torchvision, timm and others, and check what `attach` promises.
 
     python benchmarks/zoo.py --library torchvision --output runs/zoo.jsonl
     python benchmarks/zoo.py --report docs/zoo.md --output runs/zoo.jsonl
 
 With random weights and a small image: sites are found; every output is the same bit for bit; one training step moves
 all gates; the old state dict loads; `detach` gives the model back. Each model runs in a process of its own with a time
-limit; the same command resumes. Needs pip install '.[compare]', smp and transformers also their packages.
+limit; the same command resumes. Needs pip install '.[compare]', smp, transformers and monai also their packages.
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ def report(rows: list[dict[str, Any]]) -> str:
         passed = sum(not row["reason"] for row in conv)
         lines += ["", f"## {library} {version_of(library)}", ""]
         lines += [f"{passed} of {len(conv)} convolutional models pass;"]
-        lines += [f"{len(own) - len(conv)} others (fewer than three kernels that overlap) were left out.", ""]
+        lines += [
+            f"{len(own) - len(conv)} others (fewer than three kernels that overlap, or transformers) were left out.",
+            "",
+        ]
         with suppress(ImportError):
             done = {row["model"] for row in own}
             if waiting := [name for _, name in models(library) if name not in done]:

@@ -1,6 +1,7 @@
 """CBAM as functions of tensors, for callers that hold the weights themselves.
 
-Maps are (N, C, H, W) or (C, H, W); see `cbam.ops.reference` for the numerics.
+Maps are (N, C, H, W), or (N, C, L) and (N, C, D, H, W) where the spatial kernel has as many dimensions or `dims` says
+so; or single maps (C, H, W) where the weights tell C. See `cbam.ops.reference` for the numerics.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cbam.errors import unknown_name
+from cbam.errors import CBAMError, unknown_name
 from cbam.nn.presets import ARRANGEMENTS
-from cbam.ops import checks, dispatch, fused, reference
+from cbam.ops import checks, dispatch, reference
+from cbam.ops import dims as maps
 from cbam.ops.signature import DESCRIPTORS, POOLINGS, OperatorConfig, Weights
 
 __all__ = [
@@ -31,6 +33,7 @@ def channel_logits(
     b1: Tensor | None = None,
     *,
     pooling: str = "both",
+    dims: int = 2,
 ) -> Tensor:
     """Return the channel gate before its sigmoid, W1 relu(W0 avg(x)) + W1 relu(W0 max(x)).
 
@@ -40,9 +43,10 @@ def channel_logits(
         w1: second layer, (C, h) or (C, h, 1, 1).
         b0, b1: biases (h,) and (C,).
         pooling: "both", "avg" or "max".
+        dims: how many sizes follow C: 1 for maps (N, C, L), 3 for (N, C, D, H, W).
 
     Returns:
-        (N, C, 1, 1) in float32, or float64 for a float64 map.
+        (N, C, 1, 1), or with `dims` ones, in float32, or float64 for a float64 map.
 
     Raises:
         CBAMError: a map that does not fit the weights, an unknown pooling.
@@ -51,10 +55,10 @@ def channel_logits(
     >>> channel_logits(torch.rand(2, 8, 5, 5), torch.rand(1, 8), torch.rand(8, 1)).shape
     torch.Size([2, 8, 1, 1])
     """
-    checks.check_feature_map(x, "channel_logits", w0.shape[1])
+    checks.check_feature_map(x, "channel_logits", w0.shape[1], maps.check_dims(dims))
     if pooling not in reference.CHANNEL_POOLINGS:
         raise unknown_name("pooling", pooling, reference.CHANNEL_POOLINGS)
-    return reference.channel_logits(x, w0, b0, w1, b1, pooling)
+    return reference.channel_logits(x, w0, b0, w1, b1, pooling, dims)
 
 
 def spatial_logits(
@@ -64,13 +68,14 @@ def spatial_logits(
 
     Args:
         x: map (N, C, H, W).
-        kernel: (1, 2, k, k), or (1, 1, k, k) where the descriptor is a single map.
+        kernel: (1, 2, k, k), or (1, 1, k, k) where the descriptor is a single map; (1, 2, k) for maps (N, C, L),
+            (1, 2, k, k, k) for (N, C, D, H, W).
         descriptor: "both", "avg", "max" or "conv".
         order: "avg-max" (paper) or "max-avg" (the authors' code).
         projection: the learned 1x1 kernel (1, C, 1, 1) of descriptor "conv".
 
     Returns:
-        (N, 1, H, W) in float32, or float64 for a float64 map.
+        (N, 1, H, W), or with the kernel's dimensions, in float32, or float64 for a float64 map.
 
     Raises:
         CBAMError: a map that does not fit, an unknown descriptor or order.
@@ -79,12 +84,22 @@ def spatial_logits(
     >>> spatial_logits(torch.rand(2, 8, 5, 5), torch.rand(1, 2, 7, 7)).shape
     torch.Size([2, 1, 5, 5])
     """
-    checks.check_feature_map(x, "spatial_logits", None if projection is None else projection.shape[1])
+    channels = None if projection is None else projection.shape[1]
+    return _spatial_logits(x, kernel, descriptor, order, projection, channels)
+
+
+def _spatial_logits(
+    x: Tensor, kernel: Tensor, descriptor: str, order: str, projection: Tensor | None, channels: int | None
+) -> Tensor:
+    dims = _dims_of(kernel)
+    checks.check_feature_map(x, "spatial_logits", channels, dims)
     if descriptor not in reference.SPATIAL_DESCRIPTORS:
         raise unknown_name("descriptor", descriptor, reference.SPATIAL_DESCRIPTORS)
     if order not in reference.DESCRIPTOR_ORDERS:
         raise unknown_name("order", order, reference.DESCRIPTOR_ORDERS)
-    return reference.spatial_conv(reference.spatial_descriptor(x, descriptor, order, projection), kernel)
+    return reference.spatial_conv(
+        reference.spatial_descriptor(x, descriptor, order, projection, dims), kernel
+    )
 
 
 def channel_attention(
@@ -96,6 +111,7 @@ def channel_attention(
     *,
     pooling: str = "both",
     scale: float | None = None,
+    dims: int = 2,
 ) -> Tensor:
     """Return x times its channel gate, scale * sigmoid(channel_logits(x)); arguments as `channel_logits`.
 
@@ -104,17 +120,18 @@ def channel_attention(
     >>> torch.equal(channel_attention(x, torch.rand(1, 8), torch.zeros(8, 1), scale=2.0), x)
     True
     """
-    checks.check_feature_map(x, "channel_attention", w0.shape[1])
+    checks.check_feature_map(x, "channel_attention", w0.shape[1], maps.check_dims(dims))
     if pooling in reference.CHANNEL_POOLINGS and _layers_fit(w0, w1, b0, b1):
         weights = Weights(w0, b0, w1, b1, _tensor(scale))
         if dispatch.can_fuse(x, weights):
-            return fused.attend(x, weights, OperatorConfig(POOLINGS[pooling]))[0]
-    logits = channel_logits(x, w0, w1, b0, b1, pooling=pooling)
+            return maps.attend(x, weights, OperatorConfig(POOLINGS[pooling]), dims)[0]
+    logits = channel_logits(x, w0, w1, b0, b1, pooling=pooling, dims=dims)
     return reference.apply_gate(x, reference.gate(logits, scale=scale))
 
 
 def squeeze_excitation(
-    x: Tensor, w0: Tensor, w1: Tensor, b0: Tensor | None = None, b1: Tensor | None = None, *, scale: float | None = None
+    x: Tensor, w0: Tensor, w1: Tensor, b0: Tensor | None = None, b1: Tensor | None = None, *,
+    scale: float | None = None, dims: int = 2,
 ) -> Tensor:  # fmt: skip
     """Return x times its squeeze-and-excitation gate: `channel_attention` with the average only.
 
@@ -122,7 +139,7 @@ def squeeze_excitation(
     >>> squeeze_excitation(torch.rand(2, 8, 5, 5), torch.rand(1, 8), torch.rand(8, 1)).shape
     torch.Size([2, 8, 5, 5])
     """
-    return channel_attention(x, w0, w1, b0, b1, pooling="avg", scale=scale)
+    return channel_attention(x, w0, w1, b0, b1, pooling="avg", scale=scale, dims=dims)
 
 
 def spatial_attention(
@@ -134,13 +151,21 @@ def spatial_attention(
     >>> spatial_attention(torch.rand(2, 8, 5, 5), torch.rand(1, 2, 7, 7)).shape
     torch.Size([2, 8, 5, 5])
     """
-    checks.check_feature_map(x, "spatial_attention")
+    return _spatial_attention(x, kernel, descriptor, order, scale, None)
+
+
+def _spatial_attention(
+    x: Tensor, kernel: Tensor, descriptor: str, order: str, scale: float | None, channels: int | None
+) -> Tensor:
+    dims = _dims_of(kernel)
+    checks.check_feature_map(x, "spatial_attention", channels, dims)
     number = DESCRIPTORS.get((descriptor, order))
-    if number is not None and _kernel_fits(kernel, descriptor):
-        weights = Weights(kernel=kernel, spatial_scale=_tensor(scale))
+    image = maps.as_image_kernel(kernel, dims) if _kernel_fits(kernel, descriptor) else None
+    if number is not None and image is not None:
+        weights = Weights(kernel=image, spatial_scale=_tensor(scale))
         if dispatch.can_fuse(x, weights):
-            return fused.attend(x, weights, OperatorConfig(descriptor=number))[0]
-    logits = spatial_logits(x, kernel, descriptor=descriptor, order=order)
+            return maps.attend(x, weights, OperatorConfig(descriptor=number), dims)[0]
+    logits = _spatial_logits(x, kernel, descriptor, order, None, channels)
     return reference.apply_gate(x, reference.gate(logits, scale=scale))
 
 
@@ -161,7 +186,8 @@ def cbam(
     Args:
         x: map (N, C, H, W).
         w0, w1, b0, b1: the channel gate's layers, as in `channel_logits`.
-        kernel: the spatial gate's kernel (1, 2, k, k).
+        kernel: the spatial gate's kernel (1, 2, k, k); (1, 2, k) for maps (N, C, L), (1, 2, k, k, k) for
+            (N, C, D, H, W).
         order: "avg-max" (paper) or "max-avg" (the authors' code).
         arrangement: "channel-spatial", "spatial-channel" or "parallel".
         scale: factor on each gate.
@@ -173,25 +199,28 @@ def cbam(
     >>> cbam(torch.rand(2, 8, 5, 5), torch.rand(1, 8), torch.rand(8, 1), torch.rand(1, 2, 7, 7)).shape
     torch.Size([2, 8, 5, 5])
     """
+    if arrangement not in ARRANGEMENTS[:3]:
+        raise unknown_name("arrangement", arrangement, ARRANGEMENTS[:3])
+    dims, channels = _dims_of(kernel), w0.shape[1]
     if arrangement == "parallel":
         dispatch.can_fuse(
             x, "one call does not compute arrangement 'parallel'"
         )  # raises if the operator is forced
-        logits = channel_logits(x, w0, w1, b0, b1) + spatial_logits(x, kernel, order=order)
+        logits = channel_logits(x, w0, w1, b0, b1, dims=dims)
+        logits = logits + _spatial_logits(x, kernel, "both", order, None, channels)
         return reference.apply_gate(x, reference.gate(logits, scale=scale))
     if arrangement == "channel-spatial":
-        checks.check_feature_map(x, "cbam", w0.shape[1])
+        checks.check_feature_map(x, "cbam", channels, dims)
         number = DESCRIPTORS.get(("both", order))
-        if number is not None and _layers_fit(w0, w1, b0, b1) and _kernel_fits(kernel, "both"):
-            weights = Weights(w0, b0, w1, b1, _tensor(scale), kernel, spatial_scale=_tensor(scale))
+        image = maps.as_image_kernel(kernel, dims) if _kernel_fits(kernel, "both") else None
+        if number is not None and image is not None and _layers_fit(w0, w1, b0, b1):
+            weights = Weights(w0, b0, w1, b1, _tensor(scale), image, spatial_scale=_tensor(scale))
             if dispatch.can_fuse(x, weights):
-                return fused.attend(x, weights, OperatorConfig(POOLINGS["both"], number))[0]
-        x = channel_attention(x, w0, w1, b0, b1, scale=scale)
-        return spatial_attention(x, kernel, order=order, scale=scale)
-    if arrangement == "spatial-channel":
-        x = spatial_attention(x, kernel, order=order, scale=scale)
-        return channel_attention(x, w0, w1, b0, b1, scale=scale)
-    raise unknown_name("arrangement", arrangement, ARRANGEMENTS[:3])
+                return maps.attend(x, weights, OperatorConfig(POOLINGS["both"], number), dims)[0]
+        x = channel_attention(x, w0, w1, b0, b1, scale=scale, dims=dims)
+        return _spatial_attention(x, kernel, "both", order, scale, channels)
+    x = _spatial_attention(x, kernel, "both", order, scale, channels)
+    return channel_attention(x, w0, w1, b0, b1, scale=scale, dims=dims)
 
 
 def _tensor(scale: float | None) -> Tensor | None:
@@ -207,5 +236,14 @@ def _layers_fit(w0: Tensor, w1: Tensor, b0: Tensor | None, b1: Tensor | None) ->
 
 
 def _kernel_fits(kernel: Tensor, descriptor: str) -> bool:
-    size = kernel.shape[-1]
-    return size % 2 == 1 and tuple(kernel.shape) == (1, 2 if descriptor == "both" else 1, size, size)
+    size, dims = kernel.shape[-1], kernel.dim() - 2
+    return size % 2 == 1 and tuple(kernel.shape) == (1, 2 if descriptor == "both" else 1, *[size] * dims)
+
+
+def _dims_of(kernel: Tensor) -> int:
+    dims = kernel.dim() - 2
+    if dims not in maps.SIZES:
+        raise CBAMError(
+            f"kernel expects the shape (1, 2, k), (1, 2, k, k) or (1, 2, k, k, k), got {tuple(kernel.shape)}."
+        )
+    return dims

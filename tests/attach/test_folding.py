@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -112,20 +113,37 @@ class TestBlocksThatFoldThemselves:
             model.blocks[0].switch_to_deploy()
 
     @pytest.mark.parametrize(
-        "name",
-        ["repvit_m0_9", "repvgg_a0", "fastvit_t8", "mobileone_s1", "repghostnet_050", "efficientvit_m0"],
+        ("name", "sites"),
+        [  # every file of timm that has fuse(), reparameterize() or switch_to_deploy()
+            ("efficientvim_m1", 2),
+            ("efficientvit_m0", 38),
+            ("fastvit_t8", 24),
+            ("ghostnetv3_050", 6),
+            ("iformer_t", 26),
+            ("lcnetv2_base", 5),
+            ("levit_conv_128s", 20),
+            ("mobileone_s0", 5),
+            ("nextvit_small", 40),
+            ("repghostnet_050", 31),
+            ("repvgg_a0", 17),
+            ("repvit_m0_9", 26),
+            ("shvit_s1", 39),
+            ("tiny_vit_5m_224", 2),
+        ],
     )
-    def test_timm(self, name):
+    def test_timm(self, name, sites):
         torch.manual_seed(0)
-        size = 224 if name == "efficientvit_m0" else 64
+        fixed = ("efficientvit", "levit", "tiny_vit", "iformer", "shvit", "efficientvim")
+        size = 224 if name.startswith(fixed) else 64
         image = torch.rand(2, 3, size, size)  # some of them fold in float32 only
-        model = calibrate(timm.create_model(name), image, share=0.5)  # two images' variances may be next to 0
+        model = timm.create_model(name, num_classes=5)
+        model = calibrate(model, image, share=0.5)  # two images' variances may be next to 0
         attachment = cbam.attach(model, input_size=size)
+        assert len(attachment.sites) == sites
         move_gates(model, 0.1)
         with torch.no_grad():
             before = model(image)
             merged = timm.utils.model.reparameterize_model(model)
-            assert len(list(merged.modules())) < len(list(model.modules()))
             attachment.check(merged)
             changed = float((merged(image) - before).abs().max())
             with cbam.disabled(merged):
@@ -180,12 +198,50 @@ class TestQuantisationFusesModules:
         fused.qconfig = quantization.get_default_qat_qconfig("fbgemm")
         attachment.check(quantization.prepare_qat(fused))
 
+    @pytest.mark.parametrize("qat", [False, True], ids=["fuse_modules", "fuse_modules_qat"])
+    @pytest.mark.parametrize("attach_first", [True, False], ids=["attach, fuse", "fuse, attach"])
+    @pytest.mark.parametrize(
+        ("name", "sites"), [("resnet18", 8), ("shufflenet_v2_x0_5", 4), ("mobilenet_v3_large", 10)]
+    )
+    def test_torchvisions_quantizable_networks(self, name, sites, attach_first, qat):
+        """Sites behind norms, and behind ReLUs that are joined with the norm and the convolution in front of them."""
+        from torch.ao import quantization
+
+        torch.manual_seed(0)
+        image = torch.rand(2, 3, 32, 32)
+        model = calibrate(getattr(torchvision.models.quantization, name)(num_classes=5), image, share=0.5)
+        if not attach_first:
+            model.train(qat).fuse_model(is_qat=qat)
+        attachment = cbam.attach(model, input_size=32)
+        move_gates(model, 0.1).eval()
+        before = model(image)
+        if attach_first:
+            model.train(qat).fuse_model(is_qat=qat)
+            torch.testing.assert_close(model.eval()(image), before)
+        if qat:
+            model.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+            model = quantization.prepare_qat(model.train()).eval()
+        assert gates(model) == len(attachment.sites) == sites
+        attachment.check(model)
+        check_the_gates_act(model, image)
+
+    def test_attention_in_front_of_the_norm_stops_the_joining(self):
+        from torch.ao.quantization import fuse_modules
+
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        attached(model, sites="0")
+        with pytest.raises(CBAMError, match="cannot join modules where attention is between"):
+            fuse_modules(model, ["0", "1"])
+
     def test_a_relu_behind_the_attention_cannot_be_joined(self):
         from torch.ao.quantization import fuse_modules
 
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
         attached(model, sites="1")
-        with pytest.raises(CBAMError, match="the convolution and the batch norm only"):
+        with pytest.raises(
+            CBAMError,
+            match=r"Conv2d and attention and ReLU\. Give it the modules in front of the attention only",
+        ):
             fuse_modules(model, ["0", "1", "2"])
 
 

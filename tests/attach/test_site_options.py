@@ -34,7 +34,7 @@ def test_each_site_gets_what_its_key_says():
     assert found["layer3.1.bn2"].spatial_attention.conv.kernel_size == (3, 3)
     assert found["layer3.1.bn2"].channel_attention.gate_scale is None  # the paper's first weights
     assert found["layer3.0.bn2"].channel_attention.gate_scale == 2
-    assert {found["layer1"].preset, found["layer1.host.0.bn2"].preset} == {"official", "timm"}
+    assert {found["layer1"].preset, found["layer1.0.bn2"].preset} == {"official", "timm"}
     assert sum(p.numel() for gate in found.values() for p in gate.parameters()) == attachment.added_parameters
 
 

@@ -92,3 +92,16 @@ def test_what_makes_boxes_is_no_site(model):
     kinds = ("auto", "stage", "conv", "block", "head")
     sites = [site.name for kind in kinds for site in cbam.plan(model, sites=kind, input_size=128).sites]
     assert not [name for name in sites if ".dfl" in name]
+
+
+def test_load_weights_says_what_to_pass_for_best_pt(tmp_path):
+    trained, file = ultralytics.YOLO("yolov8n.yaml"), tmp_path / "best.pt"
+    trained.save(file)
+    model = ultralytics.YOLO("yolov8n.yaml").model
+    cbam.attach(model, input_size=64)
+    with pytest.raises(cbam.CBAMError, match=r"pass the state dict: ultralytics\.YOLO") as error:
+        cbam.load_weights(model, file)
+    report = cbam.load_weights(model, eval(str(error.value).rpartition("dict: ")[2].removesuffix(".")))
+    assert not report.missing
+    weight = "model.0.conv.weight"
+    assert torch.allclose(model.get_parameter(weight), trained.model.get_parameter(weight), atol=1e-2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from cbam.bench import code, targets
 from cbam.bench.cases import Case, Result
@@ -55,6 +56,14 @@ class TestCopiedMaps:
             copied_maps(FORWARD, "")
 
 
+def test_copies_are_not_counted_in_code_that_was_not_compiled(monkeypatch):
+    monkeypatch.setattr(code, "COUNTERS", {})
+    with torch.compiler.set_stance("force_eager"):
+        result = code.measure(CASE, BenchConfig(model="resnet18", threads=1), device_of("cpu"))
+    why = "nothing was compiled: torch.compiler.set_stance('force_eager') is in force"
+    assert result.notes == [f"copies: {why}"]
+
+
 def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(code, "COUNTERS", {"instructions": "tests.no_such", "host": "tests.ops.library"})
     monkeypatch.setattr(code, "copies_in", lambda config: 1 / 0)
@@ -71,7 +80,7 @@ def test_verdicts():
     rows = [{"name": "pool", "loop": loop, "program": 9.0, "registers": 40} for loop in (4.0, 7.0)]
     rows.append({"name": "hidden", "loop": 0.0, "program": 0.0, "registers": 255})
     counted = {"launches": [5, 8], "rows": {"first": rows, "second": [{**rows[0], "registers": 130}]}}
-    extra = {"instructions": counted, "host": {"bfloat16": {"block, forward": 20.0}}, "copies": 1}
+    extra = {"instructions": counted, "host": {"bfloat16": {"block, forward": 40.0}}, "copies": 1}
     found = {target.figure: target for target in targets.targets([Result(CASE, extra=extra)])}
     verdicts = {figure: target.verdict for figure, target in found.items() if target.measured is not None}
     assert verdicts == {

@@ -10,7 +10,7 @@ from cbam.bench.config import BenchConfig
 from cbam.bench.device import device_of
 from cbam.bench.modules import BaselinesDiffer, Comparison, measure
 from cbam.evaluate import references
-from cbam.ops.dispatch import backend
+from cbam.ops.dispatch import backend, set_backend
 
 CPU = device_of("cpu")
 QUICK = BenchConfig(threads=1, rounds=2, compile=False)
@@ -64,11 +64,12 @@ def test_a_rival_that_computes_something_else_is_not_timed(monkeypatch, kind, mo
 
 def test_gradients_are_gone_after_a_step_and_forward_records_nothing():
     comparison = Comparison(case(BOTH), CPU, ())
-    for name in comparison.baselines:
-        comparison.baselines[name].select()
-        comparison.step(name)
-        assert comparison.x.grad is None
-        assert all(p.grad is None for p in comparison.baselines[name].module.parameters()), name
+    with set_backend("auto"):
+        for name in comparison.baselines:
+            comparison.baselines[name].select()
+            comparison.step(name)
+            assert comparison.x.grad is None
+            assert all(p.grad is None for p in comparison.baselines[name].module.parameters()), name
     forward = Comparison(case(FORWARD), CPU, ())
     assert not forward.x.requires_grad
     assert not any(candidate.grad for candidate in forward.candidates().values())
@@ -94,6 +95,14 @@ def test_what_does_not_compile_is_left_out_with_its_reason(monkeypatch):
     assert not [name for name in result.samples_ms if name.endswith("compiled")]
     assert "textbook compiled: RuntimeError: no C++ compiler" in result.notes
     assert "textbook" in result.samples_ms
+
+
+def test_what_torch_compile_runs_as_it_is_is_left_out():
+    with torch.compiler.set_stance("force_eager"):
+        result = measure(case(FORWARD, (1, 8, 4, 4)), BenchConfig(threads=1, rounds=2), CPU)
+    assert not [name for name in result.samples_ms if name.endswith("compiled")]
+    why = "nothing was compiled: torch.compiler.set_stance('force_eager') is in force"
+    assert f"textbook compiled: {why}" in result.notes
 
 
 @pytest.mark.slow

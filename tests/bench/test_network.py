@@ -115,10 +115,13 @@ def test_the_modes_of_a_gpu_reach_the_compiler(monkeypatch):
 
 
 def test_on_a_cpu_compiled_networks_run_beside_those_that_are_not(monkeypatch):
-    compiled = []
-    monkeypatch.setattr(
-        torch, "compile", lambda network, **options: compiled.append(options["backend"]) or network
-    )
+    compiled, real = [], torch.compile
+
+    def compile_quickly(network, **options):
+        compiled.append(options["backend"])
+        return real(network, dynamic=False, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", compile_quickly)
     one = Case("network", "compiled", TRAINING, (2, 3, 32, 32), "float32", "channels_last", 1)
     result = measure(one, config(), CPU)
     assert compiled == ["inductor"] * 3
@@ -135,10 +138,25 @@ def test_a_network_that_cannot_be_compiled_is_left_out(monkeypatch):
         def call(x):
             raise RuntimeError("no C++ compiler")
 
-        return call if "CBAM" in str(network) else network
+        return call if "CBAM" in str(network) else real(network, dynamic=False, backend="eager")
 
+    real = torch.compile
     monkeypatch.setattr(torch, "compile", broken)
     one = Case("network", "compiled", INFERENCE, (2, 3, 32, 32), "float32", "channels_last", 1)
     result = measure(one, config(), CPU)
     assert {name.removesuffix(UNCOMPILED) for name in result.samples_ms} == {"plain", "careful"}
     assert result.notes[0].endswith("RuntimeError: no C++ compiler")
+
+
+def test_what_torch_compile_runs_as_it_is_is_not_timed_as_compiled(monkeypatch):
+    """After torch.compiler.set_stance("force_eager") or with TORCHDYNAMO_DISABLE=1 it says nothing."""
+    one = Case("network", "compiled", INFERENCE, (2, 3, 32, 32), "float32", "channels_last", 1)
+    with torch.compiler.set_stance("force_eager"):
+        result = measure(one, config(), CPU)
+    assert result.samples_ms == {}
+    why = "nothing was compiled: torch.compiler.set_stance('force_eager') is in force"
+    assert [note for note in result.notes if why in note] == result.notes[:3]
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)  # as it then does
+    notes = measure(one, config(), CPU).notes
+    assert "plain: nothing was compiled: the environment says TORCHDYNAMO_DISABLE=1" in notes

@@ -16,6 +16,7 @@ import depth
 import depth_cells
 import depth_report
 
+import cbam
 from cbam.runs.rows import Rows
 
 
@@ -47,6 +48,26 @@ def test_what_is_found(finished):
     assert len(train["plain"]["losses"]) == 3
     assert [len(gates) for gates in train["cbam, paper init"]["gates"].values()] == [9, 9, 9]
     assert train["cbam, identity init"]["losses"][0] == pytest.approx(train["plain"]["losses"][0], rel=1e-4)
+
+
+def test_gates_are_told_apart():
+    sigmoid = torch.tensor([[0.5, 0.99, 0.2], [0.5, 0.96, 0.3]])
+    assert depth_cells.describe(sigmoid) == pytest.approx(
+        {"mean": 0.575, "saturated": 1 / 3, "dead": 1 / 3, "spread": (0 + 0.03 + 0.1) / 3}
+    )
+
+
+def test_gates_are_described_before_their_scale():
+    model, images = nn.Sequential(cbam.CBAM(8), nn.ReLU(), cbam.CBAM(8)).eval(), torch.randn(2, 8, 5, 5)
+    scores, rows = depth_cells.looked_at(model, images)
+    assert torch.equal(scores, model(images))
+    assert len(rows) == 2
+    channel, spatial = model[0].gates
+    spatial.set_gate_scale(2.0)
+    assert depth_cells.looked_at(model[:1], images)[1][0] == pytest.approx(rows[0], rel=1e-4)
+    channel.set_gate_scale(2.0)
+    again = depth_cells.looked_at(model[:1], images)[1][0]
+    assert again["channel mean"] == pytest.approx(rows[0]["channel mean"], rel=1e-4)
 
 
 def test_a_run_goes_on_behind_a_line_that_was_cut_off(finished, tmp_path):

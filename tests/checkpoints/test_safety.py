@@ -268,6 +268,8 @@ def test_no_file_and_no_weights(tmp_path):
 
 
 def test_a_pickled_model_and_a_script_are_refused(tmp_path):
-    assert "not a pickled model" in str(load(tmp_path / "w.pth", saved(block())))
+    error = str(load(tmp_path / "w.pth", saved(block())))
+    assert "not a pickled model" in error
+    assert error.endswith("open it with the program that saved it, and pass model.state_dict().")
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pt")
     assert "TorchScript?" in str(load(tmp_path / "w.pt", (tmp_path / "script.pt").read_bytes()))

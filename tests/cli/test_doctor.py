@@ -10,7 +10,7 @@ import torch
 from cbam import set_backend
 from cbam.cli import doctor
 from cbam.cli.main import main
-from cbam.ops import cpp
+from cbam.ops import cpp, dispatch
 from tests.ops.library import needs_operator, needs_same_bits
 
 
@@ -77,6 +77,7 @@ def test_wrong_use(capsys, monkeypatch):
     assert "takes no arguments, given 'me'" in capsys.readouterr().err
     monkeypatch.setattr("cbam.ops.dispatch._chosen", None)
     monkeypatch.setenv("CBAM_BACKEND", "gpu")
+    dispatch._from_environment.cache_clear()  # as in a new process; a wrong name is not kept
     assert main(["doctor"]) == 2
     assert "unknown backend in CBAM_BACKEND 'gpu'" in capsys.readouterr().err
 

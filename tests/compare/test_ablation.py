@@ -87,6 +87,7 @@ def test_one_seed_allows_no_claim():
     text = tables_text(summarise(found), [table(1)])
     assert "No claim can be made" in text
     assert "±" not in text
+    assert "[no bounds]" in text
 
 
 def test_the_page_of_an_unfinished_run(tmp_path):

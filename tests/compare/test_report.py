@@ -4,68 +4,20 @@ import json
 import re
 import shlex
 import shutil
-from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
+from tests.page.parsed import Page
 
 from cbam.compare.report import write_report
 from cbam.errors import CBAMError
-from cbam.page.drawing import LOOKS, OTHER_LOOK
-
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+from cbam.page.drawing import LOOKS
 
 
-class Page(HTMLParser):
-    """A page taken apart: its elements with attributes, the text of each element, and whether the tags balance."""
-
-    def __init__(self, source: str):
-        super().__init__()
-        self.source = source
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[list[str]] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.unbalanced: list[str] = []
-        self.feed(source)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th") and self.rows:
-            self.rows[-1].append("")
-        if tag == "small":
-            self.handle_data(" ")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        if not self.open or self.open.pop() != tag:
-            self.unbalanced.append(tag)
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.text += data
-            if "tr" in self.open and self.rows and self.rows[-1]:
-                self.rows[-1][-1] += data
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def row(self, first, number=0):
-        found = [
-            [" ".join(cell.split()) for cell in row] for row in self.rows if row and row[0].strip() == first
-        ]
-        return found[number]
-
-    @property
-    def words(self):
-        return " ".join(self.text.split())
+def arrows(page) -> int:
+    """The arrows in the figure of the differences; its other patches are the background and the axis."""
+    figure = page.source[page.source.index('aria-label="Paired differences') :]
+    return figure[: figure.index("</svg>")].count('id="differences-patch_') - 2
 
 
 def report(folder) -> Page:
@@ -112,14 +64,11 @@ class TestContent:
         assert page.row("control")[4] == "–"
 
     def test_the_cost_table(self, page):
-        assert page.row("parameters") == [
-            "parameters",
-            "272,474",
-            "275,199 ×1.010",
-            "277,923 ×1.020",
-            "280,648 ×1.030",
-        ]
-        assert page.row("latency, batch 1")[1] == "4.00 ms 3.90–4.20"
+        headings = page.row("network", 1)
+        column = headings.index("parameters")
+        counts = [page.row(name, 1)[column] for name in ("plain", "SE", "CBAM", "control")]
+        assert counts == ["272,474", "275,199 ×1.010", "277,923 ×1.020", "280,648 ×1.030"]
+        assert page.row("plain", 1)[headings.index("latency, batch 1")] == "4.00 ms 3.90–4.20"
 
     def test_the_figures_are_there_and_described(self, page):
         described = [svg["aria-label"] for svg in page.all("svg")]
@@ -169,7 +118,7 @@ class TestCircumstances:
         page = report(make_run({"none": (0.80,), "cbam": (0.95,), "control": (0.81,)}, seeds=1))
         assert "No claim can be made from one seed" in page.words
         assert "measurable" not in page.words
-        assert page.row("CBAM")[2:4] == ["95.00 one seed, no spread", "+15.00 one pair, no interval"]
+        assert page.row("CBAM")[2:4] == ["95.00 one seed, no spread", "+15.00 too few seeds for an interval"]
 
     def test_no_gain_is_said_plainly(self, make_run):
         page = report(make_run({"none": (0.80, 0.82, 0.80), "cbam": (0.81, 0.83, 0.79)}))
@@ -178,7 +127,7 @@ class TestCircumstances:
 
     def test_equal_differences_get_no_interval(self, make_run):
         page = report(make_run({"none": (0.8, 0.6, 0.25), "cbam": (0.9, 0.7, 0.35)}))
-        assert page.row("CBAM")[3] == "+10.00 the same in all 3 seeds no interval"
+        assert page.row("CBAM")[3] == "+10.00 the same in all 3 seeds, no interval"
 
     def test_an_unfinished_run_says_so(self, make_run):
         page = report(make_run({"none": (0.80, 0.82, 0.80), "cbam": (0.82, 0.85)}))
@@ -208,16 +157,20 @@ class TestCircumstances:
         assert len(page.all("svg")) == 2
         assert "No verdict yet" in page.words
 
-    def test_an_interval_wider_than_accuracies_can_differ(self, make_run):
+    def test_two_seeds_have_arrows_for_an_interval(self, make_run):
         page = report(make_run({"none": (0.5, 0.9), "cbam": (0.6, 0.7), "se": (0.5, 0.8)}, seeds=2))
-        assert "+104" not in page.text
-        assert "an interval without bounds" in page.row("CBAM")[-1]
-        assert "95 % interval without bounds" in page.text
-        assert "−68.53 to +58.53" in page.row("SE")[-1], "one that has bounds keeps them"
+        assert page.row("CBAM")[-1] == "−5.00 too few seeds for an interval"
+        assert "No claim can be made from two seeds" in page.words
+        described = page.all("svg")[1]["aria-label"]
+        assert "CBAM minus plain −5.00 (too few seeds for an interval)" in described
+        assert arrows(page) == 4, "to both edges, for both"
 
-    def test_an_interval_is_cut_where_accuracies_end(self, make_run):
-        page = report(make_run({"none": (0.9, 0.9), "cbam": (0.5, 0.64)}, seeds=2))
-        assert "−100.00 to +55.94" in page.row("CBAM")[-1]
+    def test_an_interval_without_a_bound_has_one_arrow(self, make_run):
+        page = report(make_run({"none": (0.9, 0.9, 0.9), "cbam": (0.1, 0.8, 0.1)}, seeds=3))
+        assert page.row("CBAM")[-1].startswith("−56.67 at most +43.73 p = 0.14")
+        assert "100.00" not in page.row("CBAM")[-1]
+        assert arrows(page) == 1
+        assert arrows(report(make_run())) == 0
 
     def test_composed_variants_are_told_apart(self, make_run):
         names = ("none", "cbam:official:k3", "cbam:official:k5")
@@ -227,15 +180,47 @@ class TestCircumstances:
             "whole in the figure, where they differ at the end"
         )
 
-    def test_a_single_epoch_stands_at_one(self, make_run):
+    def test_one_epoch_has_no_curves(self, make_run):
         page = report(make_run(epochs=1))
-        curves = page.source[page.source.index('id="curves"') : page.source.index('id="classes"')]
-        ticks = re.findall(r">(-?[\d.]+)</text>", curves[: curves.index("epoch</text>")])
-        assert ticks[0] == "1"
-        assert "1.2" not in ticks
+        assert "One epoch has no curves." in page.words
+        assert len(page.all("svg")) == 2 + 3
 
-    def test_a_single_epoch(self, make_run):
-        assert len(report(make_run(epochs=1)).all("svg")) == 7
+    def test_what_is_broken_stands_first_and_chance_is_drawn(self, make_run):
+        folder = make_run({"none": (0.25, 0.26, 0.25), "cbam": (0.36, 0.37, 0.38)})
+        for file in folder.glob("cells/*/result.json"):
+            result = json.loads(file.read_text())
+            right = round(50 * result["val_accuracy"])
+            result["confusion"] = [
+                [right if a == b else (50 - right) * (b == (a + 1) % 4) for b in range(4)] for a in range(4)
+            ]
+            if result["variant"] == "none":
+                result["val_loss"] = 15_489
+            file.write_text(json.dumps(result))
+        page = report(folder)
+        box = page.source.index('class="broken"')
+        assert page.source.index('class="verdict"') < box < page.source.index('id="accuracy"')
+        assert "there is no verdict on attention" in page.words
+        assert "measurabl" not in page.words
+        seeds, accuracy = page.all("svg")[0]["aria-label"], page.all("svg")[2]["aria-label"]
+        assert "Chance is 25.00." in seeds
+        assert "Chance is 25.00." in accuracy
+        drawn = page.source[page.source.index(seeds) :]
+        assert "stroke-dasharray" in drawn[: drawn.index("</svg>")]
+        assert page.row("Pullover & co")[-1] == "50"
+        assert "Pullover &amp; co (50)" in page.source, "the number of images stands in the figure too"
+
+    def test_too_few_steps_are_remarked(self, make_run):
+        folder = make_run()
+        (folder / "config.yaml").write_text((folder / "config.yaml").read_text() + "batch_size: 10000\n")
+        assert "Only 36 steps of 10000 images" in report(folder).words
+
+    def test_grad_cam_of_coarse_maps_is_left_out(self, make_run):
+        folder = make_run()
+        file = folder / "pictures" / "pictures.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "map_size": [3, 4]}))
+        page = report(folder)
+        assert "Left out: a map of 3 × 4 values at layer3 is too coarse" in page.words
+        assert not page.all("img")
 
     def test_values_that_are_not_finite_do_not_stop_it(self, make_run):
         folder = make_run()
@@ -273,7 +258,7 @@ class TestCircumstances:
     def test_unknown_variants_are_drawn_too(self, make_run):
         page = report(make_run({"later_gate": (0.8, 0.81), "cbam:official": (0.82, 0.84)}, seeds=2))
         assert "CBAM (official): " in page.words
-        assert "over later_gate" in page.words
+        assert "with later_gate" in page.words
 
     def test_long_and_foreign_class_names(self, make_run):
         names = ("ein sehr langer Klassenname " * 8, "猫と犬", "", "tab\tand\nnewline")
@@ -287,48 +272,6 @@ class TestCircumstances:
 
 
 class TestPage:
-    def test_is_well_formed(self, page):
-        assert page.unbalanced == []
-        assert page.open == []
-        ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-        assert len(ids) == len(set(ids))
-
-    def test_needs_no_network(self, page):
-        """No element may load anything: every address in the page is a data URI or a place in the page itself."""
-        for tag, attributes in page.elements:
-            assert tag not in (
-                "script",
-                "link",
-                "iframe",
-                "object",
-                "embed",
-                "base",
-                "form",
-                "video",
-                "audio",
-            )
-            for name, value in attributes.items():
-                assert not name.startswith("on"), f"{tag} {name}"
-                if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
-                    assert (value or "").startswith(("data:image/", "#")), f"{tag} {name}={value[:60]}"
-        assert not re.search(r"@import|https?:|//[a-z]+\.", re.sub(r"base64,[^\"]*", "", page.source))
-        assert set(re.findall(r"url\((.)", page.source)) <= {"#"}
-        policy = next(meta["content"] for meta in page.all("meta") if "http-equiv" in meta)
-        assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
-    def test_references_inside_the_page_exist(self, page):
-        ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
-        used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', page.source))
-        assert used <= ids
-
-    def test_everything_from_outside_is_escaped(self, page):
-        assert "<script" not in page.source
-        assert "&lt;script&gt;alert(&#39;class&#39;)&lt;/script&gt;" in page.source
-        assert "<b>digits" not in page.source
-        assert "<fast>" not in page.source
-        assert re.search(r"<text[^>]*>a\$b\$ \\frac", page.source)  # a name is no formula
-        assert "<script>alert('class')</script>" in page.text
-
     @pytest.mark.parametrize(
         "evil", ['"><img src=x onerror=alert(1)>', "</style><script>1</script>", "{{ 7 * 7 }}", "--><b>"]
     )
@@ -345,26 +288,10 @@ class TestPage:
         )
         page = report(folder)
         assert not page.all("b")
-        assert not page.all("script")
+        assert page.all("script") == [{}]
         assert not [image for image in page.all("img") if "onerror" in image]
         assert evil in page.text
         assert page.unbalanced == []
-
-    def test_is_accessible(self, page):
-        assert all(image["alt"].strip() for image in page.all("img"))
-        assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
-        assert all(header.get("scope") in ("row", "col") for header in page.all("th"))
-        assert dict(page.elements)["html"]["lang"] == "en"
-        regions = [box for box in page.all("div") if box.get("class") == "scroll"]
-        assert all(box["tabindex"] == "0" and box["aria-label"] for box in regions)  # scrollable by keyboard
-        assert len(regions) == page.source.count("<table")
-
-    def test_figures_follow_the_colour_scheme(self, page):
-        figures = "".join(re.findall(r"<svg.*?</svg>", page.source, flags=re.DOTALL))
-        assert "var(--ink)" in figures
-        assert "var(--v-cbam)" in figures
-        assert not re.findall(r"#[0-9a-f]{6}\b", figures)
-        assert "prefers-color-scheme: dark" in page.source
 
     def test_is_the_same_for_the_same_run(self, page, whole_run):
         assert report(whole_run).source == page.source
@@ -404,33 +331,3 @@ def test_photographs_stay_below_three_megabytes(make_run):
     page = write_report(folder)
     assert page.read_text().count("data:image/webp") == 8 + 8 * len(LOOKS)
     assert page.stat().st_size < 3_000_000
-
-
-def luminance(colour):
-    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one, other):
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def test_the_contrast_formula():
-    assert contrast("#ffffff", "#000000") == pytest.approx(21)
-    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
-
-
-@pytest.mark.parametrize(("scheme", "position"), [("light", 0), ("dark", 1)])
-def test_text_and_labels_have_contrast(page, scheme, position):
-    block = re.findall(r":root \{(.*?)\}", page.source, flags=re.DOTALL)[position]
-    colours = dict(re.findall(r"(--[a-z-]+): (#[0-9a-f]{6})", block))
-    assert len(colours) == 6 + len(LOOKS) + 1
-    assert colours["--v-cbam"] == LOOKS["cbam"][position]
-    assert colours["--v-other"] == OTHER_LOOK[position]
-    for name, colour in colours.items():
-        if name not in ("--page", "--box", "--grid"):
-            assert contrast(colour, colours["--page"]) >= 4.5, (scheme, name)
-    assert contrast(colours["--muted"], colours["--box"]) >= 4.5
-    assert contrast(colours["--ink"], colours["--box"]) >= 7

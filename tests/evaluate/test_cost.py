@@ -426,3 +426,24 @@ def test_evaluate_and_models_import_nothing_heavy():
 
 def test_the_import_test_can_fail():
     assert _loaded_by("import cbam.evaluate, safetensors") != "[]"
+
+
+@pytest.mark.parametrize(("dims", "size"), [(1, (3, 40)), (2, (3, 8, 9)), (3, (3, 4, 8, 6))])
+@pytest.mark.parametrize("name", ["eager", pytest.param("auto", marks=needs_operator)])
+def test_networks_of_any_dimensions(dims, size, name):
+    conv, norm = getattr(nn, f"Conv{dims}d"), getattr(nn, f"BatchNorm{dims}d")
+    pool = getattr(nn, f"MaxPool{dims}d"), getattr(nn, f"AdaptiveAvgPool{dims}d")
+    k, c, positions = 3, 8, torch.Size(size[1:]).numel()
+    attention = CBAM(c, 4, k, dims=dims)
+    net = nn.Sequential(
+        conv(3, c, k, padding=1, bias=False), norm(c), attention, pool[0](2), pool[1](1), nn.Flatten()
+    )
+    with set_backend(name):
+        found = cost(net, size)
+    rows = {row.name: row for row in found.modules}
+    assert rows["0"].macs == 3 * c * k**dims * positions
+    assert rows["2"].macs == 2 * 2 * c * (c // 4) + 2 * k**dims * positions
+    assert rows["2"].parameters == 2 * c * (c // 4) + 2 * k**dims
+    assert rows["2"].flops == 2 * rows["2"].macs + 6 * c * positions + 2 * (c // 4) + c + c + positions
+    assert rows["2"].output == (1, c, *size[1:])
+    assert not found.uncounted

@@ -192,6 +192,7 @@ class TestMaps:
         with torch.no_grad():
             network[0].weight.mul_(1e-9 * constant)
             network[0].bias.fill_(constant)
+            network[3].weight.fill_(1.0)  # evidence for the class, the same everywhere
         maps = class_activation_maps(network, "0", images, [0] * 4)
         assert maps.flat == (True,) * 4
         assert maps.heat.count_nonzero() == 0

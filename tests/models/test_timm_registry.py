@@ -10,6 +10,7 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 
+import cbam.models.timm_registry  # noqa: F401 (registers the networks)
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
 from cbam.models import build_model, model_names

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cbam
 from cbam import CBAM
 from cbam.errors import CBAMError
+from cbam.ops import reference
 from tests.nn import conformance
 from tests.nn.oracle import Oracle
 
@@ -155,6 +157,32 @@ class TestNumerics:
         for gate in block.gates:
             assert gate.logits(x).dtype == torch.float32
             torch.testing.assert_close(gate.logits(x), gate.logits(x.float()), atol=1e-6, rtol=1e-6)
+
+    @pytest.mark.parametrize("backend", ["auto", "eager"])
+    @pytest.mark.parametrize("arrangement", ["channel-spatial", "parallel", "spatial-channel"])
+    def test_a_gradient_above_the_largest_half_number(self, backend, arrangement):
+        """The gate's gradient is the sum of g * x over a map: 40 * 40 * 45 here, and float16 ends at 65,504."""
+        torch.manual_seed(1)
+        block = CBAM(16, 4, arrangement=arrangement)
+        x = torch.rand(2, 16, 40, 40).add(1).mul(30).half()
+        gradients = []
+        for like in (x, x.float()):
+            block.zero_grad()
+            like = like.clone().requires_grad_()
+            with cbam.set_backend(backend):
+                y = block(like)
+            y.backward(torch.ones_like(y))
+            gradients.append([like.grad.float(), *(p.grad.clone() for p in block.parameters())])
+        assert max(g.abs().max() for g in gradients[0]) > 65504
+        for got, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(got, expected, rtol=0.02, atol=0.002 * float(expected.abs().max()))
+
+    def test_the_gate_of_a_half_map_is_rounded_as_without_gradients(self):
+        """Gates of all sizes, down to the smallest numbers of float16."""
+        x = torch.randn(64, 4, 8, 8).half()
+        value = (torch.randn(64, 4, 1, 1) * 4).exp2().mul(torch.logspace(-9, 0.3, 64).view(-1, 1, 1, 1))
+        expected = reference.apply_gate(x, value)
+        assert torch.equal(reference.apply_gate(x, value.requires_grad_()), expected)
 
     def test_average_of_a_large_half_map_does_not_overflow(self):
         block = CBAM(4, arrangement="channel", channel_pooling="avg")
@@ -336,7 +364,8 @@ class TestErrors:
         ("x", "message"),
         [
             (torch.rand(2, 16), r"got 2 dimensions: \(2, 16\)"),
-            (torch.rand(2, 7, 7, 16), "built for 16 channels, but the map has 7.*in_channels=7"),
+            (torch.rand(2, 7, 7, 16), r"built for 16 channels, but the map has 7.*last axis has 16.*movedim"),
+            (torch.rand(2, 7, 7, 9), "built for 16 channels, but the map has 7.*in_channels=7"),
             (torch.ones(1, 16, 4, 4, dtype=torch.int64), "floating-point map, got torch.int64"),
             (torch.rand(1, 16, 0, 4), "at least 1 x 1"),
             ([1.0], "expects a tensor.*got list"),

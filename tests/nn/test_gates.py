@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import cbam
 from cbam import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation
 from cbam.errors import CBAMError
 from tests.nn import oracle
@@ -46,6 +47,19 @@ def test_identity(build):
     assert torch.equal(block(x), x)
 
 
+@pytest.mark.parametrize(
+    "build", [ChannelAttention, SqueezeExcitation, lambda c: CBAM(c, preset="official").channel_attention]
+)
+def test_identity_with_a_single_hidden_unit_can_learn(build):
+    maps = (torch.randn(8, 16, 6, 6) + torch.randn(16, 1, 1)).relu()
+    for seed in range(60):
+        torch.manual_seed(seed)
+        block = build(16)
+        block.set_identity()
+        (block(maps) * torch.randn(16, 6, 6)).sum().backward()
+        assert block.layers[1].weight.grad.abs().max() > 0, f"seed {seed}"
+
+
 def test_gate_shapes():
     x = torch.randn(2, 16, 5, 7)
     assert ChannelAttention(16).gate(x).shape == (2, 16, 1, 1)
@@ -76,3 +90,23 @@ def test_repr_tells_what_it_is():
     assert "preset='official'" in text
     assert "descriptor_order='max-avg'" in text
     assert "gate_scale=2" in text
+
+
+class TestTheNormOfASingleValue:
+    """One image with a map of one pixel: torch's batch norm refuses it in training."""
+
+    @pytest.mark.parametrize("backend", ["auto", "eager"])
+    def test_says_what_to_do(self, backend):
+        block = CBAM(8, preset="official")
+        with (
+            cbam.set_backend(backend),
+            pytest.raises(CBAMError, match=r"norm of the spatial gate cannot take.*1 x 1"),
+        ):
+            block(torch.rand(1, 8, 1, 1))
+        assert block.eval()(torch.rand(1, 8, 1, 1)).shape == (1, 8, 1, 1)
+
+    def test_names_the_site(self):
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3))
+        cbam.attach(model, sites="1", preset="official", input_size=16)
+        with pytest.raises(CBAMError, match="spatial gate at '1' cannot take the statistics of one value"):
+            model.train()(torch.rand(1, 3, 5, 5))

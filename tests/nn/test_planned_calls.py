@@ -124,7 +124,7 @@ def test_transforms(planned, transform):
     [
         lambda f: make_fx(f)(a_map()),
         lambda f: torch.fx.symbolic_trace(nn.Sequential(f)),
-        lambda f: torch.jit.trace(f, a_map(), check_trace=False),
+        lambda f: torch.jit.trace(f, a_map()),
     ],
     ids=["make_fx", "fx", "jit"],
 )

@@ -53,3 +53,26 @@ def test_gray_images_take_one_number_and_refuse_three():
 def test_limits_and_split_reach_the_images(pictures):
     data = ImageConfig(data=str(pictures), image_size=8, val_fraction=0.5, limit_train=3, limit_val=3).load()
     assert (len(data.train), len(data.val)) == (3, 3)
+
+
+@pytest.mark.parametrize("form", [TrainRunConfig, CompareConfig], ids=lambda form: form.__name__)
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ({"model": "resnet20"}, 32),
+        ({"model": "resnet20", "image_size": 24}, 24),
+        ({"model": "resnet50"}, 224),
+        ({"model": "timm/resnet18"}, 224),
+    ],
+    ids=str,
+)
+def test_images_of_a_folder_have_the_size_that_the_model_is_made_for(form, given, size, pictures):
+    config = form(data=str(pictures), **given)
+    assert config.load().input_size == (3, size, size)
+    assert config.resolved()["image_size"] == (None if size == 224 else size)  # as runs have it on record
+
+
+def test_built_in_images_keep_their_size():
+    config = CompareConfig(data="digits", model="resnet20")
+    assert config.load().input_size == (1, 8, 8)
+    assert config.resolved()["image_size"] is None

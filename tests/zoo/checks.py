@@ -16,9 +16,16 @@ from torch.utils._pytree import tree_leaves
 
 import cbam
 from cbam.attach import WithAttention
+from cbam.attach.graph.probe import dims_of
 
-LIBRARIES = ("torchvision", "timm", "smp", "transformers")
-SIZES = (64, 128, 224, 299)
+LIBRARIES = ("torchvision", "timm", "smp", "transformers", "monai")
+# By the dimensions of a model's first convolution.
+SIZES = {
+    1: ((64,), (1024,)),
+    2: ((64, 64), (128, 128), (224, 224), (299, 299)),
+    3: ((32, 32, 32), (64, 64, 64), (16, 112, 112), (16, 224, 224)),
+}
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 STEPS = 6
 LARGE, LARGE_WEIGHT = 150_000_000, 1_000_000  # parameters of a model, of one weight
 # Name -> class and options of its configuration.
@@ -31,6 +38,24 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "regnet-y": ("RegNet", {"layer_type": "y"}),
     "convnext-tiny": ("ConvNext", {}),
     "convnextv2-tiny": ("ConvNextV2", {}),
+}
+ONE, TWO = {"n_input_channels": 1, "num_classes": 2}, {"in_channels": 1, "num_classes": 2}
+SEGMENTS = {"in_channels": 1, "out_channels": 2}
+UNET = {**SEGMENTS, "channels": (8, 16, 32), "strides": (2, 2)}
+MONAI: dict[str, tuple[str, dict[str, Any]]] = {
+    "resnet18": ("resnet18", ONE),
+    "seresnet50": ("SEResNet50", TWO),
+    "densenet121": ("DenseNet121", SEGMENTS),
+    "unet": ("UNet", UNET),
+    "unet-residual": ("UNet", {**UNET, "num_res_units": 2}),
+    "basicunet": ("BasicUNet", {**SEGMENTS, "features": (8, 8, 16, 16, 32, 8)}),
+    "attentionunet": ("AttentionUnet", UNET),
+    "segresnet": ("SegResNet", {**SEGMENTS, "init_filters": 8}),
+    "dynunet": (
+        "DynUNet",
+        {**SEGMENTS, "kernel_size": [3] * 4, "strides": [1, 2, 2, 2], "upsample_kernel_size": [2] * 3},
+    ),
+    "vnet": ("VNet", SEGMENTS),
 }
 
 
@@ -50,6 +75,10 @@ def models(library: str) -> Iterator[tuple[str, str]]:
         yield from (("smp", name) for name in get_encoder_names())
     if library in ("transformers", "all"):
         yield from (("transformers", name) for name in TRANSFORMERS)
+    if library in ("monai", "all"):
+        three_only = ("dynunet", "segresnet", "vnet")  # these take no maps (N, C, L)
+        yield from (("monai", f"{name}-1d") for name in MONAI if name not in three_only)
+        yield from (("monai", f"{name}-3d") for name in MONAI)
 
 
 def check(library: str, name: str) -> dict[str, Any]:
@@ -66,7 +95,12 @@ def check(library: str, name: str) -> dict[str, Any]:
         return {**row, "reason": ""}
     inputs, before = first_that_runs(model)
     old = copied_state(model)
-    attachment = cbam.attach(model, example_input=inputs)
+    try:
+        attachment = cbam.attach(model, example_input=inputs)
+    except cbam.CBAMError as error:
+        if "embeds patches" not in str(error):
+            raise
+        return {**row, "convolutional": False, "reason": ""}  # a transformer, whatever convolves inside
     row.update(sites=len(attachment.sites), notes=list(attachment.notes), size=size_of(inputs))
 
     def failed(reason: str) -> dict[str, Any]:
@@ -103,6 +137,12 @@ def build(library: str, name: str) -> Any:
         kind, given = TRANSFORMERS[name]
         config = getattr(transformers, f"{kind}Config")(**given)
         return getattr(transformers, f"{kind}ForImageClassification")(config)
+    if library == "monai":
+        import monai.networks.nets
+
+        name, _, dims = name.rpartition("-")
+        kind, given = MONAI[name]
+        return getattr(monai.networks.nets, kind)(spatial_dims=int(dims[0]), **given)
     from torchvision.models import get_model, get_model_builder
 
     options: dict[str, Any] = {"weights": None}
@@ -118,7 +158,7 @@ def build(library: str, name: str) -> Any:
 
 def is_convolutional(model: Any) -> bool:
     """Return whether the network convolves beyond a stem of patches: three kernels or more that overlap."""
-    kernels = [m for m in model.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
+    kernels = [m for m in model.modules() if isinstance(m, CONVOLUTIONS) and max(m.kernel_size) > 1]
     return sum(m.kernel_size != m.stride for m in kernels) >= 3
 
 
@@ -127,10 +167,14 @@ def first_that_runs(model: Any) -> tuple[tuple[Any, ...], Any]:
     config = getattr(model, "default_cfg", None) or {}
     # The second classifier of the Inceptions, used in training, needs the whole map.
     fixed = config.get("fixed_input_size") or type(model).__name__ in ("Inception3", "InceptionV3")
-    sizes = [] if fixed else list(SIZES)
+    dims, first = dims_of(model)
+    sizes = [] if fixed else list(SIZES[dims])
+    if dims == 2:
+        sizes.append((config.get("input_size", (3, 299, 299))[-1],) * 2)
     problem: Exception | None = None
-    for size in [*sizes, config.get("input_size", (3, 299, 299))[-1]]:
-        images = torch.rand(2, config.get("input_size", (3,))[0], size, size)
+    for size in sizes:
+        channels = config.get("input_size", (3,))[0] if dims == 2 else first.in_channels
+        images = torch.rand(2, channels, *size)
         inputs = (list(images),) if is_detector(model) else (images,)
         if "optical_flow" in type(model).__module__:
             inputs = (images, images.flip(-1))

@@ -19,9 +19,9 @@ from cbam.attach.graph.probe import InputSize
 from cbam.attach.insert import Insertion, exchange, insert
 from cbam.attach.plan import Plan, make_plan
 from cbam.attach.sites.select import Selectors, Sites
+from cbam.attach.watch import attended, unwatch, what_is_lost
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
-from cbam.formatting import counted
 from cbam.nn.base import AttentionModule
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,9 @@ class Attachment(Plan):
     def check(self, model: nn.Module) -> None:
         """Raise if attention that was attached is gone, after some tool has rebuilt parts of the model.
 
+        The model warns by itself at the next forward pass or `state_dict()`, unless the tool has built another one
+        around its parts.
+
         Args:
             model: the one that attention was attached to, or what a tool made of it.
 
@@ -53,15 +56,10 @@ class Attachment(Plan):
         Traceback (most recent call last):
         cbam.errors.CBAMError: 1 of 8 sites has lost its attention: 'layer1.0.bn2'. ...
         """
-        attached = {name for name, module in model.named_modules() if isinstance(module, WithAttention)}
-        lost = len(self.sites) - len(attached)
-        if lost > 0:
-            names = ", ".join(repr(site.name) for site in self.sites if site.name not in attached)
-            has = "has lost its" if lost == 1 else "have lost their"
-            raise CBAMError(
-                f"{lost} of {counted(len(self.sites), 'site')} {has} attention: {names}."
-                " What rebuilds modules comes before cbam.attach."
-            )
+        here = attended(model)
+        if len(here) < len(self.sites):
+            lost = what_is_lost([s.name for s in self.sites if s.name not in here], len(self.sites))
+            raise CBAMError(f"{lost}. What rebuilds modules comes before cbam.attach.")
 
 
 def plan(
@@ -107,8 +105,10 @@ def attach(
     stays valid; the new ones say `.cbam.`. The new weights take device, dtype and training mode of their host.
     Do it before building the optimizer, and before DistributedDataParallel or torch.compile.
 
+    The attention has the dimensions of its map, whose channels the operations that made it tell.
+
     Args:
-        model: any CNN, trained or not.
+        model: any CNN, trained or not, of one, two or three dimensions.
         attention: "cbam", "se", "channel" (CBAM's channel gate alone), "spatial", "eca", a name of
             `cbam.register_attention`, or "timm:NAME" for what timm's factory builds. Or a class or a function
             channels -> module, for any module that keeps the shape of a map.
@@ -123,7 +123,8 @@ def attach(
             do that, a note of the plan says so); "paper": fresh gates, for training from scratch (they scale a trained
             branch to about a quarter).
         exclude: sites to leave out, in the same language.
-        input_size: (C, H, W) of the probe's image, or one side; default: the model's own, or 224 x 224.
+        input_size: (C, H, W) of the probe's image, (C, L) of a signal, (C, D, H, W) of a volume, or one side; default:
+            the model's own, or 224 x 224, 1024 or 64 x 64 x 64, by the first convolution.
         example_input: the arguments of the probe forward, for models that take more than one image.
         fuse_epilogue: where a block ends in relu(attention(...) + shortcut), let the operator compute all of that.
         **options: of the attention: for CBAM `reduction_ratio`, `kernel_size`, `preset` and the switches of
@@ -134,7 +135,8 @@ def attach(
 
     Raises:
         CBAMError: an unknown name; a pattern that matches nothing; a model that carries attention already, in which
-            no site is found, or whose probe forward fails; attention that does not keep the shape of a map.
+            no site is found, or whose probe forward fails; a site whose map is not (N, C, ...) or not known to be;
+            attention that does not keep the shape of a map.
 
     >>> import torch
     >>> from torchvision.models import resnet18
@@ -148,7 +150,9 @@ def attach(
     made, at, blocks, changes = make_plan(
         model, config, sites, exclude, input_size, example_input, fuse_epilogue
     )
-    insertions = {s.name: Insertion(s.position, partial(at[s.name].build, s.channels)) for s in made.sites}
+    insertions = {
+        s.name: Insertion(s.position, partial(at[s.name].build, s.channels, s.dims)) for s in made.sites
+    }
     insert(model, insertions, blocks)
     for note in changes:
         logger.warning(note)
@@ -178,6 +182,7 @@ def detach(model: nn.Module) -> int:
             f"{type(model).__name__} carries no attached attention. Attach it first: cbam.attach(model)."
         )
     exchange(model, attached)
+    unwatch(model)
     for module in model.modules():
         if isinstance(module, WithEpilogue):
             without_epilogue(module)

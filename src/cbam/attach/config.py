@@ -11,6 +11,7 @@ import torch
 from cbam.attach.sites.select import Selector, Selectors, as_list
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn.base import AttentionModule
+from cbam.nn.channel import ChannelAttention
 from cbam.nn.kind import AttentionKind, Builder
 from cbam.nn.registry import attention_kind, check_options
 
@@ -41,17 +42,23 @@ class SiteConfig:
         return self.kind.description(self.options)
 
     def build(
-        self, channels: int, *, device: Any = None, dtype: torch.dtype | None = None
+        self, channels: int, dims: int = 2, *, device: Any = None, dtype: torch.dtype | None = None
     ) -> AttentionModule:
         """Return a new module with its first weights.
 
         Args:
             channels: of the map.
+            dims: how many sizes follow them.
             device, dtype: of the weights.
         """
-        block = self.kind.build(channels, self.options, device=device, dtype=dtype)
+        options = self.options if dims == 2 else {**self.options, "dims": dims}
+        block = self.kind.build(channels, options, device=device, dtype=dtype)
         if self.init == "identity":
             self.kind.set_identity(block)
+        else:
+            for gate in block.modules():
+                if isinstance(gate, ChannelAttention):
+                    gate.keep_alive()
         return block
 
 

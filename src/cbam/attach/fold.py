@@ -12,7 +12,9 @@ from cbam.nn.base import AttentionModule, Gate
 
 # Modules whose output is linear in (weight, bias), so that scaling both scales the output. By exact type:
 # a subclass may do more, such as timm's batch norms with an activation.
-_LINEAR_HOSTS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.Conv2d)
+_LINEAR_HOSTS = (
+    nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.Conv2d, nn.BatchNorm1d, nn.Conv1d, nn.BatchNorm3d, nn.Conv3d,
+)  # fmt: skip
 
 
 def fold_gate_scale(model: nn.Module) -> int:

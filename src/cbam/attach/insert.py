@@ -10,6 +10,7 @@ from torch import nn
 
 from cbam.attach import fuser_methods
 from cbam.attach.fusion.with_epilogue import with_epilogue
+from cbam.attach.watch import watch
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
 from cbam.nn.base import AttentionModule
@@ -44,10 +45,14 @@ def insert(model: nn.Module, at: Mapping[str, Insertion], fused: Iterable[nn.Mod
         host = modules[path]
         weight = like(host, model)
         attention = build(device=weight.device, dtype=weight.dtype).train(host.training)
+        for part in attention.modules():
+            if isinstance(part, AttentionModule):
+                part.site = path
         wrapped[host] = WithAttention(host, attention, position)
     exchange(model, wrapped)
     for block in fused:
         with_epilogue(block)
+    watch(model)
 
 
 def check_unattached(model: nn.Module) -> None:

@@ -31,7 +31,8 @@ class Gates(NamedTuple):
 
     Attributes:
         channel: (N, C), the factor of each channel; None where the module has no channel gate.
-        spatial: (N, 1, H, W), the factor of each location; None where it has no spatial gate.
+        spatial: (N, 1, H, W), the factor of each location; None where it has no spatial gate. Of signals (N, 1, L), of
+            volumes (N, 1, D, H, W).
     """
 
     channel: Tensor | None
@@ -131,7 +132,7 @@ def attention_maps(model: nn.Module) -> Iterator[AttentionMaps]:
     try:
         with _eagerly():
             for site, (parts, gates) in sites.items():
-                listener = _Listener(maps, site, gates, notice)
+                listener = _Listener(maps, site, gates, parts[0].dims, notice)
                 for part in parts:
                     _listen(part, listener)
                     own.append((part, listener))
@@ -174,9 +175,14 @@ class _Listener:
     """Adds the gates of one site's calls in the thread that made it."""
 
     def __init__(
-        self, maps: AttentionMaps, site: str, gates: Callable[[Tensor], Any] | None, notice: _CompiledNotice
+        self,
+        maps: AttentionMaps,
+        site: str,
+        gates: Callable[[Tensor], Any] | None,
+        dims: int,
+        notice: _CompiledNotice,
     ):
-        self.maps, self.site, self.gates, self.notice = maps, site, gates, notice
+        self.maps, self.site, self.gates, self.dims, self.notice = maps, site, gates, dims, notice
         self.thread = threading.get_ident()
 
     def __call__(self, x: Tensor, channel: Tensor | None, spatial: Tensor | None) -> None:
@@ -185,7 +191,7 @@ class _Listener:
         self.notice.give_once()
         if self.gates is not None:
             with torch.no_grad():
-                channel, spatial = _told(self.gates(x), x, self.site)
+                channel, spatial = _told(self.gates(x), x, self.site, self.dims)
         self.maps.add(self.site, channel, spatial)
 
 
@@ -217,9 +223,10 @@ def _sites(
     """Return, by site, the modules that tell its gates, or a function that does; and the sites that have neither."""
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     sites: dict[str, tuple[list[AttentionModule], Callable[[Tensor], Any] | None]] = {}
-    silent, inner = [], set[nn.Module]()
-    attached = {m.cbam: name for name, m in model.named_modules() if isinstance(m, WithAttention)}
-    for name, module in model.named_modules():
+    silent, inner, attached = [], set[nn.Module](), dict[nn.Module, str]()
+    for name, module in model.named_modules():  # a wrapper comes before what is in it
+        if isinstance(module, WithAttention):
+            attached[module.cbam] = name
         if not isinstance(module, AttentionModule) or module in inner:
             continue
         site = attached.get(module, name)
@@ -248,21 +255,22 @@ def _gates_of_kind(module: AttentionModule) -> Callable[[Tensor], Any] | None:
     return None if gates is None else lambda x: gates(module.module, x)
 
 
-def _told(gates: Any, x: Tensor, site: str) -> tuple[Tensor | None, Tensor | None]:
+def _told(gates: Any, x: Tensor, site: str, dims: int) -> tuple[Tensor | None, Tensor | None]:
     """Sort what a kind's function returned into channel and spatial gates."""
-    batch = x if x.dim() == 4 else x[None]
-    n, c, height, width = batch.shape
+    batch = x if x.dim() == dims + 2 else x[None]
+    n, c, *sizes = batch.shape
+    ones = (1,) * dims
     found: list[Tensor | None] = [None, None]
     for gate in gates if isinstance(gates, (tuple, list)) else (gates,):
         shape = tuple(gate.shape) if isinstance(gate, Tensor) else None
-        if shape in ((n, c), (n, c, 1, 1)) and not (shape == (n, 1, 1, 1) and found[0] is not None):
+        if shape in ((n, c), (n, c, *ones)) and not (shape == (n, 1, *ones) and found[0] is not None):
             found[0] = gate.detach().reshape(n, c).clone()
-        elif shape == (n, 1, height, width):
+        elif shape == (n, 1, *sizes):
             found[1] = gate.detach().clone()
         elif gate is not None:
             given = shape or type(gate).__name__
             raise CBAMError(
-                f"the gates at {site!r} must have the shape ({n}, {c}), ({n}, {c}, 1, 1) or ({n}, 1, {height}, {width})"
+                f"the gates at {site!r} must have the shape {(n, c)}, {(n, c, *ones)} or {(n, 1, *sizes)}"
                 f" for this map; the function given as gates= returned {given}."
             )
     return found[0], found[1]

@@ -12,13 +12,14 @@ from torch import nn
 
 from cbam.attach.config import AS_BUILT, AttentionConfig, SiteConfig, by_selector
 from cbam.attach.fusion.with_epilogue import find_blocks
-from cbam.attach.graph.probe import Call, InputSize, Probe, default_inputs, run_probe
+from cbam.attach.graph.probe import Call, InputSize, Node, Probe, default_inputs, run_probe
 from cbam.attach.insert import check_unattached, like
 from cbam.attach.sites.select import Selector, Selectors, Sites, as_list, select
 from cbam.attach.sites.table import FINDERS, KINDS, find
 from cbam.attach.trial import try_attention
 from cbam.errors import CBAMError
 from cbam.formatting import columns, counted
+from cbam.ops.dims import SIZES, batched
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Site:
         name: path of the module.
         module_type: its class.
         position: "output" (attention after it) or "input" (before it).
-        channels, height, width: of the map there, with the probe's image.
+        channels: of the map there.
+        size: of the map, (H, W), with the probe's image; (L,) of a signal, (D, H, W) of a volume.
         parameters: that the attention adds.
         epilogue: what of the block's epilogue runs inside the operator: "add, relu", "add" or nothing.
         attention: what goes in, such as "cbam (preset paper, r=16, k=7)".
@@ -40,12 +42,16 @@ class Site:
     module_type: str
     position: str
     channels: int
-    height: int
-    width: int
+    size: tuple[int, ...]
     parameters: int
     epilogue: str = ""
     attention: str = ""
     init: str = ""
+
+    @property
+    def dims(self) -> int:
+        """How many sizes follow the channels."""
+        return len(self.size)
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class Plan:
         for s in self.sites:
             where = "after" if s.position == "output" else "before"
             own = f"{s.attention or self.attention}, init {s.init or self.init}"
-            size, added = f"{s.height}x{s.width}", f"{s.parameters:,}"
+            size, added = "x".join(map(str, s.size)), f"{s.parameters:,}"
             row = (s.name, s.module_type, where, str(s.channels), size, added, own if own != usual else "")
             rows.append(row)
         before, added_in_all = self.model_parameters, self.added_parameters
@@ -149,7 +155,9 @@ def make_plan(
     rows = [_site(name, modules[name], one, probe, model) for name, one in chosen.items()]
     blocks = {}
     if fuse_epilogue:
-        blocks = find_blocks(model, [row.name for row in rows if _may_end_a_block(chosen[row.name])])
+        blocks = find_blocks(
+            model, [row.name for row in rows if row.dims == 2 and _may_end_a_block(chosen[row.name])]
+        )
         rows = [replace(r, epilogue=str(blocks[r.name][1])) if r.name in blocks else r for r in rows]
     changes = _changed_outputs(rows, chosen)
     notes += [*_frozen_norms(model, chosen), *changes]
@@ -166,7 +174,10 @@ def _check_host(model: nn.Module) -> None:
     if outer in ("OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
         raise CBAMError(f"the model is wrapped in {outer}. Attach to the bare model first, then wrap it.")
     if isinstance(model, torch.jit.ScriptModule):
-        raise CBAMError("a TorchScript module cannot be changed. Attach to the Python model, then script it.")
+        raise CBAMError(
+            "a TorchScript module cannot be changed. Attach to the Python model, then trace it:"
+            " torch.jit.trace(model, image)."
+        )
     check_unattached(model)
 
 
@@ -241,30 +252,49 @@ def _nothing_found(kind: str, model: nn.Module, probe: Probe, notes: list[str]) 
 
 
 def _site(name: str, module: nn.Module, chosen: Chosen, probe: Probe, model: nn.Module) -> Site:
-    shapes = [_shape_at(call, chosen.position, probe) for call in probe.calls if call.name == name]
-    if not shapes:
+    calls = [call for call in probe.calls if call.name == name]
+    if not calls:
         raise CBAMError(
             f"site {name!r} ({type(module).__name__}) did not run in the probe forward. Leave it out."
         )
-    kinds = Counter(shapes)
-    shape = shapes[0]
-    if len(kinds) > 1 and len({s[1] if s is not None and len(s) == 4 else None for s in kinds}) > 1:
-        raise CBAMError(f"site {name!r} gives maps of different channels: {list(kinds)}. Name other sites.")
-    if shape is None or len(shape) != 4:
-        given = "no floating-point tensor" if shape is None else f"shape {shape}"
-        raise CBAMError(
-            f"site {name!r} ({type(module).__name__}) gives {given}, not a feature map (N, C, H, W). Name another."
-        )
-    _, channels, height, width = shape
+    seen = [_node_at(call, chosen.position, probe) for call in calls]
+    if len({(node.shape[1:2], node.dims) if node is not None else () for node in seen}) > 1:
+        shapes = dict.fromkeys(None if node is None else node.shape for node in seen)
+        raise CBAMError(f"site {name!r} gives maps of different channels: {list(shapes)}. Name other sites.")
+    kind, position, node = type(module).__name__, chosen.position, seen[0]
+    if node is None or node.dims is None:
+        raise _no_map(f"site {name!r} ({kind})", node)
+    _, channels, *size = node.shape
     config = chosen.config
-    trial = try_attention(config, (channels, height, width), like(module, model))
+    trial = try_attention(config, (channels, *size), like(module, model))
     init = AS_BUILT if config.init == "identity" and not trial.is_identity else config.init
-    kind, position = type(module).__name__, chosen.position
     described = {"attention": config.description, "init": init}
-    return Site(name, kind, position, channels, height, width, trial.parameters, **described)
+    return Site(name, kind, position, channels, tuple(size), trial.parameters, **described)
 
 
-def _shape_at(call: Call, position: str, probe: Probe) -> tuple[int, ...] | None:
+def _node_at(call: Call, position: str, probe: Probe) -> Node | None:
     if position == "input" and call.source is not None:
-        return probe.nodes[call.source].shape
-    return call.shape
+        return probe.nodes[call.source]
+    return None if call.output is None or call.shape is None else probe.nodes[call.output]
+
+
+def _no_map(site: str, node: Node | None) -> CBAMError:
+    """Return the error for a tensor that is no map (N, C, ...), or not known to be one."""
+    if node is None:
+        return CBAMError(
+            f"{site} gives no floating-point tensor, not a feature map (N, C, H, W). Name another."
+        )
+    shape, axis, rank = node.shape, node.channel_axis, len(node.shape)
+    if rank - 2 not in SIZES:
+        return CBAMError(f"{site} gives shape {shape}, not a feature map (N, C, H, W). Name another.")
+    expected = batched(rank - 2)
+    if axis is None:
+        return CBAMError(
+            f"{site} gives shape {shape}, and what made it does not tell which axis holds the channels, as a"
+            f" convolution or a norm would. Name a module that returns a map {expected}."
+        )
+    where = "last" if axis == rank - 1 else "first, without a batch" if axis == 0 else f"on axis {axis}"
+    return CBAMError(
+        f"{site} gives shape {shape} with its {shape[axis]} channels {where}, not a feature map {expected}."
+        " Name a module that returns one, such as the block around it."
+    )

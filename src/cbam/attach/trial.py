@@ -23,14 +23,14 @@ class Trial(NamedTuple):
     is_identity: bool
 
 
-def try_attention(config: SiteConfig, shape: tuple[int, int, int], like: Tensor) -> Trial:
+def try_attention(config: SiteConfig, shape: tuple[int, ...], like: Tensor) -> Trial:
     """Return what the attention for a site is like; nothing stays of it, the state of the random numbers included.
 
     What the operator computes keeps every map; other modules run on a random one.
 
     Args:
         config: of the site.
-        shape: (C, H, W) of the map there.
+        shape: (C, H, W) of the map there, or with other dimensions.
         like: a tensor with the dtype and the device of the map.
 
     Raises:
@@ -40,13 +40,13 @@ def try_attention(config: SiteConfig, shape: tuple[int, int, int], like: Tensor)
     >>> try_attention(SiteConfig(attention_kind("eca"), "identity"), (64, 7, 7), torch.zeros(1))
     Trial(parameters=3, is_identity=True)
     """
-    channels = shape[0]
+    channels, dims = shape[0], len(shape) - 1
     if config.kind.has_operator:
-        block = config.build(channels, device="meta")
+        block = config.build(channels, dims, device="meta")
         return Trial(sum(p.numel() for p in block.parameters()), config.init == "identity")
     device = torch.device("cpu") if like.is_meta else like.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        block = config.build(channels, device=device, dtype=like.dtype).eval()
+        block = config.build(channels, dims, device=device, dtype=like.dtype).eval()
         x = torch.randn(2, *shape, device=device, dtype=like.dtype)
         size = "x".join(map(str, shape))
         name = config.kind.name

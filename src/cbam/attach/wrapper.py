@@ -1,23 +1,23 @@
 """The module that puts attention behind (or in front of) another module and keeps that module's state-dict keys.
 
-After `attach`, `layer1.0.bn2` is a `WithAttention` whose `host` is the batch norm. State dicts say
-`layer1.0.bn2.weight` as before, and `layer1.0.bn2.cbam.*` for the new weights. `named_parameters()` shows the
-real structure, `layer1.0.bn2.host.weight`; `torch.func.functional_call` takes those names.
+After `attach`, `layer1.0.bn2` is a `WithAttention` whose `host` is the batch norm. State dicts, `named_parameters` and
+`named_buffers` say `layer1.0.bn2.weight` as before, and `layer1.0.bn2.cbam.*` for the new weights. Among modules the
+norm itself is `layer1.0.bn2.host`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
 from cbam.attach import folding
+from cbam.attach.names import HOST, HostName, Tensors
 from cbam.errors import CBAMError
 from cbam.nn import after_norm
 from cbam.nn.base import AttentionModule, is_like, is_plain
 
-_HOST = "host."
 _ATTENTION = "cbam."
 
 
@@ -50,8 +50,40 @@ class WithAttention(nn.Module):
         self.host = host
         self.cbam = attention
         self.training = host.training
+        self._name_as_host()
         self.register_state_dict_post_hook(_hide_host)
         self.register_load_state_dict_pre_hook(_find_host)
+        self.register_load_state_dict_post_hook(_hide_host_in_report)
+
+    def _name_as_host(self) -> None:
+        for kind in ("_parameters", "_buffers"):
+            own = self.__dict__.get(kind, {})
+            self.__dict__[kind] = Tensors(self._modules, kind)
+            self.__dict__[kind].update(own)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._name_as_host()
+        if (
+            _hide_host_in_report not in self._load_state_dict_post_hooks.values()
+        ):  # pickled before there was one
+            self.register_load_state_dict_post_hook(_hide_host_in_report)
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Yield all modules in here; the names of what the host holds do not say "host"."""
+        memo = set() if memo is None else memo
+        if self in memo:
+            return
+        if remove_duplicate:
+            memo.add(self)
+        yield prefix, self
+        for name, child in self._modules.items():
+            inside = f"{prefix}.{name}" if prefix else name
+            if child is not None:
+                inside = HostName(inside) if name == "host" else inside
+                yield from child.named_modules(memo, inside, remove_duplicate)
 
     def forward(self, *args: Any, block_end: BlockEnd | None = None, **kwargs: Any) -> Any:
         """Return attention(host(x)), or host(attention(x)); a batch norm and its attention run together.
@@ -116,7 +148,7 @@ class WithAttention(nn.Module):
                 " behind the norm. A bias of the convolution itself goes into m.host.bias."
             )
         elif name in host._parameters and isinstance(value, Tensor):
-            # torch.func.functional_call puts plain tensors here, where it is given the state dict's names.
+            # torch.func.functional_call puts plain tensors here.
             host._parameters[name] = cast("nn.Parameter", value)
         else:
             setattr(host, name, value)
@@ -136,12 +168,22 @@ class WithAttention(nn.Module):
 
 def _hide_host(module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
     for key in list(state_dict):
-        if key.startswith(prefix + _HOST):
-            state_dict[prefix + key[len(prefix + _HOST) :]] = state_dict.pop(key)
+        if key.startswith(prefix):  # all of them again, to keep their order
+            state_dict[prefix + key.removeprefix(prefix).removeprefix(HOST)] = state_dict.pop(key)
 
 
-def _find_host(module: nn.Module, state_dict: Any, prefix: str, *unused: Any) -> None:
+def _find_host(
+    module: nn.Module, state_dict: Any, prefix: str, metadata: Any, strict: bool, *reported: list[str]
+) -> None:
     for key in list(state_dict):
         rest = key[len(prefix) :]
-        if key.startswith(prefix) and not rest.startswith((_HOST, _ATTENTION)):
-            state_dict[prefix + _HOST + rest] = state_dict.pop(key)
+        if key.startswith(prefix) and not rest.startswith((HOST, _ATTENTION)):
+            state_dict[prefix + HOST + rest] = state_dict.pop(key)
+    module.__dict__["_loading"] = prefix, reported
+
+
+def _hide_host_in_report(module: nn.Module, incompatible_keys: Any) -> None:
+    """Let the missing and unexpected keys and the messages of a load say the state dict's names."""
+    prefix, reported = module.__dict__.pop("_loading", ("", ()))
+    for said in reported:
+        said[:] = [key.replace(prefix + HOST, prefix, 1) for key in said]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cbam.attach import attach
 from cbam.bench.cases import Case, Result
+from cbam.bench.compiled import first_call
 from cbam.bench.config import BenchConfig
 from cbam.bench.device import Device
 from cbam.bench.modules import first_line
@@ -56,7 +57,11 @@ def copies_in(config: BenchConfig) -> int:
 
 
 def training_code(network: nn.Module, image: Tensor) -> tuple[str, str]:
-    """Return Inductor's code of a network's forward and backward pass, compiled anew."""
+    """Return Inductor's code of a network's forward and backward pass, compiled anew.
+
+    Raises:
+        NothingCompiled: torch.compile ran the network as it is.
+    """
     from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.utils import run_fw_bw_and_get_code
 
@@ -65,7 +70,7 @@ def training_code(network: nn.Module, image: Tensor) -> tuple[str, str]:
     # The code is read and not used, so its C++ need not be compiled; code kept on disk would not be written again.
     unused = mock.patch.object(AsyncCompile, "cpp_pybinding", return_value=lambda *_: None)
     with torch._inductor.config.patch(force_disable_caches=True), unused:
-        _, (forward, backward) = run_fw_bw_and_get_code(lambda: step(image).sum())
+        _, (forward, backward) = first_call(lambda: run_fw_bw_and_get_code(lambda: step(image).sum()))
     torch._dynamo.reset()
     return forward, backward
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cbam.bench.baselines import CAREFUL, COPY, COPY_INTO, EAGER, OPERATOR, Baseline, build_baselines, ours_of
 from cbam.bench.cases import EVERYTHING_COMPILED, FORWARD, GRAPH, HOT, ONE_THREAD, Case, Result
+from cbam.bench.compiled import first_call
 from cbam.bench.config import DTYPES, MEMORY_FORMATS, BenchConfig
 from cbam.bench.device import Device
 from cbam.errors import CBAMError
@@ -83,7 +84,7 @@ class Comparison:
                 self._drop(name, "left out, compiling took too long")
                 continue
             try:
-                self._answer(name)
+                first_call(partial(self._answer, name))
             except Exception as error:  # whatever a compiler may raise
                 self._drop(name, first_line(error))
 
@@ -247,6 +248,8 @@ def first_line(error: BaseException) -> str:
     'ValueError: no such shape'
     """
     lines = str(error).strip().splitlines()
+    if isinstance(error, CBAMError):  # ours say what is wrong
+        return lines[0]
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
 
 

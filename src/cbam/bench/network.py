@@ -18,6 +18,7 @@ from cbam.attach import attach
 from cbam.bench.baselines import CAREFUL, EAGER, OPERATOR, TEXTBOOK
 from cbam.bench.cases import COMPILED_NETWORKS as COMPILED
 from cbam.bench.cases import GRAPH, GRAPHS, INFERENCE, PLAIN, REDUCED, UNCOMPILED, Case, Result
+from cbam.bench.compiled import first_call
 from cbam.bench.config import DTYPES, MEMORY_FORMATS, BenchConfig
 from cbam.bench.device import Device
 from cbam.bench.modules import BaselinesDiffer, first_line
@@ -112,7 +113,9 @@ class Networks:
                 continue
             self.select(name)
             try:
-                if self.device.like_gpu or self.compiled:
+                if self.compiled:
+                    first_call(call)
+                elif self.device.like_gpu:
                     call()
                 found[name] = capture([call], self.device.torch) if self.case.study == GRAPHS else call
                 if self.case.study == COMPILED:

@@ -12,6 +12,7 @@ from cbam.checkpoints.formats import FORMATS, Format
 from cbam.checkpoints.gates import Gates
 from cbam.errors import CBAMError
 from cbam.nn import CBAM
+from cbam.ops.dims import batched
 
 SCALES = ("channel_attention.gate_scale", "spatial_attention.gate_scale")
 
@@ -38,6 +39,7 @@ def form_of(block: CBAM) -> Format:
         norm="spatial_attention.norm" if spatial is not None and spatial.norm is not None else None,
         norm_optional=False,
         channel_only=spatial is None,
+        dims=block.dims,
     )
 
 
@@ -94,6 +96,8 @@ def fit(
     problems = _differences(gates, block)
     if problems and not (adapt and all(soft for _, soft in problems)):
         fits = f"Attach with {attach_call(gates, source.max_first)}"
+        if gates.dims not in (None, getattr(block, "dims", 2)):
+            raise CBAMError(f"{where}: {problems[0][0]}. Load the weights of a network of these dimensions.")
         soft = ", or pass adapt=True (--adapt) to convert what can be converted" if problems[0][1] else ""
         raise CBAMError(f"{where}: {'; '.join(text for text, _ in problems)}. {fits}{soft}.")
     form, changes = form_of(block), list[str]()
@@ -119,6 +123,9 @@ def _differences(gates: Gates, block: Any) -> list[tuple[str, bool]]:
     odd = _odd_switches(block)
     if odd:
         return [(f"the module has {odd}, which no format in files has", False)]
+    if gates.dims not in (None, block.dims):
+        said = f"the file's block is for maps {batched(gates.dims)}, the site for {batched(block.dims)}"
+        return [(said, False)]
     channel, spatial = block.channel_attention, block.spatial_attention
     assert channel is not None
     hidden = channel.layers[0].out_channels

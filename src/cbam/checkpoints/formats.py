@@ -27,7 +27,7 @@ class Format:
         name: for `format=` and `--to`.
         attribute: of the network that holds the block, "" where its parts belong to the network's own block.
         first, last, kernel, norm: names of the layers inside the block; no norm: None.
-        linear: the MLP's weights are (out, in), not (out, in, 1, 1).
+        linear: the MLP's weights are (out, in), not (out, in, 1, 1) or with the ones of other dimensions.
         max_first: the kernel's first plane reads the maximum; None: as in the site that takes it.
         mlp_bias: True or False; None if both exist.
         kernel_bias: the spatial convolution has a bias.
@@ -35,6 +35,7 @@ class Format:
         channel_only: blocks without the spatial gate exist.
         adds_input: the block returns its gated input plus its input.
         norm_optional: blocks without the norm exist.
+        dims: of the maps that a block is written for, where its weights fit any.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Format:
     channel_only: bool = False
     adds_input: bool = False
     norm_optional: bool = False
+    dims: int = 2
 
     def names(self) -> list[str]:
         """Return all names that a block of this format may have.
@@ -100,6 +102,7 @@ class Format:
             block.get(f"{self.kernel}.bias"),
             norm,
             self.adds_input,
+            _dims(self, block),
         )
 
     def write(self, gates: Gates, where: str, eval_only: list[str]) -> dict[str, Tensor]:
@@ -114,8 +117,12 @@ class Format:
             CBAMError: this format cannot express it.
         """
         gates = self._in_this_form(gates, where, eval_only)
-        shape = (lambda t: t.clone()) if self.linear else (lambda t: t[:, :, None, None].clone())
-        block = {f"{self.first}.weight": shape(gates.first), f"{self.last}.weight": shape(gates.last)}
+        ones = (None,) * (0 if self.linear else gates.dims or self.dims)
+        layers, shaped = (
+            ((self.first, gates.first), (self.last, gates.last)),
+            (slice(None), slice(None), *ones),
+        )
+        block = {f"{layer}.weight": weight[shaped].clone() for layer, weight in layers}
         if gates.first_bias is not None and gates.last_bias is not None:
             block |= {f"{self.first}.bias": gates.first_bias, f"{self.last}.bias": gates.last_bias}
         if gates.kernel is not None:
@@ -175,12 +182,13 @@ def check_shapes(format: Format, block: Mapping[str, Tensor], where: str) -> Non
         CBAMError: names what is missing, or the expected shape.
     """
     first = block.get(f"{format.first}.weight")
-    if first is None or first.ndim not in (2, 4):
+    if first is None or first.ndim not in (2, 3, 4, 5):
         raise _misfit(format, where, f"{format.first}.weight", first, "(h, C), perhaps with 1x1")
     hidden, channels = first.shape[:2]
-    tail = () if format.linear else (1, 1)
+    dims = _dims(format, block) or 2
+    tail = () if format.linear else (1,) * dims
     kernel = block.get(f"{format.kernel}.weight")
-    size = kernel.shape[-1] if kernel is not None and kernel.ndim == 4 else 0
+    size = kernel.shape[-1] if kernel is not None and kernel.ndim == dims + 2 else 0
     expected: dict[str, tuple[int, ...]] = {
         f"{format.first}.weight": (hidden, channels, *tail),
         f"{format.last}.weight": (channels, hidden, *tail),
@@ -188,7 +196,7 @@ def check_shapes(format: Format, block: Mapping[str, Tensor], where: str) -> Non
     if format.mlp_bias or f"{format.first}.bias" in block or f"{format.last}.bias" in block:
         expected |= {f"{format.first}.bias": (hidden,), f"{format.last}.bias": (channels,)}
     if kernel is not None or not format.channel_only:
-        expected[f"{format.kernel}.weight"] = (1, 2, size, size)
+        expected[f"{format.kernel}.weight"] = (1, 2, *[size] * dims)
         if format.kernel_bias or f"{format.kernel}.bias" in block:
             expected[f"{format.kernel}.bias"] = (1,)
         if format.has_norm(block):
@@ -199,6 +207,15 @@ def check_shapes(format: Format, block: Mapping[str, Tensor], where: str) -> Non
             raise _misfit(format, where, name, tensor, str(shape))
     if size % 2 == 0 and kernel is not None:
         raise CBAMError(f"{where}: an even spatial kernel ({size}) does not keep the map's size.")
+
+
+def _dims(format: Format, block: Mapping[str, Tensor]) -> int | None:
+    """Return the dimensions of the maps that a block is for; None where its shapes do not say."""
+    kernel, first = block.get(f"{format.kernel}.weight"), block[f"{format.first}.weight"]
+    said = first if kernel is None and not format.linear else kernel
+    if said is None:
+        return None
+    return said.ndim - 2 if said.ndim in (3, 5) else 2
 
 
 def _misfit(format: Format, where: str, name: str, tensor: Tensor | None, expected: str) -> CBAMError:

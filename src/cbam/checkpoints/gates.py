@@ -19,10 +19,12 @@ class Gates:
     Args:
         first, last: (h, C) and (C, h), the MLP.
         first_bias, last_bias: (h,) and (C,), or None.
-        kernel: (1, 2, k, k), with the plane that reads the average first; None without a spatial gate.
+        kernel: (1, 2, k, k), or with `dims` times k, with the plane that reads the average first; None without a
+            spatial gate.
         kernel_bias: (1,), or None.
         norm: "weight", "bias", "running_mean", "running_var", each (1,), and "num_batches_tracked"; or None.
         adds_input: the block returns its gated input plus its input.
+        dims: 1 for maps (N, C, L), 2, or 3 for (N, C, D, H, W); None: the weights fit any.
     """
 
     first: Tensor
@@ -33,6 +35,7 @@ class Gates:
     kernel_bias: Tensor | None = None
     norm: Mapping[str, Tensor] | None = None
     adds_input: bool = False
+    dims: int | None = 2
 
     @property
     def channels(self) -> int:

@@ -79,9 +79,15 @@ def look_at(source: str | Path | Mapping[str, Any], most_bytes: int = MOST_BYTES
 
 def cannot_read(path: Path, error: Exception) -> CBAMError:
     """Return the error for a file that is damaged or of another kind than its name says."""
+    called = _CALLED.search(str(error))
+    advice = ""
+    if called and called[1].startswith("ultralytics."):
+        advice = f" Of a YOLO pass the state dict: ultralytics.YOLO({str(path)!r}).model.state_dict()."
+    elif called:
+        advice = " If it is a model, open it with the program that saved it, and pass model.state_dict()."
     return CBAMError(
         f"cannot read {str(path)!r} as weights ({_reason(error)}). It must be a .safetensors file"
-        " or a torch.save'd state dict of tensors (not a pickled model); nothing in it was executed."
+        f" or a torch.save'd state dict of tensors (not a pickled model); nothing in it was executed.{advice}"
     )
 
 

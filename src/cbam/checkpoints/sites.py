@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError, nearest
 from cbam.nn.base import AttentionModule
 
@@ -35,15 +34,8 @@ def named_in_state(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     >>> [prefix for prefix, _ in named_in_state(nn.Sequential(nn.ReLU()))]
     ['', '0.']
     """
-    hosts: list[str] = []
     for path, module in model.named_modules(remove_duplicate=False):
-        prefix = f"{path}." if path else ""
-        if isinstance(module, WithAttention):
-            hosts.append(f"{prefix}host.")
-        for host in reversed(hosts):  # the innermost first
-            if prefix.startswith(host):
-                prefix = host.removesuffix("host.") + prefix.removeprefix(host)
-        yield prefix, module
+        yield path + "." if path else "", module
 
 
 def assign(

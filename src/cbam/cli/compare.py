@@ -78,7 +78,7 @@ def show_summary(outcome: Outcome, title: str, score: str, batch: str, console: 
         console: Where to print.
     """
     from cbam.attach.variants import label
-    from cbam.compare.statistics import verdict
+    from cbam.compare.verdict import verdict
 
     summary = outcome.summary
     table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", padding=(0, 1, 0, 0))
@@ -102,7 +102,7 @@ def show_summary(outcome: Outcome, title: str, score: str, batch: str, console: 
             "± standard deviation over the seeds; [ ] 95 % interval of the paired difference, in points"
         )
     console.print(f"\n{verdict(summary)}")
-    if seeds == 1:
+    if seeds < 3:
         console.print("Add seeds with --seeds 3; what is trained is kept.")
     console.print(f"\nreport: {outcome.report}", soft_wrap=True)
 
@@ -119,9 +119,4 @@ def _difference(difference: PairedDifference | None) -> str:
 
     if difference is None or difference.mean is None:
         return ""
-    if difference.unbounded:
-        return f"{points(difference.mean)}\n[no bounds]"
-    if difference.interval is None:
-        return points(difference.mean)
-    low, high = map(points, difference.interval)
-    return f"{points(difference.mean)}\n[{low}, {high}]"
+    return f"{points(difference.mean)}\n{difference.bracketed}"

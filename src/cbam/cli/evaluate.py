@@ -70,8 +70,10 @@ def main(arguments: Sequence[str]) -> int:
         console = Console(highlight=False)
         for notice in (*split.notices, *data.notices):
             console.print(f"note: {notice}", soft_wrap=True)
+        # Of five classes or fewer the right one is always among the first five.
+        top5 = f"top-5 {scores.top5_accuracy:.2%}, " if len(data.classes) > 5 else ""
         console.print(
-            f"top-1 {scores.accuracy:.2%}, top-5 {scores.top5_accuracy:.2%}, cross-entropy {scores.loss:.4f} "
+            f"top-1 {scores.accuracy:.2%}, {top5}cross-entropy {scores.loss:.4f} "
             f"on {scores.images:,} images: {data.source}",
             soft_wrap=True,
         )

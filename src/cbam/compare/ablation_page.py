@@ -10,6 +10,7 @@ from pathlib import Path
 from cbam.compare.ablation import Ablation, AblationRow, ablations_of
 from cbam.compare.reading import Run, read_run, telling_damage
 from cbam.compare.statistics import PairedDifference, Summary, paired_difference, points, summarise
+from cbam.compare.verdict import Finding, broken
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
 from cbam.runs.markdown import wrap
@@ -32,7 +33,7 @@ def _page(run: Run) -> str:
             f"{run.folder} holds a run of {', '.join(run.variants)}: not an ablation. Give the folder of a run of"
             " `cbam ablate`"
         )
-    summary = summarise(run.results, run.variants)
+    summary = summarise(run.results, run.variants, rows=run.rows)
     parts = [
         f"# The paper's ablations with {run.config.get('model')} on {run.data.get('name')}",
         f"```\n{shlex.join(map(str, run.environment.get('command', [])))}\n```",
@@ -51,7 +52,12 @@ def write_page(folder: Path) -> Path:
 
 def tables_text(summary: Summary, ablations: Sequence[Ablation], heading: str = "#") -> str:
     """Return one Markdown table per ablation, with its verdict and notes on the paper's figures."""
-    return "\n\n".join(_section(summary, ablation, heading) for ablation in ablations)
+    parts = [_section(summary, ablation, heading) for ablation in ablations]
+    return "\n\n".join([*map(_markdown, broken(summary)), *parts])
+
+
+def _markdown(finding: Finding) -> str:
+    return "\n".join([f"**{finding.claim}.**", "", *(f"- {line}" for line in finding.evidence)])
 
 
 def _section(summary: Summary, ablation: Ablation, heading: str) -> str:
@@ -105,16 +111,18 @@ def gap_text(gap: PairedDifference | None) -> str:
     """Write a paired difference with its interval, in points; nothing where there is no pair."""
     if gap is None or gap.mean is None:
         return ""
-    if gap.interval is None:
-        return f"{points(gap.mean)} [no bounds]" if gap.unbounded else points(gap.mean)
-    return "{} [{}, {}]".format(points(gap.mean), *map(points, gap.interval))
+    return f"{points(gap.mean)} {gap.bracketed}"
 
 
 def _verdict(summary: Summary, ablation: Ablation) -> str:
-    gaps = {row.label: to_choice(summary, ablation, row) for row in ablation.rows}
+    failed = {problem.variant for problem in summary.problems}
+    if ablation.choice in failed:
+        return "No claim can be made: the training of the paper's choice failed."
+    able = [row for row in ablation.rows if row.variant not in failed]
+    gaps = {row.label: to_choice(summary, ablation, row) for row in able}
     tested = {label: gap for label, gap in gaps.items() if gap is not None and gap.low is not None}
     if not tested:
-        return "No claim can be made: there are not two seeds of two networks yet."
+        return "No claim can be made: there are not three seeds of two networks."
     chosen = next(row.label for row in ablation.rows if row.variant == ablation.choice)
     # Holm's correction: the smallest p value is tested at 5 % / number, the next at 5 % / (number - 1), ...
     apart, ordered = [], sorted(tested.items(), key=lambda item: item[1].p_value or 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -19,8 +19,13 @@ _ROW = 27.0
 _LINE = 14.3
 
 
-def seeds_figure(summary: Summary, score: Score = ACCURACY) -> Markup:
-    """Draw every seed's score, one row per variant; a thin line joins the runs of the same seed."""
+def seeds_figure(
+    summary: Summary, score: Score = ACCURACY, levels: Mapping[str, float] | None = None
+) -> Markup:
+    """Draw every seed's score, one row per variant; a thin line joins the runs of the same seed.
+
+    `levels` are scores that need no network, by name; they are drawn where they are near.
+    """
     rows = [row for row in summary.variants if row.seeds]
     names = [label(row.variant) for row in rows]
     with canvas(_ROW * len(rows) + 46, left=_room(names, 108), right=12) as axes:
@@ -40,10 +45,24 @@ def seeds_figure(summary: Summary, score: Score = ACCURACY) -> Markup:
         _rows(axes, names)
         axes.set_xlabel(f"validation {score.word} (%)")
         axes.margins(x=0.06)
+        near = _levels(axes, levels or {}, axes.get_xlim(), axes.axvline)
         values = "; ".join(
             f"{label(row.variant)} {', '.join(f'{100 * a:.2f}' for a in row.accuracies)}" for row in rows
         )
-        return inline_svg(axes, "seeds", f"Validation {score.word} in percent, one mark per seed. {values}.")
+        return inline_svg(
+            axes, "seeds", f"Validation {score.word} in percent, one mark per seed. {values}.{near}"
+        )
+
+
+def _levels(
+    axes: Axes, levels: Mapping[str, float], limits: tuple[float, float], draw: Callable[..., Any]
+) -> str:
+    """Draw the levels that are within one width of what is shown; return them for the text alternative."""
+    low, high = limits
+    near = {name: 100 * level for name, level in levels.items() if 100 * level > low - (high - low)}
+    for level in near.values():
+        draw(level, color=INK, linewidth=1.2, linestyle=":")
+    return "".join(f" {name.capitalize()} is {level:.2f}." for name, level in near.items())
 
 
 def differences_figure(summary: Summary, score: Score = ACCURACY) -> Markup | None:
@@ -63,13 +82,13 @@ def differences_figure(summary: Summary, score: Score = ACCURACY) -> Markup | No
                 100 * (a - theirs[s]) for s, a in zip(row.seeds, row.accuracies, strict=True) if s in theirs
             ]
             axes.plot(single, [y + 0.2] * len(single), "|", color=style.colour, markersize=7, alpha=0.9)
-            if gap.interval is not None:
-                ends = [100 * end for end in gap.interval]
-                axes.plot(ends, [y, y], color=style.colour, linewidth=2.4, alpha=0.75)
+            ends = [100 * end for end in gap.bounds if end is not None]
+            axes.plot(ends, [y] * len(ends), color=style.colour, linewidth=2.4, alpha=0.75)
             axes.plot([100 * (gap.mean or 0)], [y], style.marker, color=style.colour, markersize=7)
         _rows(axes, names)
         axes.set_xlabel(f"difference in {score.word} (points)", loc="right")
         axes.margins(x=0.06)
+        _arrows(axes, [(look(row.variant).colour, gap) for row, _, gap in drawn])
         values = "; ".join(
             f"{label(row.variant)} minus {label(other)} {_with_interval(gap)}" for row, other, gap in drawn
         )
@@ -77,8 +96,20 @@ def differences_figure(summary: Summary, score: Score = ACCURACY) -> Markup | No
 
 
 def _with_interval(gap: PairedDifference) -> str:
-    text = points(gap.mean or 0)
-    return text if gap.interval is None else "{} ({} to {})".format(text, *map(points, gap.interval))
+    return f"{points(gap.mean or 0)} ({gap.in_words})"
+
+
+def _arrows(axes: Axes, rows: Sequence[tuple[str, PairedDifference]]) -> None:
+    """Draw an arrow to the edge where an interval has no bound, lest the less certain looks the more certain."""
+    low, high = axes.get_xlim()
+    room = 0.08 * (high - low) if any(None in gap.bounds for _, gap in rows) else 0.0
+    low, high = axes.set_xlim(low - room, high + room)
+    style = {"arrowstyle": "->", "linewidth": 1.6, "alpha": 0.75, "shrinkA": 0, "shrinkB": 0}
+    for y, (colour, gap) in enumerate(rows):
+        for end, other, edge in zip(gap.bounds, gap.bounds[::-1], (low, high), strict=True):
+            if end is None:
+                start = 100 * (other if other is not None else gap.mean or 0)
+                axes.annotate("", xy=(edge, y), xytext=(start, y), arrowprops={**style, "color": colour})
 
 
 def _room(names: Sequence[str], least: float, *, bold: bool = False) -> float:
@@ -96,11 +127,17 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def curve_figure(
-    history: dict[str, list[dict[str, Any]]], variants: Sequence[str], measure: str, title: str, percent: bool
+    history: dict[str, list[dict[str, Any]]],
+    variants: Sequence[str],
+    measure: str,
+    title: str,
+    percent: bool,
+    levels: Mapping[str, float] | None = None,
 ) -> Markup | None:
     """Draw one measure per epoch: the mean over the seeds as a thick line, every seed as a thin one.
 
-    The first fifth of the epochs may leave the axes, so that the differences at the end can be seen.
+    The first fifth of the epochs may leave the axes, so that the differences at the end can be seen. `levels` are as
+    for `seeds_figure`.
     """
     factor = 100 if percent else 1
     curves = {variant: _curves(history, variant, measure, factor) for variant in variants}
@@ -126,13 +163,14 @@ def curve_figure(
             axes.plot(common[-1:], mean[-1:], style.marker, color=style.colour, markersize=5.5)
             ends[variant] = (common[-1], mean[-1])
         _limits(axes, curves)
+        near = _levels(axes, levels or {}, axes.get_ylim(), axes.axhline)
         _end_labels(axes, ends, _LINE / (height - 42))
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         values = "; ".join(f"{label(variant)} {value:.4g}" for variant, (_, value) in ends.items())
         return inline_svg(
-            axes, measure.replace("_", "-"), f"{title} per epoch. Mean after the last epoch: {values}."
+            axes, measure.replace("_", "-"), f"{title} per epoch. Mean after the last epoch: {values}.{near}"
         )
 
 
@@ -193,6 +231,10 @@ def _end_labels(axes: Axes, ends: dict[str, tuple[int, float]], gap: float) -> N
         )
 
 
+def _with_count(change: ClassChange) -> str:
+    return shortened(change.name) + ("" if change.images is None else f" ({change.images:,})")
+
+
 def classes_figure(
     variant: str,
     changes: Sequence[ClassChange],
@@ -204,7 +246,7 @@ def classes_figure(
 
     `limits` are the smallest and the largest difference in all figures that share the scale.
     """
-    longest = max(len(shortened(change.name)) for change in changes)
+    longest = max(len(_with_count(change)) for change in changes)
     style = look(variant)
     with canvas(22 * len(changes) + 46, left=min(24 + 6.2 * longest, WIDTH / 2), right=12) as axes:
         axes.axvline(0, color=INK, linewidth=1)
@@ -214,7 +256,7 @@ def classes_figure(
             if len(single) > 1:
                 axes.plot(single, [y] * len(single), "|", color=style.colour, markersize=9)
             axes.plot([100 * change.mean], [y], style.marker, color=style.colour, markersize=6)
-        _rows(axes, [shortened(change.name) for change in changes])
+        _rows(axes, [_with_count(change) for change in changes])
         axes.set_xlabel(f"{label(variant)} minus {label(baseline)} (points)")
         margin = 6 * (limits[1] - limits[0]) or 1.0
         axes.set_xlim(100 * limits[0] - margin, 100 * limits[1] + margin)

@@ -18,7 +18,7 @@ from torch import nn
 from cbam.compare.config import GridConfig, merged
 from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell, cells
-from cbam.compare.measure import training_speed
+from cbam.compare.speed import training_speed
 from cbam.compare.statistics import Summary
 from cbam.formatting import counted, duration
 from cbam.runs.imports import import_modules
@@ -141,8 +141,9 @@ class ComparisonJob(TrainingJob[Cell, Outcome, Data]):
         """Return the costs by variant with the speed of training added, and write them."""
         rows = self.folder.metrics.read()
         costs = {
-            variant: {**costs[variant], "training_images_per_s": training_speed(rows, variant)}
+            variant: {**costs[variant], "training_images_per_s": speed.images_per_s}
             for variant in self.config.variants
+            for speed in [training_speed(rows, variant, variant)]
         }
         self.folder.write_json("costs.json", costs)
         return costs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from typing import Any
 
 import torch
@@ -64,16 +63,6 @@ def measure_costs(models: dict[str, nn.Module], input_size: tuple[int, int, int]
         }
         for variant, count in counted.items()
     }
-
-
-def training_speed(rows: list[dict[str, Any]], variant: str) -> float | None:
-    """Return the median over all epochs of the images per second with which `variant` was trained.
-
-    >>> training_speed([{"variant": "cbam", "images_per_s": speed} for speed in (1, 5, 6)], "cbam")
-    5
-    """
-    speeds = [row["images_per_s"] for row in rows if row["variant"] == variant]
-    return statistics.median(speeds) if speeds else None
 
 
 def draw_pictures(folder: CompareFolder, models: dict[str, nn.Module], data: ImageData) -> None:

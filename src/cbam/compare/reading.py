@@ -45,6 +45,11 @@ class Run:
         return list(dict.fromkeys(found))
 
     @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All epochs of all cells."""
+        return [row for epochs in self.history.values() for row in epochs]
+
+    @property
     def missing(self) -> list[tuple[str, int]]:
         """The planned cells that have no result yet."""
         done = {(result["variant"], result["seed"]) for result in self.results}

@@ -12,13 +12,14 @@ import yaml
 
 from cbam.attach.variants import label
 from cbam.compare.figures import classes_figure, curve_figure, differences_figure, seeds_figure
+from cbam.compare.health import class_counts, levels, too_few_steps
 from cbam.compare.reading import Run, read_run, telling_damage
-from cbam.compare.statistics import ACCURACY, Score, Summary, findings, p_text, points, summarise
+from cbam.compare.statistics import ACCURACY, Score, Summary, p_text, points, summarise
 from cbam.compare.tables import class_changes, cost_table, costed, extremes, sampling_error
+from cbam.compare.verdict import Finding, findings
 from cbam.explain.overlay import colour_stops
 from cbam.files import write_atomically
 from cbam.page import embedded, environment, shell_lines
-from cbam.page.drawing import LOOKS, OTHER_LOOK, css_name
 
 
 def write_report(run_dir: Path) -> Path:
@@ -37,7 +38,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _write(run: Run) -> Path:
-    summary = summarise(run.results, run.variants)
+    summary = summarise(run.results, run.variants, rows=run.rows)
     own = {
         "costed": costed(run),
         "pictures": _pictures(run),
@@ -64,13 +65,14 @@ def write_page(run: Run, summary: Summary, score: Score, template: str, own: Map
             run=run,
             summary=summary,
             score=score,
-            findings=findings(summary),
-            looks={css_name(variant): style[:2] for variant, style in {**LOOKS, "other": OTHER_LOOK}.items()},
+            findings=[*findings(summary), *_remarks(run)],
             facts=_facts(run, summary),
             averaged=_averaged(run, score),
             figures=_figures(run, summary, score),
             costs=cost_table(run, summary.baseline),
             classes=_classes(run, summary, score),
+            counted=any(map(class_counts, run.results)),
+            levels=list(levels(run.results)),
             command=shell_lines(run.environment.get("command", [])),
             config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True).strip(),
             tests=_tests(summary),
@@ -82,7 +84,7 @@ def write_page(run: Run, summary: Summary, score: Score, template: str, own: Map
 
 def _environment() -> jinja2.Environment:
     found = environment("cbam.compare")
-    found.filters |= {"label": label, "points": points, "p": p_text, "css": css_name}
+    found.filters |= {"label": label, "points": points, "p": p_text}
     return found
 
 
@@ -104,6 +106,16 @@ def _facts(run: Run, summary: Summary) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
 
 
+def _remarks(run: Run) -> list[Finding]:
+    """Say if there were too few steps to train anything from scratch."""
+    images, settings = run.data.get("train_images"), run.config
+    batch_size, epochs = settings.get("batch_size"), settings.get("epochs")
+    if settings.get("pretrained") or settings.get("weights") or not (images and batch_size and epochs):
+        return []
+    text = too_few_steps(images, batch_size, epochs)
+    return [Finding(text, qualifies=True)] if text else []
+
+
 def _averaged(run: Run, score: Score) -> dict[str, float]:
     """Mean score of the moving average of the weights, per variant, where the run kept one."""
     found: dict[str, list[float]] = {}
@@ -115,13 +127,19 @@ def _averaged(run: Run, score: Score) -> dict[str, float]:
 
 def _figures(run: Run, summary: Summary, score: Score) -> dict[str, Any]:
     variants = run.variants
+    curves = run.history if any(row["epoch"] > 1 for row in run.rows) else {}
     return {
-        "seeds": seeds_figure(summary, score) if run.results else None,
+        "seeds": seeds_figure(summary, score, levels(run.results)) if run.results else None,
         "differences": differences_figure(summary, score),
         "score": curve_figure(
-            run.history, variants, score.key, f"Validation {score.word} in percent", percent=True
+            curves,
+            variants,
+            score.key,
+            f"Validation {score.word} in percent",
+            percent=True,
+            levels=levels(run.results),
         ),
-        "loss": curve_figure(run.history, variants, "train_loss", "Training loss", percent=False),
+        "loss": curve_figure(curves, variants, "train_loss", "Training loss", percent=False),
     }
 
 
@@ -175,7 +193,7 @@ def picture(folder: Path, name: str | None) -> Any:
 def _tests(summary: Summary) -> int:
     """Count the intervals on the page."""
     gaps = [gap for row in summary.variants for gap in (row.to_baseline, row.to_control)]
-    return sum(gap is not None and gap.interval is not None for gap in gaps)
+    return sum(gap is not None and gap.low is not None for gap in gaps)
 
 
 def _sampling(run: Run, summary: Summary) -> float | None:

@@ -79,7 +79,7 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
         """Measure, draw, and write the report."""
         costs = self._measure(again=any(cell.seed == 0 for cell in worked))
         results = [result for cell in self.cells if (result := self.folder.result(cell))]
-        summary = summarise(results, self.config.variants)
+        summary = summarise(results, self.config.variants, rows=self.folder.metrics.read())
         write_summary_csv(self.folder.path, summary)
         return Outcome(self.data.name, summary, costs, write_report(self.folder.path))
 

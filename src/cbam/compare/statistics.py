@@ -1,4 +1,4 @@
-"""Does it help? Means, spread and paired differences over seeds, and a verdict that the numbers support."""
+"""Means, spread and paired differences over seeds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cbam.attach.variants import label
+from cbam.compare.health import Problem, problems
 from cbam.documents import read_json
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
@@ -35,13 +35,16 @@ class Score:
 ACCURACY = Score("val_accuracy", "accuracy", "per_class_accuracy")
 
 
+FEWEST_PAIRS = 3
+"""Of two pairs the interval is 12.7 standard errors wide on both sides: it says nothing, and looks like an answer."""
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """Mean of (ours - theirs) over the seeds that both have, with its t interval.
 
-    `low`, `high` and `p_value` are None where no interval exists: fewer than two pairs, or no spread at all
-    (`no_spread`), where an interval of zero width would claim certainty. `mean` is None
-    without a pair.
+    `low`, `high` and `p_value` are None where no interval exists: fewer than `FEWEST_PAIRS` pairs, or no spread at all
+    (`no_spread`), where an interval of zero width would claim certainty. `mean` is None without a pair.
     """
 
     mean: float | None
@@ -52,20 +55,44 @@ class PairedDifference:
     no_spread: bool = False
 
     @property
-    def interval(self) -> tuple[float, float] | None:
-        """The t interval clipped to [-1, 1]; None if there is none or if it covers all of that.
+    def bounds(self) -> tuple[float | None, float | None]:
+        """The ends of the interval; None where it has no bound: two fractions differ by at most 1.
 
-        >>> PairedDifference(0.1, -1.3, 0.4, 2, 0.3).interval, PairedDifference(0.1, -1.3, 1.2, 2, 0.3).interval
-        ((-1.0, 0.4), None)
+        >>> PairedDifference(0.1, -1.3, 0.4, 3, 0.3).bounds
+        (None, 0.4)
         """
-        if self.low is None or self.high is None or (self.low <= -1 and self.high >= 1):
-            return None
-        return max(self.low, -1.0), min(self.high, 1.0)
+        low = self.low if self.low is not None and self.low > -1 else None
+        high = self.high if self.high is not None and self.high < 1 else None
+        return low, high
 
     @property
-    def unbounded(self) -> bool:
-        """Whether the t interval covers every possible difference, as it can with two seeds that disagree."""
-        return self.low is not None and self.interval is None
+    def bracketed(self) -> str:
+        """The interval in points, for a terminal; nothing without a difference.
+
+        >>> PairedDifference(0.1, None, None, 2, None).bracketed, PairedDifference(0.1, -1.3, 0.4, 3, 0.3).bracketed
+        ('[no bounds]', '[no bound, +40.00]')
+        """
+        if self.mean is None:
+            return ""
+        if self.bounds == (None, None):
+            return "[no bounds]"
+        return "[{}, {}]".format(*("no bound" if end is None else points(end) for end in self.bounds))
+
+    @property
+    def in_words(self) -> str:
+        """The interval in points, or why there is none.
+
+        >>> PairedDifference(0.1, -0.3, 0.4, 3, 0.3).in_words, PairedDifference(0.1, None, None, 2, None).in_words
+        ('−30.00 to +40.00', 'too few seeds for an interval')
+        """
+        low, high = self.bounds
+        if self.no_spread:
+            return f"the same in all {self.n} seeds, no interval"
+        if self.n < FEWEST_PAIRS:
+            return "too few seeds for an interval"
+        if low is None:
+            return "an interval without bounds" if high is None else f"at most {points(high)}"
+        return f"at least {points(low)}" if high is None else f"{points(low)} to {points(high)}"
 
 
 def paired_difference(
@@ -97,7 +124,7 @@ def paired_difference(
         return PairedDifference(None, None, None, 0, None)
     differences = [a - b for a, b in pairs]
     mean = statistics.fmean(differences)
-    if len(pairs) < 2:
+    if len(pairs) < FEWEST_PAIRS:
         return PairedDifference(mean, None, None, len(pairs), None)
     # 0.9 - 0.8 and 0.7 - 0.6 differ in the last bit: rounding is not spread.
     rounding = 8 * math.ulp(max(abs(value) for pair in pairs for value in pair))
@@ -125,19 +152,23 @@ class VariantSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """All variants of a run, in the order given, and what they are compared with."""
+    """All variants of a run, in the order given, what they are compared with, and which trainings failed."""
 
     variants: tuple[VariantSummary, ...]
     baseline: str
     control: str | None
     confidence: float = 0.95
+    problems: tuple[Problem, ...] = ()
 
     def __getitem__(self, variant: str) -> VariantSummary:
         return next(row for row in self.variants if row.variant == variant)
 
 
 def summarise(
-    results: Iterable[Mapping[str, Any]], variants: Sequence[str] | None = None, score: Score = ACCURACY
+    results: Iterable[Mapping[str, Any]],
+    variants: Sequence[str] | None = None,
+    score: Score = ACCURACY,
+    rows: Iterable[Mapping[str, Any]] = (),
 ) -> Summary:
     """Summarise the finished cells of a run: one row per variant.
 
@@ -147,11 +178,13 @@ def summarise(
         variants: all variants of the run, in order; those without a finished cell get an empty
             row. Default: the order of first appearance.
         score: the number to compare.
+        rows: of `metrics.jsonl`, by which it is seen whether a network learned.
 
     Raises:
         CBAMError: there is nothing to summarise.
     """
     scores: dict[str, dict[int, float]] = {variant: {} for variant in variants or ()}
+    results = list(results)
     for result in results:
         cell = scores.setdefault(result["variant"], {})
         if math.isfinite(result[score.key]):
@@ -160,8 +193,8 @@ def summarise(
         raise CBAMError("no variants to summarise: the run has no finished cell and names no variant")
     baseline = "none" if "none" in scores else next(iter(scores))
     control = "control" if "control" in scores and baseline != "control" else None
-    rows = tuple(_summarise_variant(variant, scores, baseline, control) for variant in scores)
-    return Summary(rows, baseline, control)
+    summaries = tuple(_summarise_variant(variant, scores, baseline, control) for variant in scores)
+    return Summary(summaries, baseline, control, problems=problems(results, rows, score.key))
 
 
 def _summarise_variant(
@@ -196,123 +229,6 @@ def points(fraction: float) -> str:
     """
     text = f"{100 * fraction:+.2f}"
     return "0.00" if float(text) == 0 else text.replace("-", "−")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One claim and its evidence, or a remark that `qualifies` the other claims."""
-
-    claim: str
-    evidence: tuple[str, ...] = ()
-    qualifies: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.claim} ({'; '.join(self.evidence)})." if self.evidence else f"{self.claim}."
-
-
-def verdict(summary: Summary) -> str:
-    """State in plain words what the run shows, and no more than the data support.
-
-    >>> accuracies = {"none": [0.80, 0.82, 0.80], "cbam": [0.81, 0.82, 0.79]}
-    >>> results = [
-    ...     {"variant": variant, "seed": seed, "val_accuracy": accuracy}
-    ...     for variant, row in accuracies.items()
-    ...     for seed, accuracy in enumerate(row)
-    ... ]
-    >>> print(verdict(summarise(results)))  # doctest: +ELLIPSIS
-    CBAM: no measurable gain over the plain network (0.00 points against the plain network, 95 % interval ... 3 seeds).
-    """
-    return " ".join(str(finding) for finding in findings(summary))
-
-
-def findings(summary: Summary) -> list[Finding]:
-    """Return the verdict claim by claim: first what holds for all, then every variant, then what qualifies them."""
-    contenders = [row for row in summary.variants if row.variant not in (summary.baseline, summary.control)]
-    if not summary[summary.baseline].seeds:
-        return [Finding(f"No verdict yet: the baseline ({label(summary.baseline)}) has no finished seed")]
-    if not contenders:
-        return [
-            Finding(
-                f"Nothing to compare: {label(summary.baseline)} was run without any variant with attention"
-            )
-        ]
-    pairs = max(row.to_baseline.n for row in contenders if row.to_baseline is not None)
-    if pairs == 0:
-        return [Finding("No verdict yet: no variant has finished a seed that the baseline has finished too")]
-    found = [Finding("No claim can be made from one seed")] if pairs == 1 else []
-    found += [_row_finding(row, summary) for row in contenders]
-    if pairs == 2:
-        found.append(
-            Finding("Two seeds are the minimum for an interval: take this as a hint", qualifies=True)
-        )
-    outcomes = [_outcome(row.to_baseline) for row in contenders]
-    if "gain" in outcomes and summary.control is None:
-        found.append(
-            Finding(
-                "Without a control, a gain cannot be separated from the effect of more parameters",
-                qualifies=True,
-            )
-        )
-    tested = [outcome for outcome in outcomes if outcome in ("gain", "loss", "nothing")]
-    if len(tested) > 1 and set(tested) != {"nothing"}:
-        found.append(
-            Finding(
-                f"{len(tested)} variants were tested, without correction for multiple tests", qualifies=True
-            )
-        )
-    return found
-
-
-# What may be said about one difference; `{}` is what was compared with.
-_CLAIMS = {
-    "gain": "measurable gain over {}",
-    "loss": "measurably worse than {}",
-    "nothing": "no measurable gain over {}",
-    "equal": "no claim against {}",
-    "single": "compared with {} in one pair of runs only",
-    "missing": "no finished seed in common with {} yet",
-}
-
-
-def _outcome(difference: PairedDifference | None) -> str:
-    if difference is None or difference.n == 0:
-        return "missing"
-    if difference.low is None or difference.high is None:
-        return "equal" if difference.no_spread else "single"
-    if difference.low <= 0 <= difference.high:
-        return "nothing"
-    return "gain" if difference.low > 0 else "loss"
-
-
-def _row_finding(row: VariantSummary, summary: Summary) -> Finding:
-    baseline = "the plain network" if summary.baseline == "none" else label(summary.baseline)
-    outcome = _outcome(row.to_baseline)
-    claim, evidence = _CLAIMS[outcome].format(baseline), [_evidence(row.to_baseline, baseline)]
-    if row.to_control is not None and row.to_control.n > 1:
-        against_control = _outcome(row.to_control)
-        if against_control == outcome:
-            joint = "and" if outcome in ("gain", "loss") else "or"
-            claim = _CLAIMS[outcome].format(f"{baseline} {joint} the control")
-        else:
-            claim += f", {_CLAIMS[against_control].format('the control')}"
-            if outcome == "gain":
-                claim += ": attention is not shown to add anything beyond extra parameters"
-        evidence.append(_evidence(row.to_control, "the control"))
-    return Finding(f"{label(row.variant)}: {claim}", tuple(line for line in evidence if line))
-
-
-def _evidence(difference: PairedDifference | None, against: str) -> str:
-    if difference is None or difference.mean is None:
-        return ""
-    size = f"{points(difference.mean)} points against {against}"
-    if difference.no_spread:
-        return f"{size} in each of {difference.n} seeds: without spread there is no interval"
-    if difference.low is None or difference.high is None or difference.p_value is None:
-        return f"{points(difference.mean)} points"
-    interval = "95 % interval without bounds"
-    if difference.interval is not None:
-        interval = "95 % interval {} to {}".format(*map(points, difference.interval))
-    return f"{size}, {interval}, {p_text(difference.p_value)}, {difference.n} seeds"
 
 
 def p_text(p_value: float) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cbam.compare.health import class_counts
 from cbam.compare.reading import Run
+from cbam.compare.speed import training_speed
 from cbam.compare.statistics import ACCURACY, Score
 
 _SHOWN_CLASSES = 12
@@ -16,20 +18,29 @@ _SHOWN_CLASSES = 12
 
 @dataclass(frozen=True)
 class Cost:
-    """One cell of the cost table: the formatted number, its spread, and its ratio to the plain network."""
+    """One cell of the cost table: a number, formatted and as it is, its spread, its ratio to the plain network's.
+
+    `ratios` are the least and the greatest one, where there are several.
+    """
 
     text: str
+    value: float | None = None
     spread: str = ""
     ratio: str = ""
+    ratios: str = ""
 
 
 @dataclass(frozen=True)
 class ClassChange:
-    """Score of one class: the baseline's mean and the paired differences (variant minus baseline), one per seed."""
+    """Score of one class: the baseline's mean, the paired differences (variant minus baseline), one per seed.
+
+    `images` is the number of its validation images, where it is known.
+    """
 
     name: str
     baseline: float
     differences: tuple[float, ...]
+    images: int | None = None
 
     @property
     def mean(self) -> float:
@@ -63,7 +74,6 @@ COST_ROWS = (
     ("latency:1", "latency, batch 1"),
     ("latency:4", "latency, batch 4"),
     ("latency:32", "latency, batch 32"),
-    ("training_images_per_s", "training images/s"),
 )
 
 
@@ -76,9 +86,21 @@ def cost_table(run: Run, baseline: str) -> list[tuple[str, list[Cost]]]:
             _cost(key, run.costs[variant], reference if variant != baseline else {})
             for variant in costed(run)
         ]
-        if any(cell.text != "–" for cell in cells):
-            table.append((title, cells))
-    return table
+        table.append((title, cells))
+    table.append(("training images/s", [_speed(run, variant, baseline) for variant in costed(run)]))
+    return [(title, cells) for title, cells in table if any(cell.text != "–" for cell in cells)]
+
+
+def _speed(run: Run, variant: str, baseline: str) -> Cost:
+    """Return the training speed, from the epochs: what `costs.json` of an earlier version says counts warm-up too."""
+    speed = training_speed(run.rows, variant, baseline)
+    if speed.images_per_s is None:
+        return Cost("–")
+    text = f"{speed.images_per_s:,.{0 if speed.images_per_s >= 10 else 1}f}"
+    # On a cluster two networks may have been trained by two kinds of machine.
+    if speed.ratio is None or run.config.get("ray") or run.config.get("slurm"):
+        return Cost(text, speed.images_per_s)
+    return Cost(text, speed.images_per_s, "", f"×{speed.ratio:.2f}", f"{speed.low:.2f}–{speed.high:.2f}")
 
 
 def costed(run: Run) -> list[str]:
@@ -90,16 +112,13 @@ def _cost(key: str, cost: Mapping[str, Any], reference: Mapping[str, Any]) -> Co
     value, other = _value(key, cost), _value(key, reference)
     if value is None:
         return Cost("–")
-    timed = key.startswith(("latency", "training"))
-    ratio = f"×{value / other:.{2 if timed else 3}f}" if other else ""
+    ratio = f"×{value / other:.{2 if key.startswith('latency') else 3}f}" if other else ""
     if key.startswith("latency"):
         spread = cost["latency"][key.partition(":")[2]]
-        return Cost(f"{value:.2f} ms", f"{spread['low_ms']:.2f}–{spread['high_ms']:.2f}", ratio)
+        return Cost(f"{value:.2f} ms", value, f"{spread['low_ms']:.2f}–{spread['high_ms']:.2f}", ratio)
     if key == "parameters":
-        return Cost(f"{value:,.0f}", "", ratio)
-    if key == "training_images_per_s":
-        return Cost(f"{value:,.0f}", "", ratio)
-    return Cost(quantity(value, "B" if key.startswith("bytes") else ""), "", ratio)
+        return Cost(f"{value:,.0f}", value, "", ratio)
+    return Cost(quantity(value, "B" if key.startswith("bytes") else ""), value, "", ratio)
 
 
 def _value(key: str, cost: Mapping[str, Any]) -> float | None:
@@ -117,6 +136,7 @@ def class_changes(run: Run, variant: str, baseline: str, score: Score = ACCURACY
     """
     names: Sequence[str] = run.data.get("classes", [])
     ours, theirs = _class_scores(run, variant, score), _class_scores(run, baseline, score)
+    counts: Sequence[int] = next(filter(None, map(class_counts, run.results)), [])
     changes = []
     for position, name in enumerate(names):
         pairs = [
@@ -126,7 +146,8 @@ def class_changes(run: Run, variant: str, baseline: str, score: Score = ACCURACY
         ]
         if pairs:
             mean = statistics.fmean(b for _, b in pairs)
-            changes.append(ClassChange(name, mean, tuple(a - b for a, b in pairs)))
+            images = counts[position] if position < len(counts) else None
+            changes.append(ClassChange(name, mean, tuple(a - b for a, b in pairs), images))
     return sorted(changes, key=lambda change: -change.mean)
 
 

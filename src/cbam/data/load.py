@@ -70,7 +70,7 @@ def load_data(
     load: Callable[..., ImageData] | None = None
     if not isinstance(data, Path) and name in LATER and folder:
         load = partial(_later(name), folder)
-    elif isinstance(data, Path) or name not in BUILT_IN or (name == "digits" and folder):
+    elif not is_built_in(data):
         load = partial(load_folder, _existing(data))
     if load is not None:
         mean, std = checked_statistics(mean or IMAGENET_MEAN, std or IMAGENET_STD, channels=3)
@@ -90,6 +90,16 @@ def load_data(
     return in_memory(
         raw, image_size=image_size, mean=mean, std=std, limit_train=limit_train, limit_val=limit_val
     )
+
+
+def is_built_in(data: str | Path) -> bool:
+    """Return whether images are a built-in set, which has a size of its own.
+
+    >>> is_built_in("fashion-mnist"), is_built_in("digits:folder"), is_built_in("my/folder")
+    (True, False, False)
+    """
+    name, _, folder = str(data).partition(":")
+    return not isinstance(data, Path) and name in BUILT_IN and not (name == "digits" and bool(folder))
 
 
 def _later(name: str) -> Callable[..., ImageData]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cbam.attach.graph.probe import dims_of
 from cbam.errors import CBAMError
 from cbam.evaluate.counting import bytes_moved, multiply_adds, other_flops
 from cbam.formatting import columns
@@ -79,7 +80,7 @@ class Cost:
         return self.table()
 
 
-def cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), *, batch_size: int = 1) -> Cost:
+def cost(model: nn.Module, input_size: tuple[int, ...] = (3, 224, 224), *, batch_size: int = 1) -> Cost:
     """Count what one forward pass of `model` costs: parameters, MACs, FLOPs, bytes moved, bytes saved.
 
     - MACs: one multiply-add of a convolution or matrix product (linear layers, attention) counts 1. This is
@@ -105,8 +106,8 @@ def cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), *, 
     therefore save less alone than in its row of that network. The model is restored, after an exception too.
 
     Args:
-        model: any module that maps one tensor (N, C, H, W) to anything.
-        input_size: (C, H, W).
+        model: any module that maps one tensor (N, C, H, W), or of other dimensions, to anything.
+        input_size: (C, H, W); (C, L) of a signal, (C, D, H, W) of a volume.
         batch_size: N.
 
     Returns:
@@ -218,11 +219,12 @@ def _never_unpacked(_: Any) -> Tensor:
     raise AssertionError("cost() runs no backward pass")
 
 
-def _check(model: nn.Module, input_size: tuple[int, int, int], batch_size: int) -> tuple[int, ...]:
+def _check(model: nn.Module, input_size: tuple[int, ...], batch_size: int) -> tuple[int, ...]:
     if not isinstance(model, nn.Module):
         raise CBAMError(f"cost takes an nn.Module, given {type(model).__name__}.")
-    is_triple = isinstance(input_size, (tuple, list)) and len(input_size) == 3
-    if not is_triple or not all(isinstance(n, int) and n >= 1 for n in input_size):
+    lengths = {3, dims_of(model)[0] + 1}
+    is_row = isinstance(input_size, (tuple, list)) and len(input_size) in lengths
+    if not is_row or not all(isinstance(n, int) and n >= 1 for n in input_size):
         raise CBAMError(f"input_size is (C, H, W), such as (3, 224, 224), given {input_size!r}.")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise CBAMError(f"batch_size is a whole number of at least 1, given {batch_size!r}.")

@@ -12,7 +12,6 @@ from cbam.explain.scores import MapScores
 from cbam.explain.site_figures import gates_figure, scale_of
 from cbam.explain.views import View
 from cbam.page import embedded, environment, shell_lines
-from cbam.page.drawing import LOOKS, OTHER_LOOK, css_name
 from cbam.version import __version__
 
 _IN_PAGE = 320
@@ -59,14 +58,12 @@ def render(
                 },
             }
         )
-    looks = {css_name(variant): style[:2] for variant, style in {**LOOKS, "other": OTHER_LOOK}.items()}
     template = environment("cbam.explain").get_template("explain.html.j2")
     return template.render(
         titles=titles,
         images=images,
         method=METHODS[manifest["method"]].title,
         prepared=manifest["prepared"],
-        looks=looks,
         cam_stops=colour_stops(name=cmap),
         mask_stops=colour_stops(name=cmap, opaque=True),
         colours=cmap,

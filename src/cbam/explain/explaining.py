@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +73,17 @@ def explain(
     first, found = next(iter(forms.values()))
     names = _names(sources) if names is None else list(names)
     crops = [first.crop(open_picture(source, name)) for source, name in zip(sources, names, strict=True)]
-    scores = {title: _scores(each, forms[title][0].batch(crops)) for title, each in models.items()}
-    widths = {title: found.shape[1] for title, found in scores.items()}
+    batches = {title: forms[title][0].batch(crops) for title in models}
+    looks = {title: _look(each, batches[title]) for title, each in models.items()}
+    widths = {title: scores.shape[1] for title, (scores, _) in looks.items()}
     if len(set(widths.values())) > 1:
         shown = ", ".join(f"{title} {width}" for title, width in widths.items())
         raise CBAMError(f"networks that are compared need the same classes; outputs: {shown}.")
     leading = next(iter(models))
     classes = class_names_of(models[leading], class_names, widths[leading])
-    labels = _labels(label, classes, scores[leading])
+    labels = _labels(label, classes, looks[leading][0])
     views = {
-        title: _views(each, forms[title][0].batch(crops), layer, labels, method)
+        title: _views(each, batches[title], looks[title][1], layer, labels, method)
         for title, each in models.items()
     }
     size = f"{first.channels} × {first.size} × {first.size}"
@@ -95,34 +97,35 @@ def explain(
 
 
 def _views(
-    model: nn.Module, batch: Tensor, layer: str | None, labels: Sequence[int], method: str
+    model: nn.Module,
+    batch: Tensor,
+    gates: Sequence[dict[str, SiteGates]],
+    layer: str | None,
+    labels: Sequence[int],
+    method: str,
 ) -> list[View]:
     found = list[View]()
     for start in range(0, len(batch), _AT_ONCE):
         part = batch[start : start + _AT_ONCE]
-        gates = _gates(model, part)
         maps = class_activation_maps(model, layer, part, labels[start : start + _AT_ONCE], method)
         probabilities = maps.scores.softmax(1).numpy()
         found += [
-            View(maps.heat[i].numpy(), maps.flat[i], maps.layer, probabilities[i], _of_image(gates, i))
+            View(maps.heat[i].numpy(), maps.flat[i], maps.layer, probabilities[i], gates[start + i])
             for i in range(len(part))
         ]
     return found
 
 
-def _scores(model: nn.Module, batch: Tensor) -> Tensor:
+def _look(model: nn.Module, batch: Tensor) -> tuple[Tensor, list[dict[str, SiteGates]]]:
+    """Return the scores (N, K) of one forward pass and each image's gates, none where no attention tells any."""
+    scores, gates = list[Tensor](), list[dict[str, SiteGates]]()
+    tells = bool(sites_with_gates(model))
     with torch.no_grad(), preserve_state(model):
-        parts = [ScoresOnly(model)(_placed(part, model)) for part in batch.split(_AT_ONCE)]
-    return torch.cat(parts).float().cpu()
-
-
-def _gates(model: nn.Module, batch: Tensor) -> AttentionMaps | None:
-    """Return the gates of one forward pass; None where no attention in the model tells any."""
-    if not sites_with_gates(model):
-        return None
-    with torch.no_grad(), preserve_state(model), attention_maps(model) as maps:
-        model(_placed(batch, model))
-    return maps
+        for part in batch.split(_AT_ONCE):
+            with attention_maps(model) if tells else nullcontext() as maps:
+                scores.append(ScoresOnly(model)(_placed(part, model)).float().cpu())
+            gates += [_of_image(maps, i) for i in range(len(part))]
+    return torch.cat(scores), gates
 
 
 def _of_image(maps: AttentionMaps | None, index: int) -> dict[str, SiteGates]:

@@ -6,7 +6,7 @@ norm's output as well, one more map per block; computed together with the norm, 
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -34,13 +34,13 @@ def attend(
     """
     if type(norm) is not nn.BatchNorm2d or type(u) is not Tensor:
         return None
-    if residual is not None and not is_like(residual, u):
-        return None
     compiling = torch.compiler.is_compiling()
     if not compiling:
         y = _as_planned(norm, attention, u, residual, relu)
         if y is not None:
             return y
+    if residual is not None and not is_like(residual, u):
+        return None
     weights = _weights(norm, attention, u)
     if isinstance(weights, str) or not dispatch.can_fuse(u, weights):
         return None
@@ -79,29 +79,26 @@ def _as_planned(
     plan: Plan | None = None if plans is None else plans.behind_norm
     if plan is None or has_global_hooks() or not plan.holds(attention, norm):
         return None
-    operator = dispatch.operator_at_hand(u)
-    if operator is None or u.dim() != 4 or u.dtype not in _MAPS or not u.numel():
+    statistics = partial(_batch_statistics, norm) if plan.config.pre_training else None
+    call = plan.call(u, residual, relu, partial(_takes, norm, attention), statistics)
+    if call is None:
         return None
-    if plan.config.pre_training and u.numel() <= u.shape[1]:
-        return None
-    if u.shape[1] != norm.num_features or attention.in_channels not in (None, u.shape[1]):
-        return None
-    config = plan.with_relu if relu else plan.config
-    form = u.dtype, u.is_contiguous(), operator.name, u.is_cpu
-    same_bits = plan.exact.get(form)
-    if same_bits is None:
-        same_bits = plan.exact[form] = exact(
-            u.dtype, not u.is_contiguous(), config.pre_training, u.device.type
-        )
-    tensors = plan.tensors()
-    if not same_bits or tensors is None or not fused.fit(u, tensors):
-        return None
-    if config.pre_training:
-        tensors[-4:] = _statistics(norm, u)
-    y, stats = fused.run(operator, [u, *tensors, residual], config)
-    if config.norm_training:
+    y, stats = call.run()
+    if plan.config.norm_training:
         attention.after_operator(u, stats)
     return y
+
+
+def _takes(norm: nn.BatchNorm2d, attention: AttentionModule, u: Tensor) -> bool:
+    """Return whether one call computes the two for a map like u."""
+    batch = uses_batch(norm)
+    if u.dtype not in _MAPS or (
+        u.numel() <= u.shape[1] and (batch or attention.operator_config().norm_training)
+    ):
+        return False
+    if u.shape[1] != norm.num_features or attention.in_channels not in (None, u.shape[1]):
+        return False
+    return exact(u.dtype, not u.is_contiguous(), batch, u.device.type)
 
 
 def unfused_reason(norm: nn.Module, attention: AttentionModule) -> str | None:
@@ -158,13 +155,18 @@ def _traced_statistics(norm: nn.BatchNorm2d, u: Tensor) -> NormBefore:
 def _statistics(norm: nn.BatchNorm2d, u: Tensor) -> NormBefore:
     """Return the norm in numbers with the bits of torch's own; counts and averages as it does."""
     mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
-    with torch.no_grad():
-        if not uses_batch(norm):
-            return NormBefore(norm.weight, norm.bias, mean, var)
-        share = counted_share(norm)
-        tracked = (mean, var) if norm.track_running_stats else (None, None)
-        mean, var = torch.batch_norm_update_stats(u, *tracked, share)
+    if uses_batch(norm):
+        with torch.no_grad():
+            mean, var = _batch_statistics(norm, u)
     return NormBefore(norm.weight, norm.bias, mean, var)
+
+
+def _batch_statistics(norm: nn.BatchNorm2d, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of a batch as torch's own norm computes them, and count it; without gradients."""
+    share, running = counted_share(norm), norm._buffers
+    if norm.track_running_stats:
+        return torch.batch_norm_update_stats(u, running["running_mean"], running["running_var"], share)
+    return torch.batch_norm_update_stats(u, None, None, share)
 
 
 def exact(dtype: torch.dtype, channels_last: bool, training: bool, device: str = "cpu") -> bool:

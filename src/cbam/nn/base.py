@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,12 @@ from torch.nn.modules import module as global_hooks
 from cbam.errors import CBAMError
 from cbam.nn.plan import Plan, plans_of
 from cbam.ops import checks, dispatch, fused, gates, reference
+from cbam.ops import dims as maps
 from cbam.ops.signature import NormBefore, OperatorConfig, Weights
 
+Convolution: TypeAlias = "nn.Conv1d | nn.Conv2d | nn.Conv3d"
+
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}  # by dims
 _NO_NORM = NormBefore()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -92,7 +96,9 @@ class AttentionModule(nn.Module):
 
     enabled: bool = True
     needs_two_calls: bool = False
+    dims: int = 2  # how many sizes of a map follow its channels; not in files of earlier versions
     in_channels: int | None = None
+    site: str = ""  # name of the module in front, where attached
     built_as: tuple[str, dict[str, Any]] | None = None  # kind and options, see `cbam.nn.registry`
     listeners: tuple[gates.Listener, ...] = ()  # set by `cbam.attention_maps` for a block of code
     qconfig: Any = None  # torch.ao.quantization leaves the gates in floating point
@@ -105,26 +111,28 @@ class AttentionModule(nn.Module):
                 return y
             if isinstance(x, torch.fx.Proxy):
                 return self._traced(x)
-        checks.check_feature_map(x, type(self).__name__, self.in_channels)
+        checks.check_feature_map(x, type(self).__name__, self.in_channels, self.dims)
         return self.attend(x) if self.enabled else x
 
     def attend(self, x: Tensor) -> Tensor:
         """Return the gated map of a checked input, from the fused operator where that can run."""
         if self.needs_two_calls:
             return self.attend_eagerly(x)  # which calls the operator for each gate
+        if self.dims != 2 and torch.compiler.is_compiling() and dispatch.is_exporting():
+            return self.attend_eagerly(x)  # with a convolution of these dimensions
         weights = self.operator_weights(x)
         if dispatch.can_fuse(x, weights):
             assert not isinstance(weights, str)
             config = self.operator_config()
             self._decide(weights, config)
-            y, stats = fused.attend(x, weights, config, listeners=self.listeners)
+            y, stats = maps.attend(x, weights, config, self.dims, self.listeners)
             self.after_operator(x, stats)
             return y
         return self.attend_eagerly(x)
 
     def _decide(self, weights: Weights, config: OperatorConfig) -> None:
         """Plan further calls of this module alone."""
-        if torch.compiler.is_compiling() or not self.enabled or self.listeners:
+        if torch.compiler.is_compiling() or not self.enabled or self.listeners or self.dims != 2:
             return
         plans = plans_of(self)
         known = plans.alone
@@ -132,27 +140,25 @@ class AttentionModule(nn.Module):
             plan = Plan(self, None, (*weights, *_NO_NORM), config)
             plans.alone = plan if plan.complete else None
 
-    def _as_planned(self, x: Any, residual: Tensor | None = None, relu: bool = False) -> Tensor | None:
+    def _as_planned(self, x: Any) -> Tensor | None:
         """Return the gated map as decided by an earlier call, None if this call has to be decided anew."""
         plans = self.__dict__.get("_plans")
         plan: Plan | None = None if plans is None else plans.alone  # once: other threads may replace it
         if plan is None or not plan.holds(self):
             return None
-        operator = dispatch.operator_at_hand(x)
-        if operator is None or x.dim() != 4 or not x.numel():
+        call = plan.call(x, takes=self._takes)
+        if call is None:
             return None
-        if plan.config.norm_training and x.numel() <= x.shape[1]:
-            return None  # statistics of a single value
-        if self.in_channels is not None and self.in_channels != x.shape[1]:
-            return None
-        tensors = plan.tensors()
-        if tensors is None or not fused.fit(x, tensors):
-            return None
-        config = plan.with_relu if relu else plan.config
-        y, stats = fused.run(operator, [x, *tensors, residual], config)
-        if config.norm_training:
+        y, stats = call.run()
+        if plan.config.norm_training:
             self.after_operator(x, stats)
         return y
+
+    def _takes(self, x: Tensor) -> bool:
+        """Return whether a map has the module's channels, and more than one value if its statistics are taken."""
+        if x.numel() <= x.shape[1] and self.operator_config().norm_training:
+            return False
+        return self.in_channels in (None, x.shape[1])
 
     def attend_epilogue(self, x: Tensor, residual: Tensor, relu: bool) -> Tensor | None:
         """Return the gated map plus `residual`, followed by a ReLU if asked for; None if one call cannot compute that.
@@ -181,6 +187,8 @@ class AttentionModule(nn.Module):
             return "there are hooks on all modules"
         if not self.enabled:
             return "the attention is switched off"
+        if self.dims != 2:
+            return f"a call with the norm in front, or with the epilogue, takes maps {maps.batched(2)}"
         cls, own = type(self), vars(self)
         if cls.forward is not AttentionModule.forward or cls.attend is not AttentionModule.attend:
             return f"{cls.__name__} overrides forward"
@@ -230,8 +238,15 @@ class AttentionModule(nn.Module):
                 path = x.tracer.path_of_module(self)
         if path:  # empty if this module itself is being traced
             return x.tracer.create_proxy("call_module", path, (x,), {})
-        checks.check_feature_map(x, type(self).__name__, self.in_channels)
+        checks.check_feature_map(x, type(self).__name__, self.in_channels, self.dims)
         return self.attend_eagerly(x) if self.enabled else x
+
+    def __prepare_scriptable__(self) -> None:
+        raise CBAMError(
+            f"torch.jit.script cannot compile {type(self).__name__}: it chooses between the fused operator and plain"
+            " torch in Python. Trace the model, torch.jit.trace(model.eval(), image), or export it,"
+            " torch.export.export(model, (image,)). A traced model can be part of a scripted one."
+        )
 
     def set_identity(self) -> None:
         """Make the module return its input bit for bit, with every gate at the steepest point of its sigmoid."""
@@ -249,8 +264,9 @@ class Gate(AttentionModule):
     _own_weight: str  # a weight that is in the state dict whenever this gate is
     gate_scale: Tensor | None
 
-    def __init__(self, activation: str, gate_scale: float):
+    def __init__(self, activation: str, gate_scale: float, dims: int = 2):
         super().__init__()
+        self.dims = maps.check_dims(dims)
         self.activation = activation
         self.register_buffer("gate_scale", None)
         self.set_gate_scale(gate_scale)
@@ -277,7 +293,8 @@ class Gate(AttentionModule):
         """Return x times its gate, in plain torch."""
         gate = self.gate(x)
         if self.listeners:
-            gates.hand_on(self.listeners, x, **{self.axis: gate})
+            found = {self.axis: gate}
+            gates.hand_on(self.listeners, x, found.get("channel"), found.get("spatial"), self.dims)
         return reference.apply_gate(x, gate)
 
     def set_identity(self) -> None:
@@ -291,6 +308,13 @@ class Gate(AttentionModule):
         self.gate_scale = None if scale == 1.0 else torch.tensor(float(scale), device=device)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        if prefix + self._own_weight in state_dict:
+        key = prefix + self._own_weight
+        if key in state_dict:
             self.set_gate_scale(float(state_dict.get(prefix + "gate_scale", 1.0)))
+            theirs, ours = state_dict[key].dim() - 2, self.reading_weight.dim() - 2
+            if theirs != ours and theirs in maps.SIZES:
+                errors: list[str] = args[-1]
+                errors.append(
+                    f"{key} is of a gate for maps {maps.batched(theirs)} (dims={theirs}), this one has dims={ours}."
+                )
         super()._load_from_state_dict(state_dict, prefix, *args)

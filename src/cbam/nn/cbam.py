@@ -12,6 +12,7 @@ from cbam.nn.channel import ChannelAttention
 from cbam.nn.presets import Preset, resolve_preset
 from cbam.nn.spatial import SpatialAttention
 from cbam.ops import gates, reference
+from cbam.ops.dims import check_dims
 from cbam.ops.signature import NO_CHANNEL_GATE, POOLINGS, OperatorConfig, Weights
 
 
@@ -21,7 +22,8 @@ class CBAM(AttentionModule):
     F' = Mc(F) * F, F'' = Ms(F') * F'; equation (1) of Woo et al., ECCV 2018. The state dict's keys are
     `channel_attention.mlp.0.weight` (C/r, C, 1, 1), `channel_attention.mlp.2.weight` (C, C/r, 1, 1) and
     `spatial_attention.conv.weight` (1, 2, k, k), so weights of the widespread textbook module load as they are;
-    switches add biases, `spatial_attention.norm.*` and `spatial_attention.descriptor.weight`.
+    switches add biases, `spatial_attention.norm.*` and `spatial_attention.descriptor.weight`. With `dims` other than 2
+    there are as many ones, or k, in these shapes.
 
     Args:
         in_channels: C.
@@ -30,11 +32,12 @@ class CBAM(AttentionModule):
         preset: "paper" (the equations), "official" (the authors' code: biases, batch norm in the spatial gate,
             maximum before mean), "timm", or a `cbam.nn.Preset`.
         gate_scale: factor on each gate; 2 makes zero weights the identity (see `set_identity`).
+        dims: 1 for signals (N, C, L), 2 for images, 3 for volumes and video (N, C, D, H, W).
         device, dtype: of the weights.
         **switches: fields of `cbam.nn.Preset`, such as `arrangement="parallel"`, `channel_pooling="avg"`,
             `spatial_descriptor="conv"`, `mlp_bias=True`, `spatial_norm=True`, `gate="hardsigmoid"`.
 
-    Shape: (N, C, H, W) or (C, H, W) in, the same out.
+    Shape: (N, C, H, W) or (C, H, W) in, or with `dims` sizes; the same out.
 
     Raises:
         CBAMError: C, r or k below 1, an even kernel, an unknown preset or switch, a map that does not fit.
@@ -44,6 +47,8 @@ class CBAM(AttentionModule):
     torch.Size([2, 64, 56, 56])
     >>> sum(p.numel() for p in block.parameters())  # 2 C^2 / r + 2 k^2
     610
+    >>> CBAM(64, dims=3)(torch.rand(2, 64, 4, 14, 14)).shape
+    torch.Size([2, 64, 4, 14, 14])
     """
 
     in_channels: int
@@ -56,6 +61,7 @@ class CBAM(AttentionModule):
         *,
         preset: str | Preset = "paper",
         gate_scale: float = 1.0,
+        dims: int = 2,
         device: Any = None,
         dtype: torch.dtype | None = None,
         **switches: Any,
@@ -64,10 +70,11 @@ class CBAM(AttentionModule):
         in_channels = positive_int("in_channels", in_channels)
         super().__init__()
         self.in_channels = in_channels
+        self.dims = check_dims(dims)
         self.preset = preset if isinstance(preset, str) and not switches else "custom"
         self.arrangement = settings.arrangement
         common: dict[str, Any] = {
-            "gate": settings.gate, "gate_scale": gate_scale, "device": device, "dtype": dtype,
+            "gate": settings.gate, "gate_scale": gate_scale, "dims": dims, "device": device, "dtype": dtype,
         }  # fmt: skip
         self.channel_attention: ChannelAttention | None = None
         self.spatial_attention: SpatialAttention | None = None
@@ -108,8 +115,8 @@ class CBAM(AttentionModule):
             assert spatial is not None
             parts = channel.logits(x), spatial.logits(x)
             if self.listeners:  # of each part what would be its gate if the other part were 0
-                each = (reference.gate(part, channel.activation, channel.gate_scale) for part in parts)
-                gates.hand_on(self.listeners, x, *each)
+                first, second = (reference.gate(p, channel.activation, channel.gate_scale) for p in parts)
+                gates.hand_on(self.listeners, x, first, second, self.dims)
             logits = parts[0] + parts[1]  # (N, C, H, W): one gate per element
             return reference.apply_gate(x, reference.gate(logits, channel.activation, channel.gate_scale))
         for gate in self.gates:
@@ -119,8 +126,10 @@ class CBAM(AttentionModule):
 
     @property
     def needs_two_calls(self) -> bool:  # type: ignore[override]
-        """Whether it takes two calls of the operator, which computes the channel gate first."""
-        return self.arrangement == "spatial-channel"
+        """Whether it takes two calls: the operator computes the channel gate first, and no convolution of volumes."""
+        return self.arrangement == "spatial-channel" or (
+            self.dims == 3 and self.arrangement == "channel-spatial"
+        )
 
     def operator_weights(self, x: Tensor | None = None) -> Weights | str:
         """Return the tensors for the fused operator, or why one call of it cannot compute this arrangement."""
@@ -176,7 +185,8 @@ class CBAM(AttentionModule):
 
     def extra_repr(self) -> str:
         """Name the channels, the preset and the arrangement."""
-        return f"{self.in_channels}, preset={self.preset!r}, arrangement={self.arrangement!r}"
+        dims = "" if self.dims == 2 else f", dims={self.dims}"
+        return f"{self.in_channels}, preset={self.preset!r}, arrangement={self.arrangement!r}{dims}"
 
 
 def _operator_tensors(gate: Any, x: Tensor | None) -> tuple[Tensor | None, ...] | str:

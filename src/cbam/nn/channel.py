@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cbam.errors import unknown_name
-from cbam.nn.base import Gate, is_plain, positive_int, tensor_of, weight_is_all
+from cbam.nn.base import CONVOLUTIONS, Convolution, Gate, is_plain, positive_int, tensor_of, weight_is_all
 from cbam.ops import reference
 from cbam.ops.signature import ACTIVATIONS, POOLINGS, OperatorConfig, Weights
 
@@ -28,15 +28,18 @@ class ChannelAttention(Gate):
         mlp_bias: biases in both layers (the authors' code has them, the equations do not).
         gate: "sigmoid" or "hardsigmoid".
         gate_scale: factor on the gate; 2 makes zero weights the identity.
+        dims: 1 for maps (N, C, L), 2 for (N, C, H, W), 3 for (N, C, D, H, W).
         device, dtype: of the weights.
 
-    Shape: (N, C, H, W) or (C, H, W) in, the same out.
+    Shape: (N, C, H, W) or (C, H, W) in, or with `dims` sizes; the same out.
 
     Raises:
         CBAMError: C or r below 1, an unknown pooling or gate, a map that does not fit.
 
     >>> ChannelAttention(64)(torch.rand(2, 64, 7, 7)).shape
     torch.Size([2, 64, 7, 7])
+    >>> ChannelAttention(64, dims=1)(torch.rand(2, 64, 100)).shape
+    torch.Size([2, 64, 100])
     """
 
     in_channels: int
@@ -51,6 +54,7 @@ class ChannelAttention(Gate):
         mlp_bias: bool = False,
         gate: str = "sigmoid",
         gate_scale: float = 1.0,
+        dims: int = 2,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ):
@@ -60,28 +64,28 @@ class ChannelAttention(Gate):
             raise unknown_name("gate", gate, reference.ACTIVATIONS)
         in_channels = positive_int("in_channels", in_channels)
         hidden = max(1, in_channels // positive_int("reduction_ratio", reduction_ratio))
-        super().__init__(gate, gate_scale)
+        super().__init__(gate, gate_scale, dims)
         self.in_channels = in_channels
         self.channel_pooling = channel_pooling
         factory = {"bias": mlp_bias, "device": device, "dtype": dtype}
         self.mlp = nn.Sequential(
-            nn.Conv2d(in_channels, hidden, 1, **factory),
+            CONVOLUTIONS[dims](in_channels, hidden, 1, **factory),
             nn.ReLU(),
-            nn.Conv2d(hidden, in_channels, 1, **factory),
+            CONVOLUTIONS[dims](hidden, in_channels, 1, **factory),
         )
 
     @property
-    def layers(self) -> tuple[nn.Conv2d, nn.Conv2d]:
+    def layers(self) -> tuple[Convolution, Convolution]:
         """The two layers of the MLP: C to C/r, and back."""
-        return cast("nn.Conv2d", self.mlp[0]), cast("nn.Conv2d", self.mlp[2])
+        return cast("Convolution", self.mlp[0]), cast("Convolution", self.mlp[2])
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the gate before its activation, (N, C, 1, 1), in float32 or float64."""
+        """Return the gate before its activation, (N, C, 1, 1) or with `dims` ones, in float32 or float64."""
         if not isinstance(x, torch.fx.Proxy) and not self._is_plain():
             return self._logits_of_layers(x)
         first, last = self.layers
         return reference.channel_logits(
-            x, first.weight, first.bias, last.weight, last.bias, self.channel_pooling
+            x, first.weight, first.bias, last.weight, last.bias, self.channel_pooling, self.dims
         )
 
     def _is_plain(self) -> bool:
@@ -90,14 +94,15 @@ class ChannelAttention(Gate):
         if not is_plain(mlp, nn.Sequential) or len(mlp._modules) != 3:
             return False
         first, relu, last = mlp._modules.values()
-        return is_plain(relu, nn.ReLU) and weight_is_all(first, nn.Conv2d) and weight_is_all(last, nn.Conv2d)
+        kind = CONVOLUTIONS[self.dims]
+        return is_plain(relu, nn.ReLU) and weight_is_all(first, kind) and weight_is_all(last, kind)
 
     def _logits_of_layers(self, x: Tensor) -> Tensor:
         """Return the logits by calling the layers, of which one is hooked, wrapped or replaced."""
-        pooled = reference.channel_descriptors(x, self.channel_pooling)
+        pooled = reference.channel_descriptors(x, self.channel_pooling, self.dims)
         dtype = next((p.dtype for p in self.mlp.parameters() if p.is_floating_point()), pooled[0].dtype)
         with reference.full_precision(x):
-            logits = [self.mlp(p.to(dtype)[..., None, None]).to(p.dtype) for p in pooled]
+            logits = [self.mlp(reference.over_positions(p.to(dtype), self.dims)).to(p.dtype) for p in pooled]
         return sum(logits[1:], logits[0])
 
     def operator_weights(self, x: Tensor | None = None) -> Weights | str:
@@ -122,8 +127,21 @@ class ChannelAttention(Gate):
         """Return the operator's numbers for this gate."""
         return OperatorConfig(POOLINGS[self.channel_pooling], activation=ACTIVATIONS[self.activation])
 
+    def keep_alive(self) -> None:
+        """Take the signs of the first hidden unit's weights where there are fewer than 4 hidden units.
+
+        With random signs, one unit is off for every input in up to half of the seeds, and then no weight of the gate
+        ever gets a gradient. Without, it is on wherever the descriptor is above 0, as behind a ReLU or of maxima; the
+        average of maps below 0 can still turn it off. The paper's narrowest layer has 4 units.
+        """
+        first = self.layers[0]
+        if first.out_channels < 4:
+            with torch.no_grad():
+                first.weight[0].abs_()
+
     def set_identity(self) -> None:
         """Zero the last layer and double the gate: 2 * sigmoid(0) = 1."""
+        self.keep_alive()
         last = self.layers[1]
         nn.init.zeros_(last.weight)
         if last.bias is not None:
@@ -148,6 +166,7 @@ class SqueezeExcitation(ChannelAttention):
         mlp_bias: biases in both layers.
         gate: "sigmoid" or "hardsigmoid".
         gate_scale: factor on the gate; 2 makes zero weights the identity.
+        dims: as for `ChannelAttention`.
         device, dtype: of the weights.
 
     Raises:
@@ -165,6 +184,7 @@ class SqueezeExcitation(ChannelAttention):
         mlp_bias: bool = True,
         gate: str = "sigmoid",
         gate_scale: float = 1.0,
+        dims: int = 2,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ):
@@ -175,6 +195,7 @@ class SqueezeExcitation(ChannelAttention):
             mlp_bias=mlp_bias,
             gate=gate,
             gate_scale=gate_scale,
+            dims=dims,
             device=device,
             dtype=dtype,
         )

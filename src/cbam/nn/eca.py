@@ -29,15 +29,18 @@ class ECA(Gate):
     Args:
         in_channels: C.
         kernel_size: k, odd; None: from C, gamma and b.
+        gamma, b: as above.
+        dims: 1 for maps (N, C, L), 2 for (N, C, H, W), 3 for (N, C, D, H, W).
+        device, dtype: of the weights.
     """
 
     _own_weight = "conv.weight"
 
     def __init__(
         self, in_channels: int, kernel_size: int | None = None, *, gamma: float = 2.0, b: float = 1.0,
-        device: Any = None, dtype: torch.dtype | None = None,
+        dims: int = 2, device: Any = None, dtype: torch.dtype | None = None,
     ):  # fmt: skip
-        super().__init__("sigmoid", gate_scale=1.0)
+        super().__init__("sigmoid", gate_scale=1.0, dims=dims)
         self.in_channels = positive_int("in_channels", in_channels)
         k = int(abs((math.log2(in_channels) + b) / gamma)) // 2 * 2 + 1
         k = k if kernel_size is None else positive_int("kernel_size", kernel_size)
@@ -46,14 +49,14 @@ class ECA(Gate):
         self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False, device=device, dtype=dtype)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the gate before its sigmoid, (N, C, 1, 1), in float32 or float64."""
-        return eca_logits(x, self.conv.weight)
+        """Return the gate before its sigmoid, (N, C, 1, 1) or with `dims` ones, in float32 or float64."""
+        return eca_logits(x, self.conv.weight, self.dims)
 
 
 @torch.fx.wrap
-def eca_logits(x: Tensor, weight: Tensor) -> Tensor:
+def eca_logits(x: Tensor, weight: Tensor, dims: int = 2) -> Tensor:
     """Return the convolution of the channels' averages with a weight (1, 1, k), as (N, C, 1, 1)."""
-    average = reference.channel_descriptors(x, "avg")[0].unsqueeze(-2)
+    average = reference.channel_descriptors(x, "avg", dims)[0].unsqueeze(-2)
     with reference.full_precision(x):
         z = F.conv1d(average, weight.to(average.dtype), padding=weight.shape[-1] // 2)
-    return z.squeeze(-2)[..., None, None]
+    return reference.over_positions(z.squeeze(-2), dims)

@@ -15,6 +15,7 @@ class ForeignAttention(AttentionModule):
         module: takes a map (N, C, H, W) and returns one of the same shape and dtype. Its weights are in the state
             dict behind `module.`.
         in_channels: C.
+        dims: how many sizes of its maps follow C.
 
     >>> import torch
     >>> block = ForeignAttention(nn.Hardswish(), 4)
@@ -23,13 +24,14 @@ class ForeignAttention(AttentionModule):
     tensor(16.)
     """
 
-    def __init__(self, module: nn.Module, in_channels: int):
+    def __init__(self, module: nn.Module, in_channels: int, dims: int = 2):
         super().__init__()
+        self.dims = dims
         self.in_channels = in_channels
         self.module = module
 
     def attend_eagerly(self, x: Tensor) -> Tensor:
         """Return module(x)."""
         if self.listeners:
-            gates.hand_on(self.listeners, x)  # its kind knows them
+            gates.hand_on(self.listeners, x, dims=self.dims)  # its kind knows them
         return self.module(x)

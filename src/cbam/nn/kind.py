@@ -18,7 +18,7 @@ from cbam.nn.foreign import ForeignAttention
 Builder: TypeAlias = Callable[..., nn.Module]
 
 _CHANNELS = ("in_channels", "channels")
-_NOT_OPTIONS = (*_CHANNELS, "device", "dtype")
+_NOT_OPTIONS = (*_CHANNELS, "dims", "device", "dtype")
 _SHORT = {"preset": "preset {}", "reduction_ratio": "r={}", "kernel_size": "k={}"}
 
 
@@ -28,7 +28,8 @@ class AttentionKind:
 
     Args:
         name: as users type it.
-        builder: (channels, **options) -> module; it gets `device` and `dtype` if it has parameters of these names.
+        builder: (channels, **options) -> module; it gets `dims`, `device` and `dtype` if it has parameters of these
+            names.
         options: the builder's keywords and their defaults.
         ignored: further keywords that the builder accepts and that change nothing, so that one call serves several
             kinds.
@@ -76,6 +77,12 @@ class AttentionKind:
     ) -> AttentionModule:
         """Return a new module for maps of `channels` channels.
 
+        Args:
+            channels: C.
+            options: of the kind; and "dims", which no user gives: how many sizes of a map follow its channels, 2 if
+                not there.
+            device, dtype: of the weights.
+
         Raises:
             CBAMError: the builder fails, or returns something that is not a module.
         """
@@ -101,6 +108,10 @@ class AttentionKind:
         dtype: torch.dtype | None,
     ) -> AttentionModule:
         known = _parameters(builder)
+        dims = options.get("dims", 2)
+        options = {name: value for name, value in options.items() if name != "dims"}
+        if "dims" in known:
+            options["dims"] = dims
         factory = {key: value for key, value in (("device", device), ("dtype", dtype)) if key in known}
         given: dict[str, Any] = {**options, **factory}
         named = next((name for name in _CHANNELS if name in known and _by_keyword(known[name])), None)
@@ -123,11 +134,11 @@ class AttentionKind:
             )
         if len(factory) < 2:
             module.to(device=device, dtype=dtype)
-        block = module if isinstance(module, AttentionModule) else ForeignAttention(module, channels)
+        block = module if isinstance(module, AttentionModule) else ForeignAttention(module, channels, dims)
         if block.in_channels is None:
             block.in_channels = channels
         if not self.has_operator:
-            block.built_as = (self.name, dict(options))
+            block.built_as = (self.name, {name: value for name, value in options.items() if name != "dims"})
         return block
 
     def set_identity(self, block: AttentionModule) -> None:
@@ -154,7 +165,7 @@ class AttentionKind:
 
 
 def builder_options(builder: Builder) -> dict[str, Any]:
-    """Return a builder's parameters and their defaults, without the channels, device and dtype."""
+    """Return a builder's parameters and their defaults, without the channels, dims, device and dtype."""
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = [p for p in _parameters(builder).values() if p.kind not in variable]
     if not any(p.name in _CHANNELS for p in parameters):

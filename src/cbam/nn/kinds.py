@@ -59,19 +59,20 @@ def _describe_cbam(block: CBAM) -> dict[str, Any]:
 
 
 def _rebuild_cbam(
-    channels: int, *, preset: str, device: Any = None, dtype: Any = None, **options: Any
+    channels: int, *, preset: str, dims: int = 2, device: Any = None, dtype: Any = None, **options: Any
 ) -> CBAM:
     """Return a block from all of its switches; the preset's name only says where they came from."""
-    block = CBAM(channels, device=device, dtype=dtype, **options)
+    block = CBAM(channels, dims=dims, device=device, dtype=dtype, **options)
     block.preset = preset
     return block
 
 
 def _build_se(
-    channels: int, *, preset: str | Preset = "paper", device: Any = None, dtype: Any = None, **options: Any
-) -> SqueezeExcitation:
+    channels: int, *, preset: str | Preset = "paper", dims: int = 2, device: Any = None, dtype: Any = None,
+    **options: Any,
+) -> SqueezeExcitation:  # fmt: skip
     resolve_preset(preset, {})  # it changes nothing, but a misspelt name is an error
-    return SqueezeExcitation(channels, device=device, dtype=dtype, **options)
+    return SqueezeExcitation(channels, dims=dims, device=device, dtype=dtype, **options)
 
 
 def _describe_se(block: SqueezeExcitation) -> dict[str, Any]:
@@ -83,8 +84,8 @@ def _describe_se(block: SqueezeExcitation) -> dict[str, Any]:
 def _one_gate(name: str, other: tuple[str, ...], shown: tuple[str, ...]) -> AttentionKind:
     """Return the kind that is one gate of CBAM; the options of the other gate change nothing."""
 
-    def build(channels: int, *, device: Any = None, dtype: Any = None, **options: Any) -> CBAM:
-        return CBAM(channels, arrangement=name, device=device, dtype=dtype, **options)
+    def build(channels: int, *, dims: int = 2, device: Any = None, dtype: Any = None, **options: Any) -> CBAM:
+        return CBAM(channels, arrangement=name, dims=dims, device=device, dtype=dtype, **options)
 
     own = {key: value for key, value in _OPTIONS.items() if key not in (*other, "arrangement")}
     return AttentionKind(

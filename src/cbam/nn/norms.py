@@ -4,30 +4,36 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cbam.nn.base import is_plain
 
+BATCH_NORMS: dict[int, type[_BatchNorm]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
-def uses_batch(norm: nn.BatchNorm2d) -> bool:
+
+def uses_batch(norm: _BatchNorm) -> bool:
     """Return whether a forward pass uses the statistics of its batch, not the running ones."""
     return norm.training or norm._buffers["running_mean"] is None
 
 
-def counted_share(norm: nn.BatchNorm2d) -> float:
+def counted_share(norm: _BatchNorm) -> float:
     """Count one batch in training and return the weight of its statistics in the running ones.
 
     >>> norm = nn.BatchNorm2d(3, momentum=0.2)
     >>> counted_share(norm), norm.num_batches_tracked
     (0.2, tensor(1))
     """
-    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:  # a plain average over all batches
-            return 1.0 / float(norm.num_batches_tracked)
-    return 0.0 if norm.momentum is None else norm.momentum
+    momentum = norm.momentum
+    if norm.training and norm.track_running_stats:
+        counted = norm._buffers["num_batches_tracked"]  # faster than the attribute
+        if counted is not None:
+            counted.add_(1)
+            if momentum is None:  # a plain average over all batches
+                return 1.0 / float(counted)
+    return 0.0 if momentum is None else momentum
 
 
-def move_running(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+def move_running(norm: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
     """Update the running statistics with those of a batch, as the norm's forward pass does in training.
 
     Args:
@@ -78,13 +84,15 @@ class BatchNorm2dOfAny(nn.BatchNorm2d):
         return super().forward(x)
 
 
-_KNOWN = (nn.BatchNorm2d, FixedBatchNorm2d, BatchNorm2dOfAny)
-
-
-def is_known(norm: nn.Module) -> bool:
+def is_known(norm: nn.Module, dims: int = 2) -> bool:
     """Return whether a norm is one whose arithmetic the operator has, without hooks.
 
-    >>> is_known(FixedBatchNorm2d(1)), is_known(nn.GroupNorm(1, 1))
-    (True, False)
+    Args:
+        norm: of the spatial gate.
+        dims: of its maps.
+
+    >>> is_known(FixedBatchNorm2d(1)), is_known(nn.BatchNorm2d(1), 3), is_known(nn.GroupNorm(1, 1))
+    (True, False, False)
     """
-    return any(is_plain(norm, kind) for kind in _KNOWN)
+    own = (FixedBatchNorm2d, BatchNorm2dOfAny) if dims == 2 else ()
+    return any(is_plain(norm, kind) for kind in (BATCH_NORMS[dims], *own))

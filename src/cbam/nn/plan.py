@@ -7,19 +7,25 @@ this is compared at each call, which takes a fraction of the time of deciding ag
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
-from cbam.ops.signature import OperatorConfig
+from cbam.ops import dispatch, fused
+from cbam.ops.form import Form
+from cbam.ops.fused import Call
+from cbam.ops.signature import RESIDUAL, OperatorConfig
 
 # The namespace of a module, which of its dicts, and a name in there: a dict may be replaced as a whole.
 Place: TypeAlias = tuple[dict[str, Any], str, str]
 _of_class = attrgetter(
     "forward", "attend", "operator_weights", "operator_config", "after_operator", "enabled"
 )
+
+_MOST = 4096  # detectors see maps of many sizes
 
 
 class Plan:
@@ -44,7 +50,7 @@ class Plan:
         # The two modules that are given are not held: they hold the plan, or nobody does.
         self.attention, self.norm = weakref.ref(attention), None if norm is None else weakref.ref(norm)
         self.config = config
-        self.with_relu = config._replace(relu=True)
+        self._with_relu = config._replace(relu=True)
         self._inner = inner
         # What counts of torch's own layers is their class and their tensors; of a norm also its options.
         self._classes = list({type(m) for m in every if hasattr(type(m), "attend")})
@@ -55,6 +61,8 @@ class Plan:
         # Those of a module that is called by itself are run by torch.
         self._without_hooks = [vars(m) for m in (every if norm is not None else inner)]
         self._slots = _slots(every, tensors)
+        self._where = tuple(self._slots[i] for i in sorted(self._slots))
+        self._forms: dict[Any, Form] = {}
         self._absent = [
             (vars(m), kind, name)
             for m in every
@@ -65,16 +73,20 @@ class Plan:
         self._count = len(tensors)
         self.complete = len(self._slots) == sum(t is not None for t in tensors) and not self._is_hooked()
         self._expected = self._read(attention)
-        self.exact: dict[Any, bool] = {}
 
-    def _read(self, attention: nn.Module) -> tuple[Any, ...]:
-        return (
+    def _read(self, attention: nn.Module) -> list[Any]:
+        found: list[Any] = [
             type(attention),
-            [*map(type, self._inner)],
-            [tuple(parent["_modules"].values()) for parent in self._parents],
-            [tuple(options.values()) for options in self._options],
-            [*map(_of_class, self._classes)],
-        )
+            *map(type, self._inner),
+        ]  # flat, which is faster to make and to compare
+        for parent in self._parents:
+            found += parent["_modules"].values()
+            found.append(None)
+        for options in self._options:
+            found += options.values()
+            found.append(None)
+        found += map(_of_class, self._classes)
+        return found
 
     def _is_hooked(self) -> bool:
         for own in self._without_hooks:  # written out, since it runs at every call
@@ -104,14 +116,46 @@ class Plan:
         except (RuntimeError, ValueError):  # something was compared that is neither equal nor different
             return False
 
-    def tensors(self) -> list[Any] | None:
-        """Return the operator's tensors as they are now; None if one is gone."""
-        found: list[Any] = [None] * self._count
-        for i, (own, kind, name) in self._slots.items():
-            tensor = found[i] = own[kind].get(name)
-            if tensor is None:
+    def call(
+        self,
+        x: Any,
+        residual: Tensor | None = None,
+        relu: bool = False,
+        takes: Callable[[Tensor], bool] = bool,
+        statistics: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> Call | None:
+        """Return the call for a map, None if it has to be decided anew.
+
+        Args:
+            x: the map.
+            residual, relu: as the operator takes them; the residual is like x.
+            takes: whether the modules take a map like x; asked once for each form of map.
+            statistics: of the batch, for a norm in front.
+        """
+        operator = dispatch.operator_at_hand(x)
+        if operator is None:
+            return None
+        form_of_x = operator, x.shape, x.stride(), x.dtype, x.get_device(), residual is None, relu
+        form = self._forms.get(form_of_x)
+        if form is None:
+            if x.dtype not in dispatch.DTYPES or x.dim() != 4 or not (fused.is_dense(x) and takes(x)):
                 return None
-        return found
+            tensors: list[Any] = [x, *[None] * self._count, residual]
+            for i, (own, kind, name) in self._slots.items():
+                tensors[1 + i] = own[kind].get(name)
+            if statistics is not None:
+                tensors[RESIDUAL - 2 : RESIDUAL] = [x.new_empty(x.shape[1], dtype=torch.float32)] * 2
+            if len(self._forms) >= _MOST:
+                self._forms.clear()
+            form = self._forms[form_of_x] = operator.form(tensors, self._with_relu if relu else self.config)
+        weights = [own[kind].get(name) for own, kind, name in self._where]
+        addresses = form.addresses(x, weights)
+        if addresses is None or not (residual is None or form.is_of_the_map(residual)):
+            return None
+        for j in form.constant:
+            if weights[j].requires_grad:
+                return None
+        return Call(form, addresses, x, weights, residual, statistics)
 
 
 class Plans:

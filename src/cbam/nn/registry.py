@@ -50,9 +50,9 @@ def register_attention(
     """Make a kind of attention known by name: to `cbam.attach`, to saved models and to the command line.
 
     Call it with a class or a function, or put it above one as a decorator. The builder takes the number of channels
-    first, and returns a `torch.nn.Module` that turns a map (N, C, H, W) into one of the same shape and dtype. Its
-    further parameters become options of `cbam.attach`; give them values that JSON can hold, so that a saved model can
-    be built again.
+    first, and returns a `torch.nn.Module` that turns a map (N, C, H, W) into one of the same shape and dtype. A
+    parameter `dims` gets 1 for maps (N, C, L), 2, or 3 for (N, C, D, H, W). Its further parameters become options of
+    `cbam.attach`; give them values that JSON can hold, so that a saved model can be built again.
 
     Args:
         name: lower-case letters, digits and underscores, such as "my_gate".
@@ -185,6 +185,8 @@ attention='cbam'.
 
 def no_such_option(kind: AttentionKind, option: str, also: Sequence[str] = ()) -> CBAMError:
     """Return the error for an option that a kind does not have; see `check_options`."""
+    if option == "dims":
+        return CBAMError(f"dims of {kind.name} follows from the map at each site. Leave it out.")
     others = kinds_with(option)
     if others:
         have = f"{', '.join(others)} {'has' if len(others) == 1 else 'have'}"
@@ -197,7 +199,7 @@ def no_such_option(kind: AttentionKind, option: str, also: Sequence[str] = ()) -
 
 
 def describe(block: AttentionModule) -> tuple[AttentionKind, dict[str, Any]]:
-    """Return the kind of a module and the options with which `build_again` makes one like it.
+    """Return the kind of a module and the options, "dims" among them, with which `build_again` makes one like it.
 
     Raises:
         CBAMError: it is of no registered kind; the message says how to register it.
@@ -207,10 +209,12 @@ def describe(block: AttentionModule) -> tuple[AttentionKind, dict[str, Any]]:
     >>> kind.name, options
     ('se', {'reduction_ratio': 16, 'mlp_bias': True, 'gate': 'sigmoid'})
     """
+    dims = {} if block.dims == 2 else {"dims": block.dims}
     for kind in _KINDS.values():
         if kind.describe is not None and type(block) is kind.module_type:
-            return kind, kind.describe(block)
+            return kind, {**kind.describe(block), **dims}
     name, options = block.built_as or ("", {})
+    options = {**options, **dims}
     if name in _KINDS or library_of(name) is not None:
         return attention_kind(name), options
     module = block.module if isinstance(block, ForeignAttention) else block

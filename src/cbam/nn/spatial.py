@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn import norms
-from cbam.nn.base import Gate, positive_int, tensor_of, weight_is_all
+from cbam.nn.base import CONVOLUTIONS, Gate, positive_int, tensor_of, weight_is_all
 from cbam.ops import reference
+from cbam.ops.dims import as_image_kernel
 from cbam.ops.signature import ACTIVATIONS, DESCRIPTORS, NO_CHANNEL_GATE, OperatorConfig, Weights
 
 
@@ -22,18 +23,20 @@ class SpatialAttention(Gate):
     (`spatial_norm=True, descriptor_order="max-avg"`, as in the preset "official").
 
     Args:
-        kernel_size: k, odd; 7 in the paper.
+        kernel_size: k, odd; 7 in the paper. The kernel has k^dims positions.
         spatial_descriptor: "both" (paper), "avg", "max", or "conv": a learned 1x1 convolution,
             which needs `in_channels`.
         descriptor_order: "avg-max" (paper) or "max-avg".
-        spatial_norm: a BatchNorm2d(1) after the convolution.
+        spatial_norm: a batch norm of one channel after the convolution.
         norm_momentum, norm_weight: its momentum and initial weight.
         in_channels: C; needed for "conv", otherwise only checked against the map if given.
         gate: "sigmoid" or "hardsigmoid".
         gate_scale: factor on the gate; 2 makes zero weights the identity.
+        dims: 1 for maps (N, C, L), 2 for (N, C, H, W), 3 for (N, C, D, H, W).
         device, dtype: of the weights.
 
-    Shape: (N, C, H, W) or (C, H, W) in, the same out.
+    Shape: (N, C, H, W) in, or with `dims` sizes; the same out. With `in_channels`, which tells them from a batch of
+    fewer dimensions, also single maps (C, H, W).
 
     Raises:
         CBAMError: an even kernel, an unknown descriptor, order or gate, a map that does not fit.
@@ -57,11 +60,12 @@ class SpatialAttention(Gate):
         in_channels: int | None = None,
         gate: str = "sigmoid",
         gate_scale: float = 1.0,
+        dims: int = 2,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ):
         _check(kernel_size, spatial_descriptor, descriptor_order, in_channels, gate)
-        super().__init__(gate, gate_scale)
+        super().__init__(gate, gate_scale, dims)
         self.in_channels = in_channels
         self.spatial_descriptor = spatial_descriptor
         self.descriptor_order = descriptor_order
@@ -69,24 +73,34 @@ class SpatialAttention(Gate):
         factory = {"device": device, "dtype": dtype}
         if spatial_descriptor == "conv":
             assert in_channels is not None
-            self.descriptor = nn.Conv2d(in_channels, 1, 1, bias=False, **factory)
+            self.descriptor = CONVOLUTIONS[dims](in_channels, 1, 1, bias=False, **factory)
         maps = 2 if spatial_descriptor == "both" else 1
-        self.conv = nn.Conv2d(maps, 1, kernel_size, padding=kernel_size // 2, bias=False, **factory)
-        self.norm: nn.BatchNorm2d | None = None
+        self.conv = CONVOLUTIONS[dims](maps, 1, kernel_size, padding=kernel_size // 2, bias=False, **factory)
+        self.norm: nn.modules.batchnorm._BatchNorm | None = None
         if spatial_norm:
-            self.norm = nn.BatchNorm2d(1, momentum=norm_momentum, **factory)
+            self.norm = norms.BATCH_NORMS[dims](1, momentum=norm_momentum, **factory)
             nn.init.constant_(self.norm.weight, norm_weight)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the gate before its activation, (N, 1, H, W), in float32 or float64."""
+        """Return the gate before its activation, (N, 1, H, W) or with `dims` sizes, in float32 or float64."""
         z = self._convolved(x)
         if self.norm is None:
             return z
         if isinstance(z, torch.fx.Proxy):  # a traced model sees batches, in the dtype of its weights
             return self.norm(z)
-        batch = z.unsqueeze(0) if z.dim() == 3 else z  # nn.BatchNorm2d takes no unbatched maps
+        batch = z.unsqueeze(0) if z.dim() == self.dims + 1 else z  # nn.BatchNorm2d takes no unbatched maps
         own = z.dtype if self.norm.weight is None else self.norm.weight.dtype
-        return self.norm(batch.to(own)).to(z.dtype).view_as(z)
+        try:
+            return self.norm(batch.to(own)).to(z.dtype).view_as(z)
+        except ValueError as error:
+            if batch.numel() != 1:
+                raise
+            where = f" at {self.site!r}" if self.site else ""
+            raise CBAMError(
+                f"the norm of the spatial gate{where} cannot take the statistics of one value: a map of 1 x 1 and a"
+                " single image in training. Use larger batches or images, leave the site out, exclude=..., or the"
+                " norm, spatial_norm=False."
+            ) from error
 
     def _convolved(self, x: Tensor) -> Tensor:
         """Return the gate before its norm; calls a layer if it is hooked, wrapped or replaced."""
@@ -94,13 +108,15 @@ class SpatialAttention(Gate):
         if (
             self.spatial_descriptor == "conv"
             and not as_built
-            and not weight_is_all(self.descriptor, nn.Conv2d)
+            and not weight_is_all(self.descriptor, CONVOLUTIONS[self.dims])
         ):
             maps = _called(self.descriptor, x, reference.accumulation_dtype(x.dtype))
         else:
             kernel = self.descriptor.weight if self.spatial_descriptor == "conv" else None
-            maps = reference.spatial_descriptor(x, self.spatial_descriptor, self.descriptor_order, kernel)
-        if as_built or weight_is_all(self._modules["conv"], nn.Conv2d):
+            maps = reference.spatial_descriptor(
+                x, self.spatial_descriptor, self.descriptor_order, kernel, self.dims
+            )
+        if as_built or weight_is_all(self._modules["conv"], CONVOLUTIONS[self.dims]):
             return reference.spatial_conv(maps, self.conv.weight)
         return _called(self.conv, maps, maps.dtype)
 
@@ -114,22 +130,25 @@ class SpatialAttention(Gate):
         modules: dict[str, Any] = self._modules
         if self.spatial_descriptor == "conv":
             return "its learned descriptor runs in plain torch"
-        if not weight_is_all(modules["conv"], nn.Conv2d):
+        if not weight_is_all(modules["conv"], CONVOLUTIONS[self.dims]):
             return "the spatial convolution has hooks or was replaced"
         if self.has_own_gate(SpatialAttention):
             return f"{type(self).__name__} overrides the gate"
-        norm, kernel, scale = (
+        norm, weight, scale = (
             modules.get("norm"),
             tensor_of(modules["conv"], "weight"),
             self._buffers["gate_scale"],
         )
+        kernel = weight if self.dims == 2 or weight is None else as_image_kernel(weight, self.dims)
+        if kernel is None:
+            return f"its spatial convolution of {self.dims} dimensions runs in plain torch"
         if norm is None:
             return kernel, None, None, None, None, scale
-        if not norms.is_known(norm):
-            return f"the spatial norm, {type(norm).__name__}, has hooks or is not nn.BatchNorm2d"
+        if not norms.is_known(norm, self.dims):
+            return f"the spatial norm, {type(norm).__name__}, has hooks or is not nn.BatchNorm{self.dims}d"
         if not norms.uses_batch(norm):
             mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
-        elif x is not None and x.numel() <= x.shape[-3]:
+        elif x is not None and x.numel() <= x.shape[-self.dims - 1]:
             return "batch statistics of a single value"
         else:
             mean = var = None
@@ -147,7 +166,7 @@ class SpatialAttention(Gate):
         """Update the norm's running statistics, as its forward pass does in training."""
         norm: Any = self._modules.get("norm")
         if norm is not None and norm.training:
-            norms.move_running(norm, stats[:1], stats[1:], x.numel() // x.shape[-3])
+            norms.move_running(norm, stats[:1], stats[1:], x.numel() // x.shape[-self.dims - 1])
 
     def set_identity(self) -> None:
         """Zero the norm's weight, or the convolution where there is no norm, and double the gate."""

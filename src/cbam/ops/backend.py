@@ -5,9 +5,13 @@ A backend is a module, or a folder whose `__init__` is its only door; `dispatch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
+
+from cbam.ops.form import Form
+from cbam.ops.signature import OperatorConfig
 
 
 class Backend(Protocol):
@@ -23,6 +27,9 @@ class Backend(Protocol):
 
     def unsupported_reason(self, x: Tensor) -> str | None:
         """Return why it cannot compute a map on one of its devices, None if it can."""
+
+    def form(self, tensors: Sequence[Any], config: OperatorConfig) -> Form:
+        """Return the form of a call in eager mode, by the operator's tensors and numbers."""
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Compute `cbam::forward` below autograd; takes `signature.ForwardArguments`, flat."""

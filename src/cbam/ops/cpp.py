@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cbam.ops import direct, library
+from cbam.ops import library, registered
+from cbam.ops.direct import DirectForm
 
 name = "cpp"
 title = "the C++ operator"
@@ -13,8 +14,9 @@ device = "the CPU"
 device_types: tuple[str, ...] = ("cpu",)
 
 # The first question whether the compiled library is there loads it.
-forward, backward = direct.forward, direct.backward
+forward, backward = registered.forward, registered.backward
 unavailable_reason = library.load
+form = DirectForm
 
 _SETS = {0: "plain", 1: "avx2", 2: "avx512"}
 

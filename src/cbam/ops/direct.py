@@ -7,7 +7,7 @@ of FLOPs, a mode that replaces tensors) sees the registered operator; it also ge
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cache
 from struct import Struct
 from typing import Any
@@ -16,81 +16,109 @@ import torch
 from torch import Tensor
 
 from cbam.ops import library, registered
-from cbam.ops.signature import DIFFERENTIABLE, RESIDUAL, TENSORS, OperatorConfig, Weights
+from cbam.ops.form import Form
+from cbam.ops.signature import DIFFERENTIABLE, RESIDUAL, OperatorConfig, Weights
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _NUMBERS = Struct("=12q d q d q")
-_FORWARD = Struct(f"={TENSORS + 4}Q")
-_BACKWARD = Struct(f"={TENSORS + 3 + len(DIFFERENTIABLE)}Q")
-# Positions among the arguments of a forward call.
+# Positions among the operator's tensors.
 _W0, _KERNEL = (1 + Weights._fields.index(name) for name in ("w0", "kernel"))
 _NOTHING = torch.empty(0)
 
 
-class _Form:
-    """What calls have in common that differ in their tensors only."""
+class DirectForm(Form):
+    """A form of call of the compiled operator."""
 
-    def __init__(
-        self, shape: torch.Size, dtype: torch.dtype, contiguous: bool, hidden: int, k: int, numbers: Any
-    ):
-        config = OperatorConfig(*numbers)
-        n, c, height, width = shape
+    def __init__(self, tensors: Sequence[Any], config: OperatorConfig):
+        super().__init__(tensors, config)
+        x, w0, kernel = (tensors[i] for i in (0, _W0, _KERNEL))
+        n, c, height, width = x.shape
         positions, planes = n * height * width, 2 if config.descriptor > 2 else 1
-        self.dtype = torch.float64 if dtype is torch.float64 else torch.float32
+        hidden, k = 0 if w0 is None else w0.shape[0], 0 if kernel is None else kernel.shape[-1]
         # A map of one position is a row of channels either way.
-        last = not contiguous or height * width == 1
-        self.numbers = _NUMBERS.pack(_TYPES[dtype], *shape, last, hidden, k, *numbers)
-        self.size = c * positions
+        last = not x.is_contiguous() or height * width == 1
+        self._numbers = _NUMBERS.pack(_TYPES[x.dtype], *x.shape, last, hidden, k, *config)
         gates = Weights(hidden * c, hidden, hidden * c, c, 1, planes * k * k, 1, 1, 1, 1, 1)  # type: ignore[arg-type]
-        self.counts = (*gates, c, c, c, c)
+        expected = (0, *gates, c, c, c, c)
+        self._fits = x.numel() > 0 and all(
+            expected[i] == count for i, count in zip(self.places, self._counts, strict=True)
+        )
         training = config.norm_training and k > 0
-        self.saved = (3 * n * c + 2 * n * hidden if hidden else 0) + (
+        self._saved = (3 * n * c + 2 * n * hidden if hidden else 0) + (
             (3 + training) * positions + 2 * training if k else 0
         )
-        self.argmax = (n * c if hidden else 0) + (positions if k else 0)
-        self.stats = 2 if training else 0
+        self._argmax = (n * c if hidden else 0) + (positions if k else 0)
+        self._stats = 2 if training else 0
+        itemsize = self.weights_dtype.itemsize
+        self._saved_bytes = self._saved * itemsize
+        self._kept = self._saved + -(-4 * self._argmax // itemsize)
+        there = [0, *self.places, *([RESIDUAL] if self.has_residual else [])]
+        given = "".join("Q" if i in there else "8x" for i in range(RESIDUAL + 1))
+        learned = "".join("Q" if i in self.places else "8x" for i in DIFFERENTIABLE[1:-1])
+        out = "Q" if config.relu else "8x"
+        self._forward = Struct(f"={given}4Q")
+        self._backward = Struct(f"=Q{given[:-1] if self.has_residual else given[:-2]}{out}2QQ{learned}{out}")
 
+    def forward(
+        self,
+        addresses: list[int] | None,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        residual: Tensor | None,
+        keep: bool,
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        """Compute `cbam::forward`."""
+        if addresses and residual is not None:
+            addresses.append(residual.data_ptr())
+        if self._fits and addresses and addresses[-1] and not _is_watched():
+            y, stats, at = torch.empty_like(x), _NOTHING, (0, 0)
+            kept: tuple[Tensor, ...] = ()
+            if keep:  # numbers, and behind them indices
+                memory = torch.empty(self._kept, dtype=self.weights_dtype, device="cpu")
+                start = memory.data_ptr()
+                kept, at = (memory,), (start, start + self._saved_bytes)
+            if self._stats:
+                stats = torch.empty(self._stats, dtype=self.weights_dtype, device="cpu")
+            run, _ = _functions()
+            if not run(self._numbers, self._forward.pack(*addresses, y.data_ptr(), *at, stats.data_ptr())):
+                return y, kept, stats
+        y, *found, stats = registered.forward(*self.flat(x, weights, residual), *self.config, keep)
+        return y, tuple(found), stats
 
-_forms: dict[Any, _Form] = {}
-_MOST = 4096  # detectors see maps of many sizes
-
-
-def _form(x: Tensor, w0: Tensor | None, kernel: Tensor | None, numbers: tuple[Any, ...]) -> _Form:
-    shape = x.shape
-    hidden = 0 if w0 is None else w0.shape[0]
-    key = shape, x.dtype, x.is_contiguous(), hidden, 0 if kernel is None else kernel.shape[-1], numbers
-    found = _forms.get(key)
-    if found is None:
-        if len(_forms) >= _MOST:
-            _forms.clear()
-        found = _forms[key] = _Form(*key)
-    return found
-
-
-def _addresses(x: Tensor, weights: Iterable[Any], other: Tensor | None, form: _Form) -> list[int] | None:
-    """Return where the map, the weights and a second map are, 0 if not there; None if one is not as it should be.
-
-    What has no memory of its own, such as the wrapper in which torch makes operations functional, is not.
-    """
-    if not form.size or x.is_neg() or not (other is None or _alike(other, x)):
-        return None
-    found, dtype = [x.data_ptr()], form.dtype
-    for tensor, count in zip(weights, form.counts, strict=True):
-        if tensor is None:
-            found.append(0)
-        elif (
-            tensor.numel() == count
-            and tensor.dtype is dtype
-            and tensor.is_contiguous()
-            and tensor.is_cpu
-            and not tensor.is_neg()
-            and (address := tensor.data_ptr())
+    def backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        out: Tensor | None,
+        kept: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Compute `cbam::backward`."""
+        addresses = self.addresses(x, weights)
+        if (
+            self._fits
+            and addresses
+            and len(kept) == 1
+            and kept[0].numel() == self._kept
+            and self.are_of_the_map(grad, x, out)
+            and not _is_watched()
         ):
-            found.append(address)
-        else:
-            return None
-    found.append(0 if other is None else other.data_ptr())
-    return found if found[0] and (other is None or found[-1]) else None
+            found = [torch.empty_like(x), *[torch.empty_like(weights[j]) for j in self.learned]]
+            if out is not None:
+                addresses.append(out.data_ptr())
+                found.append(torch.empty_like(x))
+            start = kept[0].data_ptr()
+            _, run = _functions()
+            packed = self._backward.pack(
+                grad.data_ptr(), *addresses, start, start + self._saved_bytes, *[t.data_ptr() for t in found]
+            )
+            if not run(self._numbers, packed):
+                return found
+        if len(kept) == 1:
+            saved, indices = kept[0][: self._saved], kept[0][self._saved :].view(torch.int32)
+            kept = saved, indices[: self._argmax]
+        flat = self.flat(x, weights, out)
+        return self.chosen(registered.backward(grad, *flat, *kept, *self.kept_numbers), weights)
 
 
 @cache
@@ -107,58 +135,3 @@ def _is_watched() -> bool:
         or torch._C._len_torch_function_stack()
         or torch.autograd._profiler_enabled()
     )
-
-
-def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute `cbam::forward`; the tensors are as the signature wants them."""
-    x, keep = arguments[0], arguments[-1]
-    form = _form(x, arguments[_W0], arguments[_KERNEL], arguments[TENSORS:-1])
-    addresses = _addresses(x, arguments[1:RESIDUAL], arguments[RESIDUAL], form)
-    if addresses is None or _is_watched():
-        return registered.forward(*arguments)
-    y, saved, argmax, stats = torch.empty_like(x), _NOTHING, _NOTHING, _NOTHING
-    kept = 0, 0
-    if keep:
-        saved, argmax = torch.empty(form.saved, dtype=form.dtype), torch.empty(form.argmax, dtype=torch.int32)
-        kept = saved.data_ptr(), argmax.data_ptr()
-    if form.stats:
-        stats = torch.empty(form.stats, dtype=form.dtype)
-    run, _ = _functions()
-    if run(form.numbers, _FORWARD.pack(*addresses, y.data_ptr(), *kept, stats.data_ptr())):
-        return registered.forward(*arguments)
-    return y, saved, argmax, stats
-
-
-def backward(*arguments: Any) -> tuple[Any, ...]:
-    """Compute `cbam::backward`; returns each gradient in its tensor's shape, None where there is no tensor."""
-    grad, x, out = arguments[0], arguments[1], arguments[RESIDUAL + 1]
-    saved, argmax = arguments[TENSORS + 1 : TENSORS + 3]
-    numbers = (*arguments[TENSORS + 3 :], out is not None)
-    form = _form(x, arguments[_W0 + 1], arguments[_KERNEL + 1], numbers)
-    addresses = _addresses(x, arguments[2 : RESIDUAL + 1], out, form)
-    if (
-        addresses is None
-        or _is_watched()
-        or not _alike(grad, x)
-        or not grad.data_ptr()
-        or saved.numel() != form.saved
-        or argmax.numel() != form.argmax
-    ):
-        return registered.backward(*arguments)
-    dx = torch.empty_like(x)
-    found: list[Any] = [dx]
-    for i in DIFFERENTIABLE[1:-1]:
-        tensor = arguments[i + 1]
-        found.append(None if tensor is None else torch.empty_like(tensor))
-    found.append(None if out is None else torch.empty_like(x))
-    results = [0 if tensor is None else tensor.data_ptr() for tensor in found]
-    _, run = _functions()
-    packed = _BACKWARD.pack(grad.data_ptr(), *addresses, saved.data_ptr(), argmax.data_ptr(), *results)
-    if run(form.numbers, packed):
-        return registered.backward(*arguments)
-    return tuple(found)
-
-
-def _alike(map_: Tensor, x: Tensor) -> bool:
-    same_form = map_.dtype is x.dtype and map_.shape == x.shape and map_.stride() == x.stride()
-    return same_form and map_.is_cpu and not map_.is_neg()

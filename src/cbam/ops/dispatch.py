@@ -2,7 +2,7 @@
 
 `auto`, the default, takes the operator wherever it can run and plain torch elsewhere; `eager` always takes plain
 torch; `cpp` and `triton` take that operator, or raise with the reason why it cannot run. Set by `cbam.set_backend` or
-by the environment variable CBAM_BACKEND.
+by the environment variable CBAM_BACKEND, which is read when attention is first computed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cbam.ops.signature import Weights
 # The first one for a kind of device computes its maps by default, and is what `torch.ops.cbam` runs there.
 OPERATORS: tuple[Backend, ...] = (cpp, triton)
 BACKENDS = ("auto", "eager", *(operator.name for operator in OPERATORS))
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PLAIN = (Tensor, nn.Parameter)
 # A program that is being exported holds its tensors in these.
 _EXPORTED = ("FakeTensor", "FunctionalTensor")
@@ -92,6 +92,7 @@ def backend() -> str:
     return _chosen or _from_environment()
 
 
+@cache
 def _from_environment() -> str:
     name = os.environ.get("CBAM_BACKEND") or "auto"
     if name not in BACKENDS:
@@ -99,7 +100,7 @@ def _from_environment() -> str:
     return name
 
 
-# The compiler keeps the answer instead of watching the environment.
+# The compiler cannot look into the environment either.
 _from_environment._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -144,7 +145,10 @@ def operator_for(x: Tensor) -> Backend:
 
 
 def operator_at_hand(x: Any) -> Backend | None:
-    """Return the operator for a plain map in eager mode, None wherever `can_fuse` has to look closer."""
+    """Return the operator for a plain map in eager mode, None wherever `can_fuse` has to look closer.
+
+    The caller looks at the type of the map's numbers.
+    """
     if type(x) is not Tensor and type(x) is not nn.Parameter:
         return None
     if (
@@ -152,7 +156,6 @@ def operator_at_hand(x: Any) -> Backend | None:
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
         or x.layout is not torch.strided
-        or x.dtype not in _DTYPES
     ):
         return None
     kind = "cpu" if x.is_cpu else x.device.type
@@ -171,7 +174,7 @@ def unfused_reason(x: Tensor, weights: Weights) -> str | None:
     """Return why the operator cannot compute with these tensors; None if it can."""
     if type(x) not in _PLAIN:
         return f"the map is a {type(x).__name__}, not a plain tensor"
-    if x.dtype not in _DTYPES or x.layout is not torch.strided:
+    if x.dtype not in DTYPES or x.layout is not torch.strided:
         return f"a map of {x.dtype} in layout {x.layout}"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func transforms and forward-mode derivatives work on plain operations"
@@ -180,7 +183,7 @@ def unfused_reason(x: Tensor, weights: Weights) -> str | None:
     device = x.device
     for weight in weights:
         if weight is not None and (
-            type(weight) not in _PLAIN or weight.device != device or weight.dtype not in _DTYPES
+            type(weight) not in _PLAIN or weight.device != device or weight.dtype not in DTYPES
         ):
             return f"a weight is a {type(weight).__name__} of {weight.dtype} on {weight.device}, the map is on {device}"
     if torch.is_grad_enabled() and any(w is not None and w.requires_grad for w in weights.constants):
@@ -200,10 +203,10 @@ def _unfused_reason_in_compiler(x: Tensor, weights: Weights) -> str | None:
     """Return the same where a compiler or an exporter evaluates the code."""
     if type(x) not in _PLAIN and type(x).__name__ not in _EXPORTED:
         return f"the map is a {type(x).__name__}, not a plain tensor"
-    if x.dtype not in _DTYPES:
+    if x.dtype not in DTYPES:
         return f"a map of {x.dtype}"
     for weight in weights:
-        if weight is not None and (weight.device != x.device or weight.dtype not in _DTYPES):
+        if weight is not None and (weight.device != x.device or weight.dtype not in DTYPES):
             return f"a weight of {weight.dtype} on {weight.device}, the map is on {x.device}"
     return _unregistered_reason(_chosen or _from_environment(), x.device.type, str(x.device))
 

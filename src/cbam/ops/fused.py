@@ -6,17 +6,18 @@ compiler or an exporter gets the registered operator, one node.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cbam.ops import dispatch, gates
 from cbam.ops.backend import Backend
-from cbam.ops.gradients import gradients, memory_format, to_keep
+from cbam.ops.form import Form
+from cbam.ops.gradients import memory_format, through_plain_operations
 from cbam.ops.reference import accumulation_dtype
-from cbam.ops.signature import CONSTANTS, TENSORS, NormBefore, OperatorConfig, Weights
+from cbam.ops.signature import RESIDUAL, TENSORS, NormBefore, OperatorConfig, Weights
 
 _NO_NORM = NormBefore()
 
@@ -57,33 +58,7 @@ def attend(
     return run(dispatch.operator_for(x), [x, *tensors, added], config)
 
 
-def fit(x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
-    """Return whether the operator takes these tensors as they are.
-
-    Args:
-        x: map (N, C, H, W) that the operator takes.
-        tensors: of the gates and of the norm in front, in the operator's order.
-    """
-    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
-        return False
-    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    on_cpu, device = x.is_cpu, x.device
-    for w in tensors:
-        if w is not None and not (
-            w.dtype is dtype
-            and (type(w) is nn.Parameter or type(w) is Tensor)
-            and (w.is_cpu if on_cpu else w.device == device)
-            and w.is_contiguous()
-        ):
-            return False
-    for i in CONSTANTS:
-        w = tensors[i]
-        if w is not None and w.requires_grad:
-            return False
-    return True
-
-
-def run(operator: Backend, tensors: list[Any], config: OperatorConfig) -> tuple[Tensor, Tensor]:
+def run(operator: Backend, tensors: Sequence[Any], config: OperatorConfig) -> tuple[Tensor, Tensor]:
     """Call a backend in eager mode, below autograd or through it; return the map and the batch statistics.
 
     Args:
@@ -91,61 +66,121 @@ def run(operator: Backend, tensors: list[Any], config: OperatorConfig) -> tuple[
         tensors: the map, then all others in the operator's order, as it takes them.
         config: the numbers.
     """
-    wanted = _wanted(tensors)
-    if wanted:
-        call = _Call(operator, tensors, config, wanted)
-        y = _apply(call, *[tensors[i] for i in wanted])
-        assert call.stats is not None
-        return y, call.stats
-    y, _, _, stats = operator.forward(*tensors, *config, False)
-    return y, stats
+    return _call(operator, tensors, config).run()
 
 
-class _Call:
-    """A call on its way through autograd, which gets the tensors that want a gradient and nothing else."""
+class Call:
+    """A call on its way through autograd, which gets what may want a gradient and nothing else.
 
-    __slots__ = ("config", "operator", "saved", "stats", "tensors", "wanted")
+    Args:
+        form: of the call.
+        addresses: of the map and the weights, as the form found them.
+        x, weights, residual: the tensors; of the weights those that there are.
+        statistics: returns those of a batch norm in front for x, where they shall be counted in this call; `weights`
+            and `addresses` then end before them.
+    """
 
-    def __init__(self, operator: Backend, tensors: list[Any], config: OperatorConfig, wanted: list[int]):
-        self.operator, self.tensors, self.config, self.wanted = operator, tensors, config, wanted
-        self.saved: Tensor | None = None
-        self.stats: Tensor | None = None
+    __slots__ = ("addresses", "form", "keeps", "kept", "residual", "statistics", "stats", "weights", "x")
+
+    def __init__(
+        self,
+        form: Form,
+        addresses: list[int] | None,
+        x: Tensor,
+        weights: list[Any],
+        residual: Tensor | None,
+        statistics: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    ):
+        self.form, self.addresses, self.x, self.weights, self.residual = form, addresses, x, weights, residual
+        self.statistics, self.keeps = statistics, False
+        self.kept: tuple[Tensor, ...] = ()
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Return the map and the batch statistics."""
+        if torch.is_grad_enabled():
+            weights = self.weights
+            learned = [weights[j] for j in self.form.learned]
+            if self.residual is None:
+                y = _apply(self, self.x, *learned)
+            else:
+                y = _apply(self, self.x, *learned, self.residual)
+        else:
+            y = self.compute(self.keeps)
+        return y, self.stats
+
+    def compute(self, keep: bool) -> Tensor:
+        """Call the backend."""
+        if self.statistics is not None:
+            mean, var = self.statistics(self.x)
+            self.weights += mean, var
+            assert self.addresses is not None
+            self.addresses += mean.data_ptr(), var.data_ptr()
+        y, self.kept, self.stats = self.form.forward(
+            self.addresses, self.x, self.weights, self.residual, keep
+        )
+        return y
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: _Call, *wanted: Tensor) -> Tensor:
-        tensors, config = call.tensors, call.config
-        y, saved, argmax, call.stats = call.operator.forward(*tensors, *config, True)
-        call.saved = saved
-        kept = to_keep(tensors, config, y)
-        given = [i for i, t in enumerate(kept) if t is not None]
-        ctx.save_for_backward(*[kept[i] for i in given], saved, argmax)
-        ctx.call = call.operator, config, call.wanted, given
+    def forward(ctx: Any, call: Call, *_: Tensor) -> Tensor:
+        keep = True in ctx.needs_input_grad
+        y = call.compute(keep or call.keeps)
+        if keep:
+            form = ctx.form = call.form
+            out = (y,) if form.config.relu else ()
+            ctx.save_for_backward(call.x, *call.weights, *out, *call.kept)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        operator, config, wanted, given = ctx.call
-        *tensors, saved, argmax = ctx.saved_tensors
-        kept: list[Any] = [None] * TENSORS
-        for i, t in zip(given, tensors, strict=True):
-            kept[i] = t
-        needed = [False] * TENSORS
-        for i, need in zip(wanted, ctx.needs_input_grad[1:], strict=True):
-            needed[i] = need
-        found = gradients(operator.backward, grad, [*kept, saved, argmax], config, needed)
-        return (None, *[found[i] for i in wanted])
+        form = ctx.form
+        x, *kept = ctx.saved_tensors
+        count, relu = len(form.places), form.config.relu
+        weights, out = kept[:count], kept[count] if relu else None
+        if torch.is_grad_enabled():  # for a second derivative
+            return (None, *_differentiable(form, grad, form.flat(x, weights, out), ctx.needs_input_grad))
+        like_x = grad
+        if (
+            not form.is_of_the_map(grad) or x.stride() != form.strides
+        ):  # hooks may have kept x in another layout
+            layout = memory_format(x)
+            like_x = grad.to(form.dtype).resolve_neg().contiguous(memory_format=layout)
+            out = out if out is None else out.contiguous(memory_format=layout)
+        found = form.backward(like_x, x, weights, out, kept[count + relu :])
+        if form.has_residual and not relu:
+            return (None, *found, grad)
+        return (None, *found)
 
 
 # As `_Attend.apply`, without its look for torch.func transforms, where there is no operator.
 _apply = super(torch.autograd.Function, _Attend).apply
 
 
+def _differentiable(
+    form: Form, grad: Tensor, kept: Sequence[Any], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return the gradients of what autograd got, which can be differentiated again."""
+    places = [0, *[form.places[j] for j in form.learned], *([RESIDUAL] if form.has_residual else [])]
+    needed = [False] * TENSORS
+    for i, need in zip(places, needs[1:], strict=True):
+        needed[i] = need
+    found = through_plain_operations(grad, kept, form.config, needed)
+    return [found[i] for i in places]
+
+
+def _call(operator: Backend, tensors: Sequence[Any], config: OperatorConfig) -> Call:
+    form = operator.form(tensors, config)
+    x, weights = tensors[0], [tensors[i] for i in form.places]
+    residual = tensors[RESIDUAL]
+    fits = residual is None or form.is_of_the_map(residual)
+    return Call(form, form.addresses(x, weights) if fits else None, x, weights, residual)
+
+
 def _as_one_node(tensors: Sequence[Any], config: OperatorConfig) -> tuple[Tensor, Tensor]:
     """Call the registered operator, whose derivative torch knows."""
     # An exported program keeps nothing: exporters that do not know the operator can then decompose it.
-    keep = not dispatch.is_exporting() and bool(_wanted(tensors))
+    keep = not dispatch.is_exporting() and _wants_gradient(tensors)
     y, _, _, stats = torch.ops.cbam.forward.default(*tensors, *config, keep)
     return y, stats
 
@@ -154,28 +189,29 @@ def _listened_to(
     tensors: list[Any], config: OperatorConfig, listeners: tuple[gates.Listener, ...]
 ) -> tuple[Tensor, Tensor]:
     """Return the same as `run`, and hand on the gates, which are among what is kept for backward."""
-    operator = dispatch.operator_for(tensors[0])
-    call = _Call(operator, tensors, config, _wanted(tensors))
-    if call.wanted:
-        y = _apply(call, *[tensors[i] for i in call.wanted])
-    else:
-        y, call.saved, _, call.stats = operator.forward(*tensors, *config, True)
-    assert call.saved is not None
-    assert call.stats is not None
-    x, weights = tensors[0], Weights(*tensors[1 : 1 + len(Weights._fields)])
-    gates.hand_on(listeners, x, **gates.gates_in(call.saved, x, weights))
-    return y, call.stats
+    call = _call(dispatch.operator_for(tensors[0]), tensors, config)
+    call.keeps = True
+    y, stats = call.run()
+    found = gates.gates_in(call.kept[0], call.x, _weights_of(tensors))
+    gates.hand_on(listeners, call.x, found.get("channel"), found.get("spatial"))
+    return y, stats
 
 
-def _wanted(tensors: Sequence[Any]) -> list[int]:
-    """Return the positions of the tensors that want a gradient."""
-    if not torch.is_grad_enabled():
-        return []
-    return [i for i, t in enumerate(tensors) if t is not None and t.requires_grad]
+def _weights_of(tensors: Sequence[Any]) -> Weights:
+    return Weights(*tensors[1 : 1 + len(Weights._fields)])
+
+
+def _wants_gradient(tensors: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def is_dense(x: Tensor) -> bool:
+    """Return whether a map (N, C, H, W) is contiguous or in channels_last."""
+    return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _dense(x: Tensor) -> Tensor:
-    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+    if is_dense(x):
         return x
     channels_last = x.stride(1) == 1 and x.shape[1] > 1
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -10,22 +10,24 @@ from torch import Tensor
 
 from cbam.ops.signature import Weights
 
-# Gets the map and its gates: (N, C) per channel, (N, 1, H, W) per location; None for what a module does not have.
+# Gets the map and its gates: (N, C) per channel, (N, 1, H, W) per location (with the sizes that the map has); None for
+# what a module does not have.
 Listener: TypeAlias = Callable[[Tensor, Tensor | None, Tensor | None], object]
 
 
 class Listeners(tuple[Listener, ...]):
     """What listens to one module; a copy or a pickle of the module has nobody listening."""
 
-    def __deepcopy__(self, memo: Any) -> tuple[()]:
-        return ()
-
     def __reduce__(self) -> Any:
         return tuple, ()
 
 
 def hand_on(
-    listeners: tuple[Listener, ...], x: Tensor, channel: Tensor | None = None, spatial: Tensor | None = None
+    listeners: tuple[Listener, ...],
+    x: Tensor,
+    channel: Tensor | None = None,
+    spatial: Tensor | None = None,
+    dims: int = 2,
 ) -> None:
     """Give listeners copies of the gates of a map x, as batches; nothing where x is being traced or transformed.
 
@@ -34,16 +36,34 @@ def hand_on(
         x: map (N, C, H, W) or (C, H, W).
         channel: (N, C), or the same with dimensions of size 1 behind.
         spatial: (N, 1, H, W) or (1, H, W).
+        dims: how many sizes of x follow its channels.
     """
     if not isinstance(x, Tensor) or torch._C._are_functorch_transforms_active():
         return
-    n, (c, height, width) = 1 if x.dim() == 3 else len(x), x.shape[-3:]
+    n, (c, *sizes) = 1 if x.dim() == dims + 1 else len(x), x.shape[-dims - 1 :]
     if channel is not None:
         channel = channel.detach().reshape(n, c).clone()
     if spatial is not None:
-        spatial = spatial.detach().reshape(n, 1, height, width).clone()
+        spatial = spatial.detach().reshape(n, 1, *sizes).clone()
     for listener in listeners:
         listener(x, channel, spatial)
+
+
+def of_map(listeners: tuple[Listener, ...], x: Tensor, dims: int) -> tuple[Listener, ...]:
+    """Return listeners for the gates of x as an image of one row, which hand on those of x itself.
+
+    Args:
+        listeners: of the module.
+        x: map with `dims` sizes.
+        dims: how many sizes of x follow its channels.
+    """
+    if not listeners:
+        return ()
+
+    def listen(row: Tensor, channel: Tensor | None, spatial: Tensor | None) -> None:
+        hand_on(listeners, x, channel, spatial, dims)
+
+    return (listen,)
 
 
 def gates_in(saved: Tensor, x: Tensor, weights: Weights) -> dict[str, Tensor]:

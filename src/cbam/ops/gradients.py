@@ -48,7 +48,7 @@ def gradients(
     """
     tensors = kept[:TENSORS]
     if torch.is_grad_enabled() or not usable:  # for a second derivative
-        return _through_plain_operations(grad, tensors, config, needed)
+        return through_plain_operations(grad, tensors, config, needed)
     x = tensors[0]
     dense = grad
     if grad.dtype is not x.dtype or grad.stride() != x.stride():
@@ -57,7 +57,7 @@ def gradients(
     found: list[Tensor | None] = [None] * TENSORS
     for i, gradient in zip(DIFFERENTIABLE, computed, strict=True):
         if needed[i]:
-            found[i] = grad if i == RESIDUAL and not config.relu else _like_its_tensor(gradient, tensors[i])
+            found[i] = grad if i == RESIDUAL and not config.relu else like_its_tensor(gradient, tensors[i])
     return found
 
 
@@ -66,7 +66,8 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format if x.is_contiguous() else torch.channels_last
 
 
-def _like_its_tensor(gradient: Tensor, tensor: Tensor) -> Tensor:
+def like_its_tensor(gradient: Tensor, tensor: Tensor) -> Tensor:
+    """Return a weight's gradient in the shape and the strides of the weight."""
     # A 1 x 1 weight in channels_last has other strides for the same memory. If its gradient had not, autograd would
     # keep it so, and DistributedDataParallel would warn, and copy it in every step.
     if gradient.shape == tensor.shape:
@@ -76,13 +77,20 @@ def _like_its_tensor(gradient: Tensor, tensor: Tensor) -> Tensor:
     return gradient.view_as(tensor)
 
 
-def _through_plain_operations(
+def through_plain_operations(
     grad: Tensor,
     tensors: Sequence[Any],
     config: OperatorConfig,
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Return the gradients by way of `plain.forward`, so that they can be differentiated again."""
+    """Return the gradients by way of `plain.forward`, so that they can be differentiated again.
+
+    Args:
+        grad: of y.
+        tensors: what `to_keep` returned.
+        config: the numbers.
+        needed: which of the tensors need a gradient.
+    """
     again = torch.is_grad_enabled()
     *tensors, out = tensors
     if out is not None:

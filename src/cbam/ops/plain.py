@@ -82,7 +82,8 @@ def attention_multiply_adds(x: Any, w0: Any, kernel: Any, pooling: int) -> int:
     if w0 is not None:
         count += n * len(POOLED_ROWS[pooling]) * 2 * c * w0[0]
     if kernel is not None:
-        count += n * height * width * kernel[1] * kernel[2] * kernel[3]
+        rows = 1 if height == 1 < width else kernel[2]  # a signal, or other rows that meet nothing
+        count += n * height * width * kernel[1] * rows * kernel[3]
     return count
 
 

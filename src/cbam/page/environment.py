@@ -8,14 +8,16 @@ import hashlib
 import jinja2
 from markupsafe import Markup
 
+from cbam.page.drawing import LOOKS, OTHER_LOOK, css_name
+
 
 def environment(package: str) -> jinja2.Environment:
-    """Return the environment for the templates of `package`, which may include `report.css`.
+    """Return the environment for the templates of `package`, which may extend `page.html.j2`.
 
-    A page with tables of class `sortable` includes `{{ sort_script }}`, and `{{ sort_policy }}` in its content
-    security policy, which allows this script alone.
+    `page.html.j2` has the head, the style sheet and the script of every page; its content security policy allows this
+    script alone, and no request. `parts.html.j2` has what pages repeat.
 
-    >>> "sha256-" in environment("cbam.page").globals["sort_policy"]
+    >>> "sha256-" in environment("cbam.page").globals["script_policy"]
     True
     """
     loader = jinja2.ChoiceLoader(
@@ -25,8 +27,12 @@ def environment(package: str) -> jinja2.Environment:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     made.filters["percent"] = lambda fraction: f"{100 * fraction:.2f}"
-    source, _, _ = loader.get_source(made, "sort.js")
+    made.filters["css"] = css_name
+    made.globals["looks"] = {
+        css_name(variant): style[:2] for variant, style in {**LOOKS, "other": OTHER_LOOK}.items()
+    }
+    source, _, _ = loader.get_source(made, "page.js")
     digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
-    made.globals["sort_script"] = Markup(f"<script>{source}</script>")
-    made.globals["sort_policy"] = Markup(f"script-src 'sha256-{digest}'")
+    made.globals["script"] = Markup(f"<script>{source}</script>")
+    made.globals["script_policy"] = Markup(f"script-src 'sha256-{digest}'")
     return made

@@ -17,6 +17,11 @@ WEIGHTS = {"full": "model.safetensors", "attention": "attention.safetensors"}
 _MOST_BYTES = 2**20
 _MOST_CHANNELS = 2**20
 _LARGEST = 1e6
+_SIZES = {
+    1: "two numbers: channels, length",
+    2: "three numbers: channels, height, width",
+    3: "four numbers: channels, depth, height, width",
+}
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,10 @@ class Attention:
             isinstance(name, str) and _is_plain(value) for name, value in self.options.items()
         )
         _check(plain, "attention.options", "names with strings, numbers or lists of these", self.options)
-        kernel = self.options.get("kernel_size")
-        fits = kernel is None or (isinstance(kernel, int) and 1 <= kernel <= 999)
-        _check(fits, "kernel_size", "1 to 999", kernel)
+        kernel, dims = self.options.get("kernel_size"), self.options.get("dims", 2)
+        _check(type(dims) is int and 1 <= dims <= 3, "dims", "1, 2 or 3", dims)
+        fits = kernel is None or (isinstance(kernel, int) and 1 <= kernel <= (99 if dims == 3 else 999))
+        _check(fits, "kernel_size", "1 to 999, for volumes to 99", kernel)
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,9 @@ class Config:
         for name in ("input_size", "mean", "std"):
             _check_row(name, getattr(self, name), (int, float))
         if size is not None:
-            _check(len(size) == 3, "input_size", "three numbers: channels, height, width", size)
+            dims = {group.options.get("dims", 2) for group in self.attention} or {2}
+            numbers = " or ".join(_SIZES[n] for n in sorted(dims))
+            _check(len(size) - 1 in dims, "input_size", numbers, size)
             for value in size:
                 _check_count("input_size", value)
             channels = channels or int(size[0])

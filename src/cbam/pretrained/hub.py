@@ -22,7 +22,7 @@ def push_to_hub(
     backbone: str | None = None,
     *,
     class_names: Sequence[str] | None = None,
-    input_size: tuple[int, int, int] | None = None,
+    input_size: tuple[int, ...] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     attention_only: bool = False,

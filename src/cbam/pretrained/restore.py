@@ -14,7 +14,14 @@ from cbam.errors import CBAMError, nearest
 from cbam.nn.base import AttentionModule
 from cbam.nn.kind import AttentionKind
 from cbam.nn.registry import attention_kind, no_such_option
+from cbam.ops.dims import batched
 from cbam.pretrained.config import Attention, SavedSite
+
+_LAYERS = {
+    1: (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d),
+    2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.InstanceNorm2d),
+    3: (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.InstanceNorm3d),
+}
 
 
 def restore(model: nn.Module, groups: Iterable[Attention], fuse_epilogue: bool = True) -> None:
@@ -26,7 +33,8 @@ def restore(model: nn.Module, groups: Iterable[Attention], fuse_epilogue: bool =
         fuse_epilogue: as for `cbam.attach`.
 
     Raises:
-        CBAMError: the model carries attention, or lacks a site; it is then unchanged.
+        CBAMError: the model carries attention, lacks a site, or has maps of other dimensions there; it is then
+            unchanged.
     """
     check_unattached(model)
     modules = dict(model.named_modules())
@@ -38,12 +46,24 @@ def restore(model: nn.Module, groups: Iterable[Attention], fuse_epilogue: bool =
                 close = nearest(site.path, modules)
                 hint = f" Closest: {', '.join(map(repr, close))}." if close else ""
                 raise CBAMError(f"the network has no module {site.path!r}, where attention was.{hint}")
+            dims = group.options.get("dims", 2)
+            _check_dims(modules[site.path], site.path, dims)
             insertions[site.path] = Insertion(site.position, partial(build_block, group, site))
-            if site.position == "output" and _kind(group).has_operator:
+            if site.position == "output" and dims == 2 and _kind(group).has_operator:
                 behind.append(site.path)
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     blocks = find_blocks(model, behind) if fuse_epilogue and not on_meta else {}
     insert(model, insertions, [block for block, _ in blocks.values()])
+
+
+def _check_dims(host: nn.Module, path: str, dims: int) -> None:
+    """Raise if a host is a layer for maps of other dimensions than its attention is."""
+    own = {n for m in host.modules() for n, kinds in _LAYERS.items() if isinstance(m, kinds)}
+    if own and dims not in own:
+        raise CBAMError(
+            f"config: the attention at {path!r} is for maps {batched(dims)}, and the network's {type(host).__name__}"
+            f" there is for {', '.join(map(batched, sorted(own)))}. Build the network of {dims} dimensions."
+        )
 
 
 def build_block(
@@ -67,7 +87,7 @@ def build_block(
     if "preset" in kind.options:
         options["preset"] = group.preset
     for name in options:
-        if name not in kind.options:
+        if name not in kind.options and name != "dims":
             raise no_such_option(kind, name)
     return kind.build_again(site.channels, options, device=device, dtype=dtype)
 

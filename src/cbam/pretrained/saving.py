@@ -29,7 +29,7 @@ def save_pretrained(
     backbone: str | None = None,
     *,
     class_names: Sequence[str] | None = None,
-    input_size: tuple[int, int, int] | None = None,
+    input_size: tuple[int, ...] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     attention_only: bool = False,
@@ -44,7 +44,7 @@ def save_pretrained(
         backbone: name by which `cbam.models.build_model` builds the network, such as "torchvision/resnet50"; it is
             checked. timm's networks know their own. Without a name, `from_pretrained` takes the network as `model`.
         class_names: of the outputs, in order.
-        input_size: (C, H, W) of the images.
+        input_size: (C, H, W) of the images, (C, L) of signals, (C, D, H, W) of volumes.
         mean, std: by which they are normalised. input_size, mean and std default to those of timm's networks.
         attention_only: save gates, head and batch norms only: a small file for the same base network.
 

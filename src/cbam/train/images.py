@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -31,7 +31,7 @@ class ImageConfig(RunConfig):
     data: str
     """fashion-mnist, digits, a folder of class folders or of train/ and val/ with those, shards, ...: docs/data.md."""
     image_size: int | None = None
-    """Height and width of the images. None: the set's own, 224 for folders."""
+    """Height and width of the images. None: the set's own; for folders what the model is designed for, mostly 224."""
     mean: str | None = None
     """Channel means on the 0..1 scale, with commas, or one for all. None: the set's own; for folders ImageNet's."""
     std: str | None = None
@@ -65,6 +65,21 @@ class ImageConfig(RunConfig):
         numbers("mean", self.mean)
         numbers("std", self.std)
 
+    @property
+    def size(self) -> int | None:
+        """Height and width of the images; None: the built-in set's own."""
+        from cbam.data.load import is_built_in
+        from cbam.models.registry import made_for
+
+        if self.image_size is not None or is_built_in(self.data):
+            return self.image_size
+        return made_for(getattr(self, "model", ""))[1][-1]
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every option's value, with defaults filled in; of the size, the one that differs from 224."""
+        usual = self.image_size is None and self.size == 224
+        return super().resolved() | {"image_size": None if usual else self.size}
+
     def load(self) -> ImageData:
         """Load the images.
 
@@ -75,7 +90,7 @@ class ImageConfig(RunConfig):
 
         return load_data(
             self.data,
-            image_size=self.image_size,
+            image_size=self.size,
             mean=numbers("mean", self.mean),
             std=numbers("std", self.std),
             limit_train=self.limit_train,

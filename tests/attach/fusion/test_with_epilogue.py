@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 import pickle
 import subprocess
 import sys
@@ -128,7 +129,7 @@ class TestSameFunction:
     def test_costs(self):
         apart, together = (cbam.cost(attached(fuse_epilogue=fuse), (3, 64, 64)) for fuse in (False, True))
         assert together.flops == apart.flops
-        elements = sum(s.channels * s.height * s.width for s in cbam.plan(resnet(), **SIZE).sites)
+        elements = sum(s.channels * math.prod(s.size) for s in cbam.plan(resnet(), **SIZE).sites)
         # The operator writes y and reads the shortcut; apart, three more maps are written and read again.
         assert apart.bytes_moved - together.bytes_moved == 4 * elements * 4
         assert {row.name for row in together.modules} == {row.name for row in apart.modules}
@@ -421,7 +422,7 @@ class TestBackends:
     @pytest.mark.filterwarnings("ignore")
     def test_jit_trace(self):
         model = attached(init="paper").eval()
-        traced = torch.jit.trace(model, IMAGE, check_trace=False)
+        traced = torch.jit.trace(model, IMAGE)
         other = torch.rand(3, 3, 64, 64)
         torch.testing.assert_close(traced(other), model(other))
 

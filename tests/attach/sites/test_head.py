@@ -98,9 +98,9 @@ def test_one_attention_for_all_levels_says_so():
     plan = cbam.plan(detector("retinanet"), sites="head", example_input=[torch.rand(3, 128, 128)])
     assert f"{TOWERS[0]} runs on 5 maps: one attention serves all of them" in plan.notes
     assert any("each head has attention of its own in front" in note for note in plan.notes)
-    assert (plan.sites[0].channels, plan.sites[0].height) == (
+    assert (plan.sites[0].channels, plan.sites[0].size) == (
         256,
-        16,
+        (16, 16),
     )  # of the map, not of what the head gives
 
 

@@ -24,6 +24,7 @@ from torch import nn
 from cbam import CBAM, set_backend
 from cbam.nn import after_norm
 from cbam.ops import dispatch, triton
+from cbam.ops.triton.forms import TritonForm
 from tests.ops.triton.stand_in import Driver
 
 SHAPE = (1, 64, 4, 4)
@@ -75,20 +76,21 @@ def cases(dtype: torch.dtype, shape: Sequence[int] = SHAPE) -> dict[str, tuple[s
 
     own = list(module.parameters())
     norm.eval()
-    seen: dict[str, Callable[[], Any]] = {}
 
     def operator(name: str, call: Callable[[], Any]) -> Callable[[], Any]:
         """Return the backend's part of a call of a module."""
-        run = getattr(triton, name)
+        seen: list[Any] = []
+        run = getattr(TritonForm, name)
 
-        def record(*arguments: Any) -> Any:
-            seen[name] = lambda: run(*arguments)
-            return run(*arguments)
+        def record(form: TritonForm, *arguments: Any) -> Any:
+            seen[:] = form, [list(a) if isinstance(a, list) else a for a in arguments]
+            return run(form, *arguments)
 
-        setattr(triton, name, record)
+        setattr(TritonForm, name, record)
         call()
-        setattr(triton, name, run)
-        return seen[name]
+        setattr(TritonForm, name, run)
+        form, arguments = seen
+        return lambda: run(form, *[list(a) if isinstance(a, list) else a for a in arguments])
 
     return {
         "relu": ("relu", lambda: torch.relu(small)),

@@ -89,6 +89,41 @@ for _ in range(3):  # all alive, so all at other addresses
 assert len(plans._plans) == found, "the same kind of call elsewhere"
 
 Plan.start = start
+from cbam import CBAM
+from cbam.nn import after_norm
+from cbam.ops.triton import forms
+from tests.ops.triton.host_time import stub_launcher
+begin, starts = forms._Started.start, []
+
+def compare_form(started, addresses, tensors):
+    runs = []
+    for run in (lambda: started.plan.start_through_triton(tensors()), lambda: begin(started, addresses, tensors)):
+        passed.clear()
+        run()
+        runs.append([(a[:6], [plain(value) or 0 for value in a[9:]]) for a in passed])
+    assert runs[0] == runs[1] and len(runs[0]) == len(started.plan.launches) > 0
+    assert all(a[6:9] == (None,) * 3 for a in passed), "the second one was not direct"
+    starts.append(started)
+
+with stub_launcher():
+    driver.set_active(Recording("cuda", "90"))
+    plans.forget()
+    forms._Started.start = compare_form
+    x = torch.randn(2, 24, 5, 7, requires_grad=True)
+    for module in (CBAM(24), CBAM(24, preset="official"), CBAM(24, arrangement="channel"), CBAM(24, gate_scale=2.0)):
+        norm = torch.nn.BatchNorm2d(24)
+        for _ in range(3):
+            for call_it in (module, lambda u: after_norm.attend(norm, module, u, 2 * x.detach(), True)):
+                call_it(x).backward(torch.ones_like(x))
+                with torch.no_grad():
+                    call_it(x)
+        norm.eval()
+        after_norm.attend(norm, module, x, torch.zeros_like(x), False).backward(torch.ones_like(x))
+assert len(starts) == 4 * (3 * 6 + 2) and len(set(starts)) < len(starts)
+forms._Started.start = begin
+driver.set_active(Recording("cuda", "90"))
+plans.forget()
+
 knobs.runtime.launch_enter_hook.add(lambda metadata: None)
 passed.clear()
 call((3, 24, 5, 7))

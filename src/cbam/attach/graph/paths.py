@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from cbam.attach.graph.probe import Call, Node, Probe
 
 _PROBABILITIES = ("sigmoid", "softmax", "_softmax")
 
 
 def is_map(node: Node) -> bool:
-    """Return whether a node is a feature map with more than one position."""
-    return len(node.shape) == 4 and node.shape[2] * node.shape[3] > 1
+    """Return whether a node is a feature map (N, C, ...) with more than one position."""
+    return node.is_map and prod(node.shape[2:]) > 1
 
 
 def makers(probe: Probe, node: int) -> list[Call]:
@@ -92,7 +94,7 @@ def decoding(probe: Probe) -> set[int]:
             sizes.append(frozenset([node.shape[2:] if node.operation == "convolution" else ()]))
             continue
         sizes.append(frozenset().union(*(sizes[parent] for parent in node.parents)))
-        joins = node.operation == "cat" and len(node.shape) <= 3
+        joins = node.operation == "cat" and len(node.shape) <= 3 and not _is_signal(probe, index)
         if joins and len(sizes[index]) > 1 and () not in sizes[index]:
             begins.append(index)
     found: set[int] = set()
@@ -101,6 +103,27 @@ def decoding(probe: Probe) -> set[int]:
         if not any(nodes[i].weighted and nodes[i].operation != "convolution" for i in behind):
             found |= behind
     return found
+
+
+def only_embeds(probe: Probe, name: str) -> bool:
+    """Return whether a module's map is the network's only one: it embeds patches, and what follows are tokens.
+
+    Args:
+        probe: of a forward with one image.
+        name: of the module.
+    """
+    nodes = probe.nodes
+    made = next((call.output for call in probe.calls if call.name == name), None)
+    if made is None or sum(nodes[i].operation == "convolution" for i in ancestors(probe, made)) != 1:
+        return False
+    behind = (nodes[i] for i in descendants(probe, made))
+    return any(node.channel_axis == len(node.shape) - 1 > 1 for node in behind)
+
+
+def _is_signal(probe: Probe, index: int) -> bool:
+    """Return whether joined tensors are maps (N, C, L) joined along their channels, as in a U-Net."""
+    node = probe.nodes[index]
+    return node.dims == 1 and all(probe.nodes[parent].shape[2:] == node.shape[2:] for parent in node.parents)
 
 
 def descendants(probe: Probe, node: int) -> set[int]:

@@ -19,11 +19,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from cbam.attach.graph.axes import MOVES, Axes, axes_of, channel_axis, unknown
 from cbam.errors import CBAMError
+from cbam.ops.dims import SIZES
 from cbam.preserve_state import preserve_state
 
-InputSize: TypeAlias = "tuple[int, int, int] | int | None"
+InputSize: TypeAlias = "tuple[int, ...] | int | None"  # (C, H, W), or with other dimensions, or one side
 
+_CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+# The sides of an invented input: an image; a second or less of most signals; what every U-Net can halve six times.
+_SIDES = {1: (1024,), 2: (224, 224), 3: (64, 64, 64)}
+_NAMES = {1: "channels, length", 2: "channels, height, width", 3: "channels, depth, height, width"}
 _WEIGHTED_OPERATIONS = ("convolution", "addmm", "mm", "bmm", "baddbmm", "linear")
 
 
@@ -35,11 +41,26 @@ class Node:
     parents: tuple[int, ...]
     shape: tuple[int, ...]
     consumers: set[int] = field(default_factory=set)
+    channel_axis: int | None = None  # None: cannot be told
+    aside: bool = (
+        False  # a sequence (N, C, L) in a network of images or volumes, such as ECA's or attention's
+    )
 
     @property
     def weighted(self) -> bool:
         """Whether the operation is a convolution or a matrix product."""
         return self.operation in _WEIGHTED_OPERATIONS
+
+    @property
+    def dims(self) -> int | None:
+        """How many sizes follow the channels of a map (N, C, ...); None for what is no such map."""
+        dims = len(self.shape) - 2
+        return dims if self.channel_axis == 1 and dims in SIZES else None
+
+    @property
+    def is_map(self) -> bool:
+        """Whether it is a map (N, C, ...) of the network."""
+        return self.dims is not None and not self.aside
 
 
 @dataclass(frozen=True)
@@ -74,14 +95,16 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.nodes: list[Node] = []
         self._node_of: dict[int, int] = {}
+        self._axes_of: dict[int, Axes] = {}
         self._alive: list[Tensor] = []  # an id is only unique while its tensor lives
 
     def node_of(self, tensor: Any) -> int | None:
         return self._node_of.get(id(tensor))
 
-    def add(self, tensor: Tensor, operation: str, parents: Sequence[int]) -> None:
-        index = len(self.nodes)
-        self.nodes.append(Node(operation, tuple(dict.fromkeys(parents)), tuple(tensor.shape)))
+    def add(self, tensor: Tensor, operation: str, parents: Sequence[int], axes: Axes) -> None:
+        index, parents = len(self.nodes), tuple(dict.fromkeys(parents))
+        self.nodes.append(Node(operation, parents, tuple(tensor.shape), channel_axis=channel_axis(axes)))
+        self._axes_of[id(tensor)] = axes
         for parent in parents:
             self.nodes[parent].consumers.add(index)
         self._node_of[id(tensor)] = index
@@ -93,10 +116,32 @@ class _Recorder(TorchDispatchMode):
         parents = [node for node in map(self.node_of, inputs) if node is not None]
         if parents:
             name = func.overloadpacket.__name__.removesuffix("_")
-            for tensor in tree_flatten(output)[0]:
-                if isinstance(tensor, Tensor):
-                    self.add(tensor, name, parents)
+            made = [tensor for tensor in tree_flatten(output)[0] if isinstance(tensor, Tensor)]
+            axes = [
+                axes_of(name, args, self._axes, tensor) for tensor in made
+            ]  # before one replaces an argument
+            for tensor, found in zip(made, axes, strict=True):
+                self.add(tensor, name, parents, found)
         return output
+
+    def _axes(self, argument: Any) -> Axes | None:
+        return self._axes_of.get(id(argument)) if isinstance(argument, Tensor) else None
+
+    def look_back(self) -> None:
+        """Find what only other steps tell: channels of what is convolved, or becomes a known map; sequences aside."""
+        for index in reversed(range(len(self.nodes))):
+            node = self.nodes[index]
+            for reader in (self.nodes[consumer] for consumer in sorted(node.consumers)):
+                if node.channel_axis is not None:
+                    break
+                if reader.operation == "convolution":
+                    if reader.parents[0] == index and len(reader.shape) == len(node.shape):
+                        node.channel_axis = 1
+                elif reader.shape == node.shape and reader.operation not in MOVES and not reader.weighted:
+                    node.channel_axis = reader.channel_axis
+        first = next((node.dims for node in self.nodes if node.operation == "convolution"), 1)
+        for node in self.nodes:
+            node.aside = node.dims == 1 != first
 
 
 def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
@@ -117,7 +162,7 @@ def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
     calls: list[Call] = []
     for tensor in tree_flatten(inputs)[0]:
         if isinstance(tensor, Tensor):
-            recorder.add(tensor, "input", ())
+            recorder.add(tensor, "input", (), unknown(tensor.shape))
 
     def seen(name: str) -> Any:
         # The argument's node is read on entry: an in-place module moves its argument on to a new node.
@@ -125,7 +170,7 @@ def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
-            takes_map = bool(args) and isinstance(args[0], Tensor) and args[0].dim() == 4
+            takes_map = bool(args) and isinstance(args[0], Tensor) and args[0].dim() - 2 in SIZES
             entered.append((recorder.node_of(tensors[0]) if tensors else None, takes_map))
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
@@ -141,34 +186,51 @@ def run_probe(model: nn.Module, inputs: tuple[Any, ...]) -> Probe:
             model(*inputs)
         except Exception as error:
             shapes = [tuple(t.shape) for t in tree_flatten(inputs)[0] if isinstance(t, Tensor)]
+            sizes = SIZES.get(len(shapes[0]) - 2 if shapes else 2, SIZES[2])
             raise CBAMError(
                 f"the probe forward of {type(model).__name__} with an input of shape {shapes} failed:"
-                f" {type(error).__name__}: {error}. Pass the size that the model takes, input_size=(C, H, W),"
+                f" {type(error).__name__}: {error}. Pass the size that the model takes, input_size=(C, {sizes}),"
                 " or its arguments, example_input=(...)."
             ) from error
+    recorder.look_back()
     return Probe(recorder.nodes, calls, dict(model.named_modules()))
 
 
-def default_inputs(model: nn.Module, input_size: InputSize) -> tuple[Tensor]:
-    """Return one random image on the model's device: of `input_size`, or of the size the model names.
+def dims_of(model: nn.Module) -> tuple[int, Any]:
+    """Return how many dimensions the first convolution of a model has, 2 if there is none, and the convolution.
 
-    `input_size` is (C, H, W), or the side of a square with the model's own channels. Without it it is timm's
-    `default_cfg["input_size"]` where there is one, otherwise 224 x 224 with the channels that the first convolution
-    takes.
+    >>> dims_of(nn.Conv3d(1, 8, 3))[0]
+    3
+    """
+    first = next((m for m in model.modules() if isinstance(m, tuple(_CONVOLUTIONS))), None)
+    return next((n for kind, n in _CONVOLUTIONS.items() if isinstance(first, kind)), 2), first
+
+
+def default_inputs(model: nn.Module, input_size: InputSize) -> tuple[Tensor]:
+    """Return one random input on the model's device: of `input_size`, or of the size the model names.
+
+    The first convolution says how many dimensions it has: an image, a signal or a volume. `input_size` is (C, H, W), or
+    (C, L), or (C, D, H, W), or one side, with the model's own channels. Without it it is timm's
+    `default_cfg["input_size"]` where there is one, otherwise 224 x 224, 1024 or 64 x 64 x 64 with the channels that the
+    first convolution takes.
 
     >>> default_inputs(nn.Conv2d(1, 8, 3), None)[0].shape
     torch.Size([1, 1, 224, 224])
+    >>> default_inputs(nn.Conv1d(2, 8, 3), 100)[0].shape
+    torch.Size([1, 2, 100])
     """
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    dims, first = dims_of(model)
     size: Any = input_size
     if size is None or _is_whole(size):
         config = getattr(model, "default_cfg", None) or {}
-        first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-        said = config.get("input_size") or (3 if first is None else first.in_channels, 224, 224)
+        said = config.get("input_size") or (3 if first is None else first.in_channels, *_SIDES[dims])
         channels = said[0] if first is None else first.in_channels
-        size = (channels, *said[1:]) if size is None else (channels, size, size)
-    if not isinstance(size, (tuple, list)) or len(size) != 3 or not all(_is_whole(n) and n > 0 for n in size):
-        raise CBAMError(f"input_size expects (channels, height, width), or one side, got {input_size!r}.")
+        size = (channels, *said[1:]) if size is None else (channels, *[size] * dims)
+    whole = isinstance(size, (tuple, list)) and all(_is_whole(n) and n > 0 for n in size)
+    if not whole or len(size) != dims + 1:
+        begins = "" if dims == 2 else f" for a network that begins with {type(first).__name__}"
+        raise CBAMError(f"input_size expects ({_NAMES[dims]}), or one side, got {input_size!r}{begins}.")
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, *size, generator=generator)
     return (image.to(parameter.device, parameter.dtype),)

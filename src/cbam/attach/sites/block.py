@@ -21,7 +21,8 @@ def find_blocks(probe: Probe) -> Found:
     Args:
         probe: of a forward with one image.
     """
-    calls = [call for call in probe.calls if call.name and call.shape is not None and len(call.shape) == 4]
+    calls = [call for call in probe.calls if call.name and call.output is not None]
+    calls = [call for call in calls if probe.nodes[call.output or 0].is_map]
     calls = [call for call in calls if not isinstance(probe.modules[call.name], _CONTAINERS)]
     found: list[Call] = []
     for node in find_additions(probe):

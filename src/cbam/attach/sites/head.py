@@ -57,9 +57,9 @@ def find_heads(probe: Probe) -> Found:
         for each in before:
             found.setdefault(each, set()).add(head.maps[0])
         if missing:
-            c, h, w = probe.nodes[head.maps[0]].shape[1:]
+            size = "x".join(map(str, probe.nodes[head.maps[0]].shape[1:]))
             notes.append(
-                f"{missing} heads on the map of {c}x{h}x{w} have no module of their own in front: name a site"
+                f"{missing} heads on the map of {size} have no module of their own in front: name a site"
             )
     if apart:
         notes.append("the heads' maps go on elsewhere too: each head has attention of its own in front")
@@ -104,7 +104,7 @@ def _heads(probe: Probe, reached: list[int]) -> Iterator[_Head]:
             forks[outer] |= forks.pop(fork)
     ends = [(index, 1 << index) for index in alone] + list(forks.items())
     for index, members in sorted(ends):
-        if index in forks and len(nodes[index].shape) == 4:
+        if index in forks and nodes[index].is_map:
             yield _Head((index,), members, forked=True)
         elif maps := _last_maps(probe, index):
             yield _Head(maps, members, forked=False)
@@ -139,8 +139,8 @@ def _last_maps(probe: Probe, end: int) -> tuple[int, ...]:
 
 def _mixes_tokens(probe: Probe, last_map: int, index: int) -> bool:
     node = probe.nodes[index]
-    one_row_a_sample = len(node.shape) == 4 or node.shape[0] == probe.nodes[last_map].shape[0]
-    return node.weighted and not (one_row_a_sample and len(node.shape) in (2, 4))
+    one_row_a_sample = len(node.shape) == 2 and node.shape[0] == probe.nodes[last_map].shape[0]
+    return node.weighted and node.operation != "convolution" and not one_row_a_sample
 
 
 def _after(probe: Probe, head: _Head, reached: list[int], shared: set[int]) -> Location | None:

@@ -5,7 +5,8 @@ there, the one with more convolutions is the branch; the other is the shortcut, 
 (projection). The site is the module that made the branch's last tensor.
 
 RepVGG and its relatives add linear branches that are one convolution after `switch_to_deploy()`: that is no residual
-block, and what sits on a branch would be gone. There the site is behind the module that folds them.
+block, and what sits on a branch would be gone. There the site is behind the module that folds them, or nowhere if that
+module goes on with other convolutions.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from cbam.attach.sites.location import Found, Location, locate
 from cbam.formatting import counted
 
 _LINEAR = (
-    "convolution", "batch_norm", "add", "sub", "mul", "div", "pad", "avg_pool2d", "view", "reshape", "clone", "detach"
+    "convolution", "batch_norm", "add", "sub", "mul", "div", "pad", "avg_pool", "view", "reshape", "clone", "detach"
 )  # fmt: skip
 
 
@@ -41,14 +42,20 @@ def find_branch_ends(probe: Probe) -> Found:
     """
     ends: dict[Location, None] = {}
     left_out: dict[str, None] = {}
+    merged: dict[str, None] = {}
     additions = _residual_additions(probe)
-    at = {addition.node: _end(probe, addition) for addition in additions}
+    folded = {a.node: calls for a in additions if (calls := _folding(probe, a))}
+    behind = {a.node: _behind_folded(probe, a, folded[a.node]) for a in additions if a.node in folded}
+    at = {a.node: _end(probe, a) for a in additions if behind.get(a.node, "") is not None}
     uses = Counter(name for end in at.values() for name in {call.name for call in makers(probe, end)})
     for addition in _innermost_blocks(additions):
+        if addition.node not in at:
+            merged[folded[addition.node][0].name] = None
+            continue
         end = at[addition.node]
         location = locate(probe, end, lambda call: probe.runs[call.name] == uses[call.name])
         if location is not None:
-            ends[_behind_folded(probe, addition) or location] = None
+            ends[behind.get(addition.node) or location] = None
             continue
         first = next((call.name for call in makers(probe, end) if call.name), None)
         if first is None:
@@ -61,6 +68,12 @@ def find_branch_ends(probe: Probe) -> Found:
                 f"{first} runs {probe.runs[first]} times, but ends a residual branch {counted(uses[first], 'time')}:"
                 " give each branch a module of its own, or name another site"
             ] = None
+    if merged:
+        several = f" and {counted(len(merged) - 1, 'more module')}" if len(merged) > 1 else ""
+        left_out[
+            f"{next(iter(merged))}{several} can fold linear branches into one convolution:"
+            " what is on them would be lost"
+        ] = None
     return Found(list(ends), list(left_out))
 
 
@@ -85,7 +98,7 @@ def _residual_additions(probe: Probe) -> list[_Addition]:
         weighted |= int(node.weighted) << index
     found = []
     for index, node in enumerate(nodes):
-        if node.operation != "add" or len(node.parents) != 2 or len(node.shape) != 4:
+        if node.operation != "add" or len(node.parents) != 2 or not node.is_map:
             continue
         first, second = node.parents
         if nodes[first].shape != nodes[second].shape:
@@ -119,7 +132,7 @@ def _comes_from_above(probe: Probe, branch: int, inside: int) -> bool:
         (before,) = probe.nodes[index].parents
         size, earlier = probe.nodes[index].shape[2:], probe.nodes[before].shape[2:]
         if size != earlier:
-            return len(earlier) == 2 and earlier < size
+            return len(earlier) == len(size) and earlier < size
         index = before
     return False
 
@@ -157,20 +170,33 @@ def _end(probe: Probe, addition: _Addition) -> int:
     return -1
 
 
-def _behind_folded(probe: Probe, addition: _Addition) -> Location | None:
-    """Return the location behind the module that folds both paths of an addition into one convolution, if any."""
+def _folding(probe: Probe, addition: _Addition) -> list[Call]:
+    """Return the calls of modules that can fold both paths of an addition into one convolution, the innermost first."""
     if not _is_linear(probe, addition.origin, addition.node):
-        return None
+        return []
+    makers_of_branch = [call.name for call in makers(probe, addition.branch)]
+
+    def holds(call: Call) -> bool:
+        if call.source is None or call.source > addition.origin:
+            return False
+        if call.output is None:  # the module returns several tensors
+            return any(name.startswith(f"{call.name}.") for name in makers_of_branch)
+        return call.output >= addition.node
+
+    # of modules inside each other the innermost ended first
+    return [c for c in probe.calls if c.name and folds(probe.modules[c.name]) and holds(c)]
+
+
+def _behind_folded(probe: Probe, addition: _Addition, calls: list[Call]) -> Location | None:
+    """Return the location behind the module that folds both paths of an addition, if any."""
     found: Call | None = None
-    for call in probe.calls:  # of modules inside each other the innermost ended first
-        if call.source is None or call.output is None or not call.name or not folds(probe.modules[call.name]):
-            continue
-        if not call.source <= addition.origin < addition.node <= call.output:
+    for call in calls:
+        if call.source is None or call.output is None:
             continue
         whole = found is not None and _is_linear(probe, call.source, call.output)
         if whole or (found is None and _folds_here(probe, addition, call)):
             found = call
-    if found is None or probe.runs[found.name] > 1 or found.shape is None or len(found.shape) != 4:
+    if found is None or probe.runs[found.name] > 1 or not probe.nodes[found.output or 0].is_map:
         return None
     return Location(found.name, "output")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+from cbam.attach.graph.paths import only_embeds
 from cbam.attach.graph.probe import Probe
 from cbam.attach.sites.block import find_blocks
 from cbam.attach.sites.conv import find_convolutions
@@ -43,6 +44,10 @@ def find(kind: str, probe: Probe) -> Found:
     why = "no residual branch ends in a module" if residual.notes else "no convolutional residual branches"
     for other, where in _OTHERWISE:
         found = FINDERS[other](probe)
+        names = [location.name for location in found.locations]
+        if len(names) == 1 and only_embeds(probe, names[0]):
+            why = "embeds patches, and what follows are tokens with their channels last, as in a transformer"
+            return Found([], [f"{names[0]} {why}", *residual.notes])
         if found.locations:
             return Found(found.locations, [f"{why}: attention goes {where}", *found.notes, *residual.notes])
     return residual

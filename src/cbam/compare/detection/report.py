@@ -39,7 +39,7 @@ def write_detection_report(run_dir: Path) -> Path:
 
 
 def _write(run: Run) -> Path:
-    summary = summarise(run.results, run.variants, AVERAGE_PRECISION)
+    summary = summarise(run.results, run.variants, AVERAGE_PRECISION, run.rows)
     images = read_object(run.folder / "images.json")
     shots = _shots(run)
     own: dict[str, Any] = {

@@ -92,6 +92,7 @@ class DetectCompareJob(DetectionJob[Cell, Outcome], ComparisonJob[DetectionData]
             [result for cell in done if (result := self.folder.result(cell))],
             self.config.variants,
             AVERAGE_PRECISION,
+            self.folder.metrics.read(),
         )
         if worked or not (self.folder.path / "images.json").exists():
             self.progress.phase("resampling the validation images")

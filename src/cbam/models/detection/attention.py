@@ -79,5 +79,5 @@ def attach_to_detector(model: nn.Module, attention: DetectorAttention) -> None:
             **attention.options,
         )
     for site in found.sites:
-        if site.height * site.width == 1:
+        if site.size == (1, 1):
             accept_single_values(model.get_submodule(site.name))

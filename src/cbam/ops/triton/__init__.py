@@ -5,6 +5,7 @@ Triton itself is imported with the first map that needs it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cbam.ops import library
+from cbam.ops.form import Form
 from cbam.ops.signature import ForwardArguments, NormBefore, OperatorConfig, Weights, flat
 from cbam.ops.triton.mode import INTERPRETED
 
@@ -54,6 +56,13 @@ def unsupported_reason(x: Tensor) -> str | None:
     if x.shape[-3] * x.shape[-2] * x.shape[-1] > _LARGEST:
         return "one sample has 2^31 elements or more"
     return None
+
+
+def form(tensors: Sequence[Any], config: OperatorConfig) -> Form:
+    """Return the form of a call."""
+    from cbam.ops.triton.forms import TritonForm
+
+    return TritonForm(tensors, config)
 
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

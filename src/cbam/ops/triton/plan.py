@@ -117,6 +117,8 @@ class Plan:
         self.launches: list[Launch] = []
         self.sizes: tuple[int, ...] = ()  # of what the call makes
         self._wanted = tiles or {}
+        self.places: Sequence[tuple[int, int]] = ()
+        """What kernels read and write, once compiled: which tensor, in the list that `start` gets, and the offset."""
         self._ready: list[tuple[Callable[..., Any], Callable[[list[Any]], tuple[Any, ...]]]] | None = None
 
     def tile(self, name: str, usual: Tile) -> Tile:
@@ -149,16 +151,25 @@ class Plan:
             tensors: of the call, then what the call made, then the scratch.
             addresses: of the same; 0 for None.
         """
-        if self._ready is None or _watched():
+        if not self.start_at([addresses[base] + offset for base, offset in self.places]):
             self.start_through_triton(tensors)
-            return
-        values = [
-            self._stream(self._device),
-            *self._constants,
-            *[addresses[base] + offset for base, offset in self._places],
-        ]
+
+    def start_at(self, places: Sequence[int]) -> bool:
+        """Run the kernels if they are compiled and nobody watches launches; return whether they run.
+
+        Args:
+            places: the addresses of `self.places`.
+        """
+        if self._ready is None or _watched():
+            return False
+        values = [self._stream(self._device), *self._constants, *places]
         for run, pick in self._ready:
             run(*pick(values))
+        return True
+
+    def forget(self) -> None:
+        """Forget what was compiled."""
+        self._ready, self.places = None, ()
 
     def start_through_triton(self, tensors: Sequence[Any], only: str | None = None) -> None:
         """Run the kernels, or only one, as Triton launches any kernel, and keep what it compiled."""
@@ -191,7 +202,7 @@ class Plan:
             row += [address(v) if isinstance(v, Part) else constant(v) for v in launch.values()]
             rows.append(row)
         self._device, self._stream = driver.active.get_current_device(), driver.active.get_current_stream
-        self._constants, self._places = constants, places
+        self._constants, self.places = constants, places
         shift = 1 + len(constants)
         self._ready = [
             (kernel.run, itemgetter(*[0 if at is None else at[1] + (shift if at[0] else 1) for at in row]))

@@ -68,4 +68,6 @@ def plan_for(
 
 def forget() -> None:
     """Forget all plans: they hold what was compiled for the driver that was active."""
+    for plan in _plans.values():  # forms of call have them too
+        plan.forget()
     _plans.clear()

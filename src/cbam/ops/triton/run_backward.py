@@ -32,14 +32,21 @@ LEARNED = tuple(1 + i for i in DIFFERENTIABLE[1:-1])
 def backward(*arguments: Any) -> tuple[Tensor, ...]:
     """Compute `cbam::backward`."""
     tensors = arguments[:TENSORS]
-    x, addresses = tensors[1], addresses_of(tensors)
-    kind = ("backward", *kind_of(tensors, addresses, x, arguments[TENSORS:]))
-    plan = plan_for(
-        kind, lambda tiles: _plan(arguments, tiles), lambda plan: (*tensors, *_made(plan.sizes, tensors))
-    )
+    addresses = addresses_of(tensors)
+    plan = plan_of(arguments, addresses)
     made = _made(plan.sizes, tensors)
     plan.start((*tensors, *made), [*addresses, *addresses_of(made)])
     return made[:-1]
+
+
+def plan_of(arguments: Sequence[Any], addresses: Sequence[int]) -> Plan:
+    """Return the plan of a call, whose tensors are at these addresses."""
+    tensors = arguments[:TENSORS]
+    return plan_for(
+        ("backward", *kind_of(tensors, addresses, tensors[1], arguments[TENSORS:])),
+        lambda tiles: _plan(arguments, tiles),
+        lambda plan: (*tensors, *_made(plan.sizes, tensors)),
+    )
 
 
 def _made(sizes: Sequence[int], tensors: Sequence[Any]) -> tuple[Tensor, ...]:

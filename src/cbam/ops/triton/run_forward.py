@@ -43,13 +43,21 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute `cbam::forward`."""
     tensors = arguments[:TENSORS]
     x, addresses = tensors[0], addresses_of(tensors)
-    kind = ("forward", *kind_of(tensors, addresses, x, arguments[TENSORS:]))
-    plan = plan_for(
-        kind, lambda tiles: _plan(arguments, tiles), lambda plan: (*tensors, *_made(plan.sizes, x))
-    )
+    plan = plan_of(arguments, addresses)
     made = y, saved, argmax, stats, _ = _made(plan.sizes, x)
     plan.start((*tensors, *made), [*addresses, *addresses_of(made)])
     return y, saved, argmax, stats
+
+
+def plan_of(arguments: Sequence[Any], addresses: Sequence[int]) -> Plan:
+    """Return the plan of a call, whose tensors are at these addresses."""
+    tensors = arguments[:TENSORS]
+    x = tensors[0]
+    return plan_for(
+        ("forward", *kind_of(tensors, addresses, x, arguments[TENSORS:])),
+        lambda tiles: _plan(arguments, tiles),
+        lambda plan: (*tensors, *_made(plan.sizes, x)),
+    )
 
 
 def _made(sizes: Sequence[int], x: Tensor) -> tuple[Tensor, ...]:
