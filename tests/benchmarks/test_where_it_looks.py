@@ -67,7 +67,7 @@ def test_spatial_gates_on_the_object_and_beside_it():
             return x * x[:, :1]
 
     cbam.register_attention("mask", lambda channels: Mask(), gates=lambda module, x: x[:, :1])
-    network = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(nn.AvgPool2d(1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     cbam.attach(network, "mask", sites=["0"], input_size=(3, 8, 8))
     regions = torch.zeros(2, 8, 8, dtype=torch.bool)
     regions[:, 2:4, 2:4] = True
