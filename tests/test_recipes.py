@@ -41,7 +41,7 @@ def test_the_demo_runs_on_fewer_images(tmp_path):
         str(tmp_path),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "No claim can be made from one seed" in done.stdout
+    assert "Broken: 4 of 4 trainings failed, so there is no verdict on attention" in done.stdout  # at chance
     assert (tmp_path / "report.html").exists()
 
 

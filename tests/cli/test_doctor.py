@@ -77,7 +77,7 @@ def test_wrong_use(capsys, monkeypatch):
     assert "takes no arguments, given 'me'" in capsys.readouterr().err
     monkeypatch.setattr("cbam.ops.dispatch._chosen", None)
     monkeypatch.setenv("CBAM_BACKEND", "gpu")
-    dispatch._from_environment.cache_clear()  # as in a new process; a wrong name is not kept
+    dispatch._read_environment.cache_clear()  # as in a new process; a wrong name is not kept
     assert main(["doctor"]) == 2
     assert "unknown backend in CBAM_BACKEND 'gpu'" in capsys.readouterr().err
 

@@ -79,19 +79,19 @@ class TestChoice:
             set_backend("ccp")
         monkeypatch.setattr(dispatch, "_chosen", None)
         monkeypatch.setenv("CBAM_BACKEND", "eagre")
-        dispatch._from_environment.cache_clear()  # as in a new process; a wrong name is not kept
+        dispatch._read_environment.cache_clear()  # as in a new process; a wrong name is not kept
         with pytest.raises(CBAMError, match=r"unknown backend in CBAM_BACKEND 'eagre'. Did you mean 'eager'"):
             CBAM(16)(X)
 
     def test_environment(self, monkeypatch, calls):
         monkeypatch.setattr(dispatch, "_chosen", None)
         monkeypatch.setenv("CBAM_BACKEND", "eager")
-        dispatch._from_environment.cache_clear()
+        dispatch._read_environment.cache_clear()
         try:
             CBAM(16)(X)
             assert not calls
         finally:
-            dispatch._from_environment.cache_clear()
+            dispatch._read_environment.cache_clear()
 
     @needs_operator
     @pytest.mark.parametrize(

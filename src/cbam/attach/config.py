@@ -11,7 +11,6 @@ import torch
 from cbam.attach.sites.select import Selector, Selectors, as_list
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn.base import AttentionModule
-from cbam.nn.channel import ChannelAttention
 from cbam.nn.kind import AttentionKind, Builder
 from cbam.nn.registry import attention_kind, check_options
 
@@ -55,10 +54,6 @@ class SiteConfig:
         block = self.kind.build(channels, options, device=device, dtype=dtype)
         if self.init == "identity":
             self.kind.set_identity(block)
-        else:
-            for gate in block.modules():
-                if isinstance(gate, ChannelAttention):
-                    gate.keep_alive()
         return block
 
 

@@ -93,14 +93,18 @@ def backend() -> str:
 
 
 @cache
-def _from_environment() -> str:
+def _read_environment() -> str:
     name = os.environ.get("CBAM_BACKEND") or "auto"
     if name not in BACKENDS:
         raise unknown_name("backend in CBAM_BACKEND", name, BACKENDS)
     return name
 
 
-# The compiler cannot look into the environment either.
+def _from_environment() -> str:
+    return _read_environment()
+
+
+# The compiler keeps the answer; it would warn of the cache.
 _from_environment._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

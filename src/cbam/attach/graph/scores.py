@@ -16,17 +16,16 @@ _OF_FEATURES = ("norm", "relu", "elu", "silu", "mish", "hardtanh", "hardswish", 
 def scores(probe: Probe) -> set[int]:
     """Return the nodes that hold scores, from the convolution that makes them on.
 
-        Args:
-            probe: of a forward with one image.
+    Args:
+        probe: of a forward with one image.
 
-        >>> import torch
-        >>> from torch import nn
-        >>> from cbam.attach.graph.levels import find_levels
-    from cbam.attach.graph.probe import run_probe
-        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1), nn.Upsample(scale_factor=2))
-        >>> probe = run_probe(net, (torch.rand(1, 3, 8, 8),))
-        >>> [probe.nodes[index].operation for index in sorted(scores(probe))]
-        ['convolution', 'upsample_nearest2d']
+    >>> import torch
+    >>> from torch import nn
+    >>> from cbam.attach.graph.probe import run_probe
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1), nn.Upsample(scale_factor=2))
+    >>> probe = run_probe(net, (torch.rand(1, 3, 8, 8),))
+    >>> [probe.nodes[index].operation for index in sorted(scores(probe))]
+    ['convolution', 'upsample_nearest2d']
     """
     nodes = probe.nodes
     last = [False] * len(nodes)  # nothing with weights follows, and no features
