@@ -12,9 +12,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo "make demo    train ResNet-20 on Fashion-MNIST: plain, SE, CBAM and a control of equal size; about 3 minutes"
 	@echo "make demo-detect  train a small Faster R-CNN on generated images, plain and with CBAM; at most 10 minutes"
-	@echo "make test    linter, type checker and tests; 10 to 15 minutes on two cores"
+	@echo "make test    linter, type checker and tests; up to half an hour on two cores"
 	@echo "make test-fast  the quick tests only; about 6 minutes on two cores"
-	@echo "make test-all  linter, type checker and every test, as continuous integration runs them"
+	@echo "make test-all  linter, type checker and every test, as continuous integration runs them; about half an hour"
 	@echo "make format  format the code"
 	@echo "make bench   what CBAM costs on this machine beside other ways to write it; about 5 minutes"
 	@echo "make sanitize  the operator's tests against a C++ build that checks memory and undefined behaviour"
