@@ -130,7 +130,8 @@ def spatial_conv(descriptor: Tensor, weight: Tensor) -> Tensor:
 @torch.fx.wrap
 def over_root(logits: Tensor, variance: Tensor, eps: float = 0.0) -> Tensor:
     """Return logits / sqrt(variance + eps) in the dtype of the logits."""
-    return logits * (variance.to(logits.dtype) + eps).rsqrt()
+    variance = variance.to(logits.dtype)
+    return logits * (variance + eps if eps else variance).rsqrt()
 
 
 def _in_vmap() -> bool:
