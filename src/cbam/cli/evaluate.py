@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from cbam.cli.parsing import read_options
 from cbam.documents import read_yaml
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from cbam.data import ImageData
     from cbam.pretrained import Config
     from cbam.train.evaluation import Evaluation
+    from cbam.train.multilabel import LabelEvaluation
 
 DESCRIPTION = """Score a network on validation images: top-1 and top-5 accuracy, cross-entropy. Every image counts once,
 on any number of processes (torchrun -m cbam evaluate ...).
@@ -36,6 +39,8 @@ class EvaluateConfig:
     """A run of `cbam train` (its best weights), a folder of cbam.save_pretrained, or user/name on the hub."""
     data: str
     """fashion-mnist, digits, a folder, ... as for `cbam train`; its validation images count."""
+    labels: str | None = None
+    """A table of the images below --data and their labels, as for `cbam train`."""
     image_size: int | None = None
     """Height and width of the images. None: those that the network was saved with."""
     batch_size: int = 128
@@ -66,7 +71,15 @@ def main(arguments: Sequence[str]) -> int:
     config = read_options(EvaluateConfig, "cbam evaluate", DESCRIPTION, arguments)
     split = split_of(config)
     data, scores, main_process = run(config, split)
-    if main_process:
+    if main_process and data.task == "multilabel":
+        console = Console(highlight=False)
+        for notice in (*split.notices, *data.notices):
+            console.print(f"note: {notice}", soft_wrap=True)
+        show_labels(data, scores, console)
+        if config.output:
+            about = {"source": config.source, "data": data.identity, "labels": list(data.classes)}
+            write_atomically(config.output, json.dumps({**about, **scores.figures()}, indent=1) + "\n")
+    elif main_process:
         console = Console(highlight=False)
         for notice in (*split.notices, *data.notices):
             console.print(f"note: {notice}", soft_wrap=True)
@@ -80,6 +93,24 @@ def main(arguments: Sequence[str]) -> int:
         if config.output:
             write_atomically(config.output, json.dumps(as_json(config, data, scores), indent=1) + "\n")
     return 0
+
+
+def show_labels(data: ImageData, scores: LabelEvaluation, console: Console) -> None:
+    """Print the scores of a network for several labels, and those of each label."""
+    found = scores.scores
+    console.print(
+        f"mean average precision {found.mean_ap:.2%}, F1 {found.macro_f1:.2%}, all labels right {found.exact:.2%}, "
+        f"binary cross-entropy {scores.loss:.4f} on {scores.images:,} images: {data.source}",
+        soft_wrap=True,
+    )
+    table = Table("label", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("images", "average precision", "precision", "recall", "F1"):
+        table.add_column(heading, justify="right")
+    for label, name in enumerate(data.classes):
+        rows = (found.average_precision, found.precision, found.recall, found.f1)
+        texts = ["–" if row[label] is None else f"{row[label]:.2%}" for row in rows]
+        table.add_row(name, f"{found.images[label]:,}", *texts)
+    console.print(table)
 
 
 @dataclass(frozen=True)
@@ -138,7 +169,7 @@ def _settings_of(folder: Path) -> dict[str, Any]:
     return settings if whole else {}
 
 
-def run(config: EvaluateConfig, split: Split) -> tuple[ImageData, Evaluation, bool]:
+def run(config: EvaluateConfig, split: Split) -> tuple[ImageData, Evaluation | LabelEvaluation, bool]:
     """Return the images, the scores, and whether this is the main process.
 
     Raises:
@@ -149,6 +180,7 @@ def run(config: EvaluateConfig, split: Split) -> tuple[ImageData, Evaluation, bo
     from cbam.train.config import TrainConfig
     from cbam.train.device import make_accelerator
     from cbam.train.evaluation import evaluate
+    from cbam.train.multilabel import evaluate_labels
 
     accelerator = make_accelerator(
         TrainConfig(batch_size=config.batch_size, precision=config.precision, device=config.device)
@@ -165,6 +197,7 @@ def run(config: EvaluateConfig, split: Split) -> tuple[ImageData, Evaluation, bo
         limit_val=config.limit_val,
         val_fraction=split.val_fraction,
         bad_images=config.bad_images,
+        labels=config.labels,
     )
     check_classes(saved, data)
     loader = make_loader(
@@ -176,7 +209,8 @@ def run(config: EvaluateConfig, split: Split) -> tuple[ImageData, Evaluation, bo
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    return data, evaluate(model.to(accelerator.device), loader, accelerator), accelerator.is_main_process
+    judge: Any = evaluate_labels if data.task == "multilabel" else evaluate
+    return data, judge(model.to(accelerator.device), loader, accelerator), accelerator.is_main_process
 
 
 def check_classes(saved: Config, data: ImageData) -> None:
