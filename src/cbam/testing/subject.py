@@ -84,15 +84,24 @@ class Subject:
             x = x.contiguous(memory_format=_LAST[x.dim()])
         return x
 
-    def close(self, got: Tensor, expected: Tensor, what: str, tolerance: float | None = None) -> None:
-        """Raise unless two tensors differ by no more than rounding can explain."""
+    def close(
+        self, got: Tensor, expected: Tensor, what: str, tolerance: float | None = None, scale: float = 1e-6
+    ) -> None:
+        """Raise unless two tensors differ by no more than rounding can explain.
+
+        Args:
+            got, expected: the tensors.
+            what: they are, for the message.
+            tolerance: as a share of the largest value; by default that of the dtype.
+            scale: of the numbers that they were computed from, where that is larger than they are.
+        """
         same(got.shape, expected.shape, f"shape of {what}")
         if not got.numel():
             return
         a, b = got.detach().double(), expected.detach().double()
         expect(bool(a.isfinite().all()), f"{what} is not finite")
         largest = b.abs().amax().item()
-        allowed = (TOLERANCE[self.dtype] if tolerance is None else tolerance) * max(largest, 1e-6)
+        allowed = (TOLERANCE[self.dtype] if tolerance is None else tolerance) * max(largest, scale)
         error = (a - b).abs().amax().item()
         expect(error <= allowed, f"{what}: off by {error:.2g}, allowed is {allowed:.2g}")
 
