@@ -61,4 +61,6 @@ def __getattr__(name: str) -> Any:
             return importlib.import_module("cbam.explain")
         except ModuleNotFoundError as error:
             raise MissingExtra("cbam.explain", "compare", str(error.name)) from error
+    if name == "testing":
+        return importlib.import_module("cbam.testing")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
