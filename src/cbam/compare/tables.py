@@ -173,14 +173,3 @@ def extremes(changes: Sequence[ClassChange]) -> list[ClassChange]:
     if len(changes) <= _SHOWN_CLASSES:
         return list(changes)
     return [*changes[: _SHOWN_CLASSES // 2], *changes[-(_SHOWN_CLASSES // 2) :]]
-
-
-def sampling_error(accuracy: float, images: int) -> float:
-    """Return the half width of the 95 % interval of an accuracy that is measured on this number of images.
-
-    The normal approximation 1.96 sqrt(p (1 - p) / n).
-
-    >>> f"{sampling_error(0.9, 10_000):.4f}"
-    '0.0059'
-    """
-    return 1.96 * math.sqrt(accuracy * (1 - accuracy) / images)

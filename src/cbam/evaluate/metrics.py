@@ -198,3 +198,14 @@ def confused_pairs(confusion: Tensor, count: int) -> list[ConfusedPair]:
     order = order[images[order].argsort(descending=True, stable=True)][:count]
     columns = (column[order].tolist() for column in (true, predicted, images, share))
     return [ConfusedPair(*row) for row in zip(*columns, strict=True)]
+
+
+def sampling_error(accuracy: float, images: int) -> float:
+    """Return the half width of the 95 % interval of an accuracy that is measured on this number of images.
+
+    The normal approximation 1.96 sqrt(p (1 - p) / n).
+
+    >>> f"{sampling_error(0.9, 10_000):.4f}"
+    '0.0059'
+    """
+    return 1.96 * math.sqrt(accuracy * (1 - accuracy) / images)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,14 +62,18 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: DataLoader, accelerator: Accelerator) -> Evaluation:
+def evaluate(
+    model: nn.Module, images: DataLoader, accelerator: Accelerator, numbers: Sequence[int] | None = None
+) -> Evaluation:
     """Run `model` in evaluation mode over all images, those of the other processes included, each once.
 
     Args:
         model: (N, C, H, W) -> (N, classes); its training mode is restored.
         images: A loader over this process's share, of `make_loader`.
         accelerator: Device and precision; brings the rows of the processes together.
+        numbers: For each class of the images its number among the model's. None: they are the same.
     """
+    own = None if numbers is None else torch.tensor(numbers, device=accelerator.device)
     was_training = model.training
     model.eval()
     rows, batches, classes = [], 0, 0
@@ -76,6 +81,7 @@ def evaluate(model: nn.Module, images: DataLoader, accelerator: Accelerator) -> 
         batch, truth = batch.to(accelerator.device), truth.to(accelerator.device)
         with accelerator.autocast():
             logits = model(batch).float()
+        truth = truth if own is None else own[truth]
         classes = logits.shape[1]
         rows.append(_rows(logits, truth))
         batches += 1
