@@ -14,6 +14,7 @@ from cbam.compare.speed import training_speed
 from cbam.compare.statistics import ACCURACY, Score
 
 _SHOWN_CLASSES = 12
+_SHOWN_EPOCHS = 20
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,38 @@ def _value(key: str, cost: Mapping[str, Any]) -> float | None:
     else:
         value = cost.get(key)
     return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def curve_table(run: Run, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the learning curves as numbers: for some epochs, the last among them, each variant's mean over its seeds.
+
+    Args:
+        run: What the folder holds.
+        keys: Names of the measures in the metrics.
+
+    Returns:
+        Rows with the epoch and, by key, a list with one mean for each of the run's variants; None: no seed has it.
+    """
+    values: dict[tuple[int, str, str], list[float]] = {}
+    for row in run.rows:
+        for key in keys:
+            value = row.get(key)
+            if isinstance(value, int | float) and math.isfinite(value):
+                values.setdefault((row["epoch"], row["variant"], key), []).append(value)
+    epochs = sorted({epoch for epoch, _, _ in values})
+    step = -(-len(epochs) // _SHOWN_EPOCHS) or 1
+    shown = epochs[::-1][::step][::-1]  # counted from the last
+    return [
+        {"epoch": epoch}
+        | {
+            key: [
+                statistics.fmean(found) if (found := values.get((epoch, variant, key))) else None
+                for variant in run.variants
+            ]
+            for key in keys
+        }
+        for epoch in shown
+    ]
 
 
 def class_changes(run: Run, variant: str, baseline: str, score: Score = ACCURACY) -> list[ClassChange]:

@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 WIDTH = 400.0
 """Width of a figure in its own units; one unit is about one pixel on a phone."""
 
-# Variant -> (colour on a light page, colour on a dark page, marker, line style). Networks without attention have no hue;
-# the four of every comparison differ for colour-blind readers too, SE and control in print as well, and every colour has
-# a contrast of at least 4.5 on its page (tests compute it).
+# Variant -> (colour on a light page, colour on a dark page, marker, line style). Networks without attention have no
+# hue. The four of every comparison differ for colour-blind readers too, SE and control even in print, and every colour
+# has a contrast of at least 4.5 on its page (tests compute it).
 LOOKS: dict[str, tuple[str, str, str, Any]] = {
     "none": ("#6c7380", "#8f98a5", "o", "-"),
     "se": ("#b84a00", "#ff9a5c", "^", "-"),
