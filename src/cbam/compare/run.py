@@ -16,10 +16,12 @@ from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell, build_cell, count_parameters
 from cbam.compare.job import ComparisonJob, Outcome, grown
 from cbam.compare.measure import draw_pictures, measure_costs, pictures_done, trained_models
+from cbam.compare.mistakes import draw_mistakes
 from cbam.compare.report import write_report
 from cbam.compare.statistics import ACCURACY, score_of, summarise, write_summary_csv
 from cbam.data import ImageData
 from cbam.errors import CBAMError
+from cbam.evaluate.predictions import FILE as PREDICTIONS
 from cbam.models.registry import split_attention
 from cbam.runs.environment import now
 from cbam.runs.launchers import check_launcher
@@ -47,7 +49,10 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
         return build_cell(cell, self.config, self.data, self.parameters)
 
     def result(self, cell: Cell, trained: Trained[Any]) -> dict[str, Any]:
-        """Return accuracy and confusion, or the scores of each label."""
+        """Return accuracy and confusion, or the scores of each label; write what the network said of each image."""
+        said = getattr(trained.evaluation, "predictions", None)
+        if self.processes.is_main_process and said is not None:
+            said.write(self.folder.cell(cell) / PREDICTIONS)
         about = {
             "parameters": count_parameters(trained.model),
             "seconds": trained.seconds,
@@ -83,6 +88,8 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
         score = score_of(self.data.identity)
         summary = summarise(results, self.config.variants, score, self.folder.metrics.read())
         write_summary_csv(self.folder.path, summary, score)
+        if self.data.task == "multiclass":
+            draw_mistakes(self.folder, self.cells, self.data)
         return Outcome(self.data.name, summary, costs, write_report(self.folder.path), score.word)
 
     def _measure(self, *, again: bool) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from cbam.data.balanced import REPEAT, balanced_order
 from cbam.data.epoch_index import EpochDataset, EpochIndex
+from cbam.data.workers import Loader
 from cbam.errors import CBAMError
 
 
@@ -153,7 +154,7 @@ def make_loader(
         world=world,
         balanced_by=balanced_by,
     )
-    return DataLoader(
+    return Loader(
         dataset.with_seed(seed),
         batch_sampler=batches,
         collate_fn=collate,

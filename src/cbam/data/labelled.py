@@ -76,13 +76,10 @@ def load_labelled(root: Path, text: str, preparation: Preparation, selection: Se
         rows = [row for row in rows if row.side != "test"]
     classes = _classes(columns, rows)
     sides = _sides(root, rows, classes, columns, preparation, selection)
-    notices += _class_notices(table, columns, sides)
+    notices += _class_notices(table, columns, sides, whole=selection.whole)
     how = f"{table.path} labels the images in {root}"
-    how += (
-        ""
-        if any(row.side == "val" for row in rows)
-        else f", split by class with split seed {selection.split_seed}"
-    )
+    if not (selection.whole or any(row.side == "val" for row in rows)):
+        how += f", split by class with split seed {selection.split_seed}"
     return prepared_data(
         root.resolve().name, how, *sides, preparation, selection, notices=notices, task=columns.task
     )
@@ -197,22 +194,26 @@ def _sides(
         train = images([row for row in rows if row.side == "train"], augment=True)
         return train, images([row for row in rows if row.side == "val"], augment=False)
     train, val = images(rows, augment=True), images(rows, augment=False)
+    if selection.whole:
+        return train.subset(()), val
     into = stratified_split(train.names, train.strata, selection.val_fraction, selection.split_seed)
     return train.subset(into[0]), val.subset(into[1])
 
 
-def _class_notices(table: Table, columns: Columns, sides: tuple[FolderImages, FolderImages]) -> list[str]:
+def _class_notices(
+    table: Table, columns: Columns, sides: tuple[FolderImages, FolderImages], *, whole: bool
+) -> list[str]:
     train, val = sides
-    least = 1 if columns.task == "multilabel" else 2
+    least = 1 if whole or columns.task == "multilabel" else 2
     if len(train.classes) < least:
         raise CBAMError(
             f"--labels {table.path} holds {len(train.classes)} classes: {some(train.classes)}. At least {least} are "
             "needed"
         )
-    if not len(train) or not len(val):
+    if not (whole or len(train)) or not len(val):
         raise CBAMError(f"--labels {table.path}: {len(train):,} images train and {len(val):,} validate")
     seen = [_present(side) for side in sides]
-    if lacking := [name for label, name in enumerate(train.classes) if label not in seen[0]]:
+    if not whole and (lacking := [name for label, name in enumerate(train.classes) if label not in seen[0]]):
         raise CBAMError(
             f"--labels {table.path}: {len(lacking):,} classes have no training image: {some(lacking)}"
         )

@@ -39,6 +39,7 @@ def load_data(
     crop: float | str | None = None,
     flip: float | None = None,
     labels: str | Path | None = None,
+    whole: bool = False,
 ) -> ImageData:
     """Load images by name or from a folder.
 
@@ -65,6 +66,8 @@ def load_data(
         crop: smallest share of the area in a random crop, or "shift"; see `cbam.data.augmentation.make_augmentation`.
         flip: probability of mirroring left and right; by default 0.5, for digits 0.
         labels: a table of the files in the folder and their labels, see `cbam.data.tables.find_columns`.
+        whole: whether all images validate where a folder, shards or a set of Hugging Face have no validation part: to
+            evaluate a trained network on them. A single class is enough then.
 
     Raises:
         CBAMError: no such set or folder, or images that cannot be used; the message says what to type.
@@ -80,8 +83,9 @@ def load_data(
         raise unknown_name("bad_images", bad_images, BAD_IMAGES)
     name, _, folder = str(data).partition(":")
     if labels is not None and (is_built_in(data) or (name in LATER and folder)):
+        path = f", or type ./{data} for the folder of that name" if Path(data).is_dir() else ""
         raise CBAMError(
-            f"--labels {labels} is for a folder of images, and {data} has labels of its own. Leave it out"
+            f"--labels {labels} is for a folder of images, and {data} has labels of its own. Leave it out{path}"
         )
     load: Callable[..., ImageData] | None = None
     if not isinstance(data, Path) and name in LATER and folder:
@@ -95,7 +99,7 @@ def load_data(
         augmentation = make_augmentation(size, augment, crop, flip)
         return load(
             Preparation(size, make_resize(size, resize), mean, std, max_pixels, augmentation),
-            Selection(limit_train, limit_val, val_fraction, split_seed, bad_images),
+            Selection(limit_train, limit_val, val_fraction, split_seed, bad_images, whole=whole),
         )
     for option, given in (("resize", resize), ("crop", crop if crop != SHIFT else None)):
         if given is not None:

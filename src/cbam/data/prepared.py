@@ -55,6 +55,8 @@ class Preparation:
 class Selection:
     """Which images train and which validate; the fields are arguments of `load_data`."""
 
+    whole: bool = field(default=False, kw_only=True)
+
     limit_train: int | None = None
     limit_val: int | None = None
     val_fraction: float = 0.2
@@ -187,9 +189,10 @@ def prepared_data(
         train = train.subset(balanced_subset(train.strata, selection.limit_train, "limit_train"))
     if selection.limit_val is not None:
         val = val.subset(balanced_subset(val.strata, selection.limit_val, "limit_val"))
+    training = f"{len(train):,} training and " if len(train) else ""
     return ImageData(
         name=name,
-        source=f"{how}: {len(train):,} training and {len(val):,} validation images.",
+        source=f"{how}: {training}{len(val):,} {'validation ' if training else ''}images.",
         train=train,
         val=val,
         classes=train.classes,

@@ -75,10 +75,9 @@ def label_scores(probabilities: Tensor, truth: Tensor) -> LabelScores:
         float(average_precision_score(true[:, label], said[:, label])) if true[:, label].any() else None
         for label in range(true.shape[1])
     ]
-    rows = (tuple(None if math.isnan(x) else x for x in row.tolist()) for row in (precision, recall, f1))
-    return LabelScores(
-        tuple(images.tolist()), tuple(areas), *rows, exact=float((true == found).all(1).mean())
-    )
+    rows = [tuple(None if math.isnan(x) else x for x in row.tolist()) for row in (precision, recall, f1)]
+    exact = float((true == found).all(1).mean())
+    return LabelScores(tuple(images.tolist()), tuple(areas), rows[0], rows[1], rows[2], exact)
 
 
 def _mean(values: Iterable[float | None]) -> float:
