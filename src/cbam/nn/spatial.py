@@ -219,7 +219,9 @@ class SpatialAttention(Gate):
         fan_in = "" if found is None else f", logits / sqrt({found.item():g})"
         scale = "" if self.gate_scale is None else f", gate_scale={self.gate_scale.item():g}"
         both = f", descriptor_order={self.descriptor_order!r}" if self.spatial_descriptor == "both" else ""
-        return f"spatial_descriptor={self.spatial_descriptor!r}{both}, gate={self.activation!r}{scale}{fan_in}"
+        return (
+            f"spatial_descriptor={self.spatial_descriptor!r}{both}, gate={self.activation!r}{scale}{fan_in}"
+        )
 
 
 def _called(module: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
