@@ -12,8 +12,8 @@ from cbam.attach.variants import matched_by_control, parse_variants
 from cbam.errors import CBAMError
 from cbam.runs.config import RunConfig, option
 from cbam.runs.options import absolute_data, check_ranges, folder_name
-from cbam.train.config import TrainConfig
-from cbam.train.images import ImageConfig, check_start
+from cbam.train.config import TrainConfig, check_freezing
+from cbam.train.images import ImageConfig, absolute_table, check_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +143,7 @@ class CompareConfig(GridConfig, ImageConfig):
         if self.train.shard:
             raise CBAMError("--shard is for one network that does not fit: cbam train --shard")
         check_start(self.pretrained, self.weights)
+        check_freezing(self.train, self.model, fine_tuning=self.fine_tuning)
         check_replace(self.replace)
 
     @property
@@ -185,6 +186,7 @@ class CompareConfig(GridConfig, ImageConfig):
             self,
             output=self.folder.resolve(),
             data=absolute_data(self.data),
+            labels=absolute_table(self.labels),
             weights=self.weights.resolve() if self.weights else None,
         )
 
