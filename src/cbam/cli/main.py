@@ -69,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _stop_on_sigterm():
             return importlib.import_module(f"cbam.cli.{command}").main(rest)
     except KeyboardInterrupt as stop:
-        return _fail(str(stop) or "stopped", TERMINATED if isinstance(stop, Terminated) else 130)
+        code = TERMINATED if isinstance(stop, Terminated) else 130
+        # Of several processes one speaks.
+        return _fail(str(stop) or "stopped", code) if os.environ.get("RANK", "0") == "0" else code
     except BrokenPipeError:
         # The reader of our output is gone, as in `cbam ... | head`; Python would print an error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

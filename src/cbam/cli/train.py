@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,15 +24,11 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command with the `arguments` after it; return the exit code."""
     config = parse(arguments)
     # Heavy imports after parsing, so that a wrong option is reported at once.
-    from cbam.cli.running import run_job
+    from cbam.cli.running import placed, run_job
     from cbam.train.run import prepare
-    from cbam.train.stopping import Preempted
 
-    command = ["cbam", "train", *arguments]
-    try:
-        result = run_job(prepare, config, command)
-    except Preempted as stop:
-        raise Preempted(f"{stop}. To resume, type the same again:\n  {shlex.join(command)}") from None
+    config = placed(config)
+    result = run_job(prepare, config, ["cbam", "train", *arguments])
     if result:
         show(result, config, Console(highlight=False))
     return 0

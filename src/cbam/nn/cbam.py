@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cbam.nn.base import AttentionModule, is_hooked, positive_int
 from cbam.nn.channel import ChannelAttention
-from cbam.nn.presets import Preset, resolve_preset
+from cbam.nn.presets import DEFAULT_PRESET, Preset, resolve_preset
 from cbam.nn.spatial import SpatialAttention
 from cbam.ops import gates, reference
 from cbam.ops.dims import check_dims
@@ -59,7 +59,7 @@ class CBAM(AttentionModule):
         reduction_ratio: int = 16,
         kernel_size: int = 7,
         *,
-        preset: str | Preset = "paper",
+        preset: str | Preset = DEFAULT_PRESET,
         gate_scale: float = 1.0,
         dims: int = 2,
         device: Any = None,

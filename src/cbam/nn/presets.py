@@ -85,6 +85,10 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+DEFAULT_PRESET = "paper"
+"""The preset wherever none is named: in the modules, in `cbam.attach` and in every command."""
+
+
 def resolve_preset(preset: str | Preset, switches: Mapping[str, Any]) -> Preset:
     """Return `preset` with `switches` applied to it.
 

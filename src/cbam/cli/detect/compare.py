@@ -27,9 +27,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command with the `arguments` after it; return the exit code."""
     config = parse(arguments)
     # Heavy imports after parsing, so that a wrong option is reported at once.
-    from cbam.cli.running import run_job
+    from cbam.cli.running import placed, run_job
     from cbam.compare.detection.run import prepare
 
+    config = placed(config)
     outcome = run_job(prepare, config, ["cbam", "detect", "compare", *arguments])
     if outcome:
         show(outcome, config, Console(highlight=False))
@@ -59,4 +60,4 @@ def show(outcome: Outcome, config: DetectCompareConfig, console: Console) -> Non
         else counted(config.train.iterations, "step")
     )
     title = f"{config.model} on {outcome.data}, average precision after {length}"
-    show_summary(outcome, title, "AP", "4", console)
+    show_summary(outcome, title, "AP", "4", config, console)
