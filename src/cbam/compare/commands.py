@@ -15,7 +15,7 @@ from cbam.train.config import CONTROL, TrainRunConfig
 
 # What a run says for itself, and what is decided by the variant.
 _OWN = {"attention", "seed", "output", "overwrite", "config", "save_every", "keep", "track"}
-_OF_ATTENTION = ("sites", "reduction_ratio", "gate_lr_scale", "gate_weight_decay")
+_OF_ATTENTION = ("sites", "replace", "reduction_ratio", "gate_lr_scale", "gate_weight_decay")
 _TYPED = {"imports": "import"}
 
 
@@ -100,7 +100,7 @@ def _without_effect(attention: str) -> tuple[str, ...]:
     if attention == "none":
         return _OF_ATTENTION
     variant = parse_variant(attention.removeprefix(CONTROL).removeprefix(":") or "cbam")
-    unread = _OF_ATTENTION[2:] if attention.startswith(CONTROL) else ()
+    unread = _OF_ATTENTION[3:] if attention.startswith(CONTROL) else ()
     takes = "reduction_ratio" in attention_kind(variant.attention or "").options
     ratio = () if takes and "reduction_ratio" not in dict(variant.options) else ("reduction_ratio",)
     return (*unread, *ratio)

@@ -27,7 +27,7 @@ def build_network(
     """Return a network as it is before training; the backbone's first weights depend on the seed alone.
 
     Args:
-        config: Model, weights and sites.
+        config: Model, weights, sites and what attention replaces.
         data: Gives the number of classes and the image size.
         seed: Decides the initial weights.
         attention: Keywords of `cbam.attach` beside sites and input size; None: no attention.
@@ -51,7 +51,13 @@ def build_network(
             match_parameters(model, widened_to)
     if attention is not None:
         with forked_rng(derive_seed(seed, "attention")):
-            attach(model, sites=split_sites(config.sites), input_size=data.input_size, **attention)
+            attach(
+                model,
+                sites=split_sites(config.sites),
+                input_size=data.input_size,
+                replace=config.replace,
+                **attention,
+            )
     return model
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from cbam.attach.replacement import check_replace
 from cbam.attach.sites.select import split_sites
 from cbam.attach.variants import Variant, parse_variant
 from cbam.errors import CBAMError, unknown_name
@@ -121,6 +122,9 @@ class NetworkConfig(ImageConfig):
     sites: tuple[str, ...] = ("auto",)
     """Sites, as in `cbam plan`: auto is the end of every residual branch, or of every stage where
     there is none; or module paths and patterns, separated by spaces or commas, e.g. features.4 features.9 for a VGG."""
+    replace: str | None = None
+    """se: attention in the place of the network's squeeze-excitations, of those that --sites names or of all; without
+    attention they stay."""
     pretrained: bool = False
     """Start from the weights that torchvision or timm publish for the model."""
     weights: Path | None = None
@@ -131,6 +135,7 @@ class NetworkConfig(ImageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_start(self.pretrained, self.weights)
+        check_replace(self.replace)
 
     @property
     def fine_tuning(self) -> bool:
@@ -246,7 +251,7 @@ class TrainRunConfig(NetworkConfig):
 
     def _without_effect(self) -> list[str]:
         if self.attention == "none":
-            return ["sites", *_OF_ATTENTION, *_OF_GATES]
+            return ["sites", "replace", *_OF_ATTENTION, *_OF_GATES]
         options = attention_kind(self.variant.attention or "").options
         gates = list(_OF_GATES) if self.matched else []
         return [name for name in _OF_ATTENTION if name not in options] + gates

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cbam.formatting import counted
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.device import make_accelerator
+from cbam.train.lost import naming_lost_processes
 from cbam.train.nonfinite import NonFiniteLoss, all_finite, first_nonfinite
 from cbam.train.recipe import Plan
 from cbam.train.state import Position, as_files, restore
@@ -98,6 +99,7 @@ def train_model(
         NonFiniteLoss: The loss is not finite; the message names the module.
         Preempted: `stop` was requested; the state is saved.
         Interrupted: The same, by Ctrl-C.
+        ProcessLost: Another process of the training has ended.
         CBAMError: The checkpoint is of another training, or the images are too few for the processes.
     """
     accelerator = accelerator or make_accelerator(task.recipe)
@@ -108,9 +110,10 @@ def train_model(
     position = _resume(step, checkpoints, callbacks)
     loop = _Loop(step, task, plan, *loaders, position, checkpoints, save_every, stop or Stop(), callbacks)
     scores = None
-    while not loop.is_done:
-        scores = loop.run_epoch()
-    evaluation, ema_evaluation = scores or loop.validate()
+    with naming_lost_processes(accelerator.num_processes):
+        while not loop.is_done:
+            scores = loop.run_epoch()
+        evaluation, ema_evaluation = scores or loop.validate()
     step.release()
     return Trained(model, evaluation, step.averaged, ema_evaluation, loop.position.seconds)
 
