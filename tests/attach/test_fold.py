@@ -33,7 +33,9 @@ def test_no_output_changes_by_a_bit(options):
         rounded = any("fan_in" in key for key in model.state_dict())
         assert rounded == (set(options.values()).isdisjoint({"official", "timm", "se", "channel"}))
         assert cbam.fold_gate_scale(model) == 8
-        torch.testing.assert_close(model(IMAGE), before, rtol=1e-5 if rounded else 0, atol=1e-5 if rounded else 0)
+        torch.testing.assert_close(
+            model(IMAGE), before, rtol=1e-5 if rounded else 0, atol=1e-5 if rounded else 0
+        )
     assert not [key for key in model.state_dict() if key.endswith(("gate_scale", "fan_in"))]
 
 

@@ -96,8 +96,13 @@ def test_a_run_of_an_earlier_version_without_a_preset_goes_on():
     for attention in ("none", "se"):
         config = run(attention, preset="official")
         assert TrainRunConfig.differences(config.resolved(), run(attention).resolved()) == []
-    there, now = run("cbam", preset="official").resolved(), run("cbam").resolved()
-    assert TrainRunConfig.differences(there, now) == ["preset: official there, paper now"]
+    there, now = run("cbam", preset="official").resolved(), run("cbam")
+    assert TrainRunConfig.differences(there, now.resolved()) == ["preset: official there, paper now"]
+    assert now.begun(there) == now
+    earlier = {name: value for name, value in there.items() if name != "replace"}
+    assert TrainRunConfig.differences(earlier, now.resolved()) == []
+    assert now.begun(earlier).resolved()["preset"] == "official", "the default at that time"
+    assert run("cbam:timm").begun(earlier).resolved()["preset"] == "timm"
 
 
 @pytest.mark.parametrize("attention", ["cbam", "se", "channel", "spatial", "none"])

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cbam.cli.attention import with_kinds
-from cbam.cli.parsing import read_options
+from cbam.cli.parsing import first_word_is, read_options
 from cbam.compare.config import CompareConfig, GridConfig
 from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig
@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str]) -> CompareConfig:
 
 def parse_as(form: type[Form], arguments: Sequence[str], program: str, description: str) -> Form:
     """Read `arguments` as the fields of `form`, a `CompareConfig` or one with more options."""
-    arguments = with_file(arguments, (form, TrainConfig))
+    arguments = with_file(first_word_is("data", arguments), (form, TrainConfig))
     return read_options(form, program, description, arguments)
 
 

@@ -32,6 +32,10 @@ COMMANDS = {
     "shards": "write a folder of images as tar shards, for clusters and object stores",
     "doctor": "show what this machine has and when the fused operator runs",
 }
+_LESS = (
+    "What was saved is kept. Compute less at a time: --accumulate 4 takes each batch of a training in four parts, with"
+    " the same steps; else a smaller --batch-size or --image-size"
+)
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -85,6 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(MissingExtra(f"cbam {command}", "compare", package)), 2)
     except OSError as error:
         return _fail(str(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        said = str(error).strip().partition("\n")[0][:200] or "Python got none"
+        return _fail(f"out of memory ({said}). {_LESS}", 1)
 
 
 def usage() -> str:
@@ -111,6 +120,12 @@ def _stop_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch.OutOfMemoryError on accelerators; on the CPU a plain RuntimeError.
+    on_cpu = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or on_cpu
 
 
 def _fail(message: str, code: int) -> int:

@@ -13,7 +13,7 @@ from cbam.attach import plan
 from cbam.attach.graph.probe import default_inputs
 from cbam.attach.sites.select import split_sites
 from cbam.cli.attention import with_kinds
-from cbam.cli.parsing import read_options
+from cbam.cli.parsing import first_word_is, read_options
 from cbam.models import build_model, made_for
 from cbam.models.own import build_own, is_own
 from cbam.nn.presets import DEFAULT_PRESET
@@ -22,7 +22,7 @@ from cbam.runs.imports import import_modules
 
 DESCRIPTION = """Show where attention would go in a model and what it would add. Changes nothing.
 
-Example: cbam plan --model resnet50 --sites 'layer3.*.bn3' 'layer4.*.bn3'"""
+Example: cbam plan resnet50 --sites 'layer3.*.bn3' 'layer4.*.bn3'"""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class PlanConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command with its `arguments`; return the exit code."""
-    return run(read_options(PlanConfig, "cbam plan", with_kinds(DESCRIPTION), arguments))
+    words = first_word_is("model", arguments)
+    return run(read_options(PlanConfig, "cbam plan", with_kinds(DESCRIPTION), words))
 
 
 def run(config: PlanConfig) -> int:

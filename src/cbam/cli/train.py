@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from cbam.cli.attention import with_kinds
-from cbam.cli.parsing import read_options
+from cbam.cli.parsing import first_word_is, read_options
 from cbam.formatting import counted
 from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig, TrainRunConfig
@@ -43,7 +43,7 @@ def parse(arguments: Sequence[str]) -> TrainRunConfig:
     >>> parse(["--data", "digits", "--epochs", "2"]).train.epochs
     2
     """
-    arguments = with_file(arguments, (TrainRunConfig, TrainConfig))
+    arguments = with_file(first_word_is("data", arguments), (TrainRunConfig, TrainConfig))
     return read_options(TrainRunConfig, "cbam train", with_kinds(DESCRIPTION), arguments)
 
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from cbam.errors import CBAMError, unknown_name
+from cbam.nn.keywords import checked_keywords
 from cbam.ops.reference import ACTIVATIONS, CHANNEL_POOLINGS, DESCRIPTOR_ORDERS, SPATIAL_DESCRIPTORS
 
 ARRANGEMENTS = ("channel-spatial", "spatial-channel", "parallel", "channel", "spatial")
 WEIGHT_INITS = ("default", "official")
 
 
+@checked_keywords()
 @dataclass(frozen=True)
 class Preset:
     """One form of CBAM; its fields are the switches that `CBAM` takes by name.

@@ -84,7 +84,8 @@ def functional(s: Subject) -> None:
             block.zero_grad()
             block(image[None]).square().sum().backward()
             alone = {
-                name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in block.named_parameters()
+                name: torch.zeros_like(p) if p.grad is None else p.grad
+                for name, p in block.named_parameters()
             }
             scale = max(grad.abs().amax().item() for grad in alone.values())
             for name, grad in alone.items():

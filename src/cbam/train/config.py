@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -289,10 +289,22 @@ class TrainRunConfig(NetworkConfig):
             return self.output
         return Path("runs") / ("train-" + folder_name(self.data, self.model, self.attention))
 
+    def begun(self, before: dict[str, Any]) -> TrainRunConfig:
+        """Return the options with which the same command once began the run in a folder.
+
+        Args:
+            before: The settings in the folder. An earlier version had another preset by default.
+        """
+        if self.preset is None and "preset" not in dict(self.variant.options) and _is_of_earlier_version(before):
+            return replace(self, preset=before["preset"])
+        return self
+
     @classmethod
     def differences(cls, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         """Name the settings in which two runs would give different results, those of other attentions left out."""
         ignored = _unused(str(now.get("attention", "")))
+        if _is_of_earlier_version(before) and now.get("preset") == DEFAULT_PRESET:
+            ignored |= {"preset"}  # see `begun`
         kept = [{name: value for name, value in run.items() if name not in ignored} for run in (before, now)]
         return super().differences(*kept)
 
@@ -327,6 +339,10 @@ def tracker_names(track: str) -> tuple[str, ...]:
         if name not in TRACKERS:
             raise unknown_name("tracker", name, TRACKERS)
     return names
+
+
+def _is_of_earlier_version(settings: dict[str, Any]) -> bool:
+    return "preset" in settings and "replace" not in settings
 
 
 def _unused(attention: str) -> set[str]:

@@ -96,7 +96,7 @@ def prepare(config: TrainRunConfig, command: list[str], progress: Progress) -> T
     """
     check_trackers(config.trackers)
     folder = RunFolder(config.folder, overwrite=config.overwrite)
-    folder.check_settings(config.resolved(), TrainRunConfig)
+    config = config.begun(folder.check_settings(config.resolved(), TrainRunConfig))
     accelerator, data = prepare_images(config, config.train, folder, progress)
     job = TrainJob(
         config=config, command=command, folder=folder, progress=progress, processes=accelerator, data=data

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from cbam.cli.attention import with_kinds
-from cbam.cli.parsing import read_options
+from cbam.cli.parsing import first_word_is, read_options
 from cbam.compare.detection.config import DetectCompareConfig
 from cbam.detect.recipe import DetectTrainConfig
 from cbam.formatting import counted
@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str]) -> DetectCompareConfig:
     >>> parse(["--data", "coco:photos", "--seeds", "2"]).seeds
     2
     """
-    arguments = with_file(arguments, (DetectCompareConfig, DetectTrainConfig))
+    arguments = with_file(first_word_is("data", arguments), (DetectCompareConfig, DetectTrainConfig))
     return read_options(DetectCompareConfig, "cbam detect compare", with_kinds(DESCRIPTION), arguments)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from cbam.cli.attention import with_kinds
-from cbam.cli.parsing import read_options
+from cbam.cli.parsing import first_word_is, read_options
 from cbam.detect.config import DetectRunConfig
 from cbam.detect.recipe import DetectTrainConfig
 from cbam.formatting import counted
@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str]) -> DetectRunConfig:
     >>> parse(["--data", "coco:photos", "--epochs", "2"]).train.epochs
     2
     """
-    arguments = with_file(arguments, (DetectRunConfig, DetectTrainConfig))
+    arguments = with_file(first_word_is("data", arguments), (DetectRunConfig, DetectTrainConfig))
     return read_options(DetectRunConfig, "cbam detect train", with_kinds(DESCRIPTION), arguments)
 
 
