@@ -60,7 +60,7 @@ def __getattr__(name: str) -> Any:
         try:
             return importlib.import_module("cbam.explain")
         except ModuleNotFoundError as error:
-            raise MissingExtra("cbam.explain", "compare", str(error.name)) from error
+            raise MissingExtra("cbam.explain", "explain", str(error.name)) from error
     if name == "testing":
         return importlib.import_module("cbam.testing")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

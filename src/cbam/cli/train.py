@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 
 from cbam.cli.attention import with_kinds
-from cbam.cli.parsing import read_options
+from cbam.cli.parsing import first_word_is, read_options
 from cbam.formatting import counted
 from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig, TrainRunConfig
@@ -25,15 +24,11 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command with the `arguments` after it; return the exit code."""
     config = parse(arguments)
     # Heavy imports after parsing, so that a wrong option is reported at once.
-    from cbam.cli.running import run_job
+    from cbam.cli.running import placed, run_job
     from cbam.train.run import prepare
-    from cbam.train.stopping import Preempted
 
-    command = ["cbam", "train", *arguments]
-    try:
-        result = run_job(prepare, config, command)
-    except Preempted as stop:
-        raise Preempted(f"{stop}. To resume, type the same again:\n  {shlex.join(command)}") from None
+    config = placed(config)
+    result = run_job(prepare, config, ["cbam", "train", *arguments])
     if result:
         show(result, config, Console(highlight=False))
     return 0
@@ -48,7 +43,7 @@ def parse(arguments: Sequence[str]) -> TrainRunConfig:
     >>> parse(["--data", "digits", "--epochs", "2"]).train.epochs
     2
     """
-    arguments = with_file(arguments, (TrainRunConfig, TrainConfig))
+    arguments = with_file(first_word_is("data", arguments), (TrainRunConfig, TrainConfig))
     return read_options(TrainRunConfig, "cbam train", with_kinds(DESCRIPTION), arguments)
 
 

@@ -129,7 +129,7 @@ def _steps(
 ) -> None:
     from timm.optim import create_optimizer_v2
 
-    model.to(accelerator.device, memory_format=LAYOUT).train()
+    model.to(accelerator.device).to(memory_format=LAYOUT).train()
     optimizer: Any = create_optimizer_v2(parameter_groups(model, recipe), opt=recipe.optimizer, lr=0.0)
     noise = torch.randn(images, *input_size, device=accelerator.device)
     for _ in range(2):
