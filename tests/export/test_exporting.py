@@ -1,4 +1,4 @@
-"""`cbam.export`: files that compute what eager mode does, on the sizes that were asked for, and nothing else is written."""
+"""`cbam.export`: files that compute what eager mode does, on the sizes asked for; nothing else is written."""
 
 import json
 import subprocess
@@ -212,7 +212,7 @@ class TestRefusals:
             def forward(self, x):
                 return x if x.sum() > 0 else -x
 
-        with pytest.raises(CBAMError, match="torch.export cannot capture Odd"):
+        with pytest.raises(CBAMError, match=r"torch\.export cannot capture Odd"):
             export(Odd(), tmp_path / "net.pt2", IMAGES)
 
     def test_a_file_that_is_none_of_ours(self, tmp_path):

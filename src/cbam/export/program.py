@@ -60,7 +60,7 @@ def capture(
         example = torch.cat([example, example])  # torch.export takes a size of 1 for a constant
     # DYNAMIC and no named Dim: that refuses networks for guards that hold for every size, such as
     # 1 + (w - 1) // 2 == (1 + w) // 2 where a shortcut is added.
-    shapes = ({axis: Dim.DYNAMIC for axis in axes},) if axes else None
+    shapes = (dict.fromkeys(axes, Dim.DYNAMIC),) if axes else None
     with preserve_state(model), torch.no_grad(), set_backend("eager") if plain else nullcontext():
         try:
             return torch.export.export(model, (example,), dynamic_shapes=shapes)
