@@ -3,8 +3,8 @@
     python benchmarks/export_int8.py [--epochs 10] [--seeds 3] [--write]
 
 Trains ResNet-20 without attention and with the paper's and the authors' CBAM, quantizes each with 256 training images,
-and counts decibels of the scores over their error, and accuracy, on the validation images. `--write` puts the table into
-docs/results/export-int8.md.
+and counts decibels of the scores over their error, and accuracy, on the validation images. `--write` puts the table
+into docs/results/export-int8.md.
 """
 
 from __future__ import annotations

@@ -13,15 +13,16 @@ from cbam.attach import plan
 from cbam.attach.graph.probe import default_inputs
 from cbam.attach.sites.select import split_sites
 from cbam.cli.attention import with_kinds
-from cbam.cli.parsing import read_options
+from cbam.cli.parsing import first_word_is, read_options
 from cbam.models import build_model, made_for
 from cbam.models.own import build_own, is_own
+from cbam.nn.presets import DEFAULT_PRESET
 from cbam.nn.registry import attention_kind
 from cbam.runs.imports import import_modules
 
 DESCRIPTION = """Show where attention would go in a model and what it would add. Changes nothing.
 
-Example: cbam plan --model resnet50 --sites 'layer3.*.bn3' 'layer4.*.bn3'"""
+Example: cbam plan resnet50 --sites 'layer3.*.bn3' 'layer4.*.bn3'"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class PlanConfig:
     """se: in the place of the network's squeeze-excitations, of those that --sites names or of all."""
     exclude: tuple[str, ...] = ()
     """Sites to leave out."""
-    preset: str = "paper"
+    preset: str = DEFAULT_PRESET
     """CBAM's preset: paper, official or timm."""
     reduction_ratio: int | None = None
     """The channel gate's MLP has 1/r as many hidden units as there are channels; by default 16 for CBAM and SE."""
@@ -51,8 +52,10 @@ class PlanConfig:
     """Modules of your own to import first, such as my_package.my_gate, for the attention that they register."""
     num_classes: int | None = None
     """Width of the classifier; by default 10 for the CIFAR ResNets, else 1000."""
-    input_size: tuple[int, int, int] | None = None
-    """Channels, height and width of the images; by default 3 32 32 for the CIFAR ResNets, else 3 224 224."""
+    input_size: tuple[int, ...] | None = None
+    """Channels, height and width of the images; by default 3 32 32 for the CIFAR ResNets, else 3 224 224. Channels and
+    length of signals (1 1024), channels, depth, height and width of volumes or video (3 16 112 112), where --model is
+    a network of your own for such maps."""
 
     def __post_init__(self) -> None:
         import_modules(self.imports)
@@ -65,21 +68,25 @@ class PlanConfig:
         return made_for(self.model)[0]
 
     @property
-    def image_size(self) -> tuple[int, int, int]:
+    def image_size(self) -> tuple[int, ...]:
         """`input_size`, or the model's default."""
         if self.input_size is not None:
             return self.input_size
         return made_for(self.model)[1]
 
-    def build(self) -> tuple[nn.Module, tuple[int, int, int]]:
-        """Return the network and the size of its images."""
-        if not is_own(self.model):
-            channels = self.image_size[0]
-            return build_model(self.model, self.classes, in_channels=channels), self.image_size
+    def build(self) -> tuple[nn.Module, tuple[int, ...]]:
+        """Return the network and the size of its images, or of what else it takes.
+
+        Raises:
+            CBAMError: `input_size` has not the dimensions of the network's first convolution.
+        """
         given = self.input_size
-        model = build_own(self.model, self.num_classes, None if given is None else given[0])
-        channels, height, width = default_inputs(model, given)[0].shape[1:]
-        return model, (channels, height, width)
+        if is_own(self.model):
+            model = build_own(self.model, self.num_classes, None if given is None else given[0])
+        else:
+            given = self.image_size
+            model = build_model(self.model, self.classes, in_channels=given[0])
+        return model, tuple(default_inputs(model, given)[0].shape[1:])
 
     @property
     def attach_arguments(self) -> dict[str, Any]:
@@ -95,14 +102,15 @@ class PlanConfig:
     def _options(self) -> dict[str, Any]:
         """Return the attention's options that were given, and the preset where the attention has one."""
         given: dict[str, Any] = {"reduction_ratio": self.reduction_ratio, "kernel_size": self.kernel_size}
-        if self.preset != "paper" or attention_kind(self.attention).takes("preset"):
+        if self.preset != DEFAULT_PRESET or attention_kind(self.attention).takes("preset"):
             given["preset"] = self.preset
         return {name: value for name, value in given.items() if value is not None}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command with its `arguments`; return the exit code."""
-    return run(read_options(PlanConfig, "cbam plan", with_kinds(DESCRIPTION), arguments))
+    words = first_word_is("model", arguments)
+    return run(read_options(PlanConfig, "cbam plan", with_kinds(DESCRIPTION), words))
 
 
 def run(config: PlanConfig) -> int:

@@ -32,7 +32,7 @@ def axes_of(example: Tensor, dynamic: Sequence[str]) -> dict[int, str]:
     """
     if example.dim() not in SIDES:
         raise CBAMError(
-            f"export takes a batch (N, C, H, W), (N, C, L) or (N, C, D, H, W) as its example, got {tuple(example.shape)}."
+            f"the example is a batch (N, C, H, W), (N, C, L) or (N, C, D, H, W), given {tuple(example.shape)}."
         )
     names = {0: BATCH, **dict(enumerate(SIDES[example.dim()], start=2))}
     for name in dynamic:
