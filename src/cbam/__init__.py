@@ -10,7 +10,14 @@ from cbam.attach import Attachment, Plan, attach, attention_maps, detach, disabl
 from cbam.checkpoints import WeightsReport, load_weights
 from cbam.errors import CBAMError, MissingExtra
 from cbam.evaluate import Cost, cost
-from cbam.nn import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation, register_attention
+from cbam.nn import (
+    CBAM,
+    ChannelAttention,
+    SpatialAttention,
+    SqueezeExcitation,
+    param_groups,
+    register_attention,
+)
 from cbam.ops.dispatch import set_backend
 from cbam.pretrained import from_pretrained, push_to_hub, save_pretrained
 from cbam.version import __version__
@@ -38,6 +45,7 @@ __all__ = [
     "from_pretrained",
     "functional",
     "load_weights",
+    "param_groups",
     "plan",
     "push_to_hub",
     "register_attention",
@@ -52,5 +60,7 @@ def __getattr__(name: str) -> Any:
         try:
             return importlib.import_module("cbam.explain")
         except ModuleNotFoundError as error:
-            raise MissingExtra("cbam.explain", "compare", str(error.name)) from error
+            raise MissingExtra("cbam.explain", "explain", str(error.name)) from error
+    if name == "testing":
+        return importlib.import_module("cbam.testing")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -62,9 +62,10 @@ def show(outcome: Outcome, config: CompareConfig, console: Console) -> None:
     from cbam.formatting import counted
 
     title = (
-        f"{config.model} on {outcome.data}, validation accuracy after {counted(config.train.epochs, 'epoch')}"
+        f"{config.model} on {outcome.data}, validation {outcome.score} after "
+        f"{counted(config.train.epochs, 'epoch')}"
     )
-    show_summary(outcome, title, "accuracy", "32", console)
+    show_summary(outcome, title, outcome.score, "32", console)
 
 
 def show_summary(outcome: Outcome, title: str, score: str, batch: str, console: Console) -> None:

@@ -32,6 +32,11 @@ COMMANDS = {
     "shards": "write a folder of images as tar shards, for clusters and object stores",
     "doctor": "show what this machine has and when the fused operator runs",
 }
+# What brings a command's packages, if it is not `compare`.
+EXTRAS = {
+    **dict.fromkeys(("train", "evaluate", "plan", "cost", "shards", "convert"), "train"),
+    **{name: name for name in ("explain", "demo", "detect")},
+}
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -80,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("cbam", ""):
             raise
-        return _fail(str(MissingExtra(f"cbam {command}", "compare", package)), 2)
+        return _fail(str(MissingExtra(f"cbam {command}", EXTRAS.get(command, "compare"), package)), 2)
     except OSError as error:
         return _fail(str(error), 1)
 

@@ -54,12 +54,29 @@ def parse(arguments: Sequence[str]) -> TrainRunConfig:
 
 def show(result: dict[str, Any], config: TrainRunConfig, console: Console) -> None:
     """Print the scores and where the weights are."""
+    several = "val_map" in result
+    scores = (
+        f"top-1 {{:.2%}}, top-5 {result['val_top5']:.2%}"
+        if not several
+        else (
+            f"mean average precision {{:.2%}}, F1 {result['val_f1']:.2%}, all labels right {result['val_exact']:.2%}"
+        )
+    )
+    key, name = ("val_map", "mAP") if several else ("val_accuracy", "top-1")
     console.print(
-        f"top-1 {result['val_accuracy']:.2%}, top-5 {result['val_top5']:.2%} of {result['images']:,} images after "
-        f"{counted(result['epochs'], 'epoch')}; best top-1 {result['best_val_accuracy']:.2%} after epoch "
-        f"{result['best_epoch']}",
+        f"{scores.format(result[key])} of {result['images']:,} images after {counted(result['epochs'], 'epoch')}; "
+        f"best {name} {result[f'best_{key}']:.2%} after epoch {result['best_epoch']}",
         soft_wrap=True,
     )
+    if result["epochs"] < config.train.epochs:
+        console.print(
+            f"stopped early: no better score in {counted(result['epochs'] - result['best_epoch'], 'epoch')}, "
+            f"{result['epochs']} of {config.train.epochs} trained; keep best/, the network of epoch "
+            f"{result['best_epoch']}",
+            soft_wrap=True,
+        )
+    if "val_map_ema" in result:
+        console.print(f"moving average: mAP {result['val_map_ema']:.2%}")
     if "val_accuracy_ema" in result:
         console.print(
             f"moving average: top-1 {result['val_accuracy_ema']:.2%}, top-5 {result['val_top5_ema']:.2%}"

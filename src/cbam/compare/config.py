@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cbam.attach.replacement import check_replace
 from cbam.attach.sites.select import split_sites
 from cbam.attach.variants import matched_by_control, parse_variants
 from cbam.errors import CBAMError
 from cbam.runs.config import RunConfig, option
 from cbam.runs.options import absolute_data, check_ranges, folder_name
-from cbam.train.config import TrainConfig
-from cbam.train.images import ImageConfig, check_start
+from cbam.train.config import TrainConfig, check_freezing
+from cbam.train.images import ImageConfig, absolute_table, check_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,9 @@ class CompareConfig(GridConfig, ImageConfig):
     sites: tuple[str, ...] = ("auto",)
     """Sites, as in `cbam plan`: auto is the end of every residual branch, or of every stage where
     there is none; or module paths and patterns, separated by spaces or commas, e.g. features.4 features.9 for a VGG."""
+    replace: str | None = None
+    """se: attention in the place of the network's squeeze-excitations, of those that --sites names or of all; the
+    variant none keeps them."""
     pretrained: bool = False
     """Start from the weights that torchvision or timm publish for the model."""
     weights: Path | None = None
@@ -139,6 +143,8 @@ class CompareConfig(GridConfig, ImageConfig):
         if self.train.shard:
             raise CBAMError("--shard is for one network that does not fit: cbam train --shard")
         check_start(self.pretrained, self.weights)
+        check_freezing(self.train, self.model, fine_tuning=self.fine_tuning)
+        check_replace(self.replace)
 
     @property
     def fine_tuning(self) -> bool:
@@ -180,6 +186,7 @@ class CompareConfig(GridConfig, ImageConfig):
             self,
             output=self.folder.resolve(),
             data=absolute_data(self.data),
+            labels=absolute_table(self.labels),
             weights=self.weights.resolve() if self.weights else None,
         )
 

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -43,6 +43,7 @@ class Outcome:
     summary: Summary
     costs: dict[str, Any]
     report: Path
+    score: str = "accuracy"
 
 
 @dataclass(kw_only=True)
@@ -53,12 +54,14 @@ class ComparisonJob(TrainingJob[Cell, Outcome, Data]):
         parameters: Their number by variant, counted as the models are built.
     """
 
-    score_name: ClassVar[str]
-    """The score of a finished cell that is compared, by its name in `result.json`."""
-
     config: Any
     folder: CompareFolder
     parameters: dict[str, int]
+
+    @classmethod
+    @abstractmethod
+    def score_name(cls, data: Any) -> str:
+        """Return the score of a finished cell that is compared, by its name in `result.json`."""
 
     @abstractmethod
     def build(self, cell: Cell) -> nn.Module:
@@ -180,7 +183,8 @@ class TrainCell:
     def __call__(self) -> None:
         """Train the model unless it is done."""
         import_modules(self.config.imports)  # unpickling does not run the checks that import them
-        folder = CompareFolder(self.config.folder, self.job.score_name)
+        data = self.config.load()
+        folder = CompareFolder(self.config.folder, self.job.score_name(data))
         folder.metrics = _own_rows(folder, self.cell)
         if folder.result(self.cell) is not None:
             return
@@ -191,7 +195,7 @@ class TrainCell:
             folder=folder,
             progress=Progress(),
             processes=make_accelerator(self.config.train),
-            data=self.config.load(),
+            data=data,
             parameters=dict(self.parameters),
         )
         job.announce([self.cell], [])

@@ -15,7 +15,7 @@ from cbam.compare.figures import classes_figure, curve_figure, differences_figur
 from cbam.compare.health import class_counts, levels, too_few_steps
 from cbam.compare.mistakes import mistakes_section
 from cbam.compare.reading import Run, read_run, telling_damage
-from cbam.compare.statistics import ACCURACY, Score, Summary, p_text, points, summarise
+from cbam.compare.statistics import ACCURACY, Score, Summary, p_text, points, score_of, summarise
 from cbam.compare.tables import class_changes, cost_table, costed, curve_table, extremes
 from cbam.compare.verdict import Finding, findings
 from cbam.evaluate.metrics import sampling_error
@@ -40,15 +40,16 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _write(run: Run) -> Path:
-    summary = summarise(run.results, run.variants, rows=run.rows)
+    score = score_of(run.data)
+    summary = summarise(run.results, run.variants, score, run.rows)
     own = {
         "costed": costed(run),
         "pictures": _pictures(run),
         "colour_stops": colour_stops(),
-        "sampling": _sampling(run, summary),
+        "sampling": _sampling(run, summary) if score is ACCURACY else None,
         "mistakes": mistakes_section(run),
     }
-    return write_page(run, summary, ACCURACY, "report.html.j2", own)
+    return write_page(run, summary, score, "report.html.j2", own)
 
 
 def write_page(run: Run, summary: Summary, score: Score, template: str, own: Mapping[str, Any]) -> Path:

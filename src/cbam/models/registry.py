@@ -46,7 +46,7 @@ def _paper_resnet(num_classes: int, in_channels: int, *, depth: int, **form: flo
     try:
         from cbam.models.paper_resnet import PaperResNet
     except ImportError:
-        raise MissingExtra("building a backbone", "compare", "torchvision") from None
+        raise MissingExtra("building a backbone", "train", "torchvision") from None
     return PaperResNet(depth, num_classes, in_channels, **form)  # type: ignore[arg-type]
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from cbam.attach.replacement import check_replace
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn.registry import attention_kind
 from cbam.runs.config import option
 from cbam.runs.options import absolute_data, check_ranges, folder_name
+from cbam.train.batch_size import AUTO, BATCH_SIZE
 from cbam.train.images import ImageConfig, check_start
 from cbam.train.recipe import SCHEDULES, Plan, Recipe
 
@@ -31,6 +33,8 @@ class TrainConfig(Recipe):
     0.1
     """
 
+    batch_size: Annotated[int, BATCH_SIZE] = 128
+    """Images per step, over all processes together; auto: the largest power of two that fits into a GPU's memory."""
     lr: float | None = None
     """Peak learning rate. None: 0.1 from scratch, 0.01 with --pretrained or --weights (adamw: 1e-3, 1e-4)."""
     schedule: Literal["cosine", "step"] = "cosine"
@@ -45,6 +49,13 @@ class TrainConfig(Recipe):
     """Mixup with shares from Beta(X, X); 0 is off, 0.2 is usual."""
     cutmix: float = 0.0
     """CutMix with areas from Beta(X, X); 0 is off, 1 is usual. With --mixup, each batch gets one of the two."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: in the loss, an image counts inversely to the number of training images of its class."""
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    """balanced: each class comes equally often in an epoch, images of small ones several times, differently
+    augmented."""
+    freeze_backbone: int = 0
+    """First epochs in which only classifier and attention learn; the backbone's batch norms keep their statistics."""
     # As for the device: the same gradient up to rounding.
     shard: bool = option(False, affects_result=False)
     """Shard weights, gradients and optimizer over the processes (FSDP2) instead of copying them (DDP)."""
@@ -61,12 +72,27 @@ class TrainConfig(Recipe):
                 self.warmup_epochs is None or 0 <= self.warmup_epochs < self.epochs,
                 f"from 0 to below --epochs {self.epochs}",
             ),
+            (
+                "freeze-backbone",
+                self.freeze_backbone,
+                0 <= self.freeze_backbone <= self.epochs,
+                f"from 0 to --epochs {self.epochs}",
+            ),
             ("mixup", self.mixup, 0 <= self.mixup < float("inf"), "at least 0, e.g. 0.2"),
             ("cutmix", self.cutmix, 0 <= self.cutmix < float("inf"), "at least 0, e.g. 1"),
             ("label-smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "from 0 to below 1"),
         )
-        if self.schedule not in SCHEDULES:
-            raise unknown_name("--schedule", self.schedule, SCHEDULES)
+        for name, choice, choices in (
+            ("--schedule", self.schedule, SCHEDULES),
+            ("--class-weights", self.class_weights, ("none", "balanced")),
+            ("--sampler", self.sampler, ("shuffle", "balanced")),
+        ):
+            if choice not in choices:
+                raise unknown_name(name, choice, choices)
+        if self.class_weights == self.sampler == "balanced":
+            raise CBAMError(
+                "--class-weights balanced and --sampler balanced make up for the same twice: give one of them"
+            )
         if self.shard and (self.ema or self.compile):
             raise CBAMError("--shard works with neither --ema nor --compile: leave one out")
 
@@ -91,6 +117,16 @@ class TrainConfig(Recipe):
         return Plan(self.epochs * steps, warmup, cosine, every)
 
     @property
+    def least_batch_size(self) -> int:
+        """The least that is accepted: `AUTO`."""
+        return AUTO
+
+    @property
+    def frozen_epochs(self) -> int:
+        """First epochs in which only classifier and attention learn."""
+        return self.freeze_backbone
+
+    @property
     def sharded(self) -> bool:
         """Whether the network is divided over the processes (FSDP2)."""
         return self.shard
@@ -99,6 +135,26 @@ class TrainConfig(Recipe):
     def compiled(self) -> bool:
         """Whether the network is compiled."""
         return self.compile
+
+
+def check_freezing(recipe: TrainConfig, model: str, *, fine_tuning: bool) -> None:
+    """Refuse to keep a backbone whose weights were drawn at random.
+
+    Args:
+        recipe: `freeze_backbone` counts.
+        model: Its name; one's own network may bring trained weights.
+        fine_tuning: Whether the weights come from an earlier training.
+
+    Raises:
+        CBAMError: It would be kept.
+    """
+    from cbam.models.own import is_own  # lazily: it imports the backbones
+
+    if recipe.freeze_backbone and not fine_tuning and not is_own(model):
+        raise CBAMError(
+            f"--freeze-backbone {recipe.freeze_backbone} would keep random weights: start from trained ones with "
+            "--pretrained or --weights FILE, or leave it out"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +182,8 @@ class TrainRunConfig(ImageConfig):
     sites: str = "auto"
     """Sites, separated by commas, as in `cbam plan`: auto is the end of every residual branch, conv behind every
     convolution."""
+    replace: str | None = None
+    """se: attention in the place of the network's squeeze-excitations, of those that --sites names or of all."""
     reduction_ratio: int | None = None
     """Width of the channel gate's hidden layer: channels / ratio. None: 16 for CBAM and SE, else the kind's own."""
     kernel_size: int | None = None
@@ -142,6 +200,8 @@ class TrainRunConfig(ImageConfig):
     """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
     save_every: int | None = option(None, affects_result=False)
     """Steps between two checkpoints; one is always written after each epoch and on a request to stop."""
+    patience: int | None = None
+    """Stop after this many epochs without a better validation score; best/ is the network to keep."""
     keep: int = option(2, affects_result=False)
     """Checkpoints to keep: the newest, and older ones to fall back to if it is damaged."""
     track: str = option("", affects_result=False)
@@ -159,12 +219,15 @@ class TrainRunConfig(ImageConfig):
                 "at least 1",
             ),
             ("save-every", self.save_every, self.save_every is None or self.save_every >= 1, "at least 1"),
+            ("patience", self.patience, self.patience is None or self.patience >= 1, "at least 1"),
             ("keep", self.keep, self.keep >= 1, "at least 1"),
         )
         for name in self.trackers:
             if name not in TRACKERS:
                 raise unknown_name("tracker", name, TRACKERS)
         check_start(self.pretrained, self.weights)
+        check_freezing(self.train, self.model, fine_tuning=self.fine_tuning)
+        check_replace(self.replace)
         self._refuse_what_is_ignored()
 
     def _refuse_what_is_ignored(self) -> None:
@@ -186,7 +249,7 @@ class TrainRunConfig(ImageConfig):
 
     def _without_effect(self) -> list[str]:
         if self.attention == "none":
-            return ["sites", *_OF_ATTENTION, *_OF_GATES]
+            return ["sites", "replace", *_OF_ATTENTION, *_OF_GATES]
         options = attention_kind(self.attention).options
         return [name for name in _OF_ATTENTION if name not in options]
 

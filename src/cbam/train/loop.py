@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.device import make_accelerator
+from cbam.train.lost import naming_lost_processes
 from cbam.train.nonfinite import NonFiniteLoss, all_finite, first_nonfinite
 from cbam.train.recipe import Plan
 from cbam.train.state import Position, as_files, restore
@@ -40,14 +41,15 @@ _STEPS_BETWEEN_READS = 16
 class Trained(Generic[Scores]):
     """A finished training: the model of the last epoch (no best epoch is chosen on validation images).
 
-    `ema` and `ema_evaluation` belong to the moving average, where one was asked for; `seconds` counts all epochs, those
-    before an interruption too.
+    `ema` and `ema_evaluation` belong to the moving average, where one was asked for; `epochs` are those that were
+    trained; `seconds` counts all of them, those before an interruption too.
     """
 
     model: nn.Module
     evaluation: Scores
     ema: nn.Module | None
     ema_evaluation: Scores | None
+    epochs: int
     seconds: float
 
 
@@ -76,6 +78,7 @@ def train_model(
     seed: int,
     checkpoints: Checkpoints,
     save_every: int | None = None,
+    patience: int | None = None,
     accelerator: Accelerator | None = None,
     stop: Stop | None = None,
     callbacks: Callbacks | None = None,
@@ -89,6 +92,7 @@ def train_model(
         seed: Decides the order of the images, their augmentation, and dropout.
         checkpoints: Where the state is kept; training resumes from the newest good one.
         save_every: Steps between two saves within an epoch; after each epoch the state is saved in any case.
+        patience: Epochs without a better score after which the training ends; None: it never ends early.
         accelerator: Of `make_accelerator`; made from the recipe if not given.
         stop: A request to save and stop.
         callbacks: Called during the training.
@@ -96,6 +100,7 @@ def train_model(
     Raises:
         NonFiniteLoss: The loss is not finite; the message names the module.
         Preempted: `stop` was requested; the state is saved.
+        ProcessLost: Another process of the training has ended.
         CBAMError: The checkpoint is of another training, or the images are too few for the processes.
     """
     accelerator = accelerator or make_accelerator(task.recipe)
@@ -104,13 +109,18 @@ def train_model(
     plan = task.recipe.plan(len(loaders[0]))
     step = TrainStep(model, task, plan, peak, seed, accelerator)
     position = _resume(step, checkpoints, callbacks)
-    loop = _Loop(step, task, plan, *loaders, position, checkpoints, save_every, stop or Stop(), callbacks)
+    loop = _Loop(
+        step, task, plan, *loaders, position, checkpoints, save_every, patience, stop or Stop(), callbacks
+    )
     scores = None
-    while not loop.is_done:
-        scores = loop.run_epoch()
-    evaluation, ema_evaluation = scores or loop.validate()
+    with naming_lost_processes(accelerator.num_processes):
+        while not loop.is_done:
+            scores = loop.run_epoch()
+        evaluation, ema_evaluation = scores or loop.validate()
     step.release()
-    return Trained(model, evaluation, step.averaged, ema_evaluation, loop.position.seconds)
+    return Trained(
+        model, evaluation, step.averaged, ema_evaluation, loop.position.epoch, loop.position.seconds
+    )
 
 
 def _resume(step: TrainStep, checkpoints: Checkpoints, callbacks: Callbacks) -> Position:
@@ -139,6 +149,7 @@ class _Loop(Generic[Scores]):
     position: Position
     checkpoints: Checkpoints
     save_every: int | None
+    patience: int | None
     stop: Stop
     callbacks: Callbacks
 
@@ -149,8 +160,11 @@ class _Loop(Generic[Scores]):
 
     @property
     def is_done(self) -> bool:
-        """Whether all epochs are finished."""
-        return self.position.epoch >= self.epochs
+        """Whether all epochs are finished, or so many brought no better score that there is no hope for the others."""
+        at = self.position
+        # A resumed training knows it again: the best epoch is part of the position.
+        hopeless = self.patience is not None and at.best_epoch and at.epoch - at.best_epoch >= self.patience
+        return at.epoch >= self.epochs or bool(hopeless and not at.step)
 
     def run_epoch(self) -> tuple[Scores, Scores | None] | None:
         """Finish the epoch, validate, save; return the scores of the model and of its average, if it is their turn."""
@@ -189,8 +203,8 @@ class _Loop(Generic[Scores]):
         ) if averaged is not None else None
 
     def _train_epoch(self) -> dict[str, float]:
-        self.step.net.train()
         at = self.position
+        self.step.begin(at.epoch)
         self.train_images.batch_sampler.set_position(at.epoch, at.step)  # type: ignore[union-attr]
         steps, device = len(self.train_images), self.step.accelerator.device
         last = min(steps, self.plan.steps - at.epoch * steps)

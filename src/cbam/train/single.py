@@ -84,6 +84,11 @@ class SingleJob(TrainingJob[Network, "dict[str, Any]", Data]):
     def score_name(self) -> str:
         """The score by which the best epoch is chosen, by its name in the metrics and in the result."""
 
+    @property
+    def patience(self) -> int | None:
+        """Epochs without a better score after which the training ends; None: it never ends early."""
+        return None
+
     @abstractmethod
     def build(self) -> nn.Module:
         """Return the network as it is before training."""
@@ -138,6 +143,7 @@ class SingleJob(TrainingJob[Network, "dict[str, Any]", Data]):
                     checkpoints,
                     callbacks,
                     save_every=config.save_every,
+                    patience=self.patience,
                     stop=stop,
                 )
                 weights = whole_state(trained.model)

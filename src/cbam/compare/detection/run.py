@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -42,9 +42,12 @@ from cbam.train.state import whole_state
 class DetectCompareJob(DetectionJob[Cell, Outcome], ComparisonJob[DetectionData]):
     """A comparison of detectors."""
 
-    score_name: ClassVar[str] = AVERAGE_PRECISION.key
-
     config: DetectCompareConfig
+
+    @classmethod
+    def score_name(cls, data: DetectionData) -> str:
+        """Return the average precision of boxes."""
+        return AVERAGE_PRECISION.key
 
     def build(self, cell: Cell) -> nn.Module:
         """Return the detector of a cell as it is before training."""
