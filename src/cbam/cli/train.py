@@ -50,8 +50,10 @@ def parse(arguments: Sequence[str]) -> TrainRunConfig:
 def show(result: dict[str, Any], config: TrainRunConfig, console: Console) -> None:
     """Print the scores and where the weights are."""
     several = "val_map" in result
+    # Of five classes or fewer the right one is always among the first five.
+    many = len(result.get("per_class_accuracy") or ()) > 5
     scores = (
-        f"top-1 {{:.2%}}, top-5 {result['val_top5']:.2%}"
+        "top-1 {:.2%}" + (f", top-5 {result['val_top5']:.2%}" if many else "")
         if not several
         else (
             f"mean average precision {{:.2%}}, F1 {result['val_f1']:.2%}, all labels right {result['val_exact']:.2%}"
@@ -74,7 +76,8 @@ def show(result: dict[str, Any], config: TrainRunConfig, console: Console) -> No
         console.print(f"moving average: mAP {result['val_map_ema']:.2%}")
     if "val_accuracy_ema" in result:
         console.print(
-            f"moving average: top-1 {result['val_accuracy_ema']:.2%}, top-5 {result['val_top5_ema']:.2%}"
+            f"moving average: top-1 {result['val_accuracy_ema']:.2%}"
+            + (f", top-5 {result['val_top5_ema']:.2%}" if many else "")
         )
     console.print(
         f"weights: {config.folder / 'final'} (last epoch), {config.folder / 'best'}", soft_wrap=True
