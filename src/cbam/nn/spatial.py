@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn import norms
 from cbam.nn.base import CONVOLUTIONS, Gate, positive_int, tensor_of, weight_is_all
+from cbam.nn.keywords import checked_keywords
 from cbam.ops import reference
 from cbam.ops.dims import as_image_kernel
 from cbam.ops.signature import ACTIVATIONS, DESCRIPTORS, NO_CHANNEL_GATE, OperatorConfig, Weights
 
 
+@checked_keywords()
 class SpatialAttention(Gate):
     """Scale each position by a gate computed from the mean and the maximum over its channels.
 
@@ -97,15 +99,28 @@ class SpatialAttention(Gate):
         own = z.dtype if self.norm.weight is None else self.norm.weight.dtype
         try:
             return self.norm(batch.to(own)).to(z.dtype).view_as(z)
-        except ValueError as error:
-            if batch.numel() != 1:
+        except (ValueError, RuntimeError) as error:
+            told = self._norm_error(batch, error)
+            if told is None:
                 raise
-            where = f" at {self.site!r}" if self.site else ""
-            raise CBAMError(
+            raise told from error
+
+    def _norm_error(self, batch: Tensor, error: Exception) -> CBAMError | None:
+        """Return an error that says what to do, where the norm's own one would not."""
+        where = f" at {self.site!r}" if self.site else ""
+        if isinstance(error, ValueError) and batch.numel() == 1:
+            return CBAMError(
                 f"the norm of the spatial gate{where} cannot take the statistics of one value: a map of 1 x 1 and a"
                 " single image in training. Use larger batches or images, leave the site out, exclude=..., or the"
                 " norm, spatial_norm=False."
-            ) from error
+            )
+        if isinstance(error, RuntimeError) and torch._C._are_functorch_transforms_active():
+            return CBAMError(
+                f"torch.func cannot update the running statistics of the spatial gate's norm{where} in training. Call"
+                " model.eval(), or take them away: torch.func.replace_all_batch_norm_modules_(model). torch.func.grad"
+                " also works where the buffers are arguments of functional_call."
+            )
+        return None
 
     def _convolved(self, x: Tensor) -> Tensor:
         """Return the gate before its norm; calls a layer if it is hooked, wrapped or replaced."""

@@ -72,11 +72,13 @@ def load_shards(
     train = side(names.train, True)
     val = side(names.val or names.train, False)
     how = f"{len(names.train):,} shards train, {len(names.val):,} validate"
-    if not names.val:
+    if not names.val and selection.whole:
+        train, how = train.subset(()), f"all of {len(names.train):,} shards"
+    elif not names.val:
         for_train, for_val = _split(np.asarray(train.labels), selection.val_fraction, selection.split_seed)
         train, val = train.subset(for_train), val.subset(for_val)
         how = f"{len(names.train):,} shards are split by class with split seed {selection.split_seed}"
-    for images in (train, val):
+    for images in (val,) if selection.whole else (train, val):
         _probe(images)
     return prepared_data(
         names.base.rstrip("/").rpartition("/")[2] or "shards",
@@ -203,7 +205,7 @@ def _checked_index(index: ShardIndex, names: ShardNames, max_pixels: int) -> Sha
     wanted = [name for name in (*names.train, *names.val) if not index.shards[name].checked]
     if not wanted:
         return index
-    plain = Preparation(1, (0.0,) * 3, (1.0,) * 3, max_pixels)
+    plain = Preparation(1, 1, (0.0,) * 3, (1.0,) * 3, max_pixels)
     found: dict[str, Part] = {}
     total, done = sum(index.shards[name].count for name in wanted), 0
     with counting("checking images in shards") as count, ThreadPoolExecutor() as pool:
