@@ -17,11 +17,7 @@ GROUPS = PROJECT["optional-dependencies"]
 IMPORTED = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml"}
 HIDE = """
 import sys
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {hidden!r}:
-            raise ModuleNotFoundError("No module named " + name, name=name)
-sys.meta_path.insert(0, Hidden())
+sys.modules.update(dict.fromkeys({hidden!r}))  # None: importing it fails
 from cbam.cli.main import main
 sys.exit(main({command!r}))
 """
