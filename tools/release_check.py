@@ -113,8 +113,11 @@ def try_sdist() -> None:
 
 
 def audit() -> None:
-    """Compare all that the extras bring, as installed here, with the databases of known vulnerabilities."""
-    run(sys.executable, "-m", "pip_audit", "--local", "--skip-editable", "--progress-spinner", "off")
+    """Compare all that the extras bring, as installed here, with the databases of known vulnerabilities.
+
+    A package that the database does not answer for is a failure, not a pass.
+    """
+    run(sys.executable, "-m", "pip_audit", "--local", "--skip-editable", "--strict", "--progress-spinner", "off")
 
 
 def main() -> None:

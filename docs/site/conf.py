@@ -54,6 +54,7 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 napoleon_custom_sections = ["Shape"]
+napoleon_use_ivar = True
 toc_object_entries = False
 
 
@@ -72,6 +73,7 @@ def escape(app: Any, what: str, name: str, thing: object, options: Any, lines: l
         example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
         if not example:
             lines[number] = "".join(map(_escaped, re.split(r"(`[^`]+`)", line)))
+            lines[number] = re.sub(r": (\w\.)$", r": \\\\\1", lines[number])  # "C." is no list from C on
             after = lines[number + 1 : number + 3]
             if line.endswith(":") and len(after) == 2 and not after[0] and _indent(after[1]) > _indent(line):
                 lines[number] += ":"  # code follows

@@ -32,7 +32,7 @@ SECTIONS = {
     "Use": ["predict", "explain", "export", "troubleshooting"],
     "Cost": ["speed", "operator", "benchmarks"],
     "Reference": ["api/index", "glossary", "zoo", "results/index", "decisions/index"],
-    "Project": ["contributing", "changelog", "zh"],
+    "Project": ["contributing", "releasing", "changelog", "简体中文 <zh>"],
 }
 # Pages that lie outside docs/, or are made here: path in the repository -> page.
 OUTSIDE = {
@@ -107,13 +107,17 @@ def contents(staged: dict[str, str]) -> str:
     there = {page.removesuffix(".md") for page in staged.values()} | {
         "api/index", "glossary", "results/index", "decisions/index"
     }  # fmt: skip
-    listed = {page for section in SECTIONS.values() for page in section}
+    listed = {_page(entry) for section in SECTIONS.values() for entry in section}
     more = sorted(page for page in there - listed - {"index"} if "/" not in page)
     sections = {**SECTIONS, **({"More": more} if more else {})}
     return "".join(
-        toctree([page for page in found if page in there], caption, ":hidden:\n")
+        toctree([page for page in found if _page(page) in there], caption, ":hidden:\n")
         for caption, found in sections.items()
     )
+
+
+def _page(entry: str) -> str:
+    return entry.partition("<")[2].rstrip(">") or entry
 
 
 def index_of(folder: str, title: str, staged: dict[str, str]) -> str:
@@ -165,7 +169,7 @@ def write_reference(folder: Path) -> None:
         text = f"{title}\n{'=' * len(title)}\n\n"
         if part == "cbam":
             names = [n for n in public(found["cbam"]) if n not in ("functional", "__version__")]
-            text += "".join(f".. auto{kind(name)}:: cbam.{name}\n\n" for name in names)
+            text += "".join(f".. auto{kind(name)}:: cbam.{name}\n   :members:\n\n" for name in names)
         else:
             inside = [name for name in found if name == part or name.startswith(f"{part}.")]
             inside = [name for name in inside if name == part or defines_something(found[name])]
