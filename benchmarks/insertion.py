@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -163,7 +162,8 @@ def moved(name: str, optimizer: str, variant: str, seed: int) -> tuple[float, fl
     with torch.inference_mode(), cbam.attention_maps(model.eval()) as maps:
         model(batch)
     channel, spatial = zip(*maps.values(), strict=True)
-    return tuple(sum(float((g - 1).abs().mean()) for g in gates) / len(gates) for gates in (channel, spatial))  # type: ignore[return-value]
+    far = [sum(float((g - 1).abs().mean()) for g in gates) / len(gates) for gates in (channel, spatial)]
+    return far[0], far[1]
 
 
 def page() -> str:
@@ -221,10 +221,10 @@ all positions of maps that are not small, so with one rate for all weights its f
 the square root of its fan-in, 98, which is how weights are usually scaled, a step of SGD moves the gate by 1/98.
 Prediction: under SGD the identity start loses 1 to 3 points to the plain network and the scaled one between 0.5 lost
 and 1 won; under AdamW, which sets the length of each step itself, neither differs from plain by more than the noise."""
-NOTE = """± is the standard deviation over the seeds, [ ] the 95 % interval of the paired difference (t test); one or two seeds get
-none. Last column: the mean of |gate - 1| after training, over sites and 64 validation images. The seeds
-vary the classifier's first weights, the order, the augmentation and the channel gates' first layer; the pretrained
-weights and the images stay the same."""
+NOTE = """± is the standard deviation over the seeds, [ ] the 95 % interval of the paired difference (t test); one or
+two seeds get none. Last column: mean of |gate - 1| after training, over sites and 64 validation images. What differs
+between seeds is the classifier's first weights, the order, the augmentation and the channel gates' first layer; the
+pretrained weights and the images stay the same."""
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 HEAVY = """
 numpy torchvision timm accelerate matplotlib PIL rich tyro scipy jinja2 triton torchcam yaml safetensors sklearn
+pytest torch._dynamo
 """
 
 
@@ -21,8 +22,9 @@ def brought_in_beyond_torch(statement):
     return done.stdout.split()
 
 
-def test_import_is_light():
-    assert brought_in_beyond_torch("import cbam") == []
+@pytest.mark.parametrize("statement", ["import cbam", "import cbam; cbam.testing"])
+def test_import_is_light(statement):
+    assert brought_in_beyond_torch(statement) == []
 
 
 @pytest.mark.parametrize("statement", ["import torchvision", "import cbam, torchvision.models"])

@@ -37,6 +37,13 @@ from tests.data.shards import tars
 
 Reader = Callable[[bytes], None]
 _MOST_PIXELS = 10_000
+# What a mutation puts into a file, beside random bytes.
+TOKENS = (
+    b"-1", b"0", b"1e999", b"NaN", b"null", b"true", b"[]", b"{}", b"[[", b'""', b"9" * 20, b"1e-320", b"\xff\xfe",
+    b"\xed\xa0\x80", b"\0", b"&a ", b"*a", b"!!int ", b"!!binary ", b": ", b"- ", b"? ", b"../", b"/", b"<!DOCTYPE a>",
+    b"<object>", b"</object>", b"&#0;", b"segmentation", b"counts", b"bbox", b"images", b"id", b"\ncopyreg\n",
+    b"PK\3\4",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,13 @@ def test_a_broken_one_is_found(gate):
     assert f"FAILED {gate.__name__}: {next(c for c in CHECKS if c in found)}, auto" in str(failed.value)
 
 
+def test_a_fault_of_somebody_else_s_module_is_found():
+    """torch's conversion puts a plain norm in the place of timm's, which has an activation in it."""
+    pytest.importorskip("timm")
+    with pytest.raises(testing.ChecksFailed, match="the map after the conversion: off by"):
+        testing.check_attention("timm:sk", checks=["SyncBatchNorm"], shapes=[(2, 32, 5, 5)])
+
+
 class Branches(Sound):
     def forward(self, x):
         return super().forward(x) if x.mean() > 0 else x / 2

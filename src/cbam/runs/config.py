@@ -36,8 +36,8 @@ def option(default: Value, *, affects_result: bool, affects_comparison: bool | N
 class RunConfig:
     """Base of the dataclasses whose fields are the options of a long run.
 
-    A field that holds a dataclass itself, such as a training recipe, contributes its fields. The field `config`, the
-    YAML file that options came from, is not stored.
+    A field that holds a dataclass itself, such as a training recipe, contributes its fields. The fields `config`, the
+    YAML file that options came from, and `overwrite` are not stored.
     """
 
     compares: ClassVar[bool] = False
@@ -57,7 +57,7 @@ class RunConfig:
             value = getattr(self, item.name)
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 settings |= {key: _plain(each) for key, each in dataclasses.asdict(value).items()}
-            elif item.name != "config":
+            elif item.name not in ("config", "overwrite"):
                 settings[item.name] = _plain(value)
         return settings
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._dynamo.utils import counters
 
 from cbam.testing.subject import Subject, expect, same, same_bits
 
@@ -28,6 +27,8 @@ def export(s: Subject) -> None:
 
 def compiled(s: Subject) -> None:
     """`torch.compile` takes it as one graph, forward and backward, and as one for all sizes of a batch."""
+    from torch._dynamo.utils import counters  # the compiler takes seconds to import
+
     block = s.build()
     torch._dynamo.reset()
     counters.clear()
@@ -84,7 +85,8 @@ def functional(s: Subject) -> None:
             block.zero_grad()
             block(image[None]).square().sum().backward()
             alone = {
-                name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in block.named_parameters()
+                name: torch.zeros_like(p) if p.grad is None else p.grad
+                for name, p in block.named_parameters()
             }
             scale = max(grad.abs().amax().item() for grad in alone.values())
             for name, grad in alone.items():
