@@ -36,7 +36,7 @@ COMMANDS = {
 # What brings a command's packages, if it is not `compare`.
 EXTRAS = {
     **dict.fromkeys(("train", "evaluate", "plan", "cost", "shards", "convert"), "train"),
-    **{name: name for name in ("explain", "demo", "detect")},
+    **{name: name for name in ("explain", "demo", "detect", "export")},
 }
 _LESS = (
     "What was saved is kept. Compute less at a time: --accumulate 4 takes each batch of a training in four parts, with"
