@@ -28,6 +28,7 @@ COMMANDS = {
     "plan": "show where attention would go in a model; change nothing",
     "cost": "count parameters, multiply-adds and memory of a model",
     "bench": "time attention against baselines and against a copy of the map",
+    "export": "write a trained network as ONNX, torch.export or AOTInductor file, checked",
     "convert": "convert a checkpoint between CBAM implementations: authors, timm, pytorchcv, ...",
     "shards": "write a folder of images as tar shards, for clusters and object stores",
     "doctor": "show what this machine has and when the fused operator runs",

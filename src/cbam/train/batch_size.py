@@ -19,7 +19,7 @@ from cbam.train.task import LAYOUT, R
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-AUTO = 0
+AUTO = -1
 """The batch size in a recipe for which one is yet to be found."""
 _MOST = 1024
 

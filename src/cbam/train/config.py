@@ -123,9 +123,9 @@ class TrainConfig(Recipe):
         return Plan(self.epochs * steps, warmup, cosine, every)
 
     @property
-    def least_batch_size(self) -> int:
-        """The least that is accepted: `AUTO`."""
-        return AUTO
+    def has_batch_size(self) -> bool:
+        """Whether the batch size is one that can be trained with, or is to be found."""
+        return self.batch_size == AUTO or super().has_batch_size
 
     @property
     def frozen_epochs(self) -> int:
