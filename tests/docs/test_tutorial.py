@@ -38,7 +38,9 @@ def run(line, monkeypatch):
         monkeypatch.setattr(sys, "argv", words[2:])
         runpy.run_module(words[2], run_name="__main__")
     else:
-        small = SMALL.get(words[1], "") + (OF_224.get(words[1], "") and (" " + OF_224[words[1]]) * ("lite0" in line))
+        small = SMALL.get(words[1], "") + (
+            OF_224.get(words[1], "") and (" " + OF_224[words[1]]) * ("lite0" in line)
+        )
         assert main([*words[1:], *shlex.split(small)]) == 0, line
 
 
