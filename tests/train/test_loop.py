@@ -144,7 +144,7 @@ def test_a_wish_to_stop_is_granted_at_the_step_s_end(data, tmp_path):
 
     original, Stop.agreed = Stop.agreed, lambda self, accelerator, step: (ask(self), True)[1]
     try:
-        with pytest.raises(Preempted, match="stopped by SIGTERM after 0 of 3 epochs and 1 steps") as told:
+        with pytest.raises(Preempted, match="stopped by SIGTERM after 0 of 3 epochs and 1 step") as told:
             train(data, tmp_path / "stopped", stop=stop, rows=rows)
     finally:
         Stop.agreed = original

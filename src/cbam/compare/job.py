@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
@@ -30,6 +30,8 @@ from cbam.train.device import make_accelerator
 from cbam.train.job import Data, TrainingJob
 from cbam.train.loop import Callbacks, Trained
 from cbam.train.nonfinite import NonFiniteLoss
+from cbam.train.stopping import CTRL_C, Interrupted, Stop
+from cbam.train.trackers import Tracking
 
 ROWS = "metrics.jsonl"
 Config = TypeVar("Config", bound=GridConfig)
@@ -53,6 +55,8 @@ class ComparisonJob(TrainingJob[Cell, Outcome, Data]):
     Attributes:
         parameters: Their number by variant, counted as the models are built.
     """
+
+    unit: ClassVar[str] = "model"
 
     config: Any
     folder: CompareFolder
@@ -97,7 +101,7 @@ class ComparisonJob(TrainingJob[Cell, Outcome, Data]):
         """Show how many models there are to train."""
         epochs = self.epochs(self.config.train)
         each = f"to train for {counted(epochs, 'epoch')} each"
-        self.progress.start("model", len(cells), len(done), work=epochs, each=each)
+        self.progress.start(self.unit, len(cells), len(done), work=epochs, each=each)
 
     def work(self, pending: Sequence[Cell]) -> None:
         """Train the models here or on a cluster."""
@@ -122,17 +126,31 @@ class ComparisonJob(TrainingJob[Cell, Outcome, Data]):
         def on_epoch(row: dict[str, Any]) -> None:
             if main:
                 self.folder.check_kept()  # a row would make it again, without its settings
-                about = {"cell": cell.name, "variant": cell.variant, "seed": cell.seed}
                 self.folder.metrics.append({**about, **row})
+            tracking.epoch(row)
 
         model = self.build(cell)
         checkpoints = Checkpoints(path / "checkpoints")
+        steps = self.steps_per_epoch(self.config.train)
+        about = {"cell": cell.name, "variant": cell.variant, "seed": cell.seed}
+        names = self.config.trackers if main else ()
+        tracking = Tracking(names, path, {**self.settings(), **about}, steps, self.config.folder)
+        callbacks = Callbacks(step=tracking.step, epoch=on_epoch)
         try:
-            trained = self.train(self.config, model, cell.seed, checkpoints, Callbacks(epoch=on_epoch))
+            with Stop().listening(CTRL_C) as stop:
+                trained = self.train(self.config, model, cell.seed, checkpoints, callbacks, stop=stop)
         except NonFiniteLoss as error:
             raise NonFiniteLoss(f"cell {cell.name}: {error}") from None
-        about = {"variant": cell.variant, "seed": cell.seed, "epochs": self.epochs(self.config.train)}
-        result = {**about, **self.result(cell, trained)}
+        except Interrupted as stop:
+            raise Interrupted(f"{cell.name}: {stop}") from None
+        finally:
+            tracking.finish()
+        result = {
+            "variant": cell.variant,
+            "seed": cell.seed,
+            "epochs": self.epochs(self.config.train),
+            **self.result(cell, trained),
+        }
         if main:
             self.write_weights(cell, trained.model, trained.ema)
             self.folder.write_json(f"cells/{cell.name}/result.json", result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import jinja2
 import yaml
 
 from cbam.attach.variants import label
+from cbam.compare.commands import train_commands
 from cbam.compare.figures import classes_figure, curve_figure, differences_figure, seeds_figure
 from cbam.compare.health import class_counts, levels, too_few_steps
 from cbam.compare.mistakes import mistakes_section
@@ -81,6 +83,10 @@ def write_page(run: Run, summary: Summary, score: Score, template: str, own: Map
             counted=any(map(class_counts, run.results)),
             levels=list(levels(run.results)),
             command=shell_lines(run.environment.get("command", [])),
+            trainings={
+                variant: shlex.join(words)
+                for variant, words in train_commands(run.config, run.variants).items()
+            },
             config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True).strip(),
             tests=_tests(summary),
             **own,

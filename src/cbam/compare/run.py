@@ -13,24 +13,25 @@ from torch import nn
 from cbam.checkpoints import tensors_file
 from cbam.compare.config import CompareConfig
 from cbam.compare.folder import CompareFolder
-from cbam.compare.grid import Cell, build_cell, count_parameters
+from cbam.compare.grid import Cell, build_cell
 from cbam.compare.job import ComparisonJob, Outcome, grown
-from cbam.compare.measure import draw_pictures, measure_costs, pictures_done, trained_models
+from cbam.compare.measure import draw_pictures, known_costs, measure_costs, pictures_done, trained_models
 from cbam.compare.mistakes import draw_mistakes
 from cbam.compare.report import write_report
 from cbam.compare.statistics import ACCURACY, score_of, summarise, write_summary_csv
 from cbam.data import ImageData
 from cbam.errors import CBAMError
 from cbam.evaluate.predictions import FILE as PREDICTIONS
-from cbam.models.registry import split_attention
+from cbam.models.registry import as_variant, split_attention
 from cbam.runs.environment import now
 from cbam.runs.launchers import check_launcher
 from cbam.runs.progress import Progress
-from cbam.train.batch_size import found_before
+from cbam.train.build import count_parameters
 from cbam.train.evaluation import Evaluation
 from cbam.train.job import ImageJob, prepare_images, with_batch_size
 from cbam.train.loop import Trained
 from cbam.train.multilabel import LabelEvaluation
+from cbam.train.trackers import check_trackers
 
 
 @dataclass(kw_only=True)
@@ -94,17 +95,16 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
 
     def _measure(self, *, again: bool) -> dict[str, Any]:
         """Write `costs.json` and the pictures where they are missing, or all of them if `again`."""
-        variants, folder = self.config.variants, self.folder
-        known = folder.read_json("costs.json") or {}
-        costs = {} if again or set(known) != set(variants) else known
+        variants, folder, quick = self.config.variants, self.folder, self.config.quick
+        costs = known_costs(folder, variants, again=again, quick=quick)
         several = self.data.task == "multilabel"  # Grad-CAM's panels show one class of each image
-        drawn = several or (pictures_done(folder, variants) and not again)
+        drawn = quick or several or (pictures_done(folder, variants) and not again)
         if not (costs and drawn):
             device = self.processes.device
             models = trained_models(folder, self.config, self.data, self.parameters, device)
             if not costs:
-                self.progress.phase("measuring cost and latency")
-                costs = measure_costs(models, self.data.input_size)
+                self.progress.phase("counting the cost" if quick else "measuring cost and latency")
+                costs = measure_costs(models, self.data.input_size, timed=not quick)
             if not drawn:
                 self.progress.phase("drawing what the models look at (Grad-CAM)")
                 try:
@@ -143,11 +143,11 @@ def prepare(config: CompareConfig, command: list[str], progress: Progress) -> Co
     if brought:
         raise CBAMError(
             f"--model {config.model} already has attention, so every variant would have it. "
-            f"Type --model {backbone} --attention none,{brought}"
+            f"Type --model {backbone} --attention none,{as_variant(brought)}"
         )
-    folder = CompareFolder(config.folder)
-    config = config.as_started(folder.settings())
-    config = replace(config, train=found_before(config.train, folder.settings()))
+    check_trackers(config.trackers)
+    folder = CompareFolder(config.folder, overwrite=config.overwrite)
+    config = config.as_started(None if config.overwrite else folder.settings())
     before = folder.check_settings(config.resolved(), CompareConfig)
     config = grown(config, before, progress)
     accelerator, data = prepare_images(config, config.train, folder, progress)

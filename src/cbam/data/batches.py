@@ -6,6 +6,7 @@ that was interrupted in the middle of an epoch can resume exactly, even with ano
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -104,6 +105,11 @@ class EpochBatches(Sampler["list[EpochIndex]"]):
         return size // self.batch_size if self.drop_last else -(-size // self.batch_size)
 
 
+def _leave_ctrl_c(worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to every process, to the one that trains: it may still need images."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def make_loader(
     dataset: EpochDataset[Any],
     *,
@@ -161,6 +167,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_ctrl_c,
         # Without its own generator a loader draws from the global one every epoch, which would change dropout.
         generator=torch.Generator().manual_seed(0),
     )

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn import norms
 from cbam.nn.base import CONVOLUTIONS, Gate, positive_int, tensor_of, weight_is_all
+from cbam.nn.keywords import checked_keywords
 from cbam.ops import reference
 from cbam.ops.dims import as_image_kernel
 from cbam.ops.signature import ACTIVATIONS, DESCRIPTORS, NO_CHANNEL_GATE, OperatorConfig, Weights
 
 
+@checked_keywords()
 class SpatialAttention(Gate):
     """Scale each position by a gate computed from the mean and the maximum over its channels.
 

@@ -25,7 +25,11 @@ _MOST = 1024
 
 
 def _read(words: list[str]) -> int:
-    return AUTO if words[0] == "auto" else int(words[0])
+    if words[0] == "auto":
+        return AUTO
+    if (number := int(words[0])) == AUTO:
+        raise ValueError("a batch has at least one image; auto finds the size")
+    return number
 
 
 BATCH_SIZE = tyro.constructors.PrimitiveConstructorSpec(
@@ -129,7 +133,7 @@ def _steps(
 ) -> None:
     from timm.optim import create_optimizer_v2
 
-    model.to(accelerator.device, memory_format=LAYOUT).train()
+    model.to(accelerator.device).to(memory_format=LAYOUT).train()
     optimizer: Any = create_optimizer_v2(parameter_groups(model, recipe), opt=recipe.optimizer, lr=0.0)
     noise = torch.randn(images, *input_size, device=accelerator.device)
     for _ in range(2):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic
 import torch
 from torch import Tensor, nn
 
+from cbam.formatting import counted
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.device import make_accelerator
 from cbam.train.lost import naming_lost_processes
@@ -22,7 +23,7 @@ from cbam.train.nonfinite import NonFiniteLoss, all_finite, first_nonfinite
 from cbam.train.recipe import Plan
 from cbam.train.state import Position, as_files, restore
 from cbam.train.step import TrainStep
-from cbam.train.stopping import Preempted, Stop
+from cbam.train.stopping import Interrupted, Preempted, Stop
 from cbam.train.task import Batch, Scores, Task
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def train_model(
     Raises:
         NonFiniteLoss: The loss is not finite; the message names the module.
         Preempted: `stop` was requested; the state is saved.
+        Interrupted: The same, by Ctrl-C.
         ProcessLost: Another process of the training has ended.
         CBAMError: The checkpoint is of another training, or the images are too few for the processes.
     """
@@ -188,7 +190,7 @@ class _Loop(Generic[Scores]):
             self.callbacks.best(self.step.model)
         self._save()
         if self._stops(0) and not self.is_done:
-            raise self._preempted()
+            raise self._stopped()
         return scores
 
     def validate(self) -> tuple[Scores, Scores | None]:
@@ -231,7 +233,7 @@ class _Loop(Generic[Scores]):
                 self._count(pending, batch, where)
                 self._save()
                 if self._stops(0):
-                    raise self._preempted()
+                    raise self._stopped()
                 mark = time.perf_counter()
         loss_all, correct_all, seen_all = self.step.over_processes(at.loss_sum, at.correct, at.seen)
         return {
@@ -277,9 +279,11 @@ class _Loop(Generic[Scores]):
     def _is_time_to_validate(self, epoch: int) -> bool:
         return epoch == self.epochs or epoch % self.step.config.epochs_between_evaluations == 0
 
-    def _preempted(self) -> Preempted:
+    def _stopped(self) -> BaseException:
         done = f"{self.position.epoch} of {self.epochs} epochs"
-        after = f" and {self.position.step} steps" if self.position.step else ""
+        after = f" and {counted(self.position.step, 'step')}" if self.position.step else ""
+        if self.stop.reason == "SIGINT":
+            return Interrupted(f"stopped by Ctrl-C after {done}{after}; everything is saved")
         return Preempted(
             f"stopped by {self.stop.reason or 'another process'} after {done}{after}; everything is saved"
         )
