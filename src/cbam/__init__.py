@@ -24,6 +24,7 @@ from cbam.version import __version__
 
 if TYPE_CHECKING:
     from cbam.explain.explaining import explain as explain
+    from cbam.export.exporting import export as export
 
 __all__ = [
     "CBAM",
@@ -56,6 +57,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # `cbam.explain` needs torchcam and matplotlib, which `import cbam` does not load.
+    if name == "export":  # brings in torch's exporter
+        return importlib.import_module("cbam.export")
     if name == "explain":
         try:
             return importlib.import_module("cbam.explain")

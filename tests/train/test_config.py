@@ -12,7 +12,7 @@ from cbam.train.config import TrainConfig, TrainRunConfig
     ("field", "value", "expected"),
     [
         ("epochs", 0, "--epochs must be at least 1, given 0"),
-        ("batch_size", 0, "--batch-size must be at least 1"),
+        ("batch_size", -2, "--batch-size must be at least 1"),
         ("lr", -0.1, "--lr must be above 0"),
         ("lr", float("nan"), "--lr must be above 0"),
         ("lr", float("inf"), "--lr must be above 0"),

@@ -21,13 +21,14 @@ COMMANDS = {
     "compare": "train plain, SE, CBAM and a control on your images; report whether attention helps",
     "ablate": "repeat the paper's ablations on your images, with seeds and spread",
     "train": "train one network with attention, on a laptop or many GPUs; resumable",
-    "evaluate": "top-1 and top-5 accuracy of a trained network",
+    "evaluate": "score a trained network: accuracy, each class, what it confuses, calibration",
     "detect": "train, compare, evaluate and apply detectors with attention",
     "explain": "show where a network looks: class activation maps, gates, a page side by side",
     "demo": "the same as a page in the browser: drop a picture, switch attention off and on",
     "plan": "show where attention would go in a model; change nothing",
     "cost": "count parameters, multiply-adds and memory of a model",
     "bench": "time attention against baselines and against a copy of the map",
+    "export": "write a trained network as ONNX, torch.export or AOTInductor file, checked",
     "convert": "convert a checkpoint between CBAM implementations: authors, timm, pytorchcv, ...",
     "shards": "write a folder of images as tar shards, for clusters and object stores",
     "doctor": "show what this machine has and when the fused operator runs",
@@ -35,7 +36,7 @@ COMMANDS = {
 # What brings a command's packages, if it is not `compare`.
 EXTRAS = {
     **dict.fromkeys(("train", "evaluate", "plan", "cost", "shards", "convert"), "train"),
-    **{name: name for name in ("explain", "demo", "detect")},
+    **{name: name for name in ("explain", "demo", "detect", "export")},
 }
 _LESS = (
     "What was saved is kept. Compute less at a time: --accumulate 4 takes each batch of a training in four parts, with"

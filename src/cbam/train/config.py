@@ -13,14 +13,13 @@ from cbam.errors import CBAMError, unknown_name
 from cbam.nn.presets import DEFAULT_PRESET
 from cbam.nn.registry import attention_kind
 from cbam.runs.config import option
-from cbam.runs.options import absolute_data, check_ranges, folder_name
+from cbam.runs.options import absolute_data, check_ranges, folder_name, tracker_names
 from cbam.train.batch_size import AUTO, BATCH_SIZE
 from cbam.train.images import ImageConfig, check_freezing, check_start
 from cbam.train.recipe import SCHEDULES, Plan, Recipe
 
 # Peak learning rates at batch size 128: (from scratch, fine-tuning).
 PEAK_LR = {"sgd": (0.1, 0.01), "momentum": (0.1, 0.01), "adamw": (1e-3, 1e-4)}
-TRACKERS = ("tensorboard", "wandb")
 _OF_GATES = ("gate_lr_scale", "gate_weight_decay")
 # Options of the attention and their defaults.
 _OF_ATTENTION = {"preset": DEFAULT_PRESET, "reduction_ratio": 16, "kernel_size": 7}
@@ -124,9 +123,9 @@ class TrainConfig(Recipe):
         return Plan(self.epochs * steps, warmup, cosine, every)
 
     @property
-    def least_batch_size(self) -> int:
-        """The least that is accepted: `AUTO`."""
-        return AUTO
+    def has_batch_size(self) -> bool:
+        """Whether the batch size is one that can be trained with, or is to be found."""
+        return self.batch_size == AUTO or super().has_batch_size
 
     @property
     def frozen_epochs(self) -> int:
@@ -334,13 +333,8 @@ class TrainRunConfig(NetworkConfig):
         Args:
             before: The settings in the folder. An earlier version had another preset by default.
         """
-        if (
-            self.preset is None
-            and "preset" not in dict(self.variant.options)
-            and _is_of_earlier_version(before)
-        ):
-            return replace(self, preset=before["preset"])
-        return self
+        usual = self.preset is None and "preset" not in dict(self.variant.options)
+        return replace(self, preset=before["preset"]) if usual and _is_of_earlier_version(before) else self
 
     @classmethod
     def differences(cls, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -366,22 +360,6 @@ class TrainRunConfig(NetworkConfig):
             for given in [getattr(self, name)]
         }
         return super().resolved() | {**used, "output": str(self.folder)}
-
-
-def tracker_names(track: str) -> tuple[str, ...]:
-    """Return the trackers that the value of `--track` names.
-
-    Raises:
-        CBAMError: There is no such tracker.
-
-    >>> tracker_names("tensorboard, wandb")
-    ('tensorboard', 'wandb')
-    """
-    names = tuple(name.strip() for name in track.split(",") if name.strip())
-    for name in names:
-        if name not in TRACKERS:
-            raise unknown_name("tracker", name, TRACKERS)
-    return names
 
 
 def _is_of_earlier_version(settings: dict[str, Any]) -> bool:
