@@ -15,7 +15,7 @@ from cbam.nn.registry import attention_kind
 from cbam.runs.config import option
 from cbam.runs.options import absolute_data, check_ranges, folder_name, tracker_names
 from cbam.train.batch_size import AUTO, BATCH_SIZE
-from cbam.train.images import ImageConfig, check_start
+from cbam.train.images import ImageConfig, check_freezing, check_start
 from cbam.train.recipe import SCHEDULES, Plan, Recipe
 
 # Peak learning rates at batch size 128: (from scratch, fine-tuning).
@@ -143,26 +143,6 @@ class TrainConfig(Recipe):
         return self.compile
 
 
-def check_freezing(recipe: TrainConfig, model: str, *, fine_tuning: bool) -> None:
-    """Refuse to keep a backbone whose weights were drawn at random.
-
-    Args:
-        recipe: `freeze_backbone` counts.
-        model: Its name; one's own network may bring trained weights.
-        fine_tuning: Whether the weights come from an earlier training.
-
-    Raises:
-        CBAMError: It would be kept.
-    """
-    from cbam.models.own import is_own  # lazily: it imports the backbones
-
-    if recipe.freeze_backbone and not fine_tuning and not is_own(model):
-        raise CBAMError(
-            f"--freeze-backbone {recipe.freeze_backbone} would keep random weights: start from trained ones with "
-            "--pretrained or --weights FILE, or leave it out"
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(ImageConfig):
     """Which classifier is trained, on which images, and how: common to `cbam train` and `cbam compare`.
@@ -189,7 +169,7 @@ class NetworkConfig(ImageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_start(self.pretrained, self.weights)
-        check_freezing(self.train, self.model, fine_tuning=self.fine_tuning)
+        check_freezing(self.train.freeze_backbone, self.model, fine_tuning=self.fine_tuning)
         check_replace(self.replace)
 
     @property

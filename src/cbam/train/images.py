@@ -201,6 +201,26 @@ def check_start(pretrained: bool, weights: Path | None) -> None:
         raise CBAMError("--pretrained and --weights both say where to start: give one of them")
 
 
+def check_freezing(epochs: int, model: str, *, fine_tuning: bool) -> None:
+    """Refuse to keep a backbone whose weights were drawn at random.
+
+    Args:
+        epochs: In which it would be kept.
+        model: Its name; one's own network may bring trained weights.
+        fine_tuning: Whether the weights come from an earlier training.
+
+    Raises:
+        CBAMError: It would be kept.
+    """
+    from cbam.models.own import is_own  # lazily: it imports the backbones
+
+    if epochs and not fine_tuning and not is_own(model):
+        raise CBAMError(
+            f"--freeze-backbone {epochs} would keep random weights: start from trained ones with --pretrained or "
+            "--weights FILE, or leave it out"
+        )
+
+
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     """Read the value of `--mean` or `--std`: one number for all channels, or one for each.
 
