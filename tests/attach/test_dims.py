@@ -294,7 +294,7 @@ class TestRefused:
     def test_transformers(self, name):
         model = getattr(pytest.importorskip("torchvision").models, name)()
         with pytest.raises(
-            CBAMError, match=r"'auto' finds no site.*embeds patches, and what follows are tokens"
+            CBAMError, match=r"is no CNN: .* embeds patches, and what follows are tokens"
         ):
             cbam.plan(model, input_size=224)
         if name == "swin_t":
@@ -306,7 +306,7 @@ class TestRefused:
         blocks = [mvit.MSBlockConfig(1, 8, 8, [3, 3, 3], [3, 3, 3], [1, 1, 1], [1, 1, 1])] * 2
         model = mvit.MViT((32, 32), 8, blocks, True, False, True, True)
         with pytest.raises(
-            CBAMError, match=r"no site in MViT. Left out: conv_proj embeds patches, and what follows"
+            CBAMError, match=r"^MViT is no CNN: conv_proj embeds patches, and what follows"
         ):
             cbam.plan(model, input_size=(3, 8, 32, 32))
 
