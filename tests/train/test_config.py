@@ -12,7 +12,7 @@ from cbam.train.config import TrainConfig, TrainRunConfig
     ("field", "value", "expected"),
     [
         ("epochs", 0, "--epochs must be at least 1, given 0"),
-        ("batch_size", 0, "--batch-size must be at least 1"),
+        ("batch_size", -2, "--batch-size must be at least 1"),
         ("lr", -0.1, "--lr must be above 0"),
         ("lr", float("nan"), "--lr must be above 0"),
         ("lr", float("inf"), "--lr must be above 0"),
@@ -72,7 +72,10 @@ def run(attention="none", model="resnet20", gate_lr_scale=1.0, gate_weight_decay
             "--sites conv, --preset timm have no effect .* Leave them out",
         ),
         ({"model": "resnet20_se", "preset": "timm"}, r"--attention none\. Leave it out$"),
-        ({"attention": "control"}, "is there to be compared with: cbam compare --attention none,cbam,control"),
+        (
+            {"attention": "control"},
+            "is there to be compared with: cbam compare --attention none,cbam,control",
+        ),
     ],
 )
 def test_what_would_be_ignored_is_refused(settings, expected):

@@ -57,7 +57,16 @@ class SiteConfig:
         return block
 
 
-_OF_THE_CALL = ("attention", "sites", "init", "exclude", "input_size", "example_input", "fuse_epilogue", "replace")
+_OF_THE_CALL = (
+    "attention",
+    "sites",
+    "init",
+    "exclude",
+    "input_size",
+    "example_input",
+    "fuse_epilogue",
+    "replace",
+)
 """Parameters of `attach` itself, which a misspelt option may mean."""
 
 

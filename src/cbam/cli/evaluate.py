@@ -201,6 +201,7 @@ def run(config: EvaluateConfig, split: Split) -> Found | LabelsFound | None:
     data = load_data(
         config.data,
         image_size=config.image_size or (size[-1] if size else None),
+        resize=resize_of(config, saved),
         mean=saved.mean,
         std=saved.std,
         limit_val=config.limit_val,
@@ -247,6 +248,21 @@ def run(config: EvaluateConfig, split: Split) -> Found | LabelsFound | None:
             "as any of them"
         )
     return Found(report, data, variant, tuple(notices))
+
+
+def resize_of(config: EvaluateConfig, saved: Any) -> int | None:
+    """Return how long the short side of a picture becomes before the crop: as saved with the network, if it applies.
+
+    Networks of earlier versions, which do not say it, were judged by 256/224 of their size.
+    """
+    from cbam.data.load import is_built_in
+    from cbam.data.prepared import short_side
+
+    size = saved.input_size
+    if is_built_in(config.data) or not size or config.image_size not in (None, size[-1]):
+        return None
+    known = hasattr(saved, "resize")
+    return (saved.resize or short_side(size[-1])) if known else None
 
 
 def matched_classes(saved: Config, data: ImageData) -> tuple[tuple[str, ...], list[int] | None]:

@@ -26,7 +26,6 @@ from cbam.models.registry import as_variant, split_attention
 from cbam.runs.environment import now
 from cbam.runs.launchers import check_launcher
 from cbam.runs.progress import Progress
-from cbam.train.batch_size import found_before
 from cbam.train.build import count_parameters
 from cbam.train.evaluation import Evaluation
 from cbam.train.job import ImageJob, prepare_images, with_batch_size
@@ -148,9 +147,7 @@ def prepare(config: CompareConfig, command: list[str], progress: Progress) -> Co
         )
     check_trackers(config.trackers)
     folder = CompareFolder(config.folder, overwrite=config.overwrite)
-    started = None if config.overwrite else folder.settings()
-    config = config.as_started(started)
-    config = replace(config, train=found_before(config.train, started))
+    config = config.as_started(None if config.overwrite else folder.settings())
     before = folder.check_settings(config.resolved(), CompareConfig)
     config = grown(config, before, progress)
     accelerator, data = prepare_images(config, config.train, folder, progress)

@@ -16,7 +16,6 @@ from cbam.pretrained import save_pretrained
 from cbam.runs.environment import now
 from cbam.runs.folder import RunFolder
 from cbam.runs.progress import Progress
-from cbam.train.batch_size import found_before
 from cbam.train.build import build_network, count_parameters
 from cbam.train.config import TrainRunConfig
 from cbam.train.evaluation import Evaluation
@@ -112,9 +111,7 @@ def prepare(config: TrainRunConfig, command: list[str], progress: Progress) -> T
     """
     check_trackers(config.trackers)
     folder = RunFolder(config.folder, overwrite=config.overwrite)
-    started = None if config.overwrite else folder.settings()
-    config = config.as_started(started)
-    config = dataclasses.replace(config, train=found_before(config.train, started))
+    config = config.as_started(None if config.overwrite else folder.settings())
     config = config.begun(folder.check_settings(config.resolved(), TrainRunConfig))
     accelerator, data = prepare_images(config, config.train, folder, progress)
     recipe = with_batch_size(config.train, [partial(build, config, data)], data, accelerator, progress)
