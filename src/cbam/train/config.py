@@ -207,8 +207,7 @@ class TrainRunConfig(NetworkConfig):
     essential: ClassVar[tuple[str, ...]] = ("seed", "model")
 
     attention: str = "cbam"
-    """Kind of attention to attach, as in `cbam compare`: cbam, cbam:official, se, eca:k5, ..., or none. control: none,
-    but as many parameters as with cbam; control:se: as with se."""
+    """Kind of attention to attach, as in `cbam compare`: cbam, cbam:official, se, eca:k5, ..., or none."""
     preset: str | None = None
     """Preset of CBAM: paper (the equations), official (the authors' code, the paper's parameter counts), timm. None:
     paper, as in all commands, unless --attention names one."""
@@ -248,18 +247,17 @@ class TrainRunConfig(NetworkConfig):
             ("keep", self.keep, self.keep >= 1, "at least 1"),
         )
         tracker_names(self.track)
+        if self.attention == CONTROL:
+            raise CBAMError(
+                "--attention control is there to be compared with: cbam compare --attention none,cbam,control. "
+                "Train --attention none, or another --model for a larger network"
+            )
         self._refuse_what_is_ignored()
 
     @property
-    def matched(self) -> str | None:
-        """The variant whose number of parameters the network has, if it is a control."""
-        base, _, name = self.attention.partition(":")
-        return (name or "cbam") if base == CONTROL else None
-
-    @property
     def variant(self) -> Variant:
-        """The attention; of a control that of the network that it matches."""
-        return parse_variant(self.matched or self.attention)
+        """The attention."""
+        return parse_variant(self.attention)
 
     def _refuse_what_is_ignored(self) -> None:
         """Refuse options that have no effect with this attention, or that it has set already."""
@@ -291,15 +289,11 @@ class TrainRunConfig(NetworkConfig):
         if self.attention == "none":
             return ["sites", "replace", *_OF_ATTENTION, *_OF_GATES]
         options = attention_kind(self.variant.attention or "").options
-        gates = list(_OF_GATES) if self.matched else []
-        return [name for name in _OF_ATTENTION if name not in options] + gates
+        return [name for name in _OF_ATTENTION if name not in options]
 
     @property
     def attach_arguments(self) -> dict[str, Any] | None:
-        """Keywords of `cbam.attach` for the attention, or for that of the network that a control matches.
-
-        What is None is the kind's own default; without attention there are none.
-        """
+        """Keywords of `cbam.attach`; what is None is the kind's own default. None: no attention."""
         if self.variant.attention is None:
             return None
         options = attention_kind(self.variant.attention).options
@@ -371,7 +365,7 @@ def _unused(attention: str) -> set[str]:
     if attention == "none":
         return set(_OF_ATTENTION)
     try:
-        kind = parse_variant(attention.removeprefix(f"{CONTROL}:")).attention
+        kind = parse_variant(attention).attention
         return set(_OF_ATTENTION) - set(attention_kind(kind or "cbam").options)
     except CBAMError:  # stored by another version, or a module that is not imported
         return set()

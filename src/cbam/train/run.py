@@ -140,7 +140,4 @@ def build(config: TrainRunConfig, data: ImageData) -> nn.Module:
             f"--model {config.model} already has attention. Type --attention none, or "
             f"--model {backbone} --attention {as_variant(brought)}"
         )
-    if config.matched is None:
-        return build_network(config, data, config.seed, config.attach_arguments)
-    matched = build_network(config, data, config.seed, config.attach_arguments)
-    return build_network(config, data, config.seed, widened_to=count_parameters(matched))
+    return build_network(config, data, config.seed, config.attach_arguments)
