@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("src", "csrc", "docs", "benchmarks", "recipes")
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml")
+PAGES = ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml")
 KINDS = {".py", ".md", ".h", ".cpp", ".yaml", ".html", ".css", ".js", ".toml", ""}
 
 # What must not be written -> what to write.
@@ -45,6 +45,7 @@ WIDTH = 120
 # Pages whose table rows may be wider, as Markdown cannot break a row: results with spread and interval in every column,
 # written by a script; and one option, format or source with its explanation in a row.
 WIDE_TABLES = (
+    "README.md", "README.zh-CN.md", "docs/quick-start.md", "docs/presets.md", "docs/paper.md", "docs/releasing.md",
     "docs/results/ablations.md", "docs/results/bench.md", "docs/results/depth.md", "docs/results/fine-tuning.md",
     "docs/results/gpu/README.md", "docs/results/gpu/instructions.md", "docs/results/gpu/instructions-before.md",
     "docs/checkpoints.md", "docs/data.md", "docs/sites.md", "benchmarks/README.md",

@@ -24,6 +24,7 @@ from cbam.version import __version__
 
 if TYPE_CHECKING:
     from cbam.explain.explaining import explain as explain
+    from cbam.export.exporting import export as export
 
 __all__ = [
     "CBAM",
@@ -56,11 +57,13 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # `cbam.explain` needs torchcam and matplotlib, which `import cbam` does not load.
+    if name == "export":  # brings in torch's exporter
+        return importlib.import_module("cbam.export")
     if name == "explain":
         try:
             return importlib.import_module("cbam.explain")
         except ModuleNotFoundError as error:
-            raise MissingExtra("cbam.explain", "compare", str(error.name)) from error
+            raise MissingExtra("cbam.explain", "explain", str(error.name)) from error
     if name == "testing":
         return importlib.import_module("cbam.testing")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -379,7 +379,9 @@ class TestErrors:
             cbam.attach(torch.compile(resnet()))
 
 
-@pytest.mark.parametrize(("init", "said"), [("identity", "so that the gate learns"), ("paper", "may be off for every")])
+@pytest.mark.parametrize(
+    ("init", "said"), [("identity", "so that the gate learns"), ("paper", "may be off for every")]
+)
 def test_narrow_channel_gates_are_noted(init, said):
     sites = {"blocks.0.bn2": {"reduction_ratio": 8}, "blocks.1.bn2": {"reduction_ratio": 4}}
     (note,) = cbam.plan(Net(Block(8), Block(8)), sites=sites, init=init, input_size=8).notes

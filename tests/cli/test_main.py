@@ -63,11 +63,19 @@ class Failed(CBAMError):
         (Failed("broke down"), 1, "cbam: broke down\n"),
         (OSError(28, "No space left on device", "x"), 1, "cbam: [Errno 28] No space left on device: 'x'\n"),
         (KeyboardInterrupt(), 130, "cbam: stopped\n"),
+        (MemoryError(), 1, "else a smaller --batch-size or --image-size\n"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"
+            ),
+            1,
+            "else a smaller --batch-size or --image-size\n",
+        ),
         (KeyboardInterrupt("stopped. Go on so"), 130, "cbam: stopped. Go on so\n"),
         (
             ModuleNotFoundError("No module named 'timm'", name="timm.x"),
             2,
-            "pip install '.[compare]'\n",
+            "pip install '.[train]'\n",
         ),
     ],
 )
@@ -79,6 +87,8 @@ def test_what_went_wrong_becomes_a_sentence_and_a_code(monkeypatch, capsys, erro
 def test_our_own_mistakes_keep_their_traceback(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         run_as(monkeypatch, raises(ZeroDivisionError()))
+    with pytest.raises(RuntimeError):
+        run_as(monkeypatch, raises(RuntimeError("sizes do not match")))
     with pytest.raises(ModuleNotFoundError):
         run_as(monkeypatch, raises(ModuleNotFoundError("No module named 'cbam.x'", name="cbam.x")))
 

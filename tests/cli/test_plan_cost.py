@@ -153,6 +153,9 @@ class TestSignalsAndVolumes:
 
     def test_a_size_of_other_dimensions(self, module, capsys):
         assert main(["plan", "--model", f"{module}:net1", "--input-size", "1", "8", "8"]) == 2
-        assert "input_size expects (C, L), or one side, got (1, 8, 8)" in capsys.readouterr().err
+        assert "input_size expects (channels, length), or one side, got (1, 8, 8)" in capsys.readouterr().err
         assert main(["cost", "--model", "resnet20", "--input-size", "3", "32"]) == 2
-        assert "input_size expects (C, H, W), or one side, got (3, 32)" in capsys.readouterr().err
+        assert (
+            "input_size expects (channels, height, width), or one side, got (3, 32)"
+            in capsys.readouterr().err
+        )

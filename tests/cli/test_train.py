@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from cbam.cli.main import main
+from cbam.cli.train import parse, show
 from cbam.pretrained import from_pretrained
 
 TASK = [
@@ -244,3 +247,15 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path, capsys, option
 def test_other_settings_in_the_same_folder_are_refused(straight, capsys):
     assert main(["train", *TASK, "--output", str(straight), "--epochs", "9"]) == 2
     assert "epochs: 3 there, 9 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("classes", "printed"), [(5, False), (6, True)])
+def test_top_5_of_five_classes_is_not_printed(tmp_path, classes, printed):
+    result = {
+        "val_accuracy": 0.5, "val_top5": 0.9, "val_accuracy_ema": 0.5, "val_top5_ema": 0.9, "images": 60, "epochs": 2,
+        "best_val_accuracy": 0.5, "best_epoch": 2, "per_class_accuracy": [0.5] * classes,
+    }  # fmt: skip
+    text = io.StringIO()
+    show(result, parse(["--data", "digits", "--epochs", "2", "--output", str(tmp_path)]), Console(file=text))
+    assert ("top-5" in text.getvalue()) is printed
+    assert "top-1 50.00%" in text.getvalue()

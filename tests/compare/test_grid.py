@@ -8,11 +8,12 @@ import torch
 from cbam.attach.replacement import Replacement
 from cbam.attach.variants import matched_by_control, variant_names
 from cbam.compare.config import CompareConfig
-from cbam.compare.grid import Cell, build_cell, cells, count_parameters
+from cbam.compare.grid import Cell, build_cell, cells
 from cbam.data import load_data
 from cbam.errors import CBAMError
 from cbam.models import build_model
 from cbam.train import run as train
+from cbam.train.build import count_parameters
 from cbam.train.config import TrainRunConfig
 
 
@@ -115,7 +116,7 @@ def test_named_sites_arrive(data):
 def test_the_control_counts_the_network_that_it_matches_once(data, monkeypatch):
     built = []
     monkeypatch.setattr(
-        "cbam.models.build_model",
+        "cbam.train.build.build_model",
         lambda *given, **options: built.append(given) or build_model(*given, **options),
     )
     config = CompareConfig(data="digits", attention="none,cbam,control")

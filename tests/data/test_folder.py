@@ -69,7 +69,7 @@ def test_validation_resizes_the_short_side_and_takes_the_centre(tmp_path):
     wide = np.zeros((64, 128, 3), np.uint8)
     wide[:, 32:96] = 200  # the middle square; the crop is 7/8 of it
     Image.fromarray(wide).save(tmp_path / "val" / "cat" / "000.png")
-    val = load_data(tmp_path, image_size=56).val
+    val = load_data(tmp_path, image_size=56, resize=64).val
     picture = np.asarray(val.picture(val.names.index("cat/000.png")))
     assert picture.shape == (56, 56, 3)
     assert (picture == 200).all()
@@ -80,7 +80,7 @@ def test_training_crops_and_mirrors(tmp_path):
     ramp = np.zeros((64, 64, 3), np.uint8)
     ramp[..., 0] = np.arange(0, 256, 4)[None, :]  # red grows to the right
     Image.fromarray(ramp).save(tmp_path / "train" / "cat" / "000.png")
-    train = load_data(tmp_path, image_size=16).train
+    train = load_data(tmp_path, image_size=16, crop=0.08).train
     index = train.names.index("cat/000.png")
     red = torch.stack([pixels_of(train[epoch, index][0])[0] for epoch in range(60)])
     rises = red[:, 8, -1] > red[:, 8, 0]

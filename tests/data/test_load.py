@@ -31,12 +31,11 @@ def test_digits_are_scikit_learns():
 
 
 def test_digits_are_never_mirrored_and_fashion_is(tmp_path):
-    assert not load_data("digits").train.flip
+    assert not load_data("digits").train.augmentation.mirrors
     fashion = load_data(f"fashion-mnist:{tiny_fashion_mnist(tmp_path)}")
-    assert fashion.train.flip
-    assert fashion.train.crop
-    assert not (fashion.val.flip)
-    assert not (fashion.val.crop)
+    assert fashion.train.augmentation.mirrors
+    assert fashion.train.augmentation.crops
+    assert fashion.val.augmentation.policy == "none"
 
 
 def test_the_split_of_the_digits_follows_the_seed():

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from cbam.data.augmentation import Augmentation
 from cbam.data.hashing import uniform
 from cbam.data.memory import MemoryImages
 
 GENERATOR = torch.Generator().manual_seed(0)
 PIXELS = torch.randint(1, 256, (40, 3, 10, 16), dtype=torch.uint8, generator=GENERATOR)
+BOTH, CROP, FLIP = Augmentation("crop"), Augmentation("crop", flip=0.0), Augmentation("flip")
 LABELS = [index % 4 for index in range(40)]
 
 
@@ -42,27 +44,25 @@ def one_by_one(index, epoch, seed):
 
 @pytest.mark.parametrize("epoch", [0, 3])
 def test_a_batch_is_what_one_image_at_a_time_gives(epoch):
-    dataset = MemoryImages(PIXELS, LABELS, "abcd", mean=[0] * 3, std=[1] * 3, crop=True, flip=True).with_seed(
-        5
-    )
+    dataset = MemoryImages(PIXELS, LABELS, "abcd", mean=[0] * 3, std=[1] * 3, augmentation=BOTH).with_seed(5)
     batch = dataset.__getitems__([(epoch, index) for index in range(40)])
     for index, (item, _) in enumerate(batch):
         assert np.array_equal((item * 255).round().numpy(), one_by_one(index, epoch, 5).astype(np.float32))
 
 
 def test_every_offset_and_both_orientations_occur():
-    dataset = MemoryImages(PIXELS[:1, :1], [0], "ab", mean=[0], std=[1], crop=True, flip=True)
+    dataset = MemoryImages(PIXELS[:1, :1], [0], "ab", mean=[0], std=[1], augmentation=BOTH)
     seen = {dataset[epoch, 0][0].numpy().tobytes() for epoch in range(300)}
     assert len(seen) == 3 * 3 * 2
 
 
 def test_no_flip_means_no_mirror_image():
-    dataset = MemoryImages(PIXELS[:1, :1], [0], "ab", mean=[0], std=[1], crop=True)
+    dataset = MemoryImages(PIXELS[:1, :1], [0], "ab", mean=[0], std=[1], augmentation=CROP)
     assert len({dataset[epoch, 0][0].numpy().tobytes() for epoch in range(300)}) == 3 * 3
 
 
 def test_the_pictures_are_the_pixels_in_rgb():
-    picture = images(crop=True, flip=True).picture(4)
+    picture = images(augmentation=BOTH).picture(4)
     assert picture.mode == "RGB"
     assert np.array_equal(np.asarray(picture), PIXELS[4].permute(1, 2, 0).numpy())
     grey = MemoryImages(PIXELS[:, :1], LABELS, "abcd", mean=[0], std=[1]).picture(4)
@@ -78,5 +78,5 @@ def test_a_subset_is_a_view_in_the_order_given():
 
 def test_the_pixels_stay_untouched():
     before = PIXELS.clone()
-    images(crop=True, flip=True).__getitems__([(0, index) for index in range(40)])
+    images(augmentation=BOTH).__getitems__([(0, index) for index in range(40)])
     assert torch.equal(PIXELS, before)

@@ -336,5 +336,7 @@ def test_the_package_is_the_function():
 @pytest.mark.parametrize(("kind", "maps"), [(nn.Conv1d, r"\(N, C, L\)"), (nn.Conv3d, r"\(N, C, D, H, W\)")])
 def test_networks_that_take_no_pictures(kind, maps):
     network = nn.Sequential(kind(3, 8, 3), nn.Flatten())
-    with pytest.raises(CBAMError, match=rf"{kind.__name__} and takes maps {maps}, not pictures.*attention_maps"):
+    with pytest.raises(
+        CBAMError, match=rf"{kind.__name__} and takes maps {maps}, not pictures.*attention_maps"
+    ):
         cbam.explain(network, picture())

@@ -276,7 +276,10 @@ class TestErrors:
         [
             ({"preset": "offical"}, "unknown preset 'offical'. Did you mean 'official'"),
             ({"preset": 3}, "preset expects a name"),
-            ({"chanel_pooling": "avg"}, "unknown switch 'chanel_pooling'. Did you mean 'channel_pooling'"),
+            (
+                {"chanel_pooling": "avg"},
+                "unknown option of CBAM 'chanel_pooling'. Did you mean 'channel_pooling'",
+            ),
             ({"channel_pooling": "mean"}, "unknown channel_pooling 'mean'.*Valid: 'both', 'avg', 'max'"),
             ({"arrangement": "paralel"}, "Did you mean 'parallel'"),
             ({"spatial_descriptor": "conv1x1"}, "Did you mean 'conv'"),

@@ -46,7 +46,9 @@ def a_map(dims=2, dtype=torch.float64, n=2):
 def outcome(block, x):
     x = x.clone().requires_grad_()
     y = block(x)
-    found = torch.autograd.grad((y * torch.arange(y.numel()).view_as(y).cos()).sum(), [x, *block.parameters()])
+    found = torch.autograd.grad(
+        (y * torch.arange(y.numel()).view_as(y).cos()).sum(), [x, *block.parameters()]
+    )
     return y.detach(), dict(zip(["x", *dict(block.named_parameters())], found, strict=True))
 
 
@@ -110,7 +112,9 @@ def test_the_file_decides():
     official.load_state_dict(CBAM(8, 2, 3, preset="official").state_dict(), strict=True)
 
 
-@pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
 def test_copies(how):
     block, _ = pair()
     x = a_map()

@@ -12,7 +12,7 @@ from cbam.train.config import TrainConfig, TrainRunConfig
     ("field", "value", "expected"),
     [
         ("epochs", 0, "--epochs must be at least 1, given 0"),
-        ("batch_size", 0, "--batch-size must be at least 1"),
+        ("batch_size", -2, "--batch-size must be at least 1"),
         ("lr", -0.1, "--lr must be above 0"),
         ("lr", float("nan"), "--lr must be above 0"),
         ("lr", float("inf"), "--lr must be above 0"),
@@ -53,13 +53,13 @@ def run(attention="none", model="resnet20", gate_lr_scale=1.0, gate_weight_decay
     ("settings", "expected"),
     [
         ({"attention": "se", "kernel_size": 3}, "--kernel-size 3 has no effect with --attention se"),
-        ({"attention": "se", "preset": "paper"}, "--preset paper has no effect with --attention se"),
+        ({"attention": "se", "preset": "timm"}, "--preset timm has no effect with --attention se"),
         (
             {"attention": "channel", "kernel_size": 3},
             "--kernel-size 3 has no effect with --attention channel",
         ),
         ({"attention": "spatial", "reduction_ratio": 8}, "--reduction-ratio 8 has no effect with"),
-        ({"sites": "conv"}, "--sites conv has no effect with --attention none. Leave it out"),
+        ({"sites": ("conv",)}, "--sites conv has no effect with --attention none. Leave it out"),
         ({"replace": "se"}, "--replace se has no effect with --attention none. Leave it out"),
         ({"attention": "cbam", "replace": "norm"}, "unknown replace 'norm'. Valid: 'se'"),
         ({"reduction_ratio": 8}, "--reduction-ratio 8 has no effect with --attention none"),
@@ -67,7 +67,10 @@ def run(attention="none", model="resnet20", gate_lr_scale=1.0, gate_weight_decay
         ({"preset": "timm"}, "--preset timm has no effect with --attention none"),
         ({"gate_lr_scale": 0.1}, "--gate-lr-scale 0.1 has no effect with --attention none"),
         ({"gate_weight_decay": 0.0}, "--gate-weight-decay 0.0 has no effect with --attention none"),
-        ({"sites": "conv", "preset": "timm"}, "--sites conv, --preset timm have no effect .* Leave them out"),
+        (
+            {"sites": ("conv",), "preset": "timm"},
+            "--sites conv, --preset timm have no effect .* Leave them out",
+        ),
         ({"model": "resnet20_se", "preset": "timm"}, r"--attention none\. Leave it out$"),
     ],
 )
@@ -76,15 +79,41 @@ def test_what_would_be_ignored_is_refused(settings, expected):
         run(**settings)
 
 
+@pytest.mark.parametrize("words", ["cbam:official", "cbam:k3", "cbam:r8", "control:cbam:k3"])
+def test_what_a_word_of_the_attention_sets_is_not_set_again(words):
+    config = run(words)
+    stored = {name: config.resolved()[name] for name in ("preset", "reduction_ratio", "kernel_size")}
+    run(words, **stored)  # as `config.yaml` gives it back
+    name, value = {"o": ("preset", "timm"), "k": ("kernel_size", 5), "r": ("reduction_ratio", 4)}[
+        words.split(":")[-1][0]
+    ]
+    with pytest.raises(CBAMError, match=f"sets the {name.replace('_', ' ')} already. Leave out --"):
+        run(words, **{name: value})
+
+
+def test_a_run_of_an_earlier_version_without_a_preset_goes_on():
+    """It holds the default of its time, where no attention reads it."""
+    for attention in ("none", "se"):
+        config = run(attention, preset="official")
+        assert TrainRunConfig.differences(config.resolved(), run(attention).resolved()) == []
+    there, now = run("cbam", preset="official").resolved(), run("cbam")
+    assert TrainRunConfig.differences(there, now.resolved()) == ["preset: official there, paper now"]
+    assert now.begun(there) == now
+    earlier = {name: value for name, value in there.items() if name != "replace"}
+    assert TrainRunConfig.differences(earlier, now.resolved()) == []
+    assert now.begun(earlier).resolved()["preset"] == "official", "the default at that time"
+    assert run("cbam:timm").begun(earlier).resolved()["preset"] == "timm"
+
+
 @pytest.mark.parametrize("attention", ["cbam", "se", "channel", "spatial", "none"])
 def test_what_stays_at_its_default_is_no_error(attention):
-    run(attention, sites="auto", preset="official", reduction_ratio=16, kernel_size=7)
+    run(attention, sites=("auto",), preset="paper", reduction_ratio=16, kernel_size=7)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"attention": "se", "sites": "conv", "reduction_ratio": 8, "gate_lr_scale": 0.1},
+        {"attention": "se", "sites": ("conv",), "reduction_ratio": 8, "gate_lr_scale": 0.1},
         {"attention": "channel", "preset": "paper", "reduction_ratio": 8},
         {"attention": "spatial", "preset": "paper", "kernel_size": 3},
         {"model": "resnet20_se", "gate_lr_scale": 0.1, "gate_weight_decay": 0.0},

@@ -1,9 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
+import yaml
 
 from cbam.compare.config import CompareConfig
 from cbam.errors import CBAMError
-from cbam.train.config import TrainRunConfig
+from cbam.runs.numbered import with_folder
+from cbam.train.batch_size import AUTO
+from cbam.train.config import TrainConfig, TrainRunConfig
 from cbam.train.images import ImageConfig
 from tests.data.pictures_on_disk import photo_folder
 
@@ -76,3 +81,52 @@ def test_built_in_images_keep_their_size():
     config = CompareConfig(data="digits", model="resnet20")
     assert config.load().input_size == (1, 8, 8)
     assert config.resolved()["image_size"] is None
+
+
+def test_how_images_are_prepared_is_on_record(pictures):
+    """By image size where nothing is given: a run that goes on depends on it, and so do predictions later."""
+    small = TrainRunConfig(data=str(pictures), model="resnet20").resolved()
+    large = TrainRunConfig(data=str(pictures), model="resnet50").resolved()
+    names = ("augment", "crop", "flip", "resize")
+    assert [small[name] for name in names] == ["crop", "shift", 0.5, 32]
+    assert [large[name] for name in names] == ["crop", 0.08, 0.5, 256]
+    plain = CompareConfig(data=str(pictures), augment="none").resolved()
+    assert [plain[name] for name in names] == ["none", None, None, 32]
+    assert ImageConfig(data="digits").resolved()["augment"] == "crop"
+
+
+@pytest.mark.parametrize("form", [TrainRunConfig, CompareConfig], ids=lambda form: form.__name__)
+def test_a_run_of_an_earlier_version_goes_on_with_its_preparation(form, pictures):
+    now = form(data=str(pictures), model="resnet20")
+    new = ("augment", "crop", "flip", "resize")
+    before = {name: value for name, value in now.resolved().items() if name not in new}
+    assert form.differences(before, now.resolved()), "at this size the preparation has changed"
+    again = now.as_started(before)
+    assert form.differences(before, again.resolved()) == []
+    data = again.load()
+    assert data.resize == 37
+    assert data.prepared[0] == "random crops of 8 to 100 % of the area, mirrored at random"
+    asked = form(data=str(pictures), model="resnet20", augment="trivial").as_started(before)
+    assert "augment: crop there, trivial now" in form.differences(before, asked.resolved())
+    assert now.as_started(now.resolved()) == now.as_started(None) == now
+
+
+@pytest.mark.parametrize("form", [TrainRunConfig, CompareConfig], ids=lambda form: form.__name__)
+def test_built_in_images_are_prepared_as_before(form):
+    now = form(data="digits", model="resnet20")
+    before = {name: value for name, value in now.resolved().items() if name not in ("augment", "crop")}
+    assert form.differences(before, now.as_started(before).resolved()) == []
+
+
+def test_without_an_output_an_earlier_run_is_found_again(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = TrainRunConfig(data=str(pictures), model="resnet20")
+    stored = {
+        name: value for name, value in config.resolved().items() if name not in ("augment", "crop", "resize")
+    }
+    auto = replace(config, train=TrainConfig(batch_size=AUTO))
+    for before, now in ((stored, config), (config.resolved() | {"batch_size": 48}, auto)):
+        config.folder.mkdir(parents=True, exist_ok=True)
+        (config.folder / "config.yaml").write_text(yaml.safe_dump(before))
+        assert with_folder(now).folder == config.folder
+    assert with_folder(replace(config, augment="trivial")).folder != config.folder

@@ -13,12 +13,14 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from cbam.data import load_data
+from cbam.data.augmentation import AUGMENTATIONS
 from cbam.data.workers import WorkerLost
 from cbam.models import build_model
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.classification import Classification
 from cbam.train.config import TrainConfig
 from cbam.train.loop import Callbacks, train_model
+from cbam.train.multilabel import MultiLabel
 from cbam.train.nonfinite import NonFiniteLoss
 from cbam.train.seeding import forked_rng
 from cbam.train.stopping import Preempted, Stop
@@ -52,7 +54,17 @@ def fresh():
 
 
 def train(
-    data, folder, config=CONFIG, *, seed=0, kill_at=None, model=None, rows=None, save_every=None, stop=None
+    data,
+    folder,
+    config=CONFIG,
+    *,
+    seed=0,
+    kill_at=None,
+    model=None,
+    rows=None,
+    save_every=None,
+    stop=None,
+    patience=None,
 ):
     def on_step(epoch, step, steps, loss):
         if kill_at == (epoch, step):
@@ -60,12 +72,13 @@ def train(
 
     return train_model(
         model or fresh(),
-        Classification(config, data),
+        (MultiLabel if data.task == "multilabel" else Classification)(config, data),
         peak=config.peak_lr(fine_tuning=False),
         seed=seed,
         checkpoints=Checkpoints(folder),
         save_every=save_every,
         stop=stop,
+        patience=patience,
         callbacks=Callbacks(step=on_step, epoch=(rows if rows is not None else []).append),
     )
 
@@ -112,6 +125,17 @@ def test_goes_on_in_the_middle_of_an_epoch(data, tmp_path, save_every):
         assert [row[name] for row in rows] == [row[name] for row in straight_rows]
 
 
+@pytest.mark.parametrize("policy", [policy for policy in AUGMENTATIONS if policy != "crop"])
+def test_goes_on_bit_for_bit_with_every_augmentation(tmp_path, policy):
+    config = TrainConfig(epochs=2, batch_size=16, device="cpu")
+    data = load_data("digits", limit_train=48, limit_val=10, augment=policy)
+    straight = train(data, tmp_path / "straight", config)
+    with pytest.raises(Killed):
+        train(data, tmp_path / "killed", config, kill_at=(1, 1), save_every=1)
+    torch.rand(17)
+    assert same(straight.model, train(data, tmp_path / "killed", config).model)
+
+
 def test_a_wish_to_stop_is_granted_at_the_step_s_end(data, tmp_path):
     stop, rows = Stop(), []
     straight = train(data, tmp_path / "straight", rows=[])
@@ -121,7 +145,7 @@ def test_a_wish_to_stop_is_granted_at_the_step_s_end(data, tmp_path):
 
     original, Stop.agreed = Stop.agreed, lambda self, accelerator, step: (ask(self), True)[1]
     try:
-        with pytest.raises(Preempted, match="stopped by SIGTERM after 0 of 3 epochs and 1 steps") as told:
+        with pytest.raises(Preempted, match="stopped by SIGTERM after 0 of 3 epochs and 1 step") as told:
             train(data, tmp_path / "stopped", stop=stop, rows=rows)
     finally:
         Stop.agreed = original

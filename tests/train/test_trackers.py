@@ -32,7 +32,7 @@ def test_rows_as_lines_and_as_a_spreadsheet(tmp_path):
 def test_tensorboard_hides_what_comes_again(tmp_path):
     reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for first in (0, 2):  # stopped after step 3, of which 2 and 3 were not saved
-        (tracker,) = open_trackers(["tensorboard"], RunFolder(tmp_path), {}, first)
+        (tracker,) = open_trackers(["tensorboard"], tmp_path, {}, first)
         for step in range(first, 4):
             tracker.log({"loss": float(10 * first + step)}, step)
         tracker.finish()
@@ -57,7 +57,7 @@ def test_a_run_at_weights_and_biases_is_continued_under_its_name(tmp_path, monke
     wandb.init = init
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     for step in (1, 2):
-        (tracker,) = open_trackers(["wandb"], RunFolder(tmp_path / "my run"), {"lr": None}, step)
+        (tracker,) = open_trackers(["wandb"], tmp_path / "my run", {"lr": None}, step)
         tracker.log({"loss": 0.5}, step)
         tracker.finish()
     assert wandb.logged == [({"loss": 0.5}, 1), "end", ({"loss": 0.5}, 2), "end"]

@@ -169,7 +169,11 @@ def build(library: str, name: str) -> Any:
         return getattr(monai.networks.nets, kind)(spatial_dims=int(dims[0]), **chosen)
     if library == "ultralytics":
         # Read when it is imported: no settings file in the home directory, no look at the network.
-        os.environ |= {"YOLO_CONFIG_DIR": tempfile.gettempdir(), "YOLO_OFFLINE": "True", "YOLO_AUTOINSTALL": "False"}
+        os.environ |= {
+            "YOLO_CONFIG_DIR": tempfile.gettempdir(),
+            "YOLO_OFFLINE": "True",
+            "YOLO_AUTOINSTALL": "False",
+        }
         import ultralytics
 
         return ultralytics.YOLO(f"{name}.yaml").model

@@ -153,7 +153,11 @@ SAMPLE = {
         "UNet": "unet-2d unet-residual-3d",
         "VNet": "vnet-3d",
     },
-    "ultralytics": {"DetectionModel": "yolo11n", "PoseModel": "yolo11n-pose", "SegmentationModel": "yolo11n-seg"},
+    "ultralytics": {
+        "DetectionModel": "yolo11n",
+        "PoseModel": "yolo11n-pose",
+        "SegmentationModel": "yolo11n-seg",
+    },
 }
 EVERY = [
     pytest.param(library, family, name, id=f"{library}-{name}")

@@ -26,9 +26,11 @@ def fold_gate_scale(model: nn.Module) -> int:
     single gate) and the weights that read the map divided by what the map grew by, the plain sigmoid gives the same
     numbers: these factors are powers of two, so nothing is rounded. Where sqrt(fan-in) divides the spatial logits,
     the kernel is divided by it instead, once, and rounded: outputs then agree to the last digits, otherwise to the
-    bit. The state dict then is in the paper's form, without `gate_scale` and `fan_in`, as other code expects it. Do it after training: the learning rates seen by the folded
-    weights change. And do it last: the hosts keep the factor, so `detach` and `disabled` afterwards leave a network
-    whose branches are up to 4 times as large, not the plain one.
+    bit. The state dict then is in the paper's form, without `gate_scale` and `fan_in`, as other code expects it.
+
+    Do it after training: the learning rates seen by the folded weights change. And do it last: the hosts keep the
+    factor, so `detach` and `disabled` afterwards leave a network whose branches are up to 4 times as large, not the
+    plain one.
 
     Args:
         model: with attached attention.

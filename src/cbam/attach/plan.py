@@ -263,7 +263,9 @@ def _narrow_gates(rows: list[Site]) -> list[str]:
                 else "drawn as torch does, they may be off for every input, and the gate then never learns"
             )
             wider = "a smaller reduction_ratio gives more"
-            notes.append(f"narrow channel gates at {counted(len(narrow), 'site')} ({where}): {start}; {wider}")
+            notes.append(
+                f"narrow channel gates at {counted(len(narrow), 'site')} ({where}): {start}; {wider}"
+            )
     return notes
 
 

@@ -130,7 +130,7 @@ class BenchJob(Job[Case, Outcome]):
 
     def announce(self, cells: Sequence[Case], done: Sequence[Case]) -> None:
         """Show how much there is to do."""
-        self.progress.start("measurement", len(cells), len(done))
+        self.progress.start(self.unit, len(cells), len(done))
         if len(cells) == len(done):
             self.progress.note("nothing is left to measure; --restart measures everything again")
 

@@ -51,7 +51,8 @@ class AblateConfig(CompareConfig):
     attention: str = "none"
     """Variants in addition to those of the ablations, with commas; all differences are to none."""
     output: Path | None = None
-    """The run's folder; the same command resumes it, other tables are added to it. None: runs/ablate-DATA-MODEL."""
+    """The run's folder; the same command resumes it, other tables are added to it. None: runs/ablate-DATA-MODEL, with
+    -2, -3, ... where that holds another run."""
 
     def _check_attention(self) -> None:
         """Leave it to `grid`: with the networks of a table, a control alone makes sense."""
@@ -95,10 +96,10 @@ def main(arguments: Sequence[str]) -> int:
     if not config.data:
         raise CBAMError("ablate needs images: type --data NAME, for example --data fashion-mnist")
     ablations = config.ablations
-    from cbam.cli.running import run_job
+    from cbam.cli.running import placed, run_job
     from cbam.compare.run import prepare
 
-    outcome = run_job(prepare, config.grid(), ["cbam", "ablate", *arguments])
+    outcome = run_job(prepare, placed(config.grid()), ["cbam", "ablate", *arguments])
     if outcome:
         from cbam.compare.ablation_page import tables_text, write_page
 

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     from cbam.cli.running import run_job
     from cbam.runs.tables import show
 
-    outcome = run_job(prepare, config, ["cbam", "bench", *arguments], leave_out=["--restart"])
+    outcome = run_job(prepare, config, ["cbam", "bench", *arguments])
     assert outcome is not None
     console = Console(highlight=False)
     show(sections(outcome.results), console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -10,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cbam.cli.attention import with_kinds
-from cbam.cli.parsing import read_options
-from cbam.compare.config import CompareConfig
+from cbam.cli.parsing import first_word_is, read_options
+from cbam.compare.config import CompareConfig, GridConfig
 from cbam.runs.options import with_file
 from cbam.train.config import TrainConfig
 
@@ -30,9 +31,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command with the `arguments` after it; return the exit code."""
     config = parse(arguments)
     # Heavy imports after parsing, so that a wrong option is reported at once.
-    from cbam.cli.running import run_job
+    from cbam.cli.running import placed, run_job
     from cbam.compare.run import prepare
 
+    config = placed(config)
     outcome = run_job(prepare, config, ["cbam", "compare", *arguments])
     if outcome:
         show(outcome, config, Console(highlight=False))
@@ -53,7 +55,7 @@ def parse(arguments: Sequence[str]) -> CompareConfig:
 
 def parse_as(form: type[Form], arguments: Sequence[str], program: str, description: str) -> Form:
     """Read `arguments` as the fields of `form`, a `CompareConfig` or one with more options."""
-    arguments = with_file(arguments, (form, TrainConfig))
+    arguments = with_file(first_word_is("data", arguments), (form, TrainConfig))
     return read_options(form, program, description, arguments)
 
 
@@ -62,28 +64,34 @@ def show(outcome: Outcome, config: CompareConfig, console: Console) -> None:
     from cbam.formatting import counted
 
     title = (
-        f"{config.model} on {outcome.data}, validation accuracy after {counted(config.train.epochs, 'epoch')}"
+        f"{config.model} on {outcome.data}, validation {outcome.score} after "
+        f"{counted(config.train.epochs, 'epoch')}"
     )
-    show_summary(outcome, title, "accuracy", "32", console)
+    show_summary(outcome, title, outcome.score, "32", config, console)
 
 
-def show_summary(outcome: Outcome, title: str, score: str, batch: str, console: Console) -> None:
-    """Print the table of any comparison, the verdict and where the report is.
+def show_summary(
+    outcome: Outcome, title: str, score: str, batch: str, config: GridConfig, console: Console
+) -> None:
+    """Print the table of any comparison, the verdict, how to train each network alone and where the report is.
 
     Args:
         outcome: Of the comparison.
         title: Of the table.
         score: What was compared, in a word.
         batch: The batch size whose latency is shown.
+        config: Of the comparison.
         console: Where to print.
     """
     from cbam.attach.variants import label
+    from cbam.compare.commands import train_commands
     from cbam.compare.verdict import verdict
 
     summary = outcome.summary
     table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", padding=(0, 1, 0, 0))
     table.add_column("variant", no_wrap=True)
-    for heading in (score, f"vs {label(summary.baseline)}", "parameters", "MACs", f"ms, batch {batch}"):
+    timed = [f"ms, batch {batch}"] if all("latency" in cost for cost in outcome.costs.values()) else []
+    for heading in (score, f"vs {label(summary.baseline)}", "parameters", "MACs", *timed):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in summary.variants:
         cost = outcome.costs[row.variant]
@@ -93,7 +101,7 @@ def show_summary(outcome: Outcome, title: str, score: str, batch: str, console: 
             _difference(row.to_baseline),
             f"{cost['parameters']:,}",
             f"{cost['macs'] / 1e6:,.2f} M",
-            f"{cost['latency'][batch]['median_ms']:.2f}",
+            *(f"{cost['latency'][batch]['median_ms']:.2f}" for _ in timed),
         )
     console.print(table)
     seeds = max((len(row.seeds) for row in summary.variants), default=0)
@@ -104,6 +112,9 @@ def show_summary(outcome: Outcome, title: str, score: str, batch: str, console: 
     console.print(f"\n{verdict(summary)}")
     if seeds < 3:
         console.print("Add seeds with --seeds 3; what is trained is kept.")
+    console.print("\nto train one of them alone:")
+    for words in train_commands(config.resolved(), config.variants).values():
+        console.print(f"  {shlex.join(words)}", soft_wrap=True, markup=False)
     console.print(f"\nreport: {outcome.report}", soft_wrap=True)
 
 

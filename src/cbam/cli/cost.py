@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from cbam.attach import attach
 from cbam.cli.attention import with_kinds
-from cbam.cli.parsing import read_options
+from cbam.cli.parsing import first_word_is, read_options
 from cbam.cli.plan import PlanConfig
 from cbam.errors import CBAMError
 from cbam.evaluate import Cost, cost
@@ -18,7 +18,7 @@ from cbam.formatting import columns
 
 DESCRIPTION = """Count parameters, MACs, FLOPs, bytes moved and bytes saved for backward of one forward pass.
 
-Examples: cbam cost --model paper_resnet50 --attention cbam --preset official; cbam cost --table 4"""
+Examples: cbam cost paper_resnet50 --attention cbam --preset official; cbam cost --table 4"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class CostConfig(PlanConfig):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command with its `arguments`; return the exit code."""
-    return run(read_options(CostConfig, "cbam cost", with_kinds(DESCRIPTION), arguments))
+    words = first_word_is("model", arguments)
+    return run(read_options(CostConfig, "cbam cost", with_kinds(DESCRIPTION), words))
 
 
 def run(config: CostConfig) -> int:
@@ -69,7 +70,7 @@ _OF_ATTENTION = ("sites", "replace", "exclude", "preset", "reduction_ratio", "ke
 def _check(config: CostConfig) -> None:
     if config.table is None and not config.model:
         raise CBAMError(
-            "cost needs --model NAME, such as --model resnet50, or --table N for a table of the paper."
+            "cost needs a model, such as cbam cost resnet50, or --table N for a table of the paper."
         )
     names = [field for field in fields(config) if field.name not in ("table", "imports")]
     values = {field.name: getattr(config, field.name) for field in names}

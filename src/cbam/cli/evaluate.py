@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from cbam.cli.evaluate_labels import LabelsFound
 from cbam.cli.parsing import read_options
 from cbam.documents import read_yaml
 from cbam.errors import CBAMError, nearest
@@ -41,6 +42,8 @@ class EvaluateConfig:
     """A run of `cbam train` (its best weights), a folder of cbam.save_pretrained, or user/name on the hub."""
     data: str
     """fashion-mnist, digits, a folder, ... as for `cbam train`."""
+    labels: str | None = None
+    """A table of the images below --data and their labels, as for `cbam train`."""
     split: Literal["all", "val"] | None = None
     """all: every image, unless there are validation images of their own (val/); val: the validation images, split off
     as for training if need be. None: val for the images that the run was trained on, else all."""
@@ -81,7 +84,11 @@ def main(arguments: Sequence[str]) -> int:
     config = read_options(EvaluateConfig, "cbam evaluate", DESCRIPTION, arguments)
     split = split_of(config)
     found = run(config, split)
-    if found is not None:
+    if isinstance(found, LabelsFound):
+        found.show(Console(highlight=False))
+        if config.output:
+            print(f"written: {found.write(config.output)}")
+    elif found is not None:
         show(found, Console(highlight=False))
         if config.output:
             for file in write(found, config.output, ["cbam", "evaluate", *arguments]):
@@ -170,7 +177,7 @@ class Found:
     notices: tuple[str, ...]
 
 
-def run(config: EvaluateConfig, split: Split) -> Found | None:
+def run(config: EvaluateConfig, split: Split) -> Found | LabelsFound | None:
     """Score the network; return what was found on the main process, None on the others.
 
     Raises:
@@ -182,6 +189,7 @@ def run(config: EvaluateConfig, split: Split) -> Found | None:
     from cbam.train.config import TrainConfig
     from cbam.train.device import make_accelerator
     from cbam.train.evaluation import evaluate
+    from cbam.train.multilabel import evaluate_labels
 
     accelerator = make_accelerator(
         TrainConfig(batch_size=config.batch_size, precision=config.precision, device=config.device)
@@ -193,11 +201,13 @@ def run(config: EvaluateConfig, split: Split) -> Found | None:
     data = load_data(
         config.data,
         image_size=config.image_size or (size[-1] if size else None),
+        resize=resize_of(config, saved),
         mean=saved.mean,
         std=saved.std,
         limit_val=config.limit_val,
         val_fraction=split.val_fraction,
         bad_images=config.bad_images,
+        labels=config.labels,
         whole=split.whole,
     )
     classes, numbers = matched_classes(saved, data)
@@ -210,7 +220,14 @@ def run(config: EvaluateConfig, split: Split) -> Found | None:
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    scores = evaluate(model.to(accelerator.device), loader, accelerator, numbers)
+    model.to(accelerator.device)
+    notices = [*split.notices, *data.notices]
+    if data.task == "multilabel":
+        several = evaluate_labels(model, loader, accelerator)
+        return (
+            LabelsFound(config.source, data, several, tuple(notices)) if accelerator.is_main_process else None
+        )
+    scores = evaluate(model, loader, accelerator, numbers)
     if not accelerator.is_main_process:
         return None
     assert scores.predictions is not None
@@ -225,13 +242,27 @@ def run(config: EvaluateConfig, split: Split) -> Found | None:
         names=[data.val.identifier(index) for index in range(len(data.val))],
     )
     variant = saved.attention[0].kind if saved.attention else "none"
-    notices = [*split.notices, *data.notices]
     if len(data.classes) < len(classes):
         notices.append(
             f"of the network's {len(classes)} classes {len(data.classes)} have images here; an image may be predicted "
             "as any of them"
         )
     return Found(report, data, variant, tuple(notices))
+
+
+def resize_of(config: EvaluateConfig, saved: Any) -> int | None:
+    """Return how long the short side of a picture becomes before the crop: as saved with the network, if it applies.
+
+    Networks of earlier versions, which do not say it, were judged by 256/224 of their size.
+    """
+    from cbam.data.load import is_built_in
+    from cbam.data.prepared import short_side
+
+    size = saved.input_size
+    if is_built_in(config.data) or not size or config.image_size not in (None, size[-1]):
+        return None
+    known = hasattr(saved, "resize")
+    return (saved.resize or short_side(size[-1])) if known else None
 
 
 def matched_classes(saved: Config, data: ImageData) -> tuple[tuple[str, ...], list[int] | None]:
@@ -251,6 +282,11 @@ def matched_classes(saved: Config, data: ImageData) -> tuple[tuple[str, ...], li
                 f"{some(data.classes)}."
             )
         return data.classes, None
+    if data.task == "multilabel" and tuple(names) != data.classes:
+        raise CBAMError(
+            f"the network was trained on the labels {some(names, _MOST_CLASSES)}; --labels has "
+            f"{some(data.classes, _MOST_CLASSES)}. Give a table with the same ones"
+        )
     number = {name: index for index, name in enumerate(names)}
     if unknown := [name for name in data.classes if name not in number]:
         close = nearest(unknown[0], names, count=1)

@@ -21,17 +21,27 @@ COMMANDS = {
     "compare": "train plain, SE, CBAM and a control on your images; report whether attention helps",
     "ablate": "repeat the paper's ablations on your images, with seeds and spread",
     "train": "train one network with attention, on a laptop or many GPUs; resumable",
-    "evaluate": "top-1 and top-5 accuracy of a trained network",
+    "evaluate": "score a trained network: accuracy, each class, what it confuses, calibration",
     "detect": "train, compare, evaluate and apply detectors with attention",
     "explain": "show where a network looks: class activation maps, gates, a page side by side",
     "demo": "the same as a page in the browser: drop a picture, switch attention off and on",
     "plan": "show where attention would go in a model; change nothing",
     "cost": "count parameters, multiply-adds and memory of a model",
     "bench": "time attention against baselines and against a copy of the map",
+    "export": "write a trained network as ONNX, torch.export or AOTInductor file, checked",
     "convert": "convert a checkpoint between CBAM implementations: authors, timm, pytorchcv, ...",
     "shards": "write a folder of images as tar shards, for clusters and object stores",
     "doctor": "show what this machine has and when the fused operator runs",
 }
+# What brings a command's packages, if it is not `compare`.
+EXTRAS = {
+    **dict.fromkeys(("train", "evaluate", "plan", "cost", "shards", "convert"), "train"),
+    **{name: name for name in ("explain", "demo", "detect", "export")},
+}
+_LESS = (
+    "What was saved is kept. Compute less at a time: --accumulate 4 takes each batch of a training in four parts, with"
+    " the same steps; else a smaller --batch-size or --image-size"
+)
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -69,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _stop_on_sigterm():
             return importlib.import_module(f"cbam.cli.{command}").main(rest)
     except KeyboardInterrupt as stop:
-        return _fail(str(stop) or "stopped", TERMINATED if isinstance(stop, Terminated) else 130)
+        code = TERMINATED if isinstance(stop, Terminated) else 130
+        # Of several processes one speaks.
+        return _fail(str(stop) or "stopped", code) if os.environ.get("RANK", "0") == "0" else code
     except BrokenPipeError:
         # The reader of our output is gone, as in `cbam ... | head`; Python would print an error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,9 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("cbam", ""):
             raise
-        return _fail(str(MissingExtra(f"cbam {command}", "compare", package)), 2)
+        return _fail(str(MissingExtra(f"cbam {command}", EXTRAS.get(command, "compare"), package)), 2)
     except OSError as error:
         return _fail(str(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        said = str(error).strip().partition("\n")[0][:200] or "Python got none"
+        return _fail(f"out of memory ({said}). {_LESS}", 1)
 
 
 def usage() -> str:
@@ -109,6 +126,12 @@ def _stop_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch.OutOfMemoryError on accelerators; on the CPU a plain RuntimeError.
+    on_cpu = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or on_cpu
 
 
 def _fail(message: str, code: int) -> int:

@@ -30,12 +30,32 @@ def read_options(
         default: Values of options that are not given; by default those of the form.
     """
     _join_help_lines(form)
+    if {"-h", "--help"} & set(arguments):  # what has to be typed stands first
+        command = " ".join([command, *_required(form)])
     more: dict[str, Any] = {} if default is None else {"default": default}
     flat: Any = Annotated[form, tyro.conf.OmitArgPrefixes]
     found: Form = tyro.cli(
         flat, prog=command, description=_wrapped(description), args=list(arguments), **more
     )
     return found
+
+
+def first_word_is(option: str, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the option's name in front, if the first one is a bare word.
+
+    >>> first_word_is("model", ["resnet18", "--sites", "conv"])
+    ['--model', 'resnet18', '--sites', 'conv']
+    """
+    bare = arguments and not arguments[0].startswith("-")
+    return [f"--{option}", *arguments] if bare else list(arguments)
+
+
+def _required(form: Any) -> Iterator[str]:
+    """Yield the options without a default, as a usage line shows them; positional ones are shown anyway."""
+    for item in dataclasses.fields(form):
+        missing = item.default is item.default_factory is dataclasses.MISSING
+        if missing and "Positional" not in str(item.type):
+            yield f"--{item.name.replace('_', '-')} {item.name.upper()}"
 
 
 def _wrapped(description: str) -> str:

@@ -13,15 +13,16 @@ from cbam.attach import plan
 from cbam.attach.graph.probe import default_inputs
 from cbam.attach.sites.select import split_sites
 from cbam.cli.attention import with_kinds
-from cbam.cli.parsing import read_options
+from cbam.cli.parsing import first_word_is, read_options
 from cbam.models import build_model, made_for
 from cbam.models.own import build_own, is_own
+from cbam.nn.presets import DEFAULT_PRESET
 from cbam.nn.registry import attention_kind
 from cbam.runs.imports import import_modules
 
 DESCRIPTION = """Show where attention would go in a model and what it would add. Changes nothing.
 
-Example: cbam plan --model resnet50 --sites 'layer3.*.bn3' 'layer4.*.bn3'"""
+Example: cbam plan resnet50 --sites 'layer3.*.bn3' 'layer4.*.bn3'"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class PlanConfig:
     """se: in the place of the network's squeeze-excitations, of those that --sites names or of all."""
     exclude: tuple[str, ...] = ()
     """Sites to leave out."""
-    preset: str = "paper"
+    preset: str = DEFAULT_PRESET
     """CBAM's preset: paper, official or timm."""
     reduction_ratio: int | None = None
     """The channel gate's MLP has 1/r as many hidden units as there are channels; by default 16 for CBAM and SE."""
@@ -101,14 +102,15 @@ class PlanConfig:
     def _options(self) -> dict[str, Any]:
         """Return the attention's options that were given, and the preset where the attention has one."""
         given: dict[str, Any] = {"reduction_ratio": self.reduction_ratio, "kernel_size": self.kernel_size}
-        if self.preset != "paper" or attention_kind(self.attention).takes("preset"):
+        if self.preset != DEFAULT_PRESET or attention_kind(self.attention).takes("preset"):
             given["preset"] = self.preset
         return {name: value for name, value in given.items() if value is not None}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command with its `arguments`; return the exit code."""
-    return run(read_options(PlanConfig, "cbam plan", with_kinds(DESCRIPTION), arguments))
+    words = first_word_is("model", arguments)
+    return run(read_options(PlanConfig, "cbam plan", with_kinds(DESCRIPTION), words))
 
 
 def run(config: PlanConfig) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cbam.compare.ablation import Ablation, AblationRow, ablations_of
 from cbam.compare.reading import Run, read_run, telling_damage
-from cbam.compare.statistics import PairedDifference, Summary, paired_difference, points, summarise
+from cbam.compare.statistics import PairedDifference, Summary, paired_difference, points, score_of, summarise
 from cbam.compare.verdict import Finding, broken
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
@@ -33,7 +33,7 @@ def _page(run: Run) -> str:
             f"{run.folder} holds a run of {', '.join(run.variants)}: not an ablation. Give the folder of a run of"
             " `cbam ablate`"
         )
-    summary = summarise(run.results, run.variants, rows=run.rows)
+    summary = summarise(run.results, run.variants, score_of(run.data), run.rows)
     parts = [
         f"# The paper's ablations with {run.config.get('model')} on {run.data.get('name')}",
         f"```\n{shlex.join(map(str, run.environment.get('command', [])))}\n```",
@@ -62,7 +62,7 @@ def _markdown(finding: Finding) -> str:
 
 def _section(summary: Summary, ablation: Ablation, heading: str) -> str:
     chosen = next(row.label for row in ablation.rows if row.variant == ablation.choice)
-    heads = ["network", "accuracy (%)", "minus plain (points)", f"minus *{chosen}*"]
+    heads = ["network", f"{summary.score.word} (%)", "minus plain (points)", f"minus *{chosen}*"]
     heads += ["paper: top-1 error (%)", f"paper: minus *{chosen}*"]
     lines = [
         f"{heading} {ablation.title}",
@@ -146,10 +146,11 @@ def _recipe(run: Run) -> str:
     size = "x".join(map(str, run.data.get("input_size", [])))
     images = f"{run.data.get('train_images', 0):,} training and {run.data.get('val_images', 0):,} validation images"
     settings = run.config
+    score = score_of(run.data).word
     text = (
         f"{images} of {run.data.get('name')} ({size}), {settings.get('epochs')} epochs, batch "
         f"{settings.get('batch_size')}, {settings.get('optimizer')} with peak rate {settings.get('lr')}, seeds 0 to "
-        f"{settings.get('seeds', 1) - 1}; accuracy after the last epoch. Every network of a seed starts from the same "
+        f"{settings.get('seeds', 1) - 1}; {score} after the last epoch. Every network of a seed starts from the same "
         "backbone and sees the same images in the same order. Attention is the authors' (preset `official`)."
     )
     if run.missing:

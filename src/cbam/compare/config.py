@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cbam.attach.replacement import check_replace
-from cbam.attach.sites.select import split_sites
 from cbam.attach.variants import matched_by_control, parse_variants
 from cbam.errors import CBAMError
 from cbam.runs.config import RunConfig, option
-from cbam.runs.options import absolute_data, check_ranges, folder_name
-from cbam.train.config import TrainConfig
-from cbam.train.images import ImageConfig, check_start
+from cbam.runs.options import absolute_data, check_ranges, folder_name, tracker_names
+from cbam.train.config import NetworkConfig
+from cbam.train.images import absolute_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +35,20 @@ class GridConfig(RunConfig):
     seeds: int = option(3, affects_result=False)
     """How many times to train each variant: seeds 0 to N-1. Seeds and variants can be added to a finished run."""
     output: Path | None = option(None, affects_result=False)
-    """The run's folder; the same command resumes it. None: runs/DATA-MODEL."""
+    """The run's folder; the same command resumes it. None: runs/DATA-MODEL, with -2, -3, ... where that holds another
+    run."""
+    overwrite: bool = option(False, affects_result=False)
+    """Start over: move the run in the folder aside, to FOLDER-old."""
     config: Path | None = None
     """A YAML file with options, one `name: value` per line; options on the command line win."""
     ray: str | None = option(None, affects_result=False)
     """Train on a Ray cluster with shared folders: its address, auto to find it, local for one on this machine."""
     slurm: str | None = option(None, affects_result=False)
     """Train in Slurm jobs: submitit's parameters, e.g. slurm_partition=gpu,timeout_min=240; cluster=local runs here."""
+    track: str = option("", affects_result=False)
+    """tensorboard, wandb, or both with a comma, for every model, in addition to metrics.jsonl."""
+    quick: bool = option(False, affects_result=False)
+    """Leave out what comes after training: latency and pictures. The same command without it adds them."""
     model_cpus: int = option(1, affects_result=False)
     """Processor cores for each model, with --ray or --slurm."""
     model_gpus: int = option(0, affects_result=False)
@@ -56,6 +61,7 @@ class GridConfig(RunConfig):
             CBAMError: The first one, by name.
         """
         self._check_attention()
+        tracker_names(self.track)
         if self.ray and self.slurm:
             raise CBAMError("--ray and --slurm both say where to train: give one of them")
         check_ranges(
@@ -86,6 +92,11 @@ class GridConfig(RunConfig):
         return parse_variants(self.attention)
 
     @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers' names."""
+        return tracker_names(self.track)
+
+    @property
     def elsewhere(self) -> bool:
         """Whether the models are trained by other processes than this one."""
         return self.ray is not None or self.slurm is not None
@@ -111,7 +122,7 @@ class GridConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(GridConfig, ImageConfig):
+class CompareConfig(GridConfig, NetworkConfig):
     """Everything that a comparison depends on.
 
     Each field is an option of `cbam compare`; the text below it is the option's help.
@@ -121,38 +132,11 @@ class CompareConfig(GridConfig, ImageConfig):
     (('none', 'cbam'), 'runs/digits-resnet20')
     """
 
-    model: str = "resnet20"
-    """resnet20 ... resnet110 for small images, paper_resnet18 ..., torchvision's and timm's names, e.g. resnet18, or
-    your own as my_package.my_net:build, a function or class that returns the network."""
-    sites: tuple[str, ...] = ("auto",)
-    """Sites, as in `cbam plan`: auto is the end of every residual branch, or of every stage where
-    there is none; or module paths and patterns, separated by spaces or commas, e.g. features.4 features.9 for a VGG."""
-    replace: str | None = None
-    """se: attention in the place of the network's squeeze-excitations, of those that --sites names or of all; the
-    variant none keeps them."""
-    pretrained: bool = False
-    """Start from the weights that torchvision or timm publish for the model."""
-    weights: Path | None = None
-    """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """The recipe."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_grid()
         if self.train.shard:
             raise CBAMError("--shard is for one network that does not fit: cbam train --shard")
-        check_start(self.pretrained, self.weights)
-        check_replace(self.replace)
-
-    @property
-    def fine_tuning(self) -> bool:
-        """Whether training starts from weights of an earlier training."""
-        return self.pretrained or self.weights is not None
-
-    def peak_lr(self) -> float:
-        """The learning rate after the warm-up."""
-        return self.train.peak_lr(fine_tuning=self.fine_tuning)
 
     @property
     def folder(self) -> Path:
@@ -167,13 +151,7 @@ class CompareConfig(GridConfig, ImageConfig):
         >>> CompareConfig(data="digits").resolved()["lr"]
         0.1
         """
-        return super().resolved() | {
-            **self.grid_settings(),
-            "lr": self.peak_lr(),
-            "sites": ",".join(split_sites(self.sites)),
-            "data": absolute_data(self.data),
-            "weights": str(self.weights.resolve()) if self.weights else None,
-        }
+        return super().resolved() | self.grid_settings()
 
     def anywhere(self) -> CompareConfig:
         """Return the options with absolute paths, for processes that start in another folder.
@@ -185,6 +163,7 @@ class CompareConfig(GridConfig, ImageConfig):
             self,
             output=self.folder.resolve(),
             data=absolute_data(self.data),
+            labels=absolute_table(self.labels),
             weights=self.weights.resolve() if self.weights else None,
         )
 

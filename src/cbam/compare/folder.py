@@ -20,10 +20,11 @@ class CompareFolder(RunFolder):
     Args:
         path: The folder.
         score_name: The score without which a cell's result is damaged.
+        overwrite: See `RunFolder`.
     """
 
-    def __init__(self, path: Path, score_name: str = "val_accuracy"):
-        super().__init__(path)
+    def __init__(self, path: Path, score_name: str = "val_accuracy", *, overwrite: bool = False):
+        super().__init__(path, overwrite=overwrite)
         self.score_name = score_name
 
     def cell(self, cell: Cell) -> Path:

@@ -9,7 +9,6 @@ from torch import nn
 
 from cbam.attach.variants import matched_by_control, parse_variant
 from cbam.nn.registry import attention_kind
-from cbam.train.seeding import derive_seed, forked_rng
 
 if TYPE_CHECKING:
     from cbam.compare.config import CompareConfig
@@ -60,51 +59,26 @@ def build_cell(
         CBAMError: The model, its weights, the sites for the attention or a control of that size do not exist.
     """
     # Lazily: timm and torchvision take seconds to import, and an error in the options should be reported at once.
-    from cbam.attach import attach
-    from cbam.attach.sites.select import split_sites
-    from cbam.models import build_model, match_parameters
-    from cbam.models.own import check_classifier, is_own
+    from cbam.train.build import build_network, count_parameters
 
     parameters = {} if parameters is None else parameters
-    channels = data.input_size[0]
-    with forked_rng(derive_seed(cell.seed, "backbone")):
-        model = build_model(
-            config.model,
-            len(data.classes),
-            in_channels=channels,
-            pretrained=config.pretrained,
-            weights=config.weights,
-        )
-    if is_own(config.model):
-        check_classifier(model, config.model, len(data.classes), data.input_size)
     if cell.variant == "control":
         matched = matched_by_control(config.variants)
         if matched not in parameters:
             build_cell(Cell(matched, cell.seed), config, data, parameters)
-        with forked_rng(derive_seed(cell.seed, "control")):
-            match_parameters(model, parameters[matched])
-    elif (variant := parse_variant(cell.variant)).attention:
-        # Options of the variant win over the run's.
-        options: dict[str, Any] = {}
-        if config.reduction_ratio is not None and attention_kind(variant.attention).takes("reduction_ratio"):
-            options["reduction_ratio"] = config.reduction_ratio
-        options |= variant.attach_arguments(fine_tuning=config.fine_tuning)
-        with forked_rng(derive_seed(cell.seed, "attention")):
-            attach(
-                model,
-                sites=split_sites(config.sites),
-                input_size=data.input_size,
-                replace=config.replace,
-                **options,
-            )
+        model = build_network(config, data, cell.seed, widened_to=parameters[matched])
+    else:
+        model = build_network(config, data, cell.seed, attach_arguments(cell.variant, config))
     parameters[cell.variant] = count_parameters(model)
     return model
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Return the number of scalars in the parameters.
-
-    >>> count_parameters(nn.Linear(3, 2))
-    8
-    """
-    return sum(parameter.numel() for parameter in model.parameters())
+def attach_arguments(name: str, config: CompareConfig) -> dict[str, Any] | None:
+    """Return the keywords of `cbam.attach` for a variant, whose options win over the run's; None: no attention."""
+    variant = parse_variant(name)
+    if variant.attention is None:
+        return None
+    options: dict[str, Any] = {}
+    if config.reduction_ratio is not None and attention_kind(variant.attention).takes("reduction_ratio"):
+        options["reduction_ratio"] = config.reduction_ratio
+    return options | variant.attach_arguments(fine_tuning=config.fine_tuning)

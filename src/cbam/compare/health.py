@@ -13,6 +13,7 @@ _EXPLODED = 10  # times the loss of a network that finds all classes equally lik
 _FALLS = 0.98  # of the first epoch's training loss; above it nothing was learned
 _FINDS_NOTHING = 0.01  # average precision
 _FEWEST_STEPS = 200
+_ABOVE_SHARE = 1.1  # times the average precision of a guess
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def problems(
         cell = (result["variant"], int(result["seed"]))
         text = (
             _exploded(result)
-            or (_at_chance(result) if score == "val_accuracy" else _finds_nothing(result[score]))
+            or _without_skill(result, score)
             or _learned_nothing([loss for _, loss in sorted(losses.get(cell, {}).items())], _guess(result))
         )
         if text:
@@ -62,6 +63,8 @@ def levels(results: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     {'chance': 0.5, 'largest class': 0.75}
     """
     for result in results:
+        if share := _label_share(result):
+            return {"chance": share}
         counts = class_counts(result)
         if len(counts) > 1:
             chance, largest = 1 / len(counts), max(counts) / sum(counts)
@@ -102,7 +105,28 @@ def _exploded(result: Mapping[str, Any]) -> str:
 
 def _guess(result: Mapping[str, Any]) -> float:
     """Return the cross-entropy of a network that finds all classes equally likely; 0 where that is unknown."""
+    if _label_share(result):
+        return math.log(2)
     return math.log(max(1, len(result.get("per_class_accuracy") or class_counts(result))))
+
+
+def _without_skill(result: Mapping[str, Any], score: str) -> str:
+    if score == "val_accuracy":
+        return _at_chance(result)
+    if not (share := _label_share(result)):
+        return _finds_nothing(result[score])
+    if result[score] > _ABOVE_SHARE * share:
+        return ""
+    return (
+        f"mean average precision {100 * result[score]:.2f} %, hardly more than guessing: labels have "
+        f"{100 * share:.2f} % of the images on average"
+    )
+
+
+def _label_share(result: Mapping[str, Any]) -> float:
+    """Return the mean share of the images that have a label, the average precision of a guess; 0 for other tasks."""
+    counts = [count for count in result.get("label_images") or () if count]
+    return sum(counts) / (len(counts) * result["images"]) if counts else 0.0
 
 
 def _at_chance(result: Mapping[str, Any]) -> str:

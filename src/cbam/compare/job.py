@@ -30,6 +30,8 @@ from cbam.train.device import make_accelerator
 from cbam.train.job import Data, TrainingJob
 from cbam.train.loop import Callbacks, Trained
 from cbam.train.nonfinite import NonFiniteLoss
+from cbam.train.stopping import CTRL_C, Interrupted, Stop
+from cbam.train.trackers import Tracking
 
 ROWS = "metrics.jsonl"
 Config = TypeVar("Config", bound=GridConfig)
@@ -43,6 +45,7 @@ class Outcome:
     summary: Summary
     costs: dict[str, Any]
     report: Path
+    score: str = "accuracy"
 
 
 @dataclass(kw_only=True)
@@ -53,12 +56,16 @@ class ComparisonJob(TrainingJob[Cell, Outcome, Data]):
         parameters: Their number by variant, counted as the models are built.
     """
 
-    score_name: ClassVar[str]
-    """The score of a finished cell that is compared, by its name in `result.json`."""
+    unit: ClassVar[str] = "model"
 
     config: Any
     folder: CompareFolder
     parameters: dict[str, int]
+
+    @classmethod
+    @abstractmethod
+    def score_name(cls, data: Any) -> str:
+        """Return the score of a finished cell that is compared, by its name in `result.json`."""
 
     @abstractmethod
     def build(self, cell: Cell) -> nn.Module:
@@ -94,7 +101,7 @@ class ComparisonJob(TrainingJob[Cell, Outcome, Data]):
         """Show how many models there are to train."""
         epochs = self.epochs(self.config.train)
         each = f"to train for {counted(epochs, 'epoch')} each"
-        self.progress.start("model", len(cells), len(done), work=epochs, each=each)
+        self.progress.start(self.unit, len(cells), len(done), work=epochs, each=each)
 
     def work(self, pending: Sequence[Cell]) -> None:
         """Train the models here or on a cluster."""
@@ -119,17 +126,31 @@ class ComparisonJob(TrainingJob[Cell, Outcome, Data]):
         def on_epoch(row: dict[str, Any]) -> None:
             if main:
                 self.folder.check_kept()  # a row would make it again, without its settings
-                about = {"cell": cell.name, "variant": cell.variant, "seed": cell.seed}
                 self.folder.metrics.append({**about, **row})
+            tracking.epoch(row)
 
         model = self.build(cell)
         checkpoints = Checkpoints(path / "checkpoints")
+        steps = self.steps_per_epoch(self.config.train)
+        about = {"cell": cell.name, "variant": cell.variant, "seed": cell.seed}
+        names = self.config.trackers if main else ()
+        tracking = Tracking(names, path, {**self.settings(), **about}, steps, self.config.folder)
+        callbacks = Callbacks(step=tracking.step, epoch=on_epoch)
         try:
-            trained = self.train(self.config, model, cell.seed, checkpoints, Callbacks(epoch=on_epoch))
+            with Stop().listening(CTRL_C) as stop:
+                trained = self.train(self.config, model, cell.seed, checkpoints, callbacks, stop=stop)
         except NonFiniteLoss as error:
             raise NonFiniteLoss(f"cell {cell.name}: {error}") from None
-        about = {"variant": cell.variant, "seed": cell.seed, "epochs": self.epochs(self.config.train)}
-        result = {**about, **self.result(cell, trained)}
+        except Interrupted as stop:
+            raise Interrupted(f"{cell.name}: {stop}") from None
+        finally:
+            tracking.finish()
+        result = {
+            "variant": cell.variant,
+            "seed": cell.seed,
+            "epochs": self.epochs(self.config.train),
+            **self.result(cell, trained),
+        }
         if main:
             self.write_weights(cell, trained.model, trained.ema)
             self.folder.write_json(f"cells/{cell.name}/result.json", result)
@@ -180,7 +201,8 @@ class TrainCell:
     def __call__(self) -> None:
         """Train the model unless it is done."""
         import_modules(self.config.imports)  # unpickling does not run the checks that import them
-        folder = CompareFolder(self.config.folder, self.job.score_name)
+        data = self.config.load()
+        folder = CompareFolder(self.config.folder, self.job.score_name(data))
         folder.metrics = _own_rows(folder, self.cell)
         if folder.result(self.cell) is not None:
             return
@@ -191,7 +213,7 @@ class TrainCell:
             folder=folder,
             progress=Progress(),
             processes=make_accelerator(self.config.train),
-            data=self.config.load(),
+            data=data,
             parameters=dict(self.parameters),
         )
         job.announce([self.cell], [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell, build_cell
 from cbam.data.image_data import ImageData
 from cbam.evaluate.cost import cost
-from cbam.evaluate.latency import interleaved_latency
+from cbam.evaluate.latency import Latency, interleaved_latency
 from cbam.explain.pictures import gradcam_pictures
 from cbam.models.cam_layer import cam_layer
 
@@ -38,30 +39,51 @@ def trained_models(
     return models
 
 
-def measure_costs(models: dict[str, nn.Module], input_size: tuple[int, int, int]) -> dict[str, Any]:
+def known_costs(
+    folder: CompareFolder, variants: Sequence[str], *, again: bool, quick: bool
+) -> dict[str, Any]:
+    """Return what `costs.json` holds, if that is all: every variant, and its latency unless the run is a quick one.
+
+    Args:
+        folder: The run's.
+        variants: Of the run.
+        again: The networks have changed since.
+        quick: Without latency.
+    """
+    known = folder.read_json("costs.json") or {}
+    whole = set(known) == set(variants) and (quick or all("latency" in cost for cost in known.values()))
+    return known if whole and not again else {}
+
+
+def measure_costs(
+    models: dict[str, nn.Module], input_size: tuple[int, int, int], *, timed: bool = True
+) -> dict[str, Any]:
     """Count and time every model; return the content of `costs.json` without the training speed.
 
     Args:
         models: By variant, all on the device on which to measure.
         input_size: (C, H, W).
+        timed: Whether to measure latency too.
     """
     counted = {variant: cost(model, input_size) for variant, model in models.items()}
+    names = ("parameters", "macs", "flops", "bytes_moved", "bytes_saved")
+    counts = {variant: {name: getattr(count, name) for name in names} for variant, count in counted.items()}
+    if not timed:
+        return counts
     # Large networks on a CPU would take many minutes to time; five rounds still give a median and quartiles.
     one_round = sum(count.macs for count in counted.values()) * sum(BATCH_SIZES)
     rounds = max(5, min(15, round(2e12 / max(1, one_round))))
-    timed = interleaved_latency(
+    found = interleaved_latency(
         models, input_size, batch_sizes=BATCH_SIZES, rounds=rounds, channels_last=True
     )
-    names = ("parameters", "macs", "flops", "bytes_moved", "bytes_saved")
+    return {variant: {**count, "latency": latency_rows(found[variant])} for variant, count in counts.items()}
+
+
+def latency_rows(timed: Mapping[int, Latency]) -> dict[str, dict[str, float]]:
+    """Return median and quartiles by batch size, as `costs.json` holds them."""
     return {
-        variant: {
-            **{name: getattr(count, name) for name in names},
-            "latency": {
-                str(batch): {name: getattr(time, name) for name in ("median_ms", "low_ms", "high_ms")}
-                for batch, time in timed[variant].items()
-            },
-        }
-        for variant, count in counted.items()
+        str(batch): {name: getattr(time, name) for name in ("median_ms", "low_ms", "high_ms")}
+        for batch, time in timed.items()
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,12 @@ import jinja2
 import yaml
 
 from cbam.attach.variants import label
+from cbam.compare.commands import train_commands
 from cbam.compare.figures import classes_figure, curve_figure, differences_figure, seeds_figure
 from cbam.compare.health import class_counts, levels, too_few_steps
 from cbam.compare.mistakes import mistakes_section
 from cbam.compare.reading import Run, read_run, telling_damage
-from cbam.compare.statistics import ACCURACY, Score, Summary, p_text, points, summarise
+from cbam.compare.statistics import ACCURACY, Score, Summary, p_text, points, score_of, summarise
 from cbam.compare.tables import class_changes, cost_table, costed, curve_table, extremes
 from cbam.compare.verdict import Finding, findings
 from cbam.evaluate.metrics import sampling_error
@@ -40,15 +42,18 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _write(run: Run) -> Path:
-    summary = summarise(run.results, run.variants, rows=run.rows)
+    score = score_of(run.data)
+    summary = summarise(run.results, run.variants, score, run.rows)
     own = {
         "costed": costed(run),
         "pictures": _pictures(run),
         "colour_stops": colour_stops(),
-        "sampling": _sampling(run, summary),
-        "mistakes": mistakes_section(run),
+        "sampling": _sampling(run, summary) if score is ACCURACY else None,
+        "mistakes": mistakes_section(run)
+        if score is ACCURACY
+        else None,  # labels are not confused with others
     }
-    return write_page(run, summary, ACCURACY, "report.html.j2", own)
+    return write_page(run, summary, score, "report.html.j2", own)
 
 
 def write_page(run: Run, summary: Summary, score: Score, template: str, own: Mapping[str, Any]) -> Path:
@@ -78,6 +83,10 @@ def write_page(run: Run, summary: Summary, score: Score, template: str, own: Map
             counted=any(map(class_counts, run.results)),
             levels=list(levels(run.results)),
             command=shell_lines(run.environment.get("command", [])),
+            trainings={
+                variant: shlex.join(words)
+                for variant, words in train_commands(run.config, run.variants).items()
+            },
             config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True).strip(),
             tests=_tests(summary),
             **own,

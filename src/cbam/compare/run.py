@@ -4,64 +4,67 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from torch import nn
 
 from cbam.checkpoints import tensors_file
 from cbam.compare.config import CompareConfig
 from cbam.compare.folder import CompareFolder
-from cbam.compare.grid import Cell, build_cell, count_parameters
+from cbam.compare.grid import Cell, build_cell
 from cbam.compare.job import ComparisonJob, Outcome, grown
-from cbam.compare.measure import draw_pictures, measure_costs, pictures_done, trained_models
+from cbam.compare.measure import draw_pictures, known_costs, measure_costs, pictures_done, trained_models
 from cbam.compare.mistakes import draw_mistakes
 from cbam.compare.report import write_report
-from cbam.compare.statistics import summarise, write_summary_csv
+from cbam.compare.statistics import ACCURACY, score_of, summarise, write_summary_csv
 from cbam.data import ImageData
 from cbam.errors import CBAMError
 from cbam.evaluate.predictions import FILE as PREDICTIONS
-from cbam.models.registry import split_attention
+from cbam.models.registry import as_variant, split_attention
 from cbam.runs.environment import now
 from cbam.runs.launchers import check_launcher
 from cbam.runs.progress import Progress
+from cbam.train.build import count_parameters
 from cbam.train.evaluation import Evaluation
-from cbam.train.job import ImageJob, prepare_images
+from cbam.train.job import ImageJob, prepare_images, with_batch_size
 from cbam.train.loop import Trained
+from cbam.train.multilabel import LabelEvaluation
+from cbam.train.trackers import check_trackers
 
 
 @dataclass(kw_only=True)
 class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
-    """A comparison of classifiers."""
-
-    score_name: ClassVar[str] = "val_accuracy"
+    """A comparison of classifiers, or of networks for several labels."""
 
     config: CompareConfig
+
+    @classmethod
+    def score_name(cls, data: ImageData) -> str:
+        """Return the accuracy, or of several labels the mean average precision."""
+        return score_of(data.identity).key
 
     def build(self, cell: Cell) -> nn.Module:
         """Return the model of a cell as it is before training."""
         return build_cell(cell, self.config, self.data, self.parameters)
 
-    def result(self, cell: Cell, trained: Trained[Evaluation]) -> dict[str, Any]:
-        """Return accuracy and confusion; write what the network said of each image."""
-        scores = trained.evaluation
-        if self.processes.is_main_process and scores.predictions is not None:
-            scores.predictions.write(self.folder.cell(cell) / PREDICTIONS)
-        ema = {"val_accuracy_ema": trained.ema_evaluation.accuracy} if trained.ema_evaluation else {}
-        return {
-            "val_accuracy": scores.accuracy,
-            **ema,
-            "val_loss": scores.loss,
-            "per_class_accuracy": scores.per_class_accuracy,
-            "confusion": scores.confusion.tolist(),
+    def result(self, cell: Cell, trained: Trained[Any]) -> dict[str, Any]:
+        """Return accuracy and confusion, or the scores of each label; write what the network said of each image."""
+        said = getattr(trained.evaluation, "predictions", None)
+        if self.processes.is_main_process and said is not None:
+            said.write(self.folder.cell(cell) / PREDICTIONS)
+        about = {
             "parameters": count_parameters(trained.model),
             "seconds": trained.seconds,
             "finished": now(),
         }
+        return {**_figures(trained.evaluation, trained.ema_evaluation), **about}
 
     def result_text(self, result: dict[str, Any]) -> str:
-        """Format the accuracy."""
-        return f"val {100 * result['val_accuracy']:.2f} %"
+        """Format the main score."""
+        score = score_of(self.data.identity)
+        return f"val {'' if score is ACCURACY else 'mAP '}{100 * result[score.key]:.2f} %"
 
     def write_weights(self, cell: Cell, model: nn.Module, averaged: nn.Module | None) -> None:
         """Write the weights with what they belong to."""
@@ -83,23 +86,25 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
         """Measure, draw, and write the report."""
         costs = self._measure(again=any(cell.seed == 0 for cell in worked))
         results = [result for cell in self.cells if (result := self.folder.result(cell))]
-        summary = summarise(results, self.config.variants, rows=self.folder.metrics.read())
-        write_summary_csv(self.folder.path, summary)
-        draw_mistakes(self.folder, self.cells, self.data)
-        return Outcome(self.data.name, summary, costs, write_report(self.folder.path))
+        score = score_of(self.data.identity)
+        summary = summarise(results, self.config.variants, score, self.folder.metrics.read())
+        write_summary_csv(self.folder.path, summary, score)
+        if self.data.task == "multiclass":
+            draw_mistakes(self.folder, self.cells, self.data)
+        return Outcome(self.data.name, summary, costs, write_report(self.folder.path), score.word)
 
     def _measure(self, *, again: bool) -> dict[str, Any]:
         """Write `costs.json` and the pictures where they are missing, or all of them if `again`."""
-        variants, folder = self.config.variants, self.folder
-        known = folder.read_json("costs.json") or {}
-        costs = {} if again or set(known) != set(variants) else known
-        drawn = pictures_done(folder, variants) and not again
+        variants, folder, quick = self.config.variants, self.folder, self.config.quick
+        costs = known_costs(folder, variants, again=again, quick=quick)
+        several = self.data.task == "multilabel"  # Grad-CAM's panels show one class of each image
+        drawn = quick or several or (pictures_done(folder, variants) and not again)
         if not (costs and drawn):
             device = self.processes.device
             models = trained_models(folder, self.config, self.data, self.parameters, device)
             if not costs:
-                self.progress.phase("measuring cost and latency")
-                costs = measure_costs(models, self.data.input_size)
+                self.progress.phase("counting the cost" if quick else "measuring cost and latency")
+                costs = measure_costs(models, self.data.input_size, timed=not quick)
             if not drawn:
                 self.progress.phase("drawing what the models look at (Grad-CAM)")
                 try:
@@ -107,6 +112,19 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
                 except CBAMError as error:  # a network without a feature map still has its numbers
                     self.progress.note(f"no pictures: {error}")
         return self.with_speed(costs)
+
+
+def _figures(scores: Evaluation | LabelEvaluation, ema: Any) -> dict[str, Any]:
+    """Return the scores of a trained network, and that of its moving average where there is one."""
+    if isinstance(scores, LabelEvaluation):
+        return {**scores.figures(), **({"val_map_ema": ema.scores.mean_ap} if ema else {})}
+    return {
+        "val_accuracy": scores.accuracy,
+        **({"val_accuracy_ema": ema.accuracy} if ema else {}),
+        "val_loss": scores.loss,
+        "per_class_accuracy": scores.per_class_accuracy,
+        "confusion": scores.confusion.tolist(),
+    }
 
 
 def prepare(config: CompareConfig, command: list[str], progress: Progress) -> CompareJob:
@@ -125,12 +143,17 @@ def prepare(config: CompareConfig, command: list[str], progress: Progress) -> Co
     if brought:
         raise CBAMError(
             f"--model {config.model} already has attention, so every variant would have it. "
-            f"Type --model {backbone} --attention none,{brought}"
+            f"Type --model {backbone} --attention none,{as_variant(brought)}"
         )
-    folder = CompareFolder(config.folder)
+    check_trackers(config.trackers)
+    folder = CompareFolder(config.folder, overwrite=config.overwrite)
+    config = config.as_started(None if config.overwrite else folder.settings())
     before = folder.check_settings(config.resolved(), CompareConfig)
     config = grown(config, before, progress)
     accelerator, data = prepare_images(config, config.train, folder, progress)
+    folder.score_name = CompareJob.score_name(data)
+    models = [partial(build_cell, Cell(variant, 0), config, data) for variant in config.variants]
+    config = replace(config, train=with_batch_size(config.train, models, data, accelerator, progress))
     parameters: dict[str, int] = {}
     for variant in config.variants:
         if variant not in parameters:

@@ -33,6 +33,19 @@ class Score:
 
 
 ACCURACY = Score("val_accuracy", "accuracy", "per_class_accuracy")
+LABELS = Score("val_map", "mean average precision", "per_class_ap")
+
+
+def score_of(data: Mapping[str, Any]) -> Score:
+    """Return the number by which networks on these images are compared.
+
+    Args:
+        data: what `data.json` says of them.
+
+    >>> score_of({"task": "multilabel"}).key, score_of({}).key
+    ('val_map', 'val_accuracy')
+    """
+    return LABELS if data.get("task") == "multilabel" else ACCURACY
 
 
 FEWEST_PAIRS = 3
@@ -159,6 +172,7 @@ class Summary:
     control: str | None
     confidence: float = 0.95
     problems: tuple[Problem, ...] = ()
+    score: Score = ACCURACY
 
     def __getitem__(self, variant: str) -> VariantSummary:
         return next(row for row in self.variants if row.variant == variant)
@@ -194,7 +208,7 @@ def summarise(
     baseline = "none" if "none" in scores else next(iter(scores))
     control = "control" if "control" in scores and baseline != "control" else None
     summaries = tuple(_summarise_variant(variant, scores, baseline, control) for variant in scores)
-    return Summary(summaries, baseline, control, problems=problems(results, rows, score.key))
+    return Summary(summaries, baseline, control, problems=problems(results, rows, score.key), score=score)
 
 
 def _summarise_variant(

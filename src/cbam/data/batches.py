@@ -6,12 +6,15 @@ that was interrupted in the middle of an epoch can resume exactly, even with ano
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from cbam.data.balanced import REPEAT, balanced_order
 from cbam.data.epoch_index import EpochDataset, EpochIndex
 from cbam.data.workers import Loader
 from cbam.errors import CBAMError
@@ -28,6 +31,7 @@ class EpochBatches(Sampler["list[EpochIndex]"]):
         drop_last: drop the last step if it is smaller than the others.
         rank: number of this process, from 0.
         world: number of processes.
+        balanced_by: the class of every image, where each class is to come equally often, see `balanced_order`.
 
     Raises:
         CBAMError: a rank outside the world, or processes that cannot share a training batch evenly.
@@ -51,6 +55,7 @@ class EpochBatches(Sampler["list[EpochIndex]"]):
         drop_last: bool,
         rank: int = 0,
         world: int = 1,
+        balanced_by: Sequence[int] | None = None,
     ):
         if not 0 <= rank < world:
             raise CBAMError(f"rank must be from 0 to world - 1, given rank {rank} of {world}.")
@@ -65,6 +70,7 @@ class EpochBatches(Sampler["list[EpochIndex]"]):
         self.drop_last = drop_last
         self.rank = rank
         self.world = world
+        self.balanced_by = balanced_by
         self.epoch = 0
         self.step = 0
 
@@ -77,9 +83,14 @@ class EpochBatches(Sampler["list[EpochIndex]"]):
         return self._batches(self.epoch, self.step)  # an iterator keeps the epoch it was made for
 
     def _batches(self, epoch: int, first: int) -> Iterator[list[EpochIndex]]:
-        order = self.dataset.order(self.seed, epoch, self.shuffle)
+        if self.balanced_by is not None:
+            order, repeats = balanced_order(self.balanced_by, self.seed, epoch)
+        else:
+            order, repeats = self.dataset.order(self.seed, epoch, self.shuffle), None
         for step in range(first, len(self)):
-            batch = [(epoch, int(index)) for index in order[self.positions(step)]]
+            at = self.positions(step)
+            before = 0 if repeats is None else repeats[at] * REPEAT
+            batch = [(int(number), int(index)) for number, index in np.broadcast(epoch + before, order[at])]
             if batch:  # at the end of an evaluation there may be fewer images than processes
                 yield batch
 
@@ -94,6 +105,11 @@ class EpochBatches(Sampler["list[EpochIndex]"]):
         return size // self.batch_size if self.drop_last else -(-size // self.batch_size)
 
 
+def _leave_ctrl_c(worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to every process, to the one that trains: it may still need images."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def make_loader(
     dataset: EpochDataset[Any],
     *,
@@ -105,6 +121,7 @@ def make_loader(
     rank: int = 0,
     world: int = 1,
     collate: Callable[[list[Any]], Any] | None = None,
+    balanced_by: Sequence[int] | None = None,
 ) -> DataLoader[Any]:
     """Return a loader of batches (N, C, H, W), (N,) over `dataset`; `loader.batch_sampler` is its `EpochBatches`.
 
@@ -118,6 +135,7 @@ def make_loader(
         rank: number of this process, from 0; it gets its share of every step.
         world: number of processes.
         collate: makes a batch of items; torch's own stacks them.
+        balanced_by: the class of every image, where each class is to come equally often.
 
     Raises:
         CBAMError: no images, a batch size below 1, workers below 0, no batch left by `drop_last`, or a batch that the
@@ -133,7 +151,14 @@ def make_loader(
             f"{' when the last, smaller one is dropped' if drop_last else ''}. Use a smaller batch size or more images."
         )
     batches = EpochBatches(
-        dataset, batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world=world
+        dataset,
+        batch_size,
+        seed=seed,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        rank=rank,
+        world=world,
+        balanced_by=balanced_by,
     )
     return Loader(
         dataset.with_seed(seed),
@@ -142,6 +167,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_ctrl_c,
         # Without its own generator a loader draws from the global one every epoch, which would change dropout.
         generator=torch.Generator().manual_seed(0),
     )

@@ -11,6 +11,7 @@ import torch
 from torchvision.transforms.v2 import functional as transforms
 
 from cbam.data import fashion_mnist
+from cbam.data.augmentation import Augmentation, make_augmentation
 from cbam.data.image_data import ImageData, checked_statistics
 from cbam.data.memory import MemoryImages
 from cbam.data.split import balanced_subset, stratified_split
@@ -77,7 +78,7 @@ def read_digits(val_fraction: float, split_seed: int) -> RawImages:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise MissingExtra("the data set 'digits'", "compare", "scikit-learn") from error
+        raise MissingExtra("the data set 'digits'", "train", "scikit-learn") from error
 
     bundle = load_digits()
     # The set's grey values run from 0 to 16.
@@ -108,8 +109,19 @@ def in_memory(
     std: Sequence[float] | None,
     limit_train: int | None,
     limit_val: int | None,
+    policy: str | None = None,
+    flip: float | None = None,
 ) -> ImageData:
-    """Make data sets of `raw`: limited and resized now, normalised on access."""
+    """Make data sets of `raw`: limited and resized now, normalised on access.
+
+    Args:
+        raw: the images.
+        image_size: height and width; None: as they are.
+        mean, std: by which they are normalised; None: the set's own.
+        limit_train, limit_val: how many images to keep.
+        policy, flip: see `make_augmentation`.
+    """
+    augmentation = make_augmentation(1, policy, None, flip, mirror=raw.flip)
     mean, std = checked_statistics(mean or raw.mean, std or raw.std, channels=len(raw.mean))
 
     def side(part: tuple[torch.Tensor, list[int]], limit: int | None, name: str, train: bool) -> MemoryImages:
@@ -123,8 +135,7 @@ def in_memory(
             raw.classes,
             mean=mean,
             std=std,
-            crop=train,
-            flip=train and raw.flip,
+            augmentation=augmentation if train else Augmentation("none"),
         )
 
     train = side(raw.train, limit_train, "limit_train", True)
@@ -140,6 +151,8 @@ def in_memory(
         mean=mean,
         std=std,
         notices=raw.notices,
+        resize=height,
+        prepared=(augmentation.words, f"as they are, {height} x {width}"),
     )
 
 

@@ -81,6 +81,11 @@ class EpochIndexDataset(EpochDataset[Item]):
     labels: list[int]
     classes: tuple[str, ...]
 
+    @property
+    def strata(self) -> list[int]:
+        """The class of every image by which it is split, limited and balanced."""
+        return list(self.labels)
+
     @abc.abstractmethod
     def picture(self, index: int) -> Image:
         """Return image `index` in RGB as the network sees it: resized and cropped, not augmented, not normalised."""

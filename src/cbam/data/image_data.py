@@ -33,6 +33,10 @@ class ImageData:
         mean: per-channel mean that items are normalised by, on the 0..1 scale.
         std: per-channel standard deviation that items are normalised by, on the 0..1 scale.
         notices: for the user, for example that files were skipped.
+        resize: to how many pixels the short side of a picture is resized before the centre crop; None: not known.
+        interpolation: how, by torchvision's name.
+        task: "multiclass", or "multilabel": any number of classes each, whose items have (classes,) of 0 and 1.
+        prepared: how images are prepared in training and in validation, in words.
     """
 
     name: str
@@ -44,6 +48,10 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notices: tuple[str, ...] = ()
+    resize: int | None = None
+    interpolation: str = "bilinear"
+    prepared: tuple[str, str] = ("", "")
+    task: str = "multiclass"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -62,6 +70,7 @@ class ImageData:
             "val_images": len(self.val),
             "input_size": list(self.input_size),
             "labels_sha256": digest.hexdigest(),
+            **({} if self.task == "multiclass" else {"task": self.task}),
         }
 
 

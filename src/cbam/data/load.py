@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from cbam.data.augmentation import SHIFT, make_augmentation
 from cbam.data.built_in import in_memory, read_digits, read_fashion_mnist
 from cbam.data.folder import BAD_IMAGES, load_folder
 from cbam.data.image_data import ImageData, checked_statistics
+from cbam.data.labelled import load_labelled
 from cbam.data.pictures import DEFAULT_MAX_PIXELS
-from cbam.data.prepared import Preparation, Selection
+from cbam.data.prepared import Preparation, Selection, make_resize
 from cbam.errors import CBAMError, nearest, unknown_name
 from cbam.files import checked_path
 
@@ -32,6 +34,11 @@ def load_data(
     bad_images: str = "fail",
     max_pixels: int = DEFAULT_MAX_PIXELS,
     download: bool = True,
+    resize: int | None = None,
+    augment: str | None = None,
+    crop: float | str | None = None,
+    flip: float | None = None,
+    labels: str | Path | None = None,
     whole: bool = False,
 ) -> ImageData:
     """Load images by name or from a folder.
@@ -54,6 +61,11 @@ def load_data(
         bad_images: "fail" stops at images that cannot be read, "skip" drops them with a notice.
         max_pixels: images with more pixels count as bad; checked before decoding.
         download: whether Fashion-MNIST may be downloaded.
+        resize: how validation pictures are resized before they are cropped, see `cbam.data.prepared.make_resize`.
+        augment: policy of the training images: one of `cbam.data.augmentation.AUGMENTATIONS`, by default "crop".
+        crop: smallest share of the area in a random crop, or "shift"; see `cbam.data.augmentation.make_augmentation`.
+        flip: probability of mirroring left and right; by default 0.5, for digits 0.
+        labels: a table of the files in the folder and their labels, see `cbam.data.tables.find_columns`.
         whole: whether all images validate where a folder, shards or a set of Hugging Face have no validation part: to
             evaluate a trained network on them. A single class is enough then.
 
@@ -70,17 +82,31 @@ def load_data(
     if bad_images not in BAD_IMAGES:
         raise unknown_name("bad_images", bad_images, BAD_IMAGES)
     name, _, folder = str(data).partition(":")
+    if labels is not None and (is_built_in(data) or (name in LATER and folder)):
+        path = f", or type ./{data} for the folder of that name" if Path(data).is_dir() else ""
+        raise CBAMError(
+            f"--labels {labels} is for a folder of images, and {data} has labels of its own. Leave it out{path}"
+        )
     load: Callable[..., ImageData] | None = None
     if not isinstance(data, Path) and name in LATER and folder:
         load = partial(_later(name), folder)
     elif not is_built_in(data):
-        load = partial(load_folder, _existing(data))
+        root = _existing(data)
+        load = partial(load_folder, root) if labels is None else partial(load_labelled, root, str(labels))
     if load is not None:
         mean, std = checked_statistics(mean or IMAGENET_MEAN, std or IMAGENET_STD, channels=3)
+        size = 224 if image_size is None else image_size
+        augmentation = make_augmentation(size, augment, crop, flip)
         return load(
-            Preparation(224 if image_size is None else image_size, mean, std, max_pixels),
+            Preparation(size, make_resize(size, resize), mean, std, max_pixels, augmentation),
             Selection(limit_train, limit_val, val_fraction, split_seed, bad_images, whole=whole),
         )
+    for option, given in (("resize", resize), ("crop", crop if crop != SHIFT else None)):
+        if given is not None:
+            raise CBAMError(
+                f"--{option} {given} has no effect on {name}, whose images all have one size and are shifted by up to "
+                "an eighth. Leave it out"
+            )
     if name == "digits":
         raw = read_digits(val_fraction, split_seed)
     else:
@@ -91,7 +117,14 @@ def load_data(
             split_seed=split_seed,
         )
     return in_memory(
-        raw, image_size=image_size, mean=mean, std=std, limit_train=limit_train, limit_val=limit_val
+        raw,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        limit_train=limit_train,
+        limit_val=limit_val,
+        policy=augment,
+        flip=flip,
     )
 
 

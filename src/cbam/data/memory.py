@@ -11,19 +11,23 @@ import torch
 from PIL import Image as PILImage
 from torch.nn import functional
 
+from cbam.data.augmentation import Augmentation, margin
 from cbam.data.epoch_index import EpochIndex, EpochIndexDataset, Item
-from cbam.data.hashing import uniform
+from cbam.data.hashing import hash64, uniform
+from cbam.data.seeded import seeded
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_CROP_Y, _CROP_X, _FLIP = range(3)
+_CROP_Y, _CROP_X, _FLIP, _POLICY = range(4)
+_NOTHING = Augmentation("none")
 
 
 class MemoryImages(EpochIndexDataset):
-    """Images in memory; training ones are cropped at random from a zero-padded frame and flipped at random.
+    """Images in memory; training ones are cropped at random from a zero-padded frame, flipped, and augmented further.
 
-    The padding is max(1, H // 8) on every side. It is zero because that is the background of the sets held this way.
+    The padding is an eighth of the height on every side. It is zero because that is the background of the sets held
+    this way.
 
     Args:
         images: (N, C, H, W) uint8.
@@ -31,8 +35,7 @@ class MemoryImages(EpochIndexDataset):
         classes: names of the classes.
         mean: per-channel mean on the 0..1 scale.
         std: per-channel standard deviation on the 0..1 scale.
-        crop: whether to crop at random (training).
-        flip: whether to flip left and right at random (training, and only where a mirror image keeps its class).
+        augmentation: what is drawn at random (training); a crop is always a shift.
     """
 
     def __init__(
@@ -43,14 +46,13 @@ class MemoryImages(EpochIndexDataset):
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        crop: bool = False,
-        flip: bool = False,
+        augmentation: Augmentation = _NOTHING,
     ):
         self.images = images
         self.labels = [int(label) for label in labels]
         self.classes = tuple(classes)
-        self.crop = crop
-        self.flip = flip
+        self.augmentation = augmentation
+        self._more = augmentation.more()
         self._mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
 
@@ -81,16 +83,22 @@ class MemoryImages(EpochIndexDataset):
         def draw(which: int) -> np.ndarray:
             return uniform(self.seed, epochs, indices, which)
 
-        if self.crop:
+        if self.augmentation.crops:
             height, width = pixels.shape[-2:]
-            margin = max(1, height // 8)
+            border = margin(height)
             top, left = (
-                torch.from_numpy((draw(which) * (2 * margin + 1)).astype(np.int64))
+                torch.from_numpy((draw(which) * (2 * border + 1)).astype(np.int64))
                 for which in (_CROP_Y, _CROP_X)
             )
-            windows = functional.pad(pixels, [margin] * 4).unfold(2, height, 1).unfold(3, width, 1)
+            windows = functional.pad(pixels, [border] * 4).unfold(2, height, 1).unfold(3, width, 1)
             pixels = windows[torch.arange(len(pixels)), :, top, left]
-        if self.flip:
-            mirrored = torch.from_numpy(draw(_FLIP) < 0.5).view(-1, 1, 1, 1)
+        if self.augmentation.mirrors:
+            mirrored = torch.from_numpy(draw(_FLIP) < self.augmentation.flip).view(-1, 1, 1, 1)
             pixels = torch.where(mirrored, pixels.flip(-1), pixels)
+        for further in self._more:
+            changed = []
+            for image, seed in zip(pixels, hash64(self.seed, epochs, indices, _POLICY), strict=True):
+                with seeded(int(seed)):
+                    changed.append(further(image))
+            pixels = torch.stack(changed)
         return pixels

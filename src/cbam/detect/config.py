@@ -12,8 +12,7 @@ from cbam.detect.recipe import DetectTrainConfig
 from cbam.errors import CBAMError, unknown_name
 from cbam.runs.config import RunConfig, option
 from cbam.runs.imports import import_modules
-from cbam.runs.options import check_ranges, folder_name
-from cbam.train.config import TRACKERS
+from cbam.runs.options import check_ranges, folder_name, tracker_names
 
 if TYPE_CHECKING:
     from cbam.data.detection import DetectionData
@@ -228,7 +227,10 @@ class DetectRunConfig(DetectorConfig):
     seed: int = 0
     """Determines initial weights, order of the images, augmentation and samples of regions."""
     output: Path | None = option(None, affects_result=False)
-    """The run's folder; the same command resumes it. None: runs/detect-DATA-MODEL-ATTENTION."""
+    """The run's folder; the same command resumes it. None: runs/detect-DATA-MODEL-ATTENTION, with -2, -3, ... where
+    that holds another run."""
+    overwrite: bool = option(False, affects_result=False)
+    """Start over: move the run in the folder aside, to FOLDER-old."""
     config: Path | None = None
     """A YAML file with options, one `name: value` per line; options on the command line win."""
     save_every: int | None = option(None, affects_result=False)
@@ -248,9 +250,7 @@ class DetectRunConfig(DetectorConfig):
             ("save-every", self.save_every, self.save_every is None or self.save_every >= 1, "at least 1"),
             ("keep", self.keep, self.keep >= 1, "at least 1"),
         )
-        for name in self.trackers:
-            if name not in TRACKERS:
-                raise unknown_name("tracker", name, TRACKERS)
+        tracker_names(self.track)
         if self.attention == "none":
             for name, given, default in (("sites", self.sites, "backbone"), ("reduction-ratio", ratio, None)):
                 if given != default:
@@ -265,7 +265,7 @@ class DetectRunConfig(DetectorConfig):
     @property
     def trackers(self) -> tuple[str, ...]:
         """The trackers' names."""
-        return tuple(name.strip() for name in self.track.split(",") if name.strip())
+        return tracker_names(self.track)
 
     @property
     def folder(self) -> Path:

@@ -176,7 +176,7 @@ def prepare(config: DetectRunConfig, command: list[str], progress: Progress) -> 
         CBAMError: Something requested does not exist or does not fit; the message says what to type.
     """
     check_trackers(config.trackers)
-    folder = RunFolder(config.folder)
+    folder = RunFolder(config.folder, overwrite=config.overwrite)
     folder.check_settings(config.resolved(), DetectRunConfig)
     accelerator, data = prepare_detection(config, config.train, folder, progress)
     job = DetectJob(

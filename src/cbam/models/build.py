@@ -167,7 +167,7 @@ def _torchvision_names() -> list[str]:
     try:
         from torchvision import models
     except ImportError:
-        raise MissingExtra("building a backbone", "compare", "torchvision") from None
+        raise MissingExtra("building a backbone", "train", "torchvision") from None
     return models.list_models(module=models)
 
 
@@ -175,7 +175,7 @@ def _timm_names() -> list[str]:
     try:
         import timm
     except ImportError:
-        raise MissingExtra("building a backbone", "compare", "timm") from None
+        raise MissingExtra("building a backbone", "train", "timm") from None
     ours = set(timm.list_models(module="timm_registry"))
     return [name for name in timm.list_models() if name not in ours]
 

@@ -12,7 +12,7 @@ from cbam.errors import MissingExtra
 from cbam.models.cifar import CifarResNet
 from cbam.models.mobilenet import MobileNetV1
 from cbam.models.preactivation import PreActivationResNet
-from cbam.nn.registry import kind_names
+from cbam.nn.registry import attention_kind, kind_names
 
 # The paper's networks, name_SUFFIX, which timm's factory knows too; `build_model` takes every kind of attention.
 SUFFIXES = ("se", "cbam")
@@ -46,7 +46,7 @@ def _paper_resnet(num_classes: int, in_channels: int, *, depth: int, **form: flo
     try:
         from cbam.models.paper_resnet import PaperResNet
     except ImportError:
-        raise MissingExtra("building a backbone", "compare", "torchvision") from None
+        raise MissingExtra("building a backbone", "train", "torchvision") from None
     return PaperResNet(depth, num_classes, in_channels, **form)  # type: ignore[arg-type]
 
 
@@ -93,6 +93,15 @@ def split_attention(name: str) -> tuple[str, str | None]:
         return name, None
     kind = max(kinds, key=len)
     return name.removesuffix(f"_{kind}"), kind
+
+
+def as_variant(kind: str) -> str:
+    """Return the `--attention` that attaches what `build_model("NAME_KIND")` does: the preset of the authors' code.
+
+    >>> as_variant("cbam"), as_variant("se")
+    ('cbam:official', 'se')
+    """
+    return f"{kind}:official" if "preset" in attention_kind(kind).options else kind
 
 
 def timm_names() -> dict[str, str]:

@@ -28,7 +28,7 @@ try:
 except ImportError:
     from cbam.errors import MissingExtra
 
-    raise MissingExtra("registering the backbones with timm", "compare", "timm") from None
+    raise MissingExtra("registering the backbones with timm", "train", "timm") from None
 
 # What timm's scripts pass to every network; ours have none of the other options.
 _IGNORED = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable", "exportable", "no_jit")

@@ -73,7 +73,7 @@ def _as_planned(
     norm: nn.BatchNorm2d, attention: AttentionModule, u: Tensor, residual: Tensor | None, relu: bool
 ) -> Tensor | None:
     """Return the result as decided by an earlier call, None if this call has to be decided anew."""
-    plans = attention.__dict__.get("_plans")
+    plans: Any = attention.__dict__.get("_plans")
     plan: Plan | None = None if plans is None else plans.behind_norm
     if plan is None or has_global_hooks() or not plan.holds(attention, norm):
         return None

@@ -151,7 +151,7 @@ class AttentionModule(nn.Module):
 
     def _as_planned(self, x: Any) -> Tensor | None:
         """Return the gated map as decided by an earlier call, None if this call has to be decided anew."""
-        plans = self.__dict__.get("_plans")
+        plans: Any = self.__dict__.get("_plans")
         plan: Plan | None = None if plans is None else plans.alone  # once: other threads may replace it
         if plan is None or not plan.holds(self):
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -9,13 +10,15 @@ from torch import Tensor, nn
 
 from cbam.nn.base import AttentionModule, is_hooked, positive_int
 from cbam.nn.channel import ChannelAttention
-from cbam.nn.presets import Preset, resolve_preset
+from cbam.nn.keywords import checked_keywords
+from cbam.nn.presets import DEFAULT_PRESET, Preset, resolve_preset
 from cbam.nn.spatial import SpatialAttention
 from cbam.ops import gates, reference
 from cbam.ops.dims import check_dims
 from cbam.ops.signature import NO_CHANNEL_GATE, POOLINGS, OperatorConfig, Weights
 
 
+@checked_keywords(*(switch.name for switch in fields(Preset)))
 class CBAM(AttentionModule):
     """Convolutional Block Attention Module: gate the channels of a map ("what"), then its positions ("where").
 
@@ -59,7 +62,7 @@ class CBAM(AttentionModule):
         reduction_ratio: int = 16,
         kernel_size: int = 7,
         *,
-        preset: str | Preset = "paper",
+        preset: str | Preset = DEFAULT_PRESET,
         gate_scale: float = 1.0,
         dims: int = 2,
         device: Any = None,

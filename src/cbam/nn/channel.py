@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from cbam.errors import unknown_name
 from cbam.nn.base import CONVOLUTIONS, Convolution, Gate, is_plain, positive_int, tensor_of, weight_is_all
+from cbam.nn.keywords import checked_keywords
 from cbam.ops import reference
 from cbam.ops.signature import ACTIVATIONS, POOLINGS, OperatorConfig, Weights
 
 
+@checked_keywords()
 class ChannelAttention(Gate):
     """Scale each channel by a gate computed from its average and its maximum over the map.
 
@@ -155,6 +157,7 @@ class ChannelAttention(Gate):
         return f"channel_pooling={self.channel_pooling!r}, gate={self.activation!r}{scale}"
 
 
+@checked_keywords()
 class SqueezeExcitation(ChannelAttention):
     """Scale each channel by a gate computed from its average over the map.
 

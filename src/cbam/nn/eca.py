@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cbam.errors import CBAMError
 from cbam.nn.base import Gate, positive_int
+from cbam.nn.keywords import checked_keywords
 from cbam.nn.registry import register_attention
 from cbam.ops import reference
 
@@ -21,6 +22,7 @@ CITATION = """@inproceedings{wang2020eca,
 
 
 @register_attention("eca", label="ECA", title="Efficient channel attention", citation=CITATION)
+@checked_keywords()
 class ECA(Gate):
     """Scale each channel by the sigmoid of a convolution over the averages of its k nearest channels, arXiv 1910.03151.
 

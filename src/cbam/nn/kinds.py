@@ -8,7 +8,7 @@ from typing import Any
 from cbam.nn.cbam import CBAM
 from cbam.nn.channel import SqueezeExcitation
 from cbam.nn.kind import AttentionKind
-from cbam.nn.presets import Preset, resolve_preset
+from cbam.nn.presets import DEFAULT_PRESET, Preset, resolve_preset
 from cbam.nn.registry import add_kind
 
 _CBAM_CITATION = """@inproceedings{woo2018cbam,
@@ -29,7 +29,7 @@ _OF_SPATIAL_GATE = (
     "kernel_size", "spatial_descriptor", "descriptor_order", "spatial_norm", "norm_momentum", "norm_weight",
 )  # fmt: skip
 _OPTIONS: dict[str, Any] = {
-    "preset": "paper",
+    "preset": DEFAULT_PRESET,
     "reduction_ratio": 16,
     "kernel_size": 7,
     **{switch.name: switch.default for switch in fields(Preset)},
@@ -68,7 +68,7 @@ def _rebuild_cbam(
 
 
 def _build_se(
-    channels: int, *, preset: str | Preset = "paper", dims: int = 2, device: Any = None, dtype: Any = None,
+    channels: int, *, preset: str | Preset = DEFAULT_PRESET, dims: int = 2, device: Any = None, dtype: Any = None,
     **options: Any,
 ) -> SqueezeExcitation:  # fmt: skip
     resolve_preset(preset, {})  # it changes nothing, but a misspelt name is an error

@@ -62,5 +62,7 @@ def param_groups(
         decay = (decay_of_gates if gate else weight_decay) if decays else 0.0
         groups.setdefault((decay, gate_lr if gate else lr), []).append(parameter)
     if not groups:
-        raise CBAMError(f"{type(model).__name__} has no parameter that requires a gradient: nothing to train.")
+        raise CBAMError(
+            f"{type(model).__name__} has no parameter that requires a gradient: nothing to train."
+        )
     return [{"params": found, "weight_decay": decay, "lr": rate} for (decay, rate), found in groups.items()]

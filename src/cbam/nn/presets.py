@@ -11,12 +11,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from cbam.errors import CBAMError, unknown_name
+from cbam.nn.keywords import checked_keywords
 from cbam.ops.reference import ACTIVATIONS, CHANNEL_POOLINGS, DESCRIPTOR_ORDERS, SPATIAL_DESCRIPTORS
 
 ARRANGEMENTS = ("channel-spatial", "spatial-channel", "parallel", "channel", "spatial")
 WEIGHT_INITS = ("default", "official")
 
 
+@checked_keywords()
 @dataclass(frozen=True)
 class Preset:
     """One form of CBAM; its fields are the switches that `CBAM` takes by name.
@@ -83,6 +85,10 @@ PRESETS: dict[str, Preset] = {
     # timm.layers.cbam.CbamModule with its default arguments.
     "timm": Preset(spatial_norm=True),
 }
+
+
+DEFAULT_PRESET = "paper"
+"""The preset wherever none is named: in the modules, in `cbam.attach` and in every command."""
 
 
 def resolve_preset(preset: str | Preset, switches: Mapping[str, Any]) -> Preset:

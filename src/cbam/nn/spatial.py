@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn import norms
 from cbam.nn.base import CONVOLUTIONS, Gate, positive_int, tensor_of, weight_is_all
+from cbam.nn.keywords import checked_keywords
 from cbam.ops import reference
 from cbam.ops.dims import as_image_kernel
 from cbam.ops.signature import ACTIVATIONS, DESCRIPTORS, NO_CHANNEL_GATE, OperatorConfig, Weights
 
 
+@checked_keywords()
 class SpatialAttention(Gate):
     """Scale each position by a gate computed from the mean and the maximum over its channels.
 
@@ -219,7 +221,9 @@ class SpatialAttention(Gate):
         fan_in = "" if found is None else f", logits / sqrt({found.item():g})"
         scale = "" if self.gate_scale is None else f", gate_scale={self.gate_scale.item():g}"
         both = f", descriptor_order={self.descriptor_order!r}" if self.spatial_descriptor == "both" else ""
-        return f"spatial_descriptor={self.spatial_descriptor!r}{both}, gate={self.activation!r}{scale}{fan_in}"
+        return (
+            f"spatial_descriptor={self.spatial_descriptor!r}{both}, gate={self.activation!r}{scale}{fan_in}"
+        )
 
 
 def _called(module: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -46,7 +46,7 @@ def _builder(name: str) -> Builder | None:
     try:
         from timm.layers import get_attn
     except ImportError:
-        raise MissingExtra(f"attention 'timm:{name}'", "compare", "timm") from None
+        raise MissingExtra(f"attention 'timm:{name}'", "train", "timm") from None
     try:
         return get_attn(name) if name == name.lower() and name else None
     except AssertionError:  # what it raises for a name that it does not know

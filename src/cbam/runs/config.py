@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Value = TypeVar("Value")
 
@@ -36,8 +39,8 @@ def option(default: Value, *, affects_result: bool, affects_comparison: bool | N
 class RunConfig:
     """Base of the dataclasses whose fields are the options of a long run.
 
-    A field that holds a dataclass itself, such as a training recipe, contributes its fields. The field `config`, the
-    YAML file that options came from, is not stored.
+    A field that holds a dataclass itself, such as a training recipe, contributes its fields. The fields `config`, the
+    YAML file that options came from, and `overwrite` are not stored.
     """
 
     compares: ClassVar[bool] = False
@@ -57,9 +60,17 @@ class RunConfig:
             value = getattr(self, item.name)
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 settings |= {key: _plain(each) for key, each in dataclasses.asdict(value).items()}
-            elif item.name != "config":
+            elif item.name not in ("config", "overwrite"):
                 settings[item.name] = _plain(value)
         return settings
+
+    def as_started(self, before: dict[str, Any] | None) -> Self:
+        """Return the options with which the same command once began the run in a folder: defaults may have changed.
+
+        Args:
+            before: The settings stored in the folder, if there are any.
+        """
+        return self
 
     @classmethod
     def differences(cls, before: dict[str, Any], now: dict[str, Any]) -> list[str]:

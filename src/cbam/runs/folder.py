@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,15 @@ class RunFolder:
 
     Args:
         path: The folder; made by `locked`.
+        overwrite: A run that is there is moved aside by `make_room`, so nothing in it has to fit.
 
     Attributes:
         metrics: The rows of the run, by default in `metrics.jsonl`.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, overwrite: bool = False):
         self.path = path
+        self._overwrite = overwrite
         self.metrics = Rows(path / "metrics.jsonl")
         self._kept: tuple[int, int] | None = None  # which folder it was when it was opened
 
@@ -81,6 +84,21 @@ class RunFolder:
             lock.flush()
             remove_leftovers(self.path)
             yield
+
+    def make_room(self) -> Path | None:
+        """Move a run that is to be overwritten aside; return where it is now, None where there was none.
+
+        Raises:
+            FolderInUse: A process writes into it.
+        """
+        if not self._overwrite or self.settings() is None:
+            return None
+        with self.locked():
+            names = chain([f"{self.path.name}-old"], (f"{self.path.name}-old-{n}" for n in count(2)))
+            aside = next(path for path in map(self.path.with_name, names) if not path.exists())
+            self.path.rename(aside)
+        self._overwrite = False
+        return aside
 
     def settings(self) -> dict[str, Any] | None:
         """Return what `config.yaml` holds: None where there is none, {} where it is damaged."""
@@ -116,16 +134,22 @@ class RunFolder:
             if self.path.is_dir() and any(item.name[0] != "." for item in self.path.iterdir()):
                 raise CBAMError(f"{self.path} is not empty and holds no run. Give another --output")
             return {}
+        if self._overwrite:
+            return {}
         if not before or not set(form.essential) <= set(before):
             raise CBAMError(
                 f"{self.path / 'config.yaml'} is damaged, so the settings of the run in this folder are unknown. "
-                "Give another --output"
+                f"Give another --output{'' if restart is not None else ', or --overwrite to move it aside'}"
             )
         if (found := form.differences(before, now)) and not restart:
-            otherwise = "the old settings to resume" if restart is None else "--restart to start over"
+            otherwise = (
+                "--overwrite to move it aside and start over, or the old settings to resume it"
+                if restart is None
+                else "--restart to start over"
+            )
             raise CBAMError(
                 f"{self.path} holds a run with other settings ({'; '.join(found)}). "
-                f"Give another --output, or {otherwise}"
+                f"Give another --output, {'or ' if restart is not None else ''}{otherwise}"
             )
         return before
 
@@ -167,7 +191,7 @@ class RunFolder:
         Raises:
             CBAMError: The images differ; the message names what differs.
         """
-        before = self.read_json("data.json") or {}
+        before = {} if self._overwrite else self.read_json("data.json") or {}
         differing = [name for name in now if name in before and before[name] != now[name]]
         if differing:
             found = "; ".join(
@@ -175,7 +199,7 @@ class RunFolder:
             )
             raise CBAMError(
                 f"{self.path} holds a run on other images ({found}). Results on both cannot be compared:"
-                " give another --output, or the old images to resume"
+                " give another --output, --overwrite to move it aside and start over, or the old images to resume it"
             )
 
     def read_json(self, name: str, *needed: str) -> dict[str, Any] | None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from cbam.formatting import counted
 from cbam.runs.config import RunConfig
 from cbam.runs.environment import describe_environment
 from cbam.runs.folder import RunFolder
@@ -67,6 +68,9 @@ class Job(ABC, Generic[C, Outcome]):
     progress: Progress
     processes: Processes = field(default_factory=OneProcess)
 
+    unit: ClassVar[str] = "cell"
+    """What a cell is, for people."""
+
     @property
     @abstractmethod
     def cells(self) -> Sequence[C]:
@@ -83,6 +87,11 @@ class Job(ABC, Generic[C, Outcome]):
     @abstractmethod
     def finish(self, worked: Sequence[C]) -> Outcome:
         """Write what depends on all results; `worked` are the cells of this call. Called on the main process only."""
+
+    def saved(self) -> str:
+        """Say what the folder holds of the result, for a user who stopped the run."""
+        done = sum(self.is_done(cell) for cell in self.cells)
+        return f"{done} of {counted(len(self.cells), self.unit)} {'is' if done == 1 else 'are'} done"
 
     def settings(self) -> dict[str, Any]:
         """Return what a later call must share, stored as `config.yaml`."""
@@ -102,7 +111,7 @@ class Job(ABC, Generic[C, Outcome]):
 
     def announce(self, cells: Sequence[C], done: Sequence[C]) -> None:
         """Show how much there is to do."""
-        self.progress.start("cell", len(cells), len(done))
+        self.progress.start(self.unit, len(cells), len(done))
 
     def work(self, pending: Sequence[C]) -> None:
         """Do the cells that have no result, one after the other in this process."""
@@ -126,6 +135,8 @@ class Job(ABC, Generic[C, Outcome]):
             self.processes.wait_for_everyone()
             self._work()
             return None
+        if aside := self.folder.make_room():
+            self.progress.note(f"the run in {self.folder.path} is kept as {aside}")
         with self.folder.locked():
             # Again: another process may have written since it was checked.
             self.check()

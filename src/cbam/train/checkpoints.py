@@ -92,6 +92,15 @@ class Checkpoints:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
+def step_of(folder: Path) -> int:
+    """Return the number of steps done before a checkpoint.
+
+    >>> step_of(Path("checkpoints/step-000000030"))
+    30
+    """
+    return int(folder.name.removeprefix(_PREFIX))
+
+
 def damage(folder: Path) -> str:
     """Say what is wrong with a checkpoint's files, or "" if they are good.
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from cbam.attach.replacement import check_replace
+from cbam.attach.sites.select import split_sites
+from cbam.attach.variants import Variant, parse_variant
 from cbam.errors import CBAMError, unknown_name
+from cbam.nn.presets import DEFAULT_PRESET
 from cbam.nn.registry import attention_kind
 from cbam.runs.config import option
-from cbam.runs.options import absolute_data, check_ranges, folder_name
+from cbam.runs.options import absolute_data, check_ranges, folder_name, tracker_names
+from cbam.train.batch_size import AUTO, BATCH_SIZE
 from cbam.train.images import ImageConfig, check_start
 from cbam.train.recipe import SCHEDULES, Plan, Recipe
 
 # Peak learning rates at batch size 128: (from scratch, fine-tuning).
 PEAK_LR = {"sgd": (0.1, 0.01), "momentum": (0.1, 0.01), "adamw": (1e-3, 1e-4)}
-TRACKERS = ("tensorboard", "wandb")
 _OF_GATES = ("gate_lr_scale", "gate_weight_decay")
 # Options of the attention and their defaults.
-_OF_ATTENTION = {"preset": "official", "reduction_ratio": 16, "kernel_size": 7}
+_OF_ATTENTION = {"preset": DEFAULT_PRESET, "reduction_ratio": 16, "kernel_size": 7}
+_BEFORE = {"preset": "official"}  # what runs of earlier versions hold, also where it has no effect
+CONTROL = "control"
+DEFAULT_MODEL = "resnet20"
+"""The network wherever a command trains and none is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,8 @@ class TrainConfig(Recipe):
     0.1
     """
 
+    batch_size: Annotated[int, BATCH_SIZE] = 128
+    """Images per step, over all processes together; auto: the largest power of two that fits into a GPU's memory."""
     lr: float | None = None
     """Peak learning rate. None: 0.1 from scratch, 0.01 with --pretrained or --weights (adamw: 1e-3, 1e-4)."""
     schedule: Literal["cosine", "step"] = "cosine"
@@ -46,6 +55,13 @@ class TrainConfig(Recipe):
     """Mixup with shares from Beta(X, X); 0 is off, 0.2 is usual."""
     cutmix: float = 0.0
     """CutMix with areas from Beta(X, X); 0 is off, 1 is usual. With --mixup, each batch gets one of the two."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: in the loss, an image counts inversely to the number of training images of its class."""
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    """balanced: each class comes equally often in an epoch, images of small ones several times, differently
+    augmented."""
+    freeze_backbone: int = 0
+    """First epochs in which only classifier and attention learn; the backbone's batch norms keep their statistics."""
     # As for the device: the same gradient up to rounding.
     shard: bool = option(False, affects_result=False)
     """Shard weights, gradients and optimizer over the processes (FSDP2) instead of copying them (DDP)."""
@@ -62,12 +78,27 @@ class TrainConfig(Recipe):
                 self.warmup_epochs is None or 0 <= self.warmup_epochs < self.epochs,
                 f"from 0 to below --epochs {self.epochs}",
             ),
+            (
+                "freeze-backbone",
+                self.freeze_backbone,
+                0 <= self.freeze_backbone <= self.epochs,
+                f"from 0 to --epochs {self.epochs}",
+            ),
             ("mixup", self.mixup, 0 <= self.mixup < float("inf"), "at least 0, e.g. 0.2"),
             ("cutmix", self.cutmix, 0 <= self.cutmix < float("inf"), "at least 0, e.g. 1"),
             ("label-smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "from 0 to below 1"),
         )
-        if self.schedule not in SCHEDULES:
-            raise unknown_name("--schedule", self.schedule, SCHEDULES)
+        for name, choice, choices in (
+            ("--schedule", self.schedule, SCHEDULES),
+            ("--class-weights", self.class_weights, ("none", "balanced")),
+            ("--sampler", self.sampler, ("shuffle", "balanced")),
+        ):
+            if choice not in choices:
+                raise unknown_name(name, choice, choices)
+        if self.class_weights == self.sampler == "balanced":
+            raise CBAMError(
+                "--class-weights balanced and --sampler balanced make up for the same twice: give one of them"
+            )
         if self.shard and (self.ema or self.compile):
             raise CBAMError("--shard works with neither --ema nor --compile: leave one out")
 
@@ -92,6 +123,16 @@ class TrainConfig(Recipe):
         return Plan(self.epochs * steps, warmup, cosine, every)
 
     @property
+    def has_batch_size(self) -> bool:
+        """Whether the batch size is one that can be trained with, or is to be found."""
+        return self.batch_size == AUTO or super().has_batch_size
+
+    @property
+    def frozen_epochs(self) -> int:
+        """First epochs in which only classifier and attention learn."""
+        return self.freeze_backbone
+
+    @property
     def sharded(self) -> bool:
         """Whether the network is divided over the processes (FSDP2)."""
         return self.shard
@@ -102,33 +143,95 @@ class TrainConfig(Recipe):
         return self.compile
 
 
+def check_freezing(recipe: TrainConfig, model: str, *, fine_tuning: bool) -> None:
+    """Refuse to keep a backbone whose weights were drawn at random.
+
+    Args:
+        recipe: `freeze_backbone` counts.
+        model: Its name; one's own network may bring trained weights.
+        fine_tuning: Whether the weights come from an earlier training.
+
+    Raises:
+        CBAMError: It would be kept.
+    """
+    from cbam.models.own import is_own  # lazily: it imports the backbones
+
+    if recipe.freeze_backbone and not fine_tuning and not is_own(model):
+        raise CBAMError(
+            f"--freeze-backbone {recipe.freeze_backbone} would keep random weights: start from trained ones with "
+            "--pretrained or --weights FILE, or leave it out"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainRunConfig(ImageConfig):
+class NetworkConfig(ImageConfig):
+    """Which classifier is trained, on which images, and how: common to `cbam train` and `cbam compare`.
+
+    Each field is an option; the text below it is the option's help.
+    """
+
+    model: str = DEFAULT_MODEL
+    """resnet20 ... resnet110 for small images, paper_resnet18 ..., torchvision's and timm's names, e.g. resnet18, or
+    your own as my_package.my_net:build, a function or class that returns the network."""
+    sites: tuple[str, ...] = ("auto",)
+    """Sites, as in `cbam plan`: auto is the end of every residual branch, or of every stage where
+    there is none; or module paths and patterns, separated by spaces or commas, e.g. features.4 features.9 for a VGG."""
+    replace: str | None = None
+    """se: attention in the place of the network's squeeze-excitations, of those that --sites names or of all; without
+    attention they stay."""
+    pretrained: bool = False
+    """Start from the weights that torchvision or timm publish for the model."""
+    weights: Path | None = None
+    """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The recipe."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_start(self.pretrained, self.weights)
+        check_freezing(self.train, self.model, fine_tuning=self.fine_tuning)
+        check_replace(self.replace)
+
+    @property
+    def fine_tuning(self) -> bool:
+        """Whether training starts from weights of an earlier training."""
+        return self.pretrained or self.weights is not None
+
+    def peak_lr(self) -> float:
+        """The learning rate after the warm-up."""
+        return self.train.peak_lr(fine_tuning=self.fine_tuning)
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every option's value, with defaults filled in and paths made absolute."""
+        return super().resolved() | {
+            "lr": self.peak_lr(),
+            "sites": ",".join(split_sites(self.sites)),
+            "data": absolute_data(self.data),
+            "weights": str(self.weights.resolve()) if self.weights else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRunConfig(NetworkConfig):
     """Everything that one training depends on.
 
     Each field is an option of `cbam train`; the text below it is the option's help.
 
-    >>> config = TrainRunConfig(data="digits", model="resnet20")
+    >>> config = TrainRunConfig(data="digits")
     >>> str(config.folder)
     'runs/train-digits-resnet20-cbam'
-    >>> str(TrainRunConfig(data="shards:/data/images?window=2").folder)
-    'runs/train-images-resnet50-cbam'
+    >>> str(TrainRunConfig(data="shards:/data/images?window=2", attention="cbam:official:k3").folder)
+    'runs/train-images-resnet20-cbam-official-k3'
     """
 
     essential: ClassVar[tuple[str, ...]] = ("seed", "model")
 
-    model: str = "resnet50"
-    """resnet20 ... resnet110 for small images, paper_resnet50 ..., torchvision's and timm's names, or your own as
-    my_package.my_net:build, a function or class that returns the network."""
     attention: str = "cbam"
-    """Kind of attention to attach, or none."""
-    preset: str = "official"
-    """Preset of CBAM: paper (the equations), official (the authors' code, the paper's parameter counts), timm."""
-    sites: str = "auto"
-    """Sites, separated by commas, as in `cbam plan`: auto is the end of every residual branch, conv behind every
-    convolution."""
-    replace: str | None = None
-    """se: attention in the place of the network's squeeze-excitations, of those that --sites names or of all."""
+    """Kind of attention to attach, as in `cbam compare`: cbam, cbam:official, se, eca:k5, ..., or none. control: none,
+    but as many parameters as with cbam; control:se: as with se."""
+    preset: str | None = None
+    """Preset of CBAM: paper (the equations), official (the authors' code, the paper's parameter counts), timm. None:
+    paper, as in all commands, unless --attention names one."""
     reduction_ratio: int | None = None
     """Width of the channel gate's hidden layer: channels / ratio. None: 16 for CBAM and SE, else the kind's own."""
     kernel_size: int | None = None
@@ -136,21 +239,20 @@ class TrainRunConfig(ImageConfig):
     seed: int = 0
     """Determines initial weights, order of the images, augmentation and dropout."""
     output: Path | None = option(None, affects_result=False)
-    """The run's folder; the same command resumes it. None: runs/train-DATA-MODEL-ATTENTION."""
+    """The run's folder; the same command resumes it. None: runs/train-DATA-MODEL-ATTENTION, with -2, -3, ... where
+    that holds another run."""
+    overwrite: bool = option(False, affects_result=False)
+    """Start over: move the run in the folder aside, to FOLDER-old."""
     config: Path | None = None
     """A YAML file with options, one `name: value` per line; options on the command line win."""
-    pretrained: bool = False
-    """Start from the weights that torchvision or timm publish for the model."""
-    weights: Path | None = None
-    """Start from this file (.safetensors, .pth); a classifier of another size is left out."""
     save_every: int | None = option(None, affects_result=False)
     """Steps between two checkpoints; one is always written after each epoch and on a request to stop."""
+    patience: int | None = None
+    """Stop after this many epochs without a better validation score; best/ is the network to keep."""
     keep: int = option(2, affects_result=False)
     """Checkpoints to keep: the newest, and older ones to fall back to if it is damaged."""
     track: str = option("", affects_result=False)
     """tensorboard, wandb, or both with a comma, in addition to metrics.jsonl and metrics.csv."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """The recipe."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,46 +264,70 @@ class TrainRunConfig(ImageConfig):
                 "at least 1",
             ),
             ("save-every", self.save_every, self.save_every is None or self.save_every >= 1, "at least 1"),
+            ("patience", self.patience, self.patience is None or self.patience >= 1, "at least 1"),
             ("keep", self.keep, self.keep >= 1, "at least 1"),
         )
-        for name in self.trackers:
-            if name not in TRACKERS:
-                raise unknown_name("tracker", name, TRACKERS)
-        check_start(self.pretrained, self.weights)
-        check_replace(self.replace)
+        tracker_names(self.track)
         self._refuse_what_is_ignored()
 
+    @property
+    def matched(self) -> str | None:
+        """The variant whose number of parameters the network has, if it is a control."""
+        base, _, name = self.attention.partition(":")
+        return (name or "cbam") if base == CONTROL else None
+
+    @property
+    def variant(self) -> Variant:
+        """The attention; of a control that of the network that it matches."""
+        return parse_variant(self.matched or self.attention)
+
     def _refuse_what_is_ignored(self) -> None:
-        """Refuse options that have no effect with this attention."""
+        """Refuse options that have no effect with this attention, or that it has set already."""
         ignored = []
+        words = dict(self.variant.options)
         for name in self._without_effect():
             part: Any = self.train if name in _OF_GATES else self
             given = getattr(part, name)
             # Defaults are class attributes of a dataclass. What is typed as the default changes nothing either way.
-            default = given in (getattr(type(part), name), _OF_ATTENTION.get(name))
+            default = given in (getattr(type(part), name), _OF_ATTENTION.get(name), _BEFORE.get(name))
             if not default and not (name in _OF_GATES and self._brings_attention()):
-                ignored.append(f"--{name.replace('_', '-')} {given}")
+                shown = " ".join(given) if isinstance(given, tuple) else given
+                ignored.append(f"--{name.replace('_', '-')} {shown}")
         if ignored:
             has, it = ("has", "it") if len(ignored) == 1 else ("have", "them")
             instead = "" if self._brings_attention() else ", or use --attention cbam"
             raise CBAMError(
                 f"{', '.join(ignored)} {has} no effect with --attention {self.attention}. Leave {it} out{instead}"
             )
+        for name in _OF_ATTENTION:
+            given = getattr(self, name)
+            if name in words and given not in (None, words[name]):
+                raise CBAMError(
+                    f"--attention {self.attention} sets the {name.replace('_', ' ')} already. "
+                    f"Leave out --{name.replace('_', '-')} {given}"
+                )
 
     def _without_effect(self) -> list[str]:
         if self.attention == "none":
             return ["sites", "replace", *_OF_ATTENTION, *_OF_GATES]
-        options = attention_kind(self.attention).options
-        return [name for name in _OF_ATTENTION if name not in options]
+        options = attention_kind(self.variant.attention or "").options
+        gates = list(_OF_GATES) if self.matched else []
+        return [name for name in _OF_ATTENTION if name not in options] + gates
 
     @property
-    def attention_options(self) -> dict[str, Any]:
-        """Options of `cbam.attach` for the attention; what is None is the kind's own default."""
-        if self.attention == "none":
-            return {}
-        options = attention_kind(self.attention).options
+    def attach_arguments(self) -> dict[str, Any] | None:
+        """Keywords of `cbam.attach` for the attention, or for that of the network that a control matches.
+
+        What is None is the kind's own default; without attention there are none.
+        """
+        if self.variant.attention is None:
+            return None
+        options = attention_kind(self.variant.attention).options
         given = {name: getattr(self, name) for name in _OF_ATTENTION if name in options}
-        return {name: value for name, value in given.items() if value is not None}
+        return {
+            **{name: value for name, value in given.items() if value is not None},
+            **self.variant.attach_arguments(fine_tuning=self.fine_tuning),
+        }
 
     def _brings_attention(self) -> bool:
         """Whether the network already has attention of this library, to which the options of gates apply."""
@@ -210,18 +336,9 @@ class TrainRunConfig(ImageConfig):
         return split_attention(self.model)[1] is not None
 
     @property
-    def fine_tuning(self) -> bool:
-        """Whether training starts from weights of an earlier training."""
-        return self.pretrained or self.weights is not None
-
-    def peak_lr(self) -> float:
-        """The learning rate after the warm-up."""
-        return self.train.peak_lr(fine_tuning=self.fine_tuning)
-
-    @property
     def trackers(self) -> tuple[str, ...]:
         """The trackers' names."""
-        return tuple(name.strip() for name in self.track.split(",") if name.strip())
+        return tracker_names(self.track)
 
     @property
     def folder(self) -> Path:
@@ -230,21 +347,51 @@ class TrainRunConfig(ImageConfig):
             return self.output
         return Path("runs") / ("train-" + folder_name(self.data, self.model, self.attention))
 
+    def begun(self, before: dict[str, Any]) -> TrainRunConfig:
+        """Return the options with which the same command once began the run in a folder.
+
+        Args:
+            before: The settings in the folder. An earlier version had another preset by default.
+        """
+        usual = self.preset is None and "preset" not in dict(self.variant.options)
+        return replace(self, preset=before["preset"]) if usual and _is_of_earlier_version(before) else self
+
+    @classmethod
+    def differences(cls, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+        """Name the settings in which two runs would give different results, those of other attentions left out."""
+        ignored = _unused(str(now.get("attention", "")))
+        if _is_of_earlier_version(before) and now.get("preset") == DEFAULT_PRESET:
+            ignored |= {"preset"}  # see `begun`
+        kept = [{name: value for name, value in run.items() if name not in ignored} for run in (before, now)]
+        return super().differences(*kept)
+
     def resolved(self) -> dict[str, Any]:
         """Return every option's value, with defaults filled in and paths made absolute.
 
         >>> TrainRunConfig(data="digits").resolved()["lr"]
         0.1
         """
-        options = {} if self.attention == "none" else attention_kind(self.attention).options
+        variant = self.variant
+        options = {} if variant.attention is None else attention_kind(variant.attention).options
+        words = dict(variant.options)
         used = {
-            name: options.get(name, default) if getattr(self, name) is None else getattr(self, name)
+            name: words.get(name, options.get(name, default) if given is None else given)
             for name, default in _OF_ATTENTION.items()
+            for given in [getattr(self, name)]
         }
-        return super().resolved() | {
-            **used,
-            "lr": self.peak_lr(),
-            "data": absolute_data(self.data),
-            "output": str(self.folder),
-            "weights": str(self.weights.resolve()) if self.weights else None,
-        }
+        return super().resolved() | {**used, "output": str(self.folder)}
+
+
+def _is_of_earlier_version(settings: dict[str, Any]) -> bool:
+    return "preset" in settings and "replace" not in settings
+
+
+def _unused(attention: str) -> set[str]:
+    """Return the options of other attentions than this one."""
+    if attention == "none":
+        return set(_OF_ATTENTION)
+    try:
+        kind = parse_variant(attention.removeprefix(f"{CONTROL}:")).attention
+        return set(_OF_ATTENTION) - set(attention_kind(kind or "cbam").options)
+    except CBAMError:  # stored by another version, or a module that is not imported
+        return set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,8 +12,11 @@ from cbam.errors import CBAMError
 from cbam.runs.config import RunConfig, option
 from cbam.runs.imports import import_modules
 from cbam.runs.options import check_ranges
+from cbam.train.batch_size import found_before
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from cbam.data import ImageData
 
 
@@ -30,8 +33,21 @@ class ImageConfig(RunConfig):
 
     data: str
     """fashion-mnist, digits, a folder of class folders or of train/ and val/ with those, shards, ...: docs/data.md."""
+    labels: str | None = None
+    """A table (.csv, .tsv, .json) of the images below --data and their classes, also several for an image; its columns
+    are guessed and said: docs/data.md."""
     image_size: int | None = None
     """Height and width of the images. None: the set's own; for folders what the model is designed for, mostly 224."""
+    resize: int | None = None
+    """Short side of validation pictures before the centre is cropped. None: --image-size below 96, else 8/7 of it."""
+    augment: Literal["none", "flip", "crop", "randaugment", "trivial", "autoaugment", "augmix"] | None = None
+    """Of training images: none; flip; crop (and flip); or torchvision's policy in addition. None: crop; see
+    docs/augmentation.md."""
+    crop: str | None = None
+    """Smallest share of a picture's area in a random crop, e.g. 0.25; or shift: by up to an eighth of the size. None:
+    shift below 96 pixels, else 0.08."""
+    flip: float | None = None
+    """Probability of mirroring left and right; 0 where that makes another class, as of text. None: 0.5, digits 0."""
     mean: str | None = None
     """Channel means on the 0..1 scale, with commas, or one for all. None: the set's own; for folders ImageNet's."""
     std: str | None = None
@@ -78,7 +94,49 @@ class ImageConfig(RunConfig):
     def resolved(self) -> dict[str, Any]:
         """Return every option's value, with defaults filled in; of the size, the one that differs from 224."""
         usual = self.image_size is None and self.size == 224
-        return super().resolved() | {"image_size": None if usual else self.size}
+        size = None if usual else self.size
+        return super().resolved() | {
+            "image_size": size,
+            "labels": absolute_table(self.labels),
+            **self._prepared(),
+        }
+
+    def _prepared(self) -> dict[str, Any]:
+        """Return how the images are prepared; what a set decides by itself, or has no effect, is None."""
+        from cbam.data.augmentation import make_augmentation
+        from cbam.data.load import is_built_in
+        from cbam.data.prepared import make_resize
+
+        built_in, size = is_built_in(self.data), self.size or 1
+        made = make_augmentation(1 if built_in else size, self.augment, self.crop, self.flip)
+        return {
+            "resize": self.resize if built_in else make_resize(size, self.resize),
+            "augment": made.policy,
+            "crop": made.crop if made.crops else None,
+            "flip": self.flip if built_in or not made.mirrors else made.flip,
+        }
+
+    def as_started(self, before: dict[str, Any] | None) -> Self:
+        """Return the options with which the same command once began the run in a folder.
+
+        One of an earlier version keeps its preparation of images, and one that found its batch size keeps that.
+
+        Args:
+            before: The settings stored in the folder, if there are any.
+        """
+        recipe: Any = getattr(self, "train", None)
+        if recipe is not None and (found := found_before(recipe, before)) is not recipe:
+            again: Any = self
+            return replace(again, train=found).as_started(before)  # type: ignore[no-any-return]
+        if not before or not _is_earlier(before) or self.augment is not None:
+            return self
+        missing = {name: value for name, value in _earlier(before).items() if getattr(self, name) is None}
+        return replace(self, **missing)
+
+    @classmethod
+    def differences(cls, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+        """Name the settings in which two runs would give different results."""
+        return super().differences(_earlier(before) | before if _is_earlier(before) else before, now)
 
     def load(self) -> ImageData:
         """Load the images.
@@ -97,7 +155,40 @@ class ImageConfig(RunConfig):
             limit_val=self.limit_val,
             val_fraction=self.val_fraction,
             bad_images=self.bad_images,
+            resize=self.resize,
+            augment=self.augment,
+            crop=self.crop,
+            flip=self.flip,
+            labels=self.labels,
         )
+
+
+def absolute_table(labels: str | None) -> str | None:
+    """Return the value of `--labels` with an absolute path."""
+    if labels is None:
+        return None
+    file, mark, options = labels.partition("?")
+    return f"{Path(file).expanduser().resolve()}{mark}{options}"
+
+
+def _is_earlier(before: dict[str, Any]) -> bool:
+    return bool(before) and "augment" not in before
+
+
+def _earlier(before: dict[str, Any]) -> dict[str, Any]:
+    """Return how images were prepared before there were options for it, at any size.
+
+    Args:
+        before: The settings of a run of that time.
+    """
+    from cbam.data.augmentation import IMAGENET_CROP, SHIFT
+    from cbam.data.load import is_built_in
+    from cbam.data.prepared import short_side
+
+    if is_built_in(before.get("data", "")):
+        return {"augment": "crop", "crop": SHIFT}
+    size = before.get("image_size") or 224
+    return {"augment": "crop", "crop": IMAGENET_CROP, "flip": 0.5, "resize": short_side(size)}
 
 
 def check_start(pretrained: bool, weights: Path | None) -> None:

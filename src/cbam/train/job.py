@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from torch import nn
@@ -14,12 +15,14 @@ from cbam.runs.environment import describe_environment
 from cbam.runs.folder import RunFolder
 from cbam.runs.job import C, Job, Outcome
 from cbam.runs.progress import Progress
+from cbam.train.batch_size import AUTO, check_automatic, find_batch_size
 from cbam.train.checkpoints import Checkpoints
-from cbam.train.classification import Classification
+from cbam.train.classification import Classification, ImageTask
 from cbam.train.config import TrainConfig
 from cbam.train.device import make_accelerator
 from cbam.train.images import ImageConfig
 from cbam.train.loop import Callbacks, Trained, train_model
+from cbam.train.multilabel import MultiLabel, check_recipe
 from cbam.train.stopping import Stop
 from cbam.train.task import Task
 
@@ -110,6 +113,7 @@ class TrainingJob(Job[C, Outcome], Generic[C, Outcome, Data]):
         callbacks: Callbacks,
         *,
         save_every: int | None = None,
+        patience: int | None = None,
         stop: Stop | None = None,
     ) -> Trained[Any]:
         """Train a network of the run, or resume it, and show the progress.
@@ -121,6 +125,7 @@ class TrainingJob(Job[C, Outcome], Generic[C, Outcome, Data]):
             checkpoints: Of this network.
             callbacks: Called before the display changes.
             save_every: Steps between two saves.
+            patience: Epochs without a better score after which the training ends.
             stop: A request to save and stop.
         """
         return train_model(
@@ -130,6 +135,7 @@ class TrainingJob(Job[C, Outcome], Generic[C, Outcome, Data]):
             seed=seed,
             checkpoints=checkpoints,
             save_every=save_every,
+            patience=patience,
             accelerator=self.processes,
             stop=stop,
             callbacks=self._shown(callbacks, config.train),
@@ -161,22 +167,29 @@ class TrainingJob(Job[C, Outcome], Generic[C, Outcome, Data]):
 
 @dataclass(kw_only=True)
 class ImageJob(TrainingJob[C, Outcome, ImageData]):
-    """A run that trains classifiers."""
+    """A run that trains networks which judge whole images."""
 
-    def task(self, recipe: TrainConfig) -> Classification:
-        """Return the training of a classifier."""
-        return Classification(recipe, self.data)
+    def task(self, recipe: TrainConfig) -> ImageTask[Any]:
+        """Return the training of a classifier, or of a network for several labels."""
+        return (
+            MultiLabel(recipe, self.data)
+            if self.data.task == "multilabel"
+            else Classification(recipe, self.data)
+        )
 
     def steps_per_epoch(self, recipe: TrainConfig) -> int:
         """Return the steps of an epoch."""
         return max(1, len(self.data.train) // recipe.batch_size)
 
     def about_data(self) -> dict[str, Any]:
-        """Return the normalisation."""
-        return {"mean": list(self.data.mean), "std": list(self.data.std)}
+        """Return how images are prepared for the network."""
+        return {"mean": list(self.data.mean), "std": list(self.data.std), "resize": self.data.resize}
 
     def score_text(self, row: dict[str, Any]) -> str:
-        """Format the accuracy, and that of the moving average."""
+        """Format the accuracy or the mean average precision, and that of the moving average."""
+        if "val_map" in row:
+            averaged = f"  average {100 * row['val_map_ema']:.2f} %" if "val_map_ema" in row else ""
+            return f"val mAP {100 * row['val_map']:.2f} %{averaged}"
         averaged = f"  average {100 * row['val_accuracy_ema']:.2f} %" if "val_accuracy_ema" in row else ""
         return f"val {100 * row['val_accuracy']:.2f} %{averaged}"
 
@@ -199,15 +212,49 @@ def prepare_images(
     # The first process writes the index of shards, or what the doctor found; the others read it.
     with accelerator.main_process_first():
         data = config.load()
+    if data.task == "multilabel":
+        check_recipe(recipe, config.labels or data.name)
+    if recipe.batch_size == AUTO:
+        check_automatic(accelerator)
     folder.check_data(data.identity)
     progress.line(f"images: {data.source}")
     for notice in data.notices:
         progress.note(notice)
+    what = "labels" if data.task == "multilabel" else "classes"
     progress.line(
-        f"{len(data.train):,} images to train on, {len(data.val):,} to validate, {len(data.classes)} classes, "
+        f"{len(data.train):,} images to train on, {len(data.val):,} to validate, {len(data.classes)} {what}, "
         f"{'x'.join(map(str, data.input_size))} each"
     )
+    progress.line(f"training images: {data.prepared[0]}; validation images: {data.prepared[1]}")
+    if frozen := recipe.freeze_backbone:
+        until = "epoch 1 trains" if frozen == 1 else f"epochs 1 to {frozen} train"
+        progress.line(f"{until} the classifier and the attention only")
     return accelerator, data
+
+
+def with_batch_size(
+    recipe: TrainConfig,
+    models: Iterable[Callable[[], nn.Module]],
+    data: ImageData,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> TrainConfig:
+    """Return the recipe with a batch size that fits, where it is to be found.
+
+    Args:
+        recipe: Of the run.
+        models: Return the networks that are to be trained, one at a time.
+        data: Gives the size and number of the images.
+        accelerator: Where they are trained.
+        progress: Is told what was found.
+    """
+    if recipe.batch_size != AUTO:
+        return recipe
+    found = find_batch_size(models, data.input_size, len(data.train), recipe, accelerator)
+    progress.line(
+        f"batch size {found}: what fits into the GPU's memory; the default rate is for batches of 128 (--lr)"
+    )
+    return replace(recipe, batch_size=found)
 
 
 def epoch_text(row: dict[str, Any], epochs: int, score: str) -> str:

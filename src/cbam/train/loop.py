@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cbam.data.workers import naming_lost_workers
+from cbam.formatting import counted
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.device import make_accelerator
 from cbam.train.lost import naming_lost_processes
@@ -23,7 +24,7 @@ from cbam.train.nonfinite import NonFiniteLoss, all_finite, first_nonfinite
 from cbam.train.recipe import Plan
 from cbam.train.state import Position, as_files, restore
 from cbam.train.step import TrainStep
-from cbam.train.stopping import Preempted, Stop
+from cbam.train.stopping import Interrupted, Preempted, Stop
 from cbam.train.task import Batch, Scores, Task
 
 if TYPE_CHECKING:
@@ -42,14 +43,15 @@ _STEPS_BETWEEN_READS = 16
 class Trained(Generic[Scores]):
     """A finished training: the model of the last epoch (no best epoch is chosen on validation images).
 
-    `ema` and `ema_evaluation` belong to the moving average, where one was asked for; `seconds` counts all epochs, those
-    before an interruption too.
+    `ema` and `ema_evaluation` belong to the moving average, where one was asked for; `epochs` are those that were
+    trained; `seconds` counts all of them, those before an interruption too.
     """
 
     model: nn.Module
     evaluation: Scores
     ema: nn.Module | None
     ema_evaluation: Scores | None
+    epochs: int
     seconds: float
 
 
@@ -78,6 +80,7 @@ def train_model(
     seed: int,
     checkpoints: Checkpoints,
     save_every: int | None = None,
+    patience: int | None = None,
     accelerator: Accelerator | None = None,
     stop: Stop | None = None,
     callbacks: Callbacks | None = None,
@@ -91,6 +94,7 @@ def train_model(
         seed: Decides the order of the images, their augmentation, and dropout.
         checkpoints: Where the state is kept; training resumes from the newest good one.
         save_every: Steps between two saves within an epoch; after each epoch the state is saved in any case.
+        patience: Epochs without a better score after which the training ends; None: it never ends early.
         accelerator: Of `make_accelerator`; made from the recipe if not given.
         stop: A request to save and stop.
         callbacks: Called during the training.
@@ -98,6 +102,7 @@ def train_model(
     Raises:
         NonFiniteLoss: The loss is not finite; the message names the module.
         Preempted: `stop` was requested; the state is saved.
+        Interrupted: The same, by Ctrl-C.
         ProcessLost: Another process of the training has ended.
         WorkerLost: A process that loads images has.
         CBAMError: The checkpoint is of another training, or the images are too few for the processes.
@@ -108,14 +113,18 @@ def train_model(
     plan = task.recipe.plan(len(loaders[0]))
     step = TrainStep(model, task, plan, peak, seed, accelerator)
     position = _resume(step, checkpoints, callbacks)
-    loop = _Loop(step, task, plan, *loaders, position, checkpoints, save_every, stop or Stop(), callbacks)
+    loop = _Loop(
+        step, task, plan, *loaders, position, checkpoints, save_every, patience, stop or Stop(), callbacks
+    )
     scores = None
     with naming_lost_processes(accelerator.num_processes), naming_lost_workers():
         while not loop.is_done:
             scores = loop.run_epoch()
         evaluation, ema_evaluation = scores or loop.validate()
     step.release()
-    return Trained(model, evaluation, step.averaged, ema_evaluation, loop.position.seconds)
+    return Trained(
+        model, evaluation, step.averaged, ema_evaluation, loop.position.epoch, loop.position.seconds
+    )
 
 
 def _resume(step: TrainStep, checkpoints: Checkpoints, callbacks: Callbacks) -> Position:
@@ -144,6 +153,7 @@ class _Loop(Generic[Scores]):
     position: Position
     checkpoints: Checkpoints
     save_every: int | None
+    patience: int | None
     stop: Stop
     callbacks: Callbacks
 
@@ -154,8 +164,11 @@ class _Loop(Generic[Scores]):
 
     @property
     def is_done(self) -> bool:
-        """Whether all epochs are finished."""
-        return self.position.epoch >= self.epochs
+        """Whether all epochs are finished, or so many brought no better score that there is no hope for the others."""
+        at = self.position
+        # A resumed training knows it again: the best epoch is part of the position.
+        hopeless = self.patience is not None and at.best_epoch and at.epoch - at.best_epoch >= self.patience
+        return at.epoch >= self.epochs or bool(hopeless and not at.step)
 
     def run_epoch(self) -> tuple[Scores, Scores | None] | None:
         """Finish the epoch, validate, save; return the scores of the model and of its average, if it is their turn."""
@@ -179,7 +192,7 @@ class _Loop(Generic[Scores]):
             self.callbacks.best(self.step.model)
         self._save()
         if self._stops(0) and not self.is_done:
-            raise self._preempted()
+            raise self._stopped()
         return scores
 
     def validate(self) -> tuple[Scores, Scores | None]:
@@ -194,8 +207,8 @@ class _Loop(Generic[Scores]):
         ) if averaged is not None else None
 
     def _train_epoch(self) -> dict[str, float]:
-        self.step.net.train()
         at = self.position
+        self.step.begin(at.epoch)
         self.train_images.batch_sampler.set_position(at.epoch, at.step)  # type: ignore[union-attr]
         steps, device = len(self.train_images), self.step.accelerator.device
         last = min(steps, self.plan.steps - at.epoch * steps)
@@ -222,7 +235,7 @@ class _Loop(Generic[Scores]):
                 self._count(pending, batch, where)
                 self._save()
                 if self._stops(0):
-                    raise self._preempted()
+                    raise self._stopped()
                 mark = time.perf_counter()
         loss_all, correct_all, seen_all = self.step.over_processes(at.loss_sum, at.correct, at.seen)
         return {
@@ -268,9 +281,11 @@ class _Loop(Generic[Scores]):
     def _is_time_to_validate(self, epoch: int) -> bool:
         return epoch == self.epochs or epoch % self.step.config.epochs_between_evaluations == 0
 
-    def _preempted(self) -> Preempted:
+    def _stopped(self) -> BaseException:
         done = f"{self.position.epoch} of {self.epochs} epochs"
-        after = f" and {self.position.step} steps" if self.position.step else ""
+        after = f" and {counted(self.position.step, 'step')}" if self.position.step else ""
+        if self.stop.reason == "SIGINT":
+            return Interrupted(f"stopped by Ctrl-C after {done}{after}; everything is saved")
         return Preempted(
             f"stopped by {self.stop.reason or 'another process'} after {done}{after}; everything is saved"
         )

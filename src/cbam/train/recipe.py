@@ -76,7 +76,7 @@ class Recipe(ABC):
     def __post_init__(self) -> None:
         check_ranges(
             ("epochs", self.epochs, self.epochs >= 1, "at least 1"),
-            ("batch-size", self.batch_size, self.batch_size >= 1, "at least 1"),
+            ("batch-size", self.batch_size, self.has_batch_size, "at least 1"),
             ("lr", self.lr, self.lr is None or 0 < self.lr < float("inf"), "above 0"),
             (
                 "accumulate",
@@ -112,6 +112,11 @@ class Recipe(ABC):
         """
 
     @property
+    def has_batch_size(self) -> bool:
+        """Whether the batch size is one that can be trained with."""
+        return self.batch_size >= 1
+
+    @property
     def sharded(self) -> bool:
         """Whether the network is divided over the processes (FSDP2)."""
         return False
@@ -120,6 +125,11 @@ class Recipe(ABC):
     def compiled(self) -> bool:
         """Whether the network is compiled."""
         return False
+
+    @property
+    def frozen_epochs(self) -> int:
+        """First epochs in which only classifier and attention learn."""
+        return 0
 
     @property
     def largest_gradient(self) -> float:

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from cbam.attach import attach
-from cbam.attach.sites.select import split_sites
 from cbam.data import ImageData
 from cbam.errors import CBAMError
-from cbam.models import build_model
-from cbam.models.own import check_classifier, is_own
-from cbam.models.registry import split_attention
+from cbam.models.registry import as_variant, split_attention
 from cbam.pretrained import save_pretrained
 from cbam.runs.environment import now
 from cbam.runs.folder import RunFolder
 from cbam.runs.progress import Progress
+from cbam.train.build import build_network, count_parameters
 from cbam.train.config import TrainRunConfig
 from cbam.train.evaluation import Evaluation
-from cbam.train.job import ImageJob, prepare_images
+from cbam.train.job import ImageJob, prepare_images, with_batch_size
 from cbam.train.loop import Trained
-from cbam.train.seeding import derive_seed, forked_rng
+from cbam.train.multilabel import LabelEvaluation
 from cbam.train.single import Network, SingleJob
 from cbam.train.trackers import check_trackers
 
@@ -41,8 +39,13 @@ class TrainJob(ImageJob[Network, "dict[str, Any]"], SingleJob[ImageData]):
 
     @property
     def score_name(self) -> str:
-        """The accuracy."""
-        return "val_accuracy"
+        """The accuracy, or of several labels the mean average precision."""
+        return "val_map" if self.data.task == "multilabel" else "val_accuracy"
+
+    @property
+    def patience(self) -> int | None:
+        """The option."""
+        return self.config.patience
 
     def build(self) -> nn.Module:
         """Return the network as it is before training."""
@@ -65,26 +68,34 @@ class TrainJob(ImageJob[Network, "dict[str, Any]"], SingleJob[ImageData]):
             std=self.data.std,
         )
 
-    def result(self, trained: Trained[Evaluation]) -> dict[str, Any]:
+    def result(self, trained: Trained[Any]) -> dict[str, Any]:
         """Return the scores of the last epoch, and which epoch was the best."""
-        scores, ema = trained.evaluation, trained.ema_evaluation
         best = self.best_row()
-        averaged = {"val_accuracy_ema": ema.accuracy, "val_top5_ema": ema.top5_accuracy} if ema else {}
         return {
-            "val_accuracy": scores.accuracy,
-            "val_top5": scores.top5_accuracy,
-            "val_loss": scores.loss,
-            "images": scores.images,
-            **averaged,
+            **_figures(trained.evaluation, trained.ema_evaluation),
             "best_epoch": best["epoch"],
-            "best_val_accuracy": best["val_accuracy"],
-            "epochs": self.config.train.epochs,
-            "parameters": sum(parameter.numel() for parameter in self.skeleton.parameters()),
-            "per_class_accuracy": scores.per_class_accuracy,
+            f"best_{self.score_name}": best[self.score_name],
+            "epochs": trained.epochs,
+            "parameters": count_parameters(self.skeleton),
             "recipe": dataclasses.asdict(self.config.train),
             "seconds": trained.seconds,
             "finished": now(),
         }
+
+
+def _figures(scores: Evaluation | LabelEvaluation, ema: Any) -> dict[str, Any]:
+    """Return the scores of the last epoch, and those of the moving average where there is one."""
+    if isinstance(scores, LabelEvaluation):
+        return {**scores.figures(), **({"val_map_ema": ema.scores.mean_ap} if ema else {})}
+    averaged = {"val_accuracy_ema": ema.accuracy, "val_top5_ema": ema.top5_accuracy} if ema else {}
+    return {
+        "val_accuracy": scores.accuracy,
+        "val_top5": scores.top5_accuracy,
+        "val_loss": scores.loss,
+        "images": scores.images,
+        **averaged,
+        "per_class_accuracy": scores.per_class_accuracy,
+    }
 
 
 def prepare(config: TrainRunConfig, command: list[str], progress: Progress) -> TrainJob:
@@ -99,13 +110,16 @@ def prepare(config: TrainRunConfig, command: list[str], progress: Progress) -> T
         CBAMError: Something requested does not exist or does not fit; the message says what to type.
     """
     check_trackers(config.trackers)
-    folder = RunFolder(config.folder)
-    folder.check_settings(config.resolved(), TrainRunConfig)
+    folder = RunFolder(config.folder, overwrite=config.overwrite)
+    config = config.as_started(None if config.overwrite else folder.settings())
+    config = config.begun(folder.check_settings(config.resolved(), TrainRunConfig))
     accelerator, data = prepare_images(config, config.train, folder, progress)
+    recipe = with_batch_size(config.train, [partial(build, config, data)], data, accelerator, progress)
+    config = dataclasses.replace(config, train=recipe)
     job = TrainJob(
         config=config, command=command, folder=folder, progress=progress, processes=accelerator, data=data
     )
-    count = sum(parameter.numel() for parameter in job.skeleton.parameters())
+    count = count_parameters(job.skeleton)
     progress.line(f"{config.model}, attention {config.attention}: {count:,} parameters")
     return job
 
@@ -120,31 +134,13 @@ def build(config: TrainRunConfig, data: ImageData) -> nn.Module:
     Raises:
         CBAMError: The model, its weights or the sites for the attention do not exist.
     """
-    with forked_rng(derive_seed(config.seed, "backbone")):
-        model = build_model(
-            config.model,
-            len(data.classes),
-            in_channels=data.input_size[0],
-            pretrained=config.pretrained,
-            weights=config.weights,
-        )
-    if is_own(config.model):
-        check_classifier(model, config.model, len(data.classes), data.input_size)
     backbone, brought = split_attention(config.model)
     if brought and config.attention != "none":
         raise CBAMError(
             f"--model {config.model} already has attention. Type --attention none, or "
-            f"--model {backbone} --attention {brought}"
+            f"--model {backbone} --attention {as_variant(brought)}"
         )
-    if config.attention != "none":
-        with forked_rng(derive_seed(config.seed, "attention")):
-            attach(
-                model,
-                config.attention,
-                split_sites([config.sites]),
-                init="identity" if config.fine_tuning else "paper",
-                input_size=data.input_size,
-                replace=config.replace,
-                **config.attention_options,
-            )
-    return model
+    if config.matched is None:
+        return build_network(config, data, config.seed, config.attach_arguments)
+    matched = build_network(config, data, config.seed, config.attach_arguments)
+    return build_network(config, data, config.seed, widened_to=count_parameters(matched))

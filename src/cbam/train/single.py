@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from cbam.formatting import counted
-from cbam.train.checkpoints import Checkpoints
+from cbam.train.checkpoints import Checkpoints, step_of
 from cbam.train.job import Data, TrainingJob
 from cbam.train.loop import Callbacks, Trained
 from cbam.train.state import whole_state
 from cbam.train.stopping import Stop
-from cbam.train.trackers import Metrics, open_trackers
-
-if TYPE_CHECKING:
-    from accelerate.tracking import GeneralTracker
+from cbam.train.trackers import Metrics, Tracking
 
 RESULT = "result.json"
-_STEPS_BETWEEN_LOGS = 50
 
 
 @dataclass(frozen=True)
@@ -66,13 +62,9 @@ class SingleConfig(Protocol):
 
 @dataclass(kw_only=True)
 class SingleJob(TrainingJob[Network, "dict[str, Any]", Data]):
-    """One training; its outcome is the content of `result.json`.
+    """One training; its outcome is the content of `result.json`."""
 
-    Attributes:
-        trackers: Opened with the first step.
-    """
-
-    trackers: list[GeneralTracker] = field(default_factory=list)
+    unit: ClassVar[str] = "network"
 
     @property
     @abstractmethod
@@ -83,6 +75,11 @@ class SingleJob(TrainingJob[Network, "dict[str, Any]", Data]):
     @abstractmethod
     def score_name(self) -> str:
         """The score by which the best epoch is chosen, by its name in the metrics and in the result."""
+
+    @property
+    def patience(self) -> int | None:
+        """Epochs without a better score after which the training ends; None: it never ends early."""
+        return None
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -118,7 +115,7 @@ class SingleJob(TrainingJob[Network, "dict[str, Any]", Data]):
         """Show how many epochs there are to train."""
         epochs = self.epochs(self.options.train)
         each = f"to train for {counted(epochs, 'epoch')}"
-        self.progress.start("network", len(cells), len(done), work=epochs, each=each)
+        self.progress.start(self.unit, len(cells), len(done), work=epochs, each=each)
 
     def do(self, cell: Network) -> str:
         """Train the network; write its weights and its result."""
@@ -126,11 +123,13 @@ class SingleJob(TrainingJob[Network, "dict[str, Any]", Data]):
         metrics = Metrics(self.folder)
         model = self.build()
         checkpoints = Checkpoints(self.folder.path / "checkpoints", config.keep)
+        steps = self.steps_per_epoch(config.train)
+        tracking = Tracking(config.trackers if main else (), self.folder.path, self.settings(), steps)
         try:
             with Stop().listening() as stop:
                 if main and checkpoints.newest_good() is None:
                     metrics.go_on_after(0)
-                callbacks = self._callbacks(metrics)
+                callbacks = self._callbacks(metrics, tracking)
                 trained = self.train(
                     config,
                     model,
@@ -138,13 +137,13 @@ class SingleJob(TrainingJob[Network, "dict[str, Any]", Data]):
                     checkpoints,
                     callbacks,
                     save_every=config.save_every,
+                    patience=self.patience,
                     stop=stop,
                 )
                 weights = whole_state(trained.model)
                 averaged = whole_state(trained.ema) if trained.ema is not None else None
         finally:
-            for tracker in self.trackers:
-                tracker.finish()
+            tracking.finish()
         if main:
             self.folder.check_kept()
             self.write_network("final", weights)
@@ -152,6 +151,15 @@ class SingleJob(TrainingJob[Network, "dict[str, Any]", Data]):
                 self.write_network("final_ema", averaged)
             self.folder.write_json(RESULT, self.result(trained))
         return ""
+
+    def saved(self) -> str:
+        """Name the newest checkpoint, or the finished network."""
+        if self.is_done(self.cells[0]):
+            return "the network is trained"
+        newest = next(Checkpoints(self.folder.path / "checkpoints").newest_first(), None)
+        if newest is None:
+            return "no step is saved yet"
+        return f"the state after {counted(step_of(newest), 'step')} is saved"
 
     def finish(self, worked: Sequence[Network]) -> dict[str, Any]:
         """Return the result."""
@@ -167,25 +175,15 @@ class SingleJob(TrainingJob[Network, "dict[str, Any]", Data]):
         judged = [row for row in self.folder.metrics.read() if self.score_name in row]
         return max(judged, key=lambda row: row[self.score_name])
 
-    def _callbacks(self, metrics: Metrics) -> Callbacks:
-        main, steps_each = self.processes.is_main_process, self.steps_per_epoch(self.options.train)
-
-        def on_step(epoch: int, step: int, steps: int, loss: float) -> None:
-            done = epoch * steps + step
-            if main and not self.trackers:
-                self.trackers += open_trackers(self.options.trackers, self.folder, self.settings(), done)
-            if done % _STEPS_BETWEEN_LOGS == 0:
-                for tracker in self.trackers:
-                    tracker.log({"step/loss": loss}, done)
+    def _callbacks(self, metrics: Metrics, tracking: Tracking) -> Callbacks:
+        main = self.processes.is_main_process
 
         def on_epoch(row: dict[str, Any]) -> None:
             row = {**row, "images": self.validation_images()}
             if main:
                 self.folder.check_kept()  # a row would make it again, without its settings and the rows before
                 metrics.add(row)
-            for tracker in self.trackers:
-                numbers = {f"epoch/{name}": float(value) for name, value in row.items() if name != "epoch"}
-                tracker.log(numbers, row["epoch"] * steps_each)
+            tracking.epoch(row)
 
         def on_resume(epochs: int, steps: int) -> None:
             if main:
@@ -196,4 +194,4 @@ class SingleJob(TrainingJob[Network, "dict[str, Any]", Data]):
             if main:
                 self.write_network("best", weights)
 
-        return Callbacks(step=on_step, epoch=on_epoch, resume=on_resume, best=on_best)
+        return Callbacks(step=tracking.step, epoch=on_epoch, resume=on_resume, best=on_best)

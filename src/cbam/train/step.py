@@ -17,6 +17,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from cbam.train.freezing import Backbone
 from cbam.train.parameters import parameter_groups
 from cbam.train.schedule import make_schedule
 from cbam.train.seeding import derive_seed, seed_everything
@@ -59,6 +60,8 @@ class TrainStep:
         world = accelerator.num_processes
         if config.sync_bn and world > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self._backbone = Backbone(model) if config.frozen_epochs else None
+        self._frozen: list[nn.Parameter] = []
         model.to(accelerator.device)
         if config.sharded:
             shard(model, accelerator.device.type, world)
@@ -87,6 +90,25 @@ class TrainStep:
         """The learning rate of this step, without a group's own factor."""
         group = self.optimizer.param_groups[0]
         return group["lr"] / group["lr_scale"]
+
+    def begin(self, epoch: int) -> None:
+        """Enter training mode; in the epochs in which the backbone is frozen, its batch norms do not.
+
+        Args:
+            epoch: Counted from 0.
+        """
+        self.net.train()
+        if self._backbone is None:
+            return
+        weights = self._backbone.parameters(self.model)
+        frozen = epoch < self.config.frozen_epochs
+        if frozen:
+            self._backbone.hold_statistics(self.model)
+        self._frozen = weights if frozen else []
+        # DDP and FSDP2 expect the gradients that they were made for: there they are dropped before the update.
+        if self.accelerator.num_processes == 1:
+            for weight in weights:
+                weight.requires_grad_(not frozen)
 
     def backward(self, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """Add up the gradients of this process's share of a batch.
@@ -117,6 +139,8 @@ class TrainStep:
     def update(self, updates: int) -> None:
         """Update the weights and their average; `updates` counts the earlier updates."""
         self.schedule.step_update(updates)
+        for weight in self._frozen:
+            weight.grad = None
         if largest := self.config.largest_gradient:
             self.accelerator.clip_grad_norm_(self.model.parameters(), largest)
         self.optimizer.step()
@@ -141,6 +165,8 @@ class TrainStep:
 
     def release(self) -> None:
         """Unwrap the network and release it, so that the accelerator can serve another training."""
+        for weight in self._frozen:
+            weight.requires_grad_(True)
         if not self.config.sharded:
             self.accelerator.unwrap_model(self.net, keep_fp32_wrapper=False)
         self.accelerator.free_memory()

@@ -1,7 +1,8 @@
-"""Stop at the end of a step when a batch system asks for it: all processes at the same step, with nothing lost."""
+"""Stop at the end of a step when a user or a batch system asks for it: all processes at one step, nothing lost."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+CTRL_C = (signal.SIGINT,)
+SIGNALS = (
+    *CTRL_C,
+    *(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)),
+)
 _STEPS_BETWEEN_REDUCTIONS = 10
 
 
@@ -25,6 +30,10 @@ class Preempted(CBAMError):
     """The training stopped at the end of a step as requested; its state is saved."""
 
     exit_code = EXIT_CODE
+
+
+class Interrupted(KeyboardInterrupt):
+    """The training stopped at the end of a step after Ctrl-C; its state is saved."""
 
 
 class Stop:
@@ -38,24 +47,30 @@ class Stop:
         self.reason = ""
 
     @contextmanager
-    def listening(self) -> Iterator[Stop]:
-        """Treat SIGTERM and SIGUSR1 as requests to stop inside a `with` block; a second one acts as it did before.
+    def listening(self, signals: tuple[signal.Signals, ...] = SIGNALS) -> Iterator[Stop]:
+        """Treat signals as requests to stop inside a `with` block; a second one acts as it did before.
 
         Slurm sends SIGUSR1 some time before SIGTERM where it is asked to (`--signal=USR1@600`).
+
+        Args:
+            signals: By default Ctrl-C, SIGTERM and SIGUSR1.
         """
         if (
             threading.current_thread() is not threading.main_thread()
         ):  # Python lets only the main thread do this
             yield self
             return
-        before = {number: signal.getsignal(number) for number in SIGNALS}
+        before = {number: signal.getsignal(number) for number in signals}
 
         def ask(number: int, frame: FrameType | None) -> None:
             self.reason = signal.Signals(number).name
             for each, handler in before.items():
                 signal.signal(each, handler)
+            if number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
+                # Not through the display: the signal may have come while that holds its lock.
+                os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
 
-        for number in SIGNALS:
+        for number in signals:
             signal.signal(number, ask)
         try:
             yield self

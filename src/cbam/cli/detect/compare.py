@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from cbam.cli.attention import with_kinds
-from cbam.cli.parsing import read_options
+from cbam.cli.parsing import first_word_is, read_options
 from cbam.compare.detection.config import DetectCompareConfig
 from cbam.detect.recipe import DetectTrainConfig
 from cbam.formatting import counted
@@ -27,9 +27,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command with the `arguments` after it; return the exit code."""
     config = parse(arguments)
     # Heavy imports after parsing, so that a wrong option is reported at once.
-    from cbam.cli.running import run_job
+    from cbam.cli.running import placed, run_job
     from cbam.compare.detection.run import prepare
 
+    config = placed(config)
     outcome = run_job(prepare, config, ["cbam", "detect", "compare", *arguments])
     if outcome:
         show(outcome, config, Console(highlight=False))
@@ -45,7 +46,7 @@ def parse(arguments: Sequence[str]) -> DetectCompareConfig:
     >>> parse(["--data", "coco:photos", "--seeds", "2"]).seeds
     2
     """
-    arguments = with_file(arguments, (DetectCompareConfig, DetectTrainConfig))
+    arguments = with_file(first_word_is("data", arguments), (DetectCompareConfig, DetectTrainConfig))
     return read_options(DetectCompareConfig, "cbam detect compare", with_kinds(DESCRIPTION), arguments)
 
 
@@ -59,4 +60,4 @@ def show(outcome: Outcome, config: DetectCompareConfig, console: Console) -> Non
         else counted(config.train.iterations, "step")
     )
     title = f"{config.model} on {outcome.data}, average precision after {length}"
-    show_summary(outcome, title, "AP", "4", console)
+    show_summary(outcome, title, "AP", "4", config, console)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 
 from cbam.cli.attention import with_kinds
-from cbam.cli.parsing import read_options
+from cbam.cli.parsing import first_word_is, read_options
 from cbam.detect.config import DetectRunConfig
 from cbam.detect.recipe import DetectTrainConfig
 from cbam.formatting import counted
@@ -26,15 +25,11 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command with the `arguments` after it; return the exit code."""
     config = parse(arguments)
     # Heavy imports after parsing, so that a wrong option is reported at once.
-    from cbam.cli.running import run_job
+    from cbam.cli.running import placed, run_job
     from cbam.detect.run import prepare
-    from cbam.train.stopping import Preempted
 
-    command = ["cbam", "detect", "train", *arguments]
-    try:
-        result = run_job(prepare, config, command)
-    except Preempted as stop:
-        raise Preempted(f"{stop}. To resume, type the same again:\n  {shlex.join(command)}") from None
+    config = placed(config)
+    result = run_job(prepare, config, ["cbam", "detect", "train", *arguments])
     if result:
         show(result, config, Console(highlight=False))
     return 0
@@ -49,7 +44,7 @@ def parse(arguments: Sequence[str]) -> DetectRunConfig:
     >>> parse(["--data", "coco:photos", "--epochs", "2"]).train.epochs
     2
     """
-    arguments = with_file(arguments, (DetectRunConfig, DetectTrainConfig))
+    arguments = with_file(first_word_is("data", arguments), (DetectRunConfig, DetectTrainConfig))
     return read_options(DetectRunConfig, "cbam detect train", with_kinds(DESCRIPTION), arguments)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell
+from cbam.compare.measure import latency_rows
 from cbam.data.detection import DetectionData, PreparedDetection
 from cbam.detect.evaluation import DetectionScores, Evaluator, make_evaluator
 from cbam.detect.saved import open_detector
@@ -33,17 +34,22 @@ _ON_MAPS = ("backbone", "rpn.head", "head")
 _RESAMPLES = 1000
 
 
-def measure_detectors(models: Mapping[str, nn.Module], input_size: tuple[int, int, int]) -> dict[str, Any]:
+def measure_detectors(
+    models: Mapping[str, nn.Module], input_size: tuple[int, int, int], *, timed: bool = True
+) -> dict[str, Any]:
     """Count and time detectors; return the content of `costs.json` without the training speed.
 
     Args:
         models: By variant, all on the device on which to measure, in evaluation mode.
         input_size: (C, H, W), the size at which they are trained.
+        timed: Whether to measure latency too.
     """
-    timed = interleaved_latency(
-        models, input_size, batch_sizes=_BATCH_SIZES, rounds=_ROUNDS, channels_last=True
+    latency = (
+        interleaved_latency(models, input_size, batch_sizes=_BATCH_SIZES, rounds=_ROUNDS, channels_last=True)
+        if timed
+        else {}
     )
-    found = {}
+    found: dict[str, Any] = {}
     for variant, model in models.items():
         count = cost(model, input_size)
         parts = [row for row in count.modules if row.name in _ON_MAPS]
@@ -53,11 +59,9 @@ def measure_detectors(models: Mapping[str, nn.Module], input_size: tuple[int, in
                 name: sum(getattr(part, name) for part in parts)
                 for name in ("macs", "flops", "bytes_moved", "bytes_saved")
             },
-            "latency": {
-                str(batch): {name: getattr(time, name) for name in ("median_ms", "low_ms", "high_ms")}
-                for batch, time in timed[variant].items()
-            },
         }
+        if timed:
+            found[variant]["latency"] = latency_rows(latency[variant])
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -21,8 +21,9 @@ from cbam.compare.detection.measure import (
 )
 from cbam.compare.detection.report import AVERAGE_PRECISION, write_detection_report
 from cbam.compare.folder import CompareFolder
-from cbam.compare.grid import Cell, count_parameters
+from cbam.compare.grid import Cell
 from cbam.compare.job import ComparisonJob, Outcome, grown
+from cbam.compare.measure import known_costs
 from cbam.compare.statistics import summarise, write_summary_csv
 from cbam.data.detection import DetectionData
 from cbam.detect.build import build, detector_arguments
@@ -33,18 +34,23 @@ from cbam.models.matched_control import match_parameters
 from cbam.runs.environment import now
 from cbam.runs.launchers import check_launcher
 from cbam.runs.progress import Progress
+from cbam.train.build import count_parameters
 from cbam.train.loop import Trained
 from cbam.train.seeding import derive_seed, forked_rng
 from cbam.train.state import whole_state
+from cbam.train.trackers import check_trackers
 
 
 @dataclass(kw_only=True)
 class DetectCompareJob(DetectionJob[Cell, Outcome], ComparisonJob[DetectionData]):
     """A comparison of detectors."""
 
-    score_name: ClassVar[str] = AVERAGE_PRECISION.key
-
     config: DetectCompareConfig
+
+    @classmethod
+    def score_name(cls, data: DetectionData) -> str:
+        """Return the average precision of boxes."""
+        return AVERAGE_PRECISION.key
 
     def build(self, cell: Cell) -> nn.Module:
         """Return the detector of a cell as it is before training."""
@@ -103,16 +109,15 @@ class DetectCompareJob(DetectionJob[Cell, Outcome], ComparisonJob[DetectionData]
 
     def _measure(self, *, again: bool) -> dict[str, Any]:
         """Write `costs.json` and the pictures where they are missing, or all of them if `again`."""
-        variants, folder = self.config.variants, self.folder
-        known = folder.read_json("costs.json") or {}
-        costs = {} if again or set(known) != set(variants) else known
-        drawn = pictures_drawn(folder, variants) and not again
+        variants, folder, quick = self.config.variants, self.folder, self.config.quick
+        costs = known_costs(folder, variants, again=again, quick=quick)
+        drawn = quick or (pictures_drawn(folder, variants) and not again)
         if not (costs and drawn):
             models = trained_detectors(folder, variants, self.processes.device)
             if not costs:
-                self.progress.phase("measuring cost and latency")
+                self.progress.phase("counting the cost" if quick else "measuring cost and latency")
                 side = self.config.sides[0]
-                costs = measure_detectors(models, (3, side, side))
+                costs = measure_detectors(models, (3, side, side), timed=not quick)
             if not drawn:
                 self.progress.phase("drawing what the detectors find")
                 draw_detected(folder, models, self.data)
@@ -157,7 +162,8 @@ def prepare(config: DetectCompareConfig, command: list[str], progress: Progress)
         CBAMError: Something requested does not exist or does not fit; the message says what to type.
     """
     check_launcher(config.ray, config.slurm)
-    folder = CompareFolder(config.folder, AVERAGE_PRECISION.key)
+    check_trackers(config.trackers)
+    folder = CompareFolder(config.folder, AVERAGE_PRECISION.key, overwrite=config.overwrite)
     before = folder.check_settings(config.resolved(), DetectCompareConfig)
     config = grown(config, before, progress)
     accelerator, data = prepare_detection(config, config.train, folder, progress)

@@ -58,7 +58,7 @@ class Samples:
 
 
 class ShardImages(PreparedImages):
-    """Images in tar shards; training ones go through RandomResizedCrop and a flip, others are centre-cropped.
+    """Images in tar shards; training ones are augmented, others resized and cropped.
 
     Args:
         names: where the shards are.

@@ -205,7 +205,7 @@ def _checked_index(index: ShardIndex, names: ShardNames, max_pixels: int) -> Sha
     wanted = [name for name in (*names.train, *names.val) if not index.shards[name].checked]
     if not wanted:
         return index
-    plain = Preparation(1, (0.0,) * 3, (1.0,) * 3, max_pixels)
+    plain = Preparation(1, 1, (0.0,) * 3, (1.0,) * 3, max_pixels)
     found: dict[str, Part] = {}
     total, done = sum(index.shards[name].count for name in wanted), 0
     with counting("checking images in shards") as count, ThreadPoolExecutor() as pool:

@@ -144,8 +144,9 @@ def _gate_grads(call: Call, masked: Any) -> tuple[Any, int, bool, Any, int]:
     plan.launch_pass(
         passes.gate_grads, (n * tiles, count), size, given.x, *given.before, given.config.pre_eps, call.norm,
         given.grad, given.out, masked, kept.s, kept.t, given.weights.spatial_scale, given.weights.norm_var, q.eps, dt,
-        sums, n, c, p, tiles, per_program, BATCH=given.config.pre_training, SUMS=number, LOGITS=logits, HARD=q.hard, LAST=q.channels_last,
-        GROUP=group, STEPS=steps, WHOLE=c % size.channels == 0 and p % (size.positions * steps) == 0,
+        sums, n, c, p, tiles, per_program, BATCH=given.config.pre_training, SUMS=number, LOGITS=logits, HARD=q.hard,
+        LAST=q.channels_last, GROUP=group, STEPS=steps,
+        WHOLE=c % size.channels == 0 and p % (size.positions * steps) == 0,
     )  # fmt: skip
     return dt, count, logits, sums, tiles
 

@@ -1,0 +1,139 @@
+"""Pictures for an export: to calibrate int8 with, and to measure what it costs in accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cbam.data import load_data, make_loader
+from cbam.data.epoch_index import EpochIndexDataset
+from cbam.data.image_data import ImageData
+from cbam.data.pictures import SUFFIXES, open_image
+from cbam.documents import read_yaml
+from cbam.errors import CBAMError
+from cbam.explain.inputs import input_form
+from cbam.train.images import ImageConfig
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy of a network and of its exported form on the same images.
+
+    Attributes:
+        images: how many.
+        eager, exported: share of them whose class is predicted, 0..1.
+        same: share for which the two predict the same class.
+    """
+
+    images: int
+    eager: float
+    exported: float
+    same: float
+
+    def __str__(self) -> str:
+        return (
+            f"top-1 {self.eager:.2%} in eager mode, {self.exported:.2%} exported ({self.exported - self.eager:+.2%}) on"
+            f" {self.images:,} images; the same class for {self.same:.2%}"
+        )
+
+
+def calibration_images(model: nn.Module, source: str, size: tuple[int, ...], limit: int) -> Tensor:
+    """Return pictures as a network sees them, (N, C, H, W), spread over a folder or a set.
+
+    Args:
+        model: knows its preprocessing.
+        source: a folder of pictures, in folders of its own or not; or the name of a set, whose training images count.
+        size: (C, H, W) of the input.
+        limit: at most so many.
+
+    Raises:
+        CBAMError: there is no picture, or one cannot be read.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        form, _ = input_form(model)
+        data = load_data(source, image_size=size[-1], mean=form.mean, std=form.std, download=False)
+        return _items(data.train, limit)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise CBAMError(f"--calibrate {source} holds no pictures ({', '.join(SUFFIXES)}).")
+    form, _ = input_form(model, size[-1])
+    chosen = [files[index] for index in _spread(len(files), limit)]
+    return form.batch([form.crop(open_image(path)) for path in chosen])
+
+
+def validation_data(
+    run: Path | None, given: str | None, size: tuple[int, ...], limit: int | None
+) -> ImageData | None:
+    """Return the images on which a run validated; None where nothing says which.
+
+    Args:
+        run: folder of `cbam train` or one inside it.
+        given: a set or folder instead of the run's own.
+        size: (C, H, W) of the network's input.
+        limit: at most so many images, equally many of each class.
+
+    Raises:
+        CBAMError: the images are gone.
+    """
+    settings = _settings(run)
+    if given is not None and settings.get("data") != given:
+        settings = {"data": given}
+    if "data" not in settings:
+        return None
+    known = {field.name for field in fields(ImageConfig)} - {"imports"}
+    settings = {name: value for name, value in settings.items() if name in known}
+    settings["image_size"] = size[-1]
+    if limit is not None:
+        settings["limit_val"] = min(limit, settings.get("limit_val") or limit)
+    return ImageConfig(**settings).load()
+
+
+def accuracy(
+    model: nn.Module, exported: Callable[[Tensor], tuple[Tensor, ...]], data: ImageData, batch_size: int = 64
+) -> Accuracy:
+    """Return the accuracy of a classifier and of its exported form on validation images.
+
+    Args:
+        model: in evaluation mode.
+        exported: of `cbam.export.load`.
+        data: the images.
+        batch_size: images at a time.
+    """
+    right, right_exported, same, images = 0, 0, 0, 0
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    for batch, labels in make_loader(data.val, batch_size=batch_size, seed=0, shuffle=False):
+        with torch.no_grad():
+            expected = model(batch.to(device)).argmax(1).cpu()
+        found = exported(batch)[0].argmax(1).cpu()
+        right += int((expected == labels).sum())
+        right_exported += int((found == labels).sum())
+        same += int((expected == found).sum())
+        images += len(labels)
+    return Accuracy(images, right / images, right_exported / images, same / images)
+
+
+def _settings(run: Path | None) -> dict[str, object]:
+    for folder in () if run is None else (run, run.parent, run.parent.parent):
+        if (folder / "config.yaml").is_file():
+            found = read_yaml(folder / "config.yaml")
+            return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _items(images: EpochIndexDataset, limit: int) -> Tensor:
+    return torch.stack([images[0, index][0] for index in _spread(len(images), limit)])
+
+
+def _spread(count: int, limit: int) -> list[int]:
+    """Return at most `limit` of `count` positions, evenly spread.
+
+    >>> _spread(10, 3), _spread(2, 3)
+    ([0, 3, 6], [0, 1])
+    """
+    chosen = min(count, limit)
+    return [index * count // chosen for index in range(chosen)]

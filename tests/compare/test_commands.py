@@ -1,0 +1,123 @@
+"""The command that the report gives for a variant trains the very network of the comparison."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cbam.cli import ablate, compare, cost, plan, train
+from cbam.cli.detect import compare as detect_compare
+from cbam.cli.detect import train as detect_train
+from cbam.cli.main import main
+from cbam.compare.commands import train_commands
+from cbam.compare.grid import Cell, build_cell
+from cbam.data import load_data
+from cbam.nn import CBAM
+from cbam.train.run import build
+
+RUN = shlex.split(
+    "--data digits --limit-train 40 --limit-val 20 --epochs 1 --batch-size 20 --device cpu --image-size 16"
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("digits", limit_train=20, limit_val=10)
+
+
+VARIANTS = (
+    "none",
+    "se",
+    "cbam",
+    "cbam:official:k3",
+    "channel:avg",
+    "timm:gc",
+    "cbam:spatial-channel:r4",
+    "control",
+)
+
+
+def test_one_default_in_every_command():
+    networks = {
+        "train": train.parse(["--data", "digits"]),
+        "compare": compare.parse(["--data", "digits"]),
+        "ablate": ablate.parse(["--data", "digits", "--table", "1"]),
+    }
+    assert {config.model for config in networks.values()} == {"resnet20"}
+    detectors = [module.parse(["--data", "coco:photos"]) for module in (detect_train, detect_compare)]
+    assert len({config.model for config in detectors}) == 1
+    presets = {
+        CBAM(16).preset,
+        networks["train"].resolved()["preset"],
+        plan.PlanConfig("resnet20").preset,
+        cost.CostConfig("resnet20").preset,
+    }
+    assert presets == {"paper"}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("ratio", [None, 8])
+def test_every_command_builds_the_network_of_the_cell(data, variant, ratio):
+    more = [] if ratio is None else ["--reduction-ratio", str(ratio)]
+    config = compare.parse([*RUN, "--attention", ",".join(VARIANTS), *more])
+    words = train_commands(config.resolved(), config.variants)[variant]
+    assert words[:2] == ["cbam", "train"]
+    alone = build(train.parse([*words[2:], "--seed", "1"]), data).state_dict()
+    cell = build_cell(Cell(variant, 1), config, data).state_dict()
+    assert alone.keys() == cell.keys()
+    assert all(torch.equal(value, alone[name]) for name, value in cell.items())
+
+
+def test_the_command_repeats_every_option_that_counts():
+    options = shlex.split(
+        "--data digits --model resnet18 --sites layer3,layer4 --lr 0.03 --schedule step --label-smoothing 0.1 --mixup "
+        "0.2 --ema 0.9 --gate-lr-scale 0.1 --weights net.safetensors --mean 0.5 --std 0.2 --val-fraction 0.3"
+    )
+    config = compare.parse(options)
+    found = train_commands(config.resolved(), config.variants)
+    again = train.parse(found["cbam"][2:])
+    theirs, ours = config.resolved(), again.resolved()
+    apart = {"attention", "output", "seeds", "ray", "slurm", "model_cpus", "model_gpus"}
+    assert {name: ours[name] for name in theirs if name in ours and name not in apart} == {
+        name: theirs[name] for name in theirs if name in ours and name not in apart
+    }
+    assert "--gate-lr-scale" not in found["none"]
+    assert "--sites" not in found["none"]
+
+
+def test_detectors_have_commands_too():
+    config = detect_compare.parse(
+        ["--data", "coco:photos", "--epochs", "2", "--attention", "none,cbam:k3,control"]
+    )
+    found = train_commands(config.resolved(), config.variants)
+    assert list(found) == ["none", "cbam:k3"], "`cbam detect train` has no control"
+    again = detect_train.parse(found["cbam:k3"][3:])
+    assert (again.attention, again.train.epochs, again.peak_lr()) == ("cbam:k3", 2, config.peak_lr())
+
+
+def test_the_printed_line_trains_the_network_of_the_comparison(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *RUN, "--attention", "none,cbam", "--seeds", "1", "--quick"]) == 0
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if "--attention cbam" in text]
+    page = (tmp_path / "runs/digits-resnet20/report.html").read_text()
+    assert line.strip() in page
+    assert main(shlex.split(line)[1:]) == 0
+    cell = tmp_path / "runs/digits-resnet20/cells/cbam-seed0"
+    alone = tmp_path / "runs/train-digits-resnet20-cbam"
+    ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (alone, cell))
+    assert ours["val_loss"] == theirs["val_loss"]
+    weights = load_file(alone / "final/model.safetensors")
+    assert all(
+        torch.equal(value, weights[name]) for name, value in load_file(cell / "model.safetensors").items()
+    )
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"data": 3, "model": None}, {"data": "digits", "model": "resnet20", "lr": []}]
+)
+def test_settings_written_by_hand_give_no_command_or_one(settings):
+    train_commands(settings, ["none", "cbam"])
