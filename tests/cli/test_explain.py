@@ -85,7 +85,7 @@ def test_weights_of_a_model_beside_others(place, tmp_path):
         (("--model", "resnet20_cbam"), "--model resnet20_cbam needs --weights FILE: an untrained network"),
         (("--run", "{place}/weights.safetensors"), "is a file. Its weights need a network: --model NAME"),
         (("--run", "{place}/runs/compared"), "is a run of cbam compare, which keeps bare weights"),
-        (("--run", "{place}/nothing"), "no folder at"),
+        (("--run", "{place}/nothing"), "there is nothing at"),
         (
             ("--run", "{place}/runs/mine", "--compare", "{place}/other.safetensors"),
             "need a network: --model NAME",

@@ -140,6 +140,7 @@ def in_memory(
         mean=mean,
         std=std,
         notices=raw.notices,
+        resize=height,
     )
 
 

@@ -33,6 +33,8 @@ class ImageData:
         mean: per-channel mean that items are normalised by, on the 0..1 scale.
         std: per-channel standard deviation that items are normalised by, on the 0..1 scale.
         notices: for the user, for example that files were skipped.
+        resize: to how many pixels the short side of a picture is resized before the centre crop; None: not known.
+        interpolation: how, by torchvision's name.
     """
 
     name: str
@@ -44,6 +46,8 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notices: tuple[str, ...] = ()
+    resize: int | None = None
+    interpolation: str = "bilinear"
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -87,9 +87,25 @@ class PreparedImages(EpochIndexDataset):
         return normalised(image, self._preparation.mean, self._preparation.std)
 
 
-def centre_crop(size: int) -> v2.Compose:
-    """Return the transform of images that are not augmented: the short side to 8/7 of `size`, then a centre crop."""
-    return v2.Compose([v2.Resize(round(size * _RESIZE_TO_CROP)), v2.CenterCrop(size)])
+def centre_crop(size: int, resize: int | None = None, interpolation: str = "bilinear") -> v2.Compose:
+    """Return the transform of images that are not augmented: the short side to `resize`, then a centre crop.
+
+    Args:
+        size: height and width of the crop.
+        resize: of the short side; None: 8/7 of `size`.
+        interpolation: by torchvision's name.
+    """
+    short = short_side(size) if resize is None else resize
+    return v2.Compose([v2.Resize(short, v2.InterpolationMode(interpolation)), v2.CenterCrop(size)])
+
+
+def short_side(size: int) -> int:
+    """Return to how many pixels the short side is resized before a crop of `size`, if nothing else is said.
+
+    >>> short_side(224)
+    256
+    """
+    return round(size * _RESIZE_TO_CROP)
 
 
 def normalised(image: Image, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -136,4 +152,5 @@ def prepared_data(
         mean=preparation.mean,
         std=preparation.std,
         notices=tuple(notices),
+        resize=short_side(preparation.size),
     )

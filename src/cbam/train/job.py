@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -10,6 +13,8 @@ from torch import nn
 
 from cbam.data import ImageData
 from cbam.formatting import counted, duration
+from cbam.pretrained.config import FILE, Config
+from cbam.pretrained.saving import describe_network
 from cbam.runs.environment import describe_environment
 from cbam.runs.folder import RunFolder
 from cbam.runs.job import C, Job, Outcome
@@ -20,6 +25,7 @@ from cbam.train.config import TrainConfig
 from cbam.train.device import make_accelerator
 from cbam.train.images import ImageConfig
 from cbam.train.loop import Callbacks, Trained, train_model
+from cbam.train.state import MODEL
 from cbam.train.stopping import Stop
 from cbam.train.task import Task
 
@@ -208,6 +214,29 @@ def prepare_images(
         f"{'x'.join(map(str, data.input_size))} each"
     )
     return accelerator, data
+
+
+def describe_trained(
+    model: nn.Module, name: str, data: ImageData, *, widened_to: int | None = None
+) -> Config:
+    """Return what config.json says of a network that is trained on these images, without the digest of its weights.
+
+    Args:
+        model: The network.
+        name: Of its backbone.
+        data: Gives the classes, and how images become its input.
+        widened_to: Of a control the target of `cbam.models.match_parameters`.
+    """
+    return describe_network(
+        model, name, class_names=data.classes, input_size=data.input_size, mean=data.mean, std=data.std,
+        resize=data.resize, interpolation=data.interpolation, widened_to=widened_to,
+    )  # fmt: skip
+
+
+def with_config(files: Mapping[str, bytes], network: Config) -> dict[str, bytes]:
+    """Return config.json for the network in a checkpoint, so that it opens like a folder of `save_pretrained`."""
+    digest = hashlib.sha256(files[MODEL]).hexdigest()
+    return {FILE: dataclasses.replace(network, sha256=digest).to_json().encode()}
 
 
 def epoch_text(row: dict[str, Any], epochs: int, score: str) -> str:
