@@ -17,6 +17,7 @@ from cbam.version import __version__
 
 if TYPE_CHECKING:
     from cbam.explain.explaining import explain as explain
+    from cbam.predict.predictor import load_run as load_run
 
 __all__ = [
     "CBAM",
@@ -46,11 +47,16 @@ __all__ = [
 ]
 
 
+# Needs more packages than torch, so it is imported when it is used: module, and what of it.
+_LATER = {"explain": ("cbam.explain", None), "load_run": ("cbam.predict", "load_run")}
+
+
 def __getattr__(name: str) -> Any:
-    # `cbam.explain` needs torchcam and matplotlib, which `import cbam` does not load.
-    if name == "explain":
-        try:
-            return importlib.import_module("cbam.explain")
-        except ModuleNotFoundError as error:
-            raise MissingExtra("cbam.explain", "compare", str(error.name)) from error
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, inside = _LATER[name]
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"cbam.{name}", "compare", str(error.name)) from error
+    return found if inside is None else getattr(found, inside)

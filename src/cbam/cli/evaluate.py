@@ -33,9 +33,15 @@ class EvaluateConfig:
     """What to evaluate, and on which images."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """A run of `cbam train` (its best weights), a folder of cbam.save_pretrained, or user/name on the hub."""
+    """A run of `cbam train` (its best weights), its best/, final/ or checkpoints/step-N/, a run of `cbam compare` with
+    --variant, one of its cells, a folder of cbam.save_pretrained, a file of weights with --model, or user/name on the
+    hub."""
     data: str
     """fashion-mnist, digits, a folder, ... as for `cbam train`; its validation images count."""
+    variant: str | None = None
+    """Of a run of `cbam compare`: the network to score, such as cbam (its first seed) or cbam-seed2."""
+    model: str | None = None
+    """The network, where the source does not say it: resnet20_cbam, timm/resnet50, my_package.my_net:build, ..."""
     image_size: int | None = None
     """Height and width of the images. None: those that the network was saved with."""
     batch_size: int = 128
@@ -145,7 +151,7 @@ def run(config: EvaluateConfig, split: Split) -> tuple[ImageData, Evaluation, bo
         CBAMError: The network or the images do not exist, or do not match.
     """
     from cbam.data import load_data, make_loader
-    from cbam.pretrained import from_pretrained
+    from cbam.pretrained import open_network
     from cbam.train.config import TrainConfig
     from cbam.train.device import make_accelerator
     from cbam.train.evaluation import evaluate
@@ -153,9 +159,8 @@ def run(config: EvaluateConfig, split: Split) -> tuple[ImageData, Evaluation, bo
     accelerator = make_accelerator(
         TrainConfig(batch_size=config.batch_size, precision=config.precision, device=config.device)
     )
-    best = Path(config.source) / "best"
-    model = from_pretrained(best if best.is_dir() else config.source)
-    saved: Any = model.cbam_config
+    opened = open_network(config.source, config.model, variant=config.variant)
+    model, saved = opened.model, opened.config
     size = saved.input_size
     data = load_data(
         config.data,
