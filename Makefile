@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 DEMO ?= runs/demo
 DEMO_DETECT ?= runs/demo-detect
 GARMENTS ?= runs/garments
+FUZZ_SECONDS ?= 600
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-detect test test-fast test-all check lint types format clean help data bench sanitize
+.PHONY: demo demo-detect test test-fast test-all check lint types format clean help data bench sanitize soak fuzz
 
 help:
 	@echo "make demo    train ResNet-20 on Fashion-MNIST: plain, SE, CBAM and a control of equal size; about 3 minutes"
@@ -17,6 +18,8 @@ help:
 	@echo "make test-all  linter, type checker and every test, as continuous integration runs them; about half an hour"
 	@echo "make format  format the code"
 	@echo "make bench   what CBAM costs on this machine beside other ways to write it; about 5 minutes"
+	@echo "make soak    10,000 times attach, train, detach; 100 threads; data workers: nothing may grow; up to half an hour"
+	@echo "make fuzz    damaged checkpoints, configs, annotations, images and shards, up to 100,000 each, for 10 minutes"
 	@echo "make sanitize  the operator's tests against a C++ build that checks memory and undefined behaviour"
 
 # torchvision brings the torch build that it was made for; a CPU-only torch would not fit it.
@@ -75,6 +78,14 @@ check: $(VENV)/.dev $(VENV)/.operator
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+soak: $(VENV)/.dev $(VENV)/.operator
+	$(BIN)/python -m tests.soak.soak
+
+# atheris, which mutates the files, is guided by the coverage of our code.
+fuzz: $(VENV)/.dev $(VENV)/.operator
+	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -109,9 +109,10 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
                 if "val_ap50" in row:
                     minutes.append(spent)
                     points.append(100 * row["val_ap50"])
-            axes.plot(
-                minutes, points, marker=marker, markersize=4, label=f"{row_number} {run['settings']['model']}"
-            )
+            # colours and markers come in tens
+            style = ("-", "--", ":")[(row_number - 1) // 10 % 3]
+            label = f"{row_number} {run['settings']['model']}"
+            axes.plot(minutes, points, style, marker=marker, markersize=4, label=label)
         axes.axhline(100 * GOAL, color="grey", linewidth=0.8, linestyle="--")
         axes.set(xlabel="minutes of training, evaluation included", ylabel="AP50 in %", ylim=(0, 100))
         axes.grid(True, alpha=0.3)

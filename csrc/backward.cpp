@@ -165,12 +165,13 @@ class Backward {
     });
   }
 
-  // dt becomes dL/dz-hat, or dL/dz where the norm has fixed statistics.
+  // dt becomes dL/dz-hat, or dL/dz where the norm has fixed statistics or there is none.
   void spatial_logits_gradient(const Samples& samples) {
     each_sample(samples, 8 * q.p, [&](int64_t sample) {
       A* d = dt_of(sample);
       double weight = 0, bias = 0;
       algebra_for<A>().through_activation(d, kept.t + sample * q.p, q.p, q.spatial_scale, q.hard);
+      for (int64_t i = 0; i < q.p && q.logit_factor != A(1); ++i) d[i] *= q.logit_factor;
       if (!q.norm) return;
       const A invstd = q.norm_training ? kept.stats[1] : A(1) / std::sqrt(q.norm_var + q.norm_eps);
       Scratch<A> recomputed(q.norm_training ? 0 : q.p);

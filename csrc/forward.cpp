@@ -177,6 +177,7 @@ class Forward {
     if (q.spatial) {
       const A invstd = A(1) / std::sqrt(q.norm_var + q.norm_eps);
       if (work) convolve(*work, index, part, t);
+      for (int64_t i = part.p0; i < part.p1 && q.logit_factor != A(1); ++i) t[i] *= q.logit_factor;
       for (int64_t i = part.p0; i < part.p1 && q.norm; ++i) {
         const A zhat = work ? (t[i] - q.norm_mean) * invstd : keep.zhat[sample * q.p + i];
         t[i] = zhat * q.norm_weight + q.norm_bias;

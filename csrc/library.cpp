@@ -17,11 +17,11 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& x, const Weight& w0, const Weight& b0, const Weight& w1, const Weight& b1, const Weight& channel_scale,
-    const Weight& kernel, const Weight& norm_weight, const Weight& norm_bias, const Weight& norm_mean,
-    const Weight& norm_var, const Weight& spatial_scale, const Weight& pre_weight, const Weight& pre_bias,
+    const Weight& kernel, const Weight& norm_weight, const Weight& norm_bias, const Weight& norm_var,
+    const Weight& norm_mean, const Weight& spatial_scale, const Weight& pre_weight, const Weight& pre_bias,
     const Weight& pre_mean, const Weight& pre_var, const Weight& residual, int64_t pooling, int64_t descriptor,
     int64_t activation, bool norm_training, double norm_eps, bool pre_training, double pre_eps, bool relu, bool keep) {
-  const Weights weights{w0, b0, w1, b1, channel_scale, kernel, norm_weight, norm_bias, norm_mean, norm_var,
+  const Weights weights{w0, b0, w1, b1, channel_scale, kernel, norm_weight, norm_bias, norm_var, norm_mean,
                         spatial_scale, pre_weight, pre_bias, pre_mean, pre_var};
   const Config config{pooling, descriptor, activation, norm_training, norm_eps, pre_training, pre_eps, relu};
   CBAM_BY_TYPE(x, (run_forward<T>(x, weights, residual, config, keep)))
@@ -38,12 +38,12 @@ std::vector<Tensor> backward_of_type(const Tensor& grad, const Tensor& x, const 
 
 ElevenTensors backward(const Tensor& grad, const Tensor& x, const Weight& w0, const Weight& b0, const Weight& w1,
                        const Weight& b1, const Weight& channel_scale, const Weight& kernel, const Weight& norm_weight,
-                       const Weight& norm_bias, const Weight& norm_mean, const Weight& norm_var,
+                       const Weight& norm_bias, const Weight& norm_var, const Weight& norm_mean,
                        const Weight& spatial_scale, const Weight& pre_weight, const Weight& pre_bias,
                        const Weight& pre_mean, const Weight& pre_var, const Weight& out, const Tensor& saved,
                        const Tensor& argmax, int64_t pooling, int64_t descriptor, int64_t activation, bool norm_training,
                        double norm_eps, bool pre_training, double pre_eps) {
-  const Weights weights{w0, b0, w1, b1, channel_scale, kernel, norm_weight, norm_bias, norm_mean, norm_var,
+  const Weights weights{w0, b0, w1, b1, channel_scale, kernel, norm_weight, norm_bias, norm_var, norm_mean,
                         spatial_scale, pre_weight, pre_bias, pre_mean, pre_var};
   const Config config{pooling, descriptor, activation, norm_training, norm_eps, pre_training, pre_eps, out.has_value()};
   const auto g = backward_of_type(grad, x, weights, out, saved, argmax, config);
@@ -57,13 +57,13 @@ int64_t isa_number() { return static_cast<int64_t>(isa()); }
 STABLE_TORCH_LIBRARY(cbam, library) {
   library.def(
       "forward(Tensor x, Tensor? w0, Tensor? b0, Tensor? w1, Tensor? b1, Tensor? channel_scale, Tensor? kernel, "
-      "Tensor? norm_weight, Tensor? norm_bias, Tensor? norm_mean, Tensor? norm_var, Tensor? spatial_scale, "
+      "Tensor? norm_weight, Tensor? norm_bias, Tensor? norm_var, Tensor? norm_mean, Tensor? spatial_scale, "
       "Tensor? pre_weight, Tensor? pre_bias, Tensor? pre_mean, Tensor? pre_var, Tensor? residual, int pooling, "
       "int descriptor, int activation, bool norm_training, float norm_eps, bool pre_training, float pre_eps, bool relu, bool keep) "
       "-> (Tensor y, Tensor saved, Tensor argmax, Tensor stats)");
   library.def(
       "backward(Tensor grad, Tensor x, Tensor? w0, Tensor? b0, Tensor? w1, Tensor? b1, Tensor? channel_scale, "
-      "Tensor? kernel, Tensor? norm_weight, Tensor? norm_bias, Tensor? norm_mean, Tensor? norm_var, "
+      "Tensor? kernel, Tensor? norm_weight, Tensor? norm_bias, Tensor? norm_var, Tensor? norm_mean, "
       "Tensor? spatial_scale, Tensor? pre_weight, Tensor? pre_bias, Tensor? pre_mean, Tensor? pre_var, "
       "Tensor? out, Tensor saved, Tensor argmax, int pooling, int descriptor, int activation, bool norm_training, "
       "float norm_eps, bool pre_training, float pre_eps) -> (Tensor dx, Tensor dw0, Tensor db0, Tensor dw1, Tensor db1, Tensor dkernel, "

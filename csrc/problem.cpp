@@ -95,8 +95,8 @@ Pointers<A> pointers_of(const Weights& w, const Shape& shape, const Config& conf
       pointer<A>(w.kernel, taps, "kernel"),
       pointer<A>(w.norm_weight, 1, "norm_weight"),
       pointer<A>(w.norm_bias, 1, "norm_bias"),
-      pointer<A>(w.norm_mean, 1, "norm_mean"),
       pointer<A>(w.norm_var, 1, "norm_var"),
+      pointer<A>(w.norm_mean, 1, "norm_mean"),
       pointer<A>(w.spatial_scale, 1, "spatial_scale"),
       pointer<A>(w.pre_weight, c, "pre_weight"),
       pointer<A>(w.pre_bias, c, "pre_bias"),
@@ -119,7 +119,7 @@ Problem<T>::Problem(const T* map, const Shape& shape, const Pointers<A>& weights
       beta(pre ? c : 0),
       pre_invstd(pre ? c : 0) {
   STD_TORCH_CHECK(c < INT32_MAX && p < INT32_MAX, "cbam: a sample has too many channels or positions");
-  const auto [w0_, b0_, w1_, b1_, scale_of_channels, kernel_, weight_of_norm, bias_of_norm, mean_of_norm, var_of_norm,
+  const auto [w0_, b0_, w1_, b1_, scale_of_channels, kernel_, weight_of_norm, bias_of_norm, var_of_norm, mean_of_norm,
               scale_of_positions, gain, shift, mean, var] = weights;
   const auto number = [](const A* given, A otherwise) { return given ? *given : otherwise; };
 
@@ -157,6 +157,7 @@ Problem<T>::Problem(const T* map, const Shape& shape, const Pointers<A>& weights
   norm_mean = number(mean_of_norm, A(0));
   norm_var = number(var_of_norm, A(1));
   norm_eps = static_cast<A>(config.norm_eps);
+  logit_factor = var_of_norm && !norm ? A(1) / std::sqrt(norm_var + norm_eps) : A(1);
   hard = config.activation == kHardSigmoid;
 
   pre_mean = mean;

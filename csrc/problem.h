@@ -32,7 +32,7 @@ const Algebra<A>& algebra_for();
 // The optional tensors in the order of the schema.
 struct Weights {
   const Weight &w0, &b0, &w1, &b1, &channel_scale;
-  const Weight &kernel, &norm_weight, &norm_bias, &norm_mean, &norm_var, &spatial_scale;
+  const Weight &kernel, &norm_weight, &norm_bias, &norm_var, &norm_mean, &spatial_scale;
   const Weight &pre_weight, &pre_bias, &pre_mean, &pre_var;
 };
 // The numbers in the order of the schema.
@@ -131,6 +131,7 @@ struct Problem {
   A spatial_scale;
   bool norm, norm_training;
   A norm_weight, norm_bias, norm_mean, norm_var, norm_eps;
+  A logit_factor;  // of logits with a variance, but no norm
   bool hard;
 
   bool pre;  // a batch norm in front

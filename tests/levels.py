@@ -96,11 +96,22 @@ LEVELS = (
         ),
     ),
     Level(
+        "exhaustive", "tests/testing/test_our_gates.py::test_passes",
+        "the exporter and the compiler for each of 21 rows, 60 s; six rows are kept",
+        keep=("*-[!ce]*", "paper-*", "official-*", "parallel-*", "conv descriptor-*", "se-*", "eca-*"),
+    ),
+    Level(
         "exhaustive", "tests/detect/test_train.py::test_killed_anywhere_it_ends_with_the_same_bits",
         "20 random interruptions, 10 s each; two are kept", keep=("0", "1"),
     ),
     # Several seconds together or each, and not what breaks first.
     Level("slow", "tests/cli/test_train.py::test_a_folder_that_is_deleted*", "trains in a process of its own, 10 s"),
+    Level("slow", "tests/cli/test_faults.py::*", "trainings in processes of their own, 30 s"),
+    Level("slow", "tests/soak/test_soak.py::*", "repetition, 10 s"),
+    Level("slow", "tests/testing/test_our_gates.py::*", "the exporter, the compiler and the grids of 21 rows, 40 s",
+          keep=("*deepcopy*", "*state dict*", "*-attach", "*torch.func*", "paper-[!ec]*")),
+    Level("slow", "tests/testing/test_broken_gates.py::test_a_branch_on_values_is_found", "the exporter, 3 s"),
+    Level("slow", "tests/testing/test_broken_gates.py::test_a_graph_for*", "the compiler, 2 s"),
     Level("slow", "tests/detect/test_train.py::*", "detectors trained by processes of their own, 60 s"),
     Level("slow", "tests/models/detection/test_attach.py::test_the_backbone_compiles", "torch.compile, 10 s"),
     Level("slow", "tests/detect/test_compare.py::test_[eit]*", "trains three detectors, 15 s"),

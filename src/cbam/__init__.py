@@ -10,7 +10,14 @@ from cbam.attach import Attachment, Plan, attach, attention_maps, detach, disabl
 from cbam.checkpoints import WeightsReport, load_weights
 from cbam.errors import CBAMError, MissingExtra
 from cbam.evaluate import Cost, cost
-from cbam.nn import CBAM, ChannelAttention, SpatialAttention, SqueezeExcitation, register_attention
+from cbam.nn import (
+    CBAM,
+    ChannelAttention,
+    SpatialAttention,
+    SqueezeExcitation,
+    param_groups,
+    register_attention,
+)
 from cbam.ops.dispatch import set_backend
 from cbam.pretrained import from_pretrained, push_to_hub, save_pretrained
 from cbam.version import __version__
@@ -39,6 +46,7 @@ __all__ = [
     "from_pretrained",
     "functional",
     "load_weights",
+    "param_groups",
     "plan",
     "push_to_hub",
     "register_attention",
@@ -48,7 +56,11 @@ __all__ = [
 
 
 # Needs more packages than torch, so it is imported when it is used: module, and what of it.
-_LATER = {"explain": ("cbam.explain", None), "load_run": ("cbam.predict", "load_run")}
+_LATER = {
+    "explain": ("cbam.explain", None),
+    "load_run": ("cbam.predict", "load_run"),
+    "testing": ("cbam.testing", None),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -377,3 +377,17 @@ class TestErrors:
             cbam.attach(nn.DataParallel(resnet()))
         with pytest.raises(CBAMError, match="wrapped in OptimizedModule"):
             cbam.attach(torch.compile(resnet()))
+
+
+@pytest.mark.parametrize(
+    ("init", "said"), [("identity", "so that the gate learns"), ("paper", "may be off for every")]
+)
+def test_narrow_channel_gates_are_noted(init, said):
+    sites = {"blocks.0.bn2": {"reduction_ratio": 8}, "blocks.1.bn2": {"reduction_ratio": 4}}
+    (note,) = cbam.plan(Net(Block(8), Block(8)), sites=sites, init=init, input_size=8).notes
+    assert note.startswith("narrow channel gates at 2 sites (1 hidden unit at blocks.0.bn2, fewer than 4)")
+    assert said in note
+    assert "reduction_ratio" in note
+    wide = cbam.plan(Net(Block(8)), init=init, input_size=8, reduction_ratio=2)
+    assert not wide.notes
+    assert not cbam.plan(Net(Block(8)), "spatial", init=init, input_size=8).notes

@@ -7,12 +7,13 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from torch._inductor import lowering
 
 import cbam
 from cbam.nn import AttentionModule
 from cbam.ops import cpp
-from tests.attach.networks import resnet
+from tests.attach.networks import Block, Net, resnet
 
 IMAGE = torch.rand(2, 3, 64, 64)
 
@@ -155,6 +156,24 @@ def test_compile_fullgraph(model):
     model.train()
     compiled(IMAGE).sum().backward()
     assert model.layer1[0].bn2.cbam.channel_attention.mlp[0].weight.grad is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True])
+def test_two_graphs_serve_batches_of_all_sizes(training):
+    """torch makes the first for the size it sees and a second one for all sizes; no more may follow."""
+    torch._dynamo.reset()
+    counters.clear()
+    model = Net(Block(8)).train(training)
+    cbam.attach(model, init="paper", preset="official", input_size=16)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    graphs = []
+    for size in (2, 3, 4, 7, 5):
+        compiled(torch.rand(size, 3, 16, 16)).sum().backward()
+        graphs.append(counters["stats"]["unique_graphs"])
+    torch._dynamo.reset()
+    assert graphs == [1, 2, 2, 2, 2]
+    assert not counters["graph_break"]
 
 
 @pytest.mark.slow

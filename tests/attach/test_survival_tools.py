@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import cbam
+from cbam.errors import CBAMError
 from tests.attach.networks import resnet
 
 IMAGE = torch.rand(2, 3, 32, 32)
@@ -132,8 +133,9 @@ class TestVmap:
         for output, image in zip(outputs, images, strict=True):
             torch.testing.assert_close(output, model(image), atol=1e-5, rtol=1e-4)
 
-    def test_a_gradient_for_each_sample(self):
-        model = attached(preset="paper")
+    @pytest.mark.parametrize("preset", ["paper", "official"])
+    def test_a_gradient_for_each_sample(self, preset):
+        model = attached(preset=preset)
         weights = {name: p.detach() for name, p in model.named_parameters()}
 
         def loss(weights, image):
@@ -145,6 +147,24 @@ class TestVmap:
             model.zero_grad()
             model(image[None]).square().sum().backward()
             torch.testing.assert_close(each[name][i], model.get_parameter(name).grad, atol=1e-4, rtol=1e-3)
+
+    def test_running_statistics_in_training(self):
+        """torch.func cannot change a buffer that it was not given; it says so in terms of addresses."""
+        block, x = cbam.CBAM(8, preset="official"), torch.rand(3, 2, 8, 5, 5)
+        weights, buffers = (dict(named) for named in (block.named_parameters(), block.named_buffers()))
+
+        def loss(weights, buffers):
+            return torch.func.functional_call(block, {**weights, **buffers}, (x[0],)).square().sum()
+
+        for call in (lambda: torch.vmap(block)(x), lambda: torch.func.grad(loss)(weights, {})):
+            with pytest.raises(
+                CBAMError, match=r"running statistics.*model\.eval\(\).*replace_all_batch_norm"
+            ):
+                call()
+        given = {name: buffer.clone() for name, buffer in buffers.items()}
+        assert torch.func.grad(loss)(weights, given).keys() == weights.keys()
+        torch.func.replace_all_batch_norm_modules_(block)
+        torch.testing.assert_close(torch.vmap(block)(x)[1], block(x[1]))
 
     def test_an_ensemble(self):
         models = [attached(seed) for seed in (0, 1)]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import cbam
-from cbam import CBAM, CBAMError, attach, load_weights
+from cbam import CBAM, CBAMError, SpatialAttention, attach, load_weights
 from tests.checkpoints import networks, peers
 from tests.checkpoints.networks import attached, image, with_peer
 
@@ -113,11 +113,34 @@ def test_a_plain_file_before_or_after_attaching(when):
 
 
 def test_identity_gives_way_to_foreign_gates():
-    """Doubled gates of an identity start are the file's plain ones afterwards."""
+    """Doubled gates of an identity start, and their divided logits, are the file's plain ones afterwards."""
     model = attached()
-    assert model.layer1[0].bn2.cbam.channel_attention.gate_scale == 2
+    block = model.layer1[0].bn2.cbam
+    assert (block.channel_attention.gate_scale, block.spatial_attention.fan_in) == (2, 98)
     load_weights(model, with_peer(NETWORKS["luuuyi"][0]).state_dict())
-    assert model.layer1[0].bn2.cbam.channel_attention.gate_scale is None
+    assert (block.channel_attention.gate_scale, block.spatial_attention.fan_in) == (None, None)
+
+
+def test_a_divisor_is_the_file_s_affair():
+    """Of a network whose logits are divided, of one of before that, and strictly or not."""
+    source, target = attached(), attached()
+    with torch.no_grad():
+        for name, parameter in source.named_parameters():
+            if ".cbam." in name:
+                parameter.normal_(std=0.3)
+    load_weights(target, source.state_dict())
+    assert torch.equal(target.eval()(image()), source.eval()(image()))
+    before = {key: value for key, value in source.state_dict().items() if not key.endswith("fan_in")}
+    report = load_weights(target, before)
+    assert not report.missing
+    undivided = target(image())
+    assert not torch.equal(undivided, source(image()))
+    load_weights(target, source.state_dict())  # a gate that has none accepts one
+    assert torch.equal(target(image()), source(image()))
+    for module in source.modules():
+        if isinstance(module, SpatialAttention):
+            module.set_fan_in(False)
+    assert torch.equal(source(image()), undivided)
 
 
 @pytest.mark.parametrize("options", [{}, {"preset": "official"}, {"attention": "se"}, {"attention": "channel"},

@@ -124,3 +124,35 @@ def test_the_help_names_all_that_sites_auto_falls_back_on(command, capsys):
         main([command, "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "in networks without stages, conv (after every convolution)" in text
+
+
+class TestSignalsAndVolumes:
+    """Networks for other maps than images: given as `my_net:build`, with their size."""
+
+    @pytest.fixture(autouse=True)
+    def module(self, tmp_path, monkeypatch):
+        name = f"dims_{tmp_path.name.replace('-', '_')}"
+        lines = ["from torch import nn"]
+        for dims in (1, 3):
+            head = f"nn.Conv{dims}d(1, 8, 3, padding=1), nn.BatchNorm{dims}d(8), nn.ReLU()"
+            lines.append(f"def net{dims}(): return nn.Sequential({head}, nn.AdaptiveAvgPool{dims}d(1))")
+        (tmp_path / f"{name}.py").write_text("\n".join(lines))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.path", ["", *__import__("sys").path])
+        return name
+
+    @pytest.mark.parametrize(("dims", "size"), [(1, (1, 40)), (3, (1, 6, 8, 8))])
+    def test_plan_and_cost(self, module, dims, size, capsys):
+        given = ["--model", f"{module}:net{dims}", "--sites", "conv", "--input-size", *map(str, size)]
+        assert main(["plan", *given]) == 0
+        assert f"{'x'.join(map(str, size[1:]))} " in capsys.readouterr().out
+        assert main(["cost", *given, "--attention", "cbam"]) == 0
+        out = capsys.readouterr().out
+        assert f"input 1x{'x'.join(map(str, size))}, eval mode" in out
+        assert "bytes saved for backward (MB)" in out
+
+    def test_a_size_of_other_dimensions(self, module, capsys):
+        assert main(["plan", "--model", f"{module}:net1", "--input-size", "1", "8", "8"]) == 2
+        assert "input_size expects (C, L), or one side, got (1, 8, 8)" in capsys.readouterr().err
+        assert main(["cost", "--model", "resnet20", "--input-size", "3", "32"]) == 2
+        assert "input_size expects (C, H, W), or one side, got (3, 32)" in capsys.readouterr().err

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cbam.attach.replacement import Replacement
 from cbam.attach.variants import matched_by_control, variant_names
 from cbam.compare.config import CompareConfig
 from cbam.compare.grid import Cell, build_cell, cells, count_parameters
 from cbam.data import load_data
 from cbam.errors import CBAMError
 from cbam.models import build_model
+from cbam.train import run as train
+from cbam.train.config import TrainRunConfig
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +127,16 @@ def test_the_control_counts_the_network_that_it_matches_once(data, monkeypatch):
     assert len(built) == 4
     alone = count_parameters(build_cell(Cell("control", 1), config, data))
     assert parameters["control"] == alone, "as large as without the known number"
+
+
+def test_attention_in_the_place_of_squeeze_excitations():
+    """In `compare` and `train`; the plain network keeps its own."""
+    settings = {"model": "mobilenet_v3_small", "image_size": 32, "replace": "se"}
+    small = load_data("digits", limit_train=20, limit_val=20, image_size=32)
+    plain, attended = (build(variant, small, **settings) for variant in ("none", "cbam"))
+    replaced = {name for name, module in attended.named_modules() if isinstance(module, Replacement)}
+    assert replaced == {name for name, m in plain.named_modules() if type(m).__name__ == "SqueezeExcitation"}
+    trained = train.build(TrainRunConfig(data="digits", attention="cbam", **settings), small)
+    assert {name for name, module in trained.named_modules() if isinstance(module, Replacement)} == replaced
+    with pytest.raises(CBAMError, match="unknown replace 'norm'"):
+        CompareConfig(data="digits", replace="norm")

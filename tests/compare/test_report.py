@@ -37,6 +37,7 @@ class TestContent:
             "Cost",
             "Learning curves",
             "Change per class",
+            "Mistakes",
             "Where the networks look",
             "How to reproduce",
             "What this does not show",

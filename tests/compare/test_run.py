@@ -19,6 +19,7 @@ from cbam.compare.grid import Cell
 from cbam.compare.job import absorb_metrics
 from cbam.compare.run import prepare
 from cbam.errors import CBAMError
+from cbam.evaluate.predictions import FILE, Predictions
 from cbam.models import build_model
 from cbam.runs.progress import Progress
 from cbam.runs.rows import Rows
@@ -99,6 +100,19 @@ def test_a_network_without_a_feature_map_has_no_pictures_but_a_report(tmp_path, 
     outcome = ready(text, config(tmp_path / "run")).execute()
     assert outcome.report.exists()
     assert "no pictures: no module puts out a map" in text.getvalue()
+
+
+def test_what_was_said_of_each_image_is_kept_and_the_hardest_are_drawn(tmp_path, text):
+    folder = tmp_path / "run"
+    ready(text, config(folder)).execute()
+    cell = folder / "cells" / "none-seed0"
+    said, result = Predictions.read(cell / FILE), json.loads((cell / "result.json").read_text())
+    assert said.confusion(10).tolist() == result["confusion"]
+    assert len(said) == 30
+    hardest = json.loads((folder / "mistakes" / "mistakes.json").read_text())["images"]
+    assert 0 < len(hardest) <= 8
+    assert not any(said.correct[image["index"]] for image in hardest)
+    assert "Most confused images" in (folder / "report.html").read_text()
 
 
 def test_the_moving_average_is_reported_and_kept(tmp_path, text):

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from cbam.compare.reading import read_run
-from cbam.compare.tables import class_changes, cost_table, costed, extremes, quantity, sampling_error
+from cbam.compare.tables import class_changes, cost_table, costed, extremes, quantity
+from cbam.evaluate.metrics import sampling_error
 
 
 def test_costs_with_ratios_to_the_baseline(make_run):

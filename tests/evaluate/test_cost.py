@@ -116,6 +116,7 @@ def test_squeeze_and_excitation_against_hand_formulas(backend):
         {"arrangement": "channel"},
         {"arrangement": "spatial"},
         {"arrangement": "spatial-channel", "gate": "hardsigmoid"},
+        {"gate_scale": 2.0, "kernel_size": 5},
     ],
     ids=str,
 )
@@ -124,6 +125,8 @@ def test_the_operator_counts_what_its_parts_count(switches):
     found, block = {}, CBAM(24, 8, **switches)
     if switches.get("preset") == "timm":
         block.spatial_attention.norm = nn.BatchNorm2d(1, track_running_stats=False)  # the batch's statistics
+    if switches.get("kernel_size") == 5:
+        block.spatial_attention.set_fan_in(True)
     for name in ("eager", "cpp"):
         with set_backend(name):
             found[name] = cost(block, (24, 10, 9), batch_size=2)

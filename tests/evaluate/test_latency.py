@@ -66,3 +66,14 @@ def test_it_prints_as_a_sentence():
 def test_nothing_to_time_is_an_error(models, options, message):
     with pytest.raises(CBAMError, match=message):
         interleaved_latency(models, (1, 2, 2), **options)
+
+
+@pytest.mark.parametrize(("kind", "size"), [(nn.Conv1d, (2, 9)), (nn.Conv3d, (2, 3, 4, 5))])
+def test_signals_and_volumes(kind, size):
+    models = {"a": kind(2, 4, 3, padding=1)}
+    assert interleaved_latency(models, size, batch_sizes=(1,), rounds=2)["a"][1].median_ms > 0
+    if len(size) == 4:
+        assert interleaved_latency(models, size, batch_sizes=(1,), rounds=2, channels_last=True)
+    else:
+        with pytest.raises(CBAMError, match=r"input \(2, 9\) have no channels-last format"):
+            interleaved_latency(models, size, batch_sizes=(1,), rounds=2, channels_last=True)

@@ -58,7 +58,9 @@ class TestFindings:
         assert found.names == ("image 1", "image 2", "rocket.png")
         views = found.views["EfficientNet"]
         # Resized bicubically, as timm evaluates it.
-        assert [float(view.probabilities.max()) for view in views] == pytest.approx([0.39, 0.95, 0.27], abs=0.05)
+        assert [float(view.probabilities.max()) for view in views] == pytest.approx(
+            [0.39, 0.95, 0.27], abs=0.05
+        )
         assert [crop.size for crop in found.crops] == [(224, 224)] * 3
         assert "mean 0.5, 0.5, 0.5" in found.prepared
         assert all(torch.equal(value, lite0.state_dict()[name]) for name, value in before.items())
@@ -332,3 +334,12 @@ def test_the_package_is_the_function():
     stream = io.BytesIO()
     picture().save(stream, "PNG")
     assert cbam.explain.overlay.COLOUR_MAP == "inferno"
+
+
+@pytest.mark.parametrize(("kind", "maps"), [(nn.Conv1d, r"\(N, C, L\)"), (nn.Conv3d, r"\(N, C, D, H, W\)")])
+def test_networks_that_take_no_pictures(kind, maps):
+    network = nn.Sequential(kind(3, 8, 3), nn.Flatten())
+    with pytest.raises(
+        CBAMError, match=rf"{kind.__name__} and takes maps {maps}, not pictures.*attention_maps"
+    ):
+        cbam.explain(network, picture())

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from PIL import Image
 
@@ -13,7 +14,12 @@ import cbam
 from cbam.compare.ablation import kernels, table, variants
 from cbam.compare.detection.report import RECALLS, write_detection_report
 from cbam.compare.report import write_report
+from cbam.evaluate.class_page import render
+from cbam.evaluate.class_report import ClassReport
+from cbam.evaluate.predictions import FILE as PREDICTIONS
+from cbam.evaluate.predictions import Predictions
 from cbam.explain.scores import MEASURES, MapScores
+from cbam.files import write_atomically
 from tests.attach.networks import resnet
 from tests.attach.test_maps import randomised_gates
 from tests.compare.conftest import CLASSES, write_json, write_run
@@ -24,7 +30,20 @@ LONG = "averyveryverylongclassnamewithoutanyspaceinit" * 2
 
 def compare(folder: Path) -> Path:
     accuracies = {"none": (0.9, 0.91), "se": (0.9, 0.92), "cbam": (0.91, 0.92), "control": (0.9, 0.9)}
-    run = write_run(folder, accuracies, classes=(EVIL, LONG, "Pullover & co", "a$b$ \\frac{1}{2}"))
+    names = (EVIL, LONG, "Pullover & co", "a$b$ \\frac{1}{2}")
+    run = write_run(folder, accuracies, classes=names)
+    for number, file in enumerate(sorted(run.glob("cells/*/result.json"))):
+        said = predictions(number)
+        write_json(file, {**json.loads(file.read_text()), "confusion": said.confusion(4).tolist()})
+        said.write(file.with_name(PREDICTIONS))
+    (run / "mistakes").mkdir()
+    Image.new("RGB", (90, 60)).save(run / "mistakes" / "image-0.png")
+    answer = {"predicted": LONG, "times": 1, "seeds": 2, "probability": 0.1}
+    missed = {"index": 3, "name": EVIL, "picture": "image-0.png", "class": EVIL}
+    write_json(
+        run / "mistakes" / "mistakes.json",
+        {"images": [{**missed, "variants": dict.fromkeys(accuracies, answer)}] * 3},
+    )
     for name, key in (
         ("data.json", "source"),
         ("data.json", "name"),
@@ -85,4 +104,24 @@ def explain(folder: Path) -> Path:
     return found.save(folder, command=["cbam", "explain", EVIL], scores=scores)
 
 
-KINDS = {"compare": compare, "ablate": ablate, "detect": detect, "explain": explain}
+def predictions(seed: int) -> Predictions:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(80) % 4
+    return Predictions.of(torch.randn(80, 4, generator=generator) + 2 * torch.eye(4)[labels], labels)
+
+
+def evaluate(folder: Path) -> Path:
+    names = (EVIL, LONG, "Pullover & co", "a$b$ \\frac{1}{2}")
+    said = predictions(0)
+    report = ClassReport(EVIL, f"80 images of {EVIL}.", names, 0.7, None, said, [LONG, EVIL] * 40)
+    text = render(
+        report,
+        lambda index: Image.new("RGB", (90, 60), (3 * index, 0, 99)),
+        variant="cbam",
+        notices=[EVIL],
+        command=["cbam", "evaluate", EVIL],
+    )
+    return write_atomically(folder / "evaluation.html", text)
+
+
+KINDS = {"compare": compare, "ablate": ablate, "detect": detect, "explain": explain, "evaluate": evaluate}

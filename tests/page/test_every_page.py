@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import re
 
+import numpy as np
 import pytest
 
 from cbam.page.drawing import LOOKS, OTHER_LOOK
@@ -92,6 +94,37 @@ def contrast(one, other):
 def test_the_contrast_formula():
     assert contrast("#ffffff", "#000000") == pytest.approx(21)
     assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+# What colours become for eyes without one kind of cone (Machado et al. 2009, severity 1), and in print without colour.
+SEEN = {
+    "protanopia": ((0.1523, 1.0526, -0.2049), (0.1145, 0.7863, 0.0992), (-0.0039, -0.0481, 1.0520)),
+    "deuteranopia": ((0.3673, 0.8606, -0.2280), (0.2801, 0.6725, 0.0474), (-0.0118, 0.0429, 0.9689)),
+    "tritanopia": ((1.2555, -0.0767, -0.1788), (-0.0784, 0.9308, 0.1476), (0.0047, 0.6914, 0.3039)),
+    "grey": ((0.2126, 0.7152, 0.0722),) * 3,
+}
+
+
+def distance(one, other, seen):
+    """The distance in CIELAB, of which about 2 is just noticed side by side."""
+    from skimage.color import rgb2lab
+
+    points = []
+    for colour in (one, other):
+        linear = np.array([luminance(f"#{colour[place : place + 2] * 3}") for place in (1, 3, 5)])
+        changed = np.clip(np.array(SEEN[seen]) @ linear, 0, 1)
+        encoded = np.where(changed <= 0.0031308, 12.92 * changed, 1.055 * changed ** (1 / 2.4) - 0.055)
+        points.append(rgb2lab(encoded))
+    return float(np.linalg.norm(points[0] - points[1]))
+
+
+@pytest.mark.parametrize("position", [0, 1], ids=["light", "dark"])
+def test_the_four_of_every_comparison_differ_for_every_eye(position):
+    assert distance("#b84a00", "#826600", "protanopia") < 6, "SE and control once looked the same"
+    for one, other in itertools.combinations(("none", "se", "cbam", "control"), 2):
+        for seen in ("protanopia", "deuteranopia", "tritanopia"):
+            assert distance(LOOKS[one][position], LOOKS[other][position], seen) > 20, (one, other, seen)
+    assert distance(LOOKS["se"][position], LOOKS["control"][position], "grey") > 20, "in print"
 
 
 @pytest.mark.parametrize(("scheme", "position"), [("light", 0), ("dark", 1)])

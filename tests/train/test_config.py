@@ -60,6 +60,8 @@ def run(attention="none", model="resnet20", gate_lr_scale=1.0, gate_weight_decay
         ),
         ({"attention": "spatial", "reduction_ratio": 8}, "--reduction-ratio 8 has no effect with"),
         ({"sites": "conv"}, "--sites conv has no effect with --attention none. Leave it out"),
+        ({"replace": "se"}, "--replace se has no effect with --attention none. Leave it out"),
+        ({"attention": "cbam", "replace": "norm"}, "unknown replace 'norm'. Valid: 'se'"),
         ({"reduction_ratio": 8}, "--reduction-ratio 8 has no effect with --attention none"),
         ({"kernel_size": 3}, "--kernel-size 3 has no effect with --attention none"),
         ({"preset": "timm"}, "--preset timm has no effect with --attention none"),

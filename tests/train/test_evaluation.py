@@ -28,6 +28,12 @@ def test_counts_every_image_once_whatever_the_batch(batch_size):
         expected[label, answer] += 1
     assert torch.equal(scores.confusion, expected)
     assert scores.loss == pytest.approx(F.cross_entropy(logits, torch.tensor(labels)).item(), rel=1e-5)
+    assert scores.top5 == (logits.topk(5).indices == torch.tensor(labels)[:, None]).any(1).sum()
+    said = scores.predictions
+    assert said.labels.tolist() == list(labels)
+    assert said.predicted.tolist() == logits.argmax(1).tolist()
+    assert torch.allclose(said.confidence, logits.softmax(1).amax(1), atol=1e-5)
+    assert torch.allclose(said.of_label, logits.softmax(1)[range(50), list(labels)], atol=1e-5)
 
 
 def test_accuracies_by_hand():

@@ -6,6 +6,8 @@ the gates at every site; the old state dict loads; `detach` gives the model back
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -18,7 +20,7 @@ import cbam
 from cbam.attach import WithAttention
 from cbam.attach.graph.probe import dims_of
 
-LIBRARIES = ("torchvision", "timm", "smp", "transformers", "monai")
+LIBRARIES = ("torchvision", "timm", "smp", "transformers", "monai", "ultralytics")
 # By the dimensions of a model's first convolution.
 SIZES = {
     1: ((64,), (1024,)),
@@ -45,39 +47,31 @@ DECODERS = (
 )  # fmt: skip
 ENCODERS = ("resnet18", "vgg11_bn")
 WIDTHS = (8, 16, 32, 64)
-_DYN = {"kernel_size": [3] * 4, "strides": [1, 2, 2, 2], "upsample_kernel_size": [2] * 3, "filters": WIDTHS}
-# Name -> class and options, without dimensions, channels in and out.
-MONAI: dict[str, tuple[str, dict[str, Any]]] = {
-    "unet": ("UNet", {"channels": WIDTHS, "strides": (2, 2, 2)}),
-    "unet-residual": ("UNet", {"channels": WIDTHS, "strides": (2, 2, 2), "num_res_units": 2}),
-    "basic-unet": ("BasicUNet", {"features": (8, 8, 16, 32, 64, 8)}),
-    "basic-unet-plus-plus": ("BasicUNetPlusPlus", {"features": (8, 8, 16, 32, 64, 8)}),
-    "attention-unet": ("AttentionUnet", {"channels": WIDTHS, "strides": (2, 2, 2)}),
-    "segresnet": ("SegResNet", {"init_filters": 8}),
-    "dynunet": ("DynUNet", _DYN),
-    "dynunet-residual": ("DynUNet", {**_DYN, "res_block": True}),
-    "dynunet-deep-supervision": ("DynUNet", {**_DYN, "deep_supervision": True, "deep_supr_num": 2}),
-    "highresnet": ("HighResNet", {}),
-}
-# For signals and volumes.
-ONE, TWO = {"n_input_channels": 1, "num_classes": 2}, {"in_channels": 1, "num_classes": 2}
-SEGMENTS = {"in_channels": 1, "out_channels": 2}
-UNET = {**SEGMENTS, "channels": (8, 16, 32), "strides": (2, 2)}
-MONAI_1D_3D: dict[str, tuple[str, dict[str, Any]]] = {
-    "resnet18": ("resnet18", ONE),
-    "seresnet50": ("SEResNet50", TWO),
-    "densenet121": ("DenseNet121", SEGMENTS),
-    "unet": ("UNet", UNET),
-    "unet-residual": ("UNet", {**UNET, "num_res_units": 2}),
-    "basicunet": ("BasicUNet", {**SEGMENTS, "features": (8, 8, 16, 16, 32, 8)}),
-    "attentionunet": ("AttentionUnet", UNET),
-    "segresnet": ("SegResNet", {**SEGMENTS, "init_filters": 8}),
-    "dynunet": (
-        "DynUNet",
-        {**SEGMENTS, "kernel_size": [3] * 4, "strides": [1, 2, 2, 2], "upsample_kernel_size": [2] * 3},
+_DYN = {"kernel_size": [3] * 4, "strides": [1, 2, 2, 2], "upsample_kernel_size": [2] * 3}
+_UNET = {"channels": WIDTHS, "strides": (2, 2, 2)}
+_SHORT = {"channels": WIDTHS[:3], "strides": (2, 2)}
+_CLASSES = {"out_channels": None, "num_classes": 2}
+# Name -> the dimensions that it is tried with, class, options for images, and other options for signals and volumes.
+# All get `in_channels` and `out_channels`; None leaves an option out.
+MONAI: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "unet": ("123", "UNet", _UNET, _SHORT),
+    "unet-residual": ("123", "UNet", {**_UNET, "num_res_units": 2}, _SHORT),
+    "basic-unet": ("123", "BasicUNet", {"features": (8, 8, 16, 32, 64, 8)}, {"features": (8, 8, 16, 16, 32, 8)}),
+    "basic-unet-plus-plus": ("2", "BasicUNetPlusPlus", {"features": (8, 8, 16, 32, 64, 8)}, {}),
+    "attention-unet": ("123", "AttentionUnet", _UNET, _SHORT),
+    "segresnet": ("23", "SegResNet", {"init_filters": 8}, {}),
+    "dynunet": ("23", "DynUNet", {**_DYN, "filters": WIDTHS}, {"filters": None}),
+    "dynunet-residual": ("2", "DynUNet", {**_DYN, "filters": WIDTHS, "res_block": True}, {}),
+    "dynunet-deep-supervision": (
+        "2", "DynUNet", {**_DYN, "filters": WIDTHS, "deep_supervision": True, "deep_supr_num": 2}, {},
     ),
-    "vnet": ("VNet", SEGMENTS),
-}
+    "highresnet": ("2", "HighResNet", {}, {}),
+    "resnet18": ("13", "resnet18", {"in_channels": None, "n_input_channels": 1, **_CLASSES}, {}),
+    "seresnet50": ("13", "SEResNet50", _CLASSES, {}),
+    "densenet121": ("13", "DenseNet121", {}, {}),
+    "vnet": ("3", "VNet", {}, {}),
+}  # fmt: skip
+YOLO = ("yolov5n", "yolov8n", "yolo11n", "yolo11n-seg", "yolo11n-pose")
 
 
 def models(library: str) -> Iterator[tuple[str, str]]:
@@ -98,14 +92,12 @@ def models(library: str) -> Iterator[tuple[str, str]]:
         pairs = ((name, encoder) for name in DECODERS for encoder in ENCODERS)
         dilated = ("DeepLabV3", "DeepLabV3Plus", "PAN")
         yield from (("smp", f"{n} {e}") for n, e in pairs if not (e == "vgg11_bn" and n in dilated))
-    if library in ("monai", "all"):
-        yield from (("monai", name) for name in MONAI)
     if library in ("transformers", "all"):
         yield from (("transformers", name) for name in TRANSFORMERS)
     if library in ("monai", "all"):
-        three_only = ("dynunet", "segresnet", "vnet")  # these take no maps (N, C, L)
-        yield from (("monai", f"{name}-1d") for name in MONAI_1D_3D if name not in three_only)
-        yield from (("monai", f"{name}-3d") for name in MONAI_1D_3D)
+        yield from (("monai", f"{name}-{n}d") for name, (dims, *_) in MONAI.items() for n in dims)
+    if library in ("ultralytics", "all"):
+        yield from (("ultralytics", name) for name in YOLO)
 
 
 def check(library: str, name: str) -> dict[str, Any]:
@@ -169,12 +161,22 @@ def build(library: str, name: str) -> Any:
     if library == "monai":
         import monai.networks.nets
 
-        if name in MONAI:
-            kind, given = MONAI[name]
-            return getattr(monai.networks.nets, kind)(spatial_dims=2, in_channels=3, out_channels=2, **given)
         name, _, dims = name.rpartition("-")
-        kind, given = MONAI_1D_3D[name]
-        return getattr(monai.networks.nets, kind)(spatial_dims=int(dims[0]), **given)
+        _, kind, given, other = MONAI[name]
+        channels = {"in_channels": 3 if dims == "2d" else 1, "out_channels": 2}
+        chosen = {**channels, **given, **({} if dims == "2d" else other)}
+        chosen = {key: value for key, value in chosen.items() if value is not None}
+        return getattr(monai.networks.nets, kind)(spatial_dims=int(dims[0]), **chosen)
+    if library == "ultralytics":
+        # Read when it is imported: no settings file in the home directory, no look at the network.
+        os.environ |= {
+            "YOLO_CONFIG_DIR": tempfile.gettempdir(),
+            "YOLO_OFFLINE": "True",
+            "YOLO_AUTOINSTALL": "False",
+        }
+        import ultralytics
+
+        return ultralytics.YOLO(f"{name}.yaml").model
     from torchvision.models import get_model, get_model_builder
 
     options: dict[str, Any] = {"weights": None}

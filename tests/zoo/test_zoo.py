@@ -141,17 +141,22 @@ SAMPLE = {
         "ResNetForImageClassification": "resnet-18 resnet-50",
     },
     "monai": {
-        "AttentionUnet": "attention-unet attentionunet-1d",
-        "BasicUNet": "basic-unet basicunet-3d",
-        "BasicUNetPlusPlus": "basic-unet-plus-plus",
+        "AttentionUnet": "attention-unet-2d attention-unet-1d",
+        "BasicUNet": "basic-unet-2d basic-unet-3d",
+        "BasicUNetPlusPlus": "basic-unet-plus-plus-2d",
         "DenseNet121": "densenet121-1d",
-        "DynUNet": "dynunet dynunet-3d",
-        "HighResNet": "highresnet",
+        "DynUNet": "dynunet-2d dynunet-3d",
+        "HighResNet": "highresnet-2d",
         "ResNet": "resnet18-1d resnet18-3d",
         "SEResNet50": "seresnet50-1d",
-        "SegResNet": "segresnet segresnet-3d",
-        "UNet": "unet unet-residual-3d",
+        "SegResNet": "segresnet-2d segresnet-3d",
+        "UNet": "unet-2d unet-residual-3d",
         "VNet": "vnet-3d",
+    },
+    "ultralytics": {
+        "DetectionModel": "yolo11n",
+        "PoseModel": "yolo11n-pose",
+        "SegmentationModel": "yolo11n-seg",
     },
 }
 EVERY = [
@@ -165,8 +170,8 @@ EVERY = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("library", "family", "name"), EVERY)
 def test_a_model_of_every_family(library, family, name):
-    if library == "monai":
-        pytest.importorskip("monai")
+    if library in ("monai", "ultralytics"):
+        pytest.importorskip(library)
     row = zoo.check(library, name)
     assert row["reason"] == ""
     assert row["convolutional"]

@@ -1,13 +1,15 @@
-"""Turn doubled gates into the paper's plain ones, exactly."""
+"""Turn the gates of the identity start into the paper's plain ones."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
 
 from cbam.attach.wrapper import WithAttention
 from cbam.errors import CBAMError
-from cbam.nn import CBAM
+from cbam.nn import CBAM, SpatialAttention
 from cbam.nn.base import AttentionModule, Gate
 
 # Modules whose output is linear in (weight, bias), so that scaling both scales the output. By exact type:
@@ -18,12 +20,13 @@ _LINEAR_HOSTS = (
 
 
 def fold_gate_scale(model: nn.Module) -> int:
-    """Move the factor 2 of every gate into the host before it, in place; no output changes by a bit.
+    """Move the factor 2 of every gate into the host before it, and sqrt(fan-in) into the spatial kernel, in place.
 
     After `attach(init="identity")` each gate is 2 sigmoid(z). With the host's weight and bias times 4 (2 for a
     single gate) and the weights that read the map divided by what the map grew by, the plain sigmoid gives the same
-    numbers: all factors are powers of two, so nothing is rounded. The state dict then is in the paper's form,
-    without `gate_scale`, as other code expects it. Do it after training: the learning rates seen by the folded
+    numbers: these factors are powers of two, so nothing is rounded. Where sqrt(fan-in) divides the spatial logits,
+    the kernel is divided by it instead, once, and rounded: outputs then agree to the last digits, otherwise to the
+    bit. The state dict then is in the paper's form, without `gate_scale` and `fan_in`, as other code expects it. Do it after training: the learning rates seen by the folded
     weights change. And do it last: the hosts keep the factor, so `detach` and `disabled` afterwards leave a network
     whose branches are up to 4 times as large, not the plain one.
 
@@ -42,7 +45,7 @@ def fold_gate_scale(model: nn.Module) -> int:
     >>> model, image = resnet18().eval(), torch.rand(1, 3, 64, 64)
     >>> _ = attach(model)
     >>> before = model(image)
-    >>> fold_gate_scale(model), torch.equal(model(image), before)
+    >>> fold_gate_scale(model), torch.allclose(model(image), before)
     (8, True)
     """
     attached = [(name, module) for name, module in model.named_modules() if isinstance(module, WithAttention)]
@@ -55,7 +58,7 @@ def fold_gate_scale(model: nn.Module) -> int:
     for name, site in sites:
         for parameter, factor in _factors(name, site):
             value = parameter.detach() * factor
-            if not torch.equal(value / factor, parameter.detach()):
+            if not _is_exact(parameter.detach(), value, factor):
                 raise CBAMError(
                     f"a weight at site {name!r} times {factor:g} does not fit {parameter.dtype}."
                     " Fold in float32, before model.half()."
@@ -67,7 +70,16 @@ def fold_gate_scale(model: nn.Module) -> int:
     for _, site in sites:
         for gate in _gates(site.cbam):
             gate.set_gate_scale(1.0)
+            if isinstance(gate, SpatialAttention):
+                gate.set_fan_in(False)
     return len(sites)
+
+
+def _is_exact(before: Tensor, after: Tensor, factor: float) -> bool:
+    """Return whether a product has the bits of its factors; those of a root, the bits of float32."""
+    if math.frexp(factor)[0] == 0.5:  # a power of two
+        return torch.equal(after / factor, before)
+    return before.dtype.itemsize >= 4 and torch.allclose(after / factor, before, rtol=1e-6, atol=0.0)
 
 
 def _gates(attention: AttentionModule) -> list[Gate]:
@@ -81,7 +93,7 @@ def _scale(site: WithAttention) -> Tensor | None:
 
 
 def _factors(name: str, site: WithAttention) -> list[tuple[Tensor, float]]:
-    """Return each parameter at the site with the factor that it takes."""
+    """Return each parameter at the site with the factor that it takes; a kernel's sqrt(fan-in) is in its own."""
     host, gates = site.host, _gates(site.cbam)
     if site.position != "output" or type(host) not in _LINEAR_HOSTS or host.weight is None:
         raise CBAMError(
@@ -93,7 +105,9 @@ def _factors(name: str, site: WithAttention) -> list[tuple[Tensor, float]]:
     grown = scale if one_gate else scale ** len(gates)  # what the map in front of the first gate grows by
     factors = [(p, grown) for p in (host.weight, host.bias) if isinstance(p, Tensor)]
     for gate in gates:
-        factors.append((gate.reading_weight, 1.0 / grown))
+        fan_in = gate._buffers.get("fan_in")
+        root = 1.0 if fan_in is None else float(fan_in) ** 0.5
+        factors.append((gate.reading_weight, 1.0 / grown / root))
         if not one_gate:
             grown /= scale  # the first gate now is smaller by its factor, and so is the map behind it
     return factors

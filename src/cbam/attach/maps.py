@@ -19,7 +19,6 @@ from cbam.nn import CBAM, AttentionModule
 from cbam.nn.base import Gate
 from cbam.nn.foreign import ForeignAttention
 from cbam.nn.registry import describe
-from cbam.ops.gates import Listeners
 
 _lock = threading.Lock()
 _eager_blocks = 0  # of all threads
@@ -278,16 +277,12 @@ def _told(gates: Any, x: Tensor, site: str, dims: int) -> tuple[Tensor | None, T
 
 def _listen(module: AttentionModule, listener: Any) -> None:
     with _lock:
-        module.listeners = Listeners((*module.listeners, listener))
+        module.listeners = (*module.listeners, listener)
 
 
 def _stop(module: AttentionModule, listener: Any) -> None:
     with _lock:
-        left = Listeners(other for other in module.listeners if other is not listener)
-        if left:
-            module.listeners = left
-        else:
-            vars(module).pop("listeners", None)
+        module.listeners = tuple(other for other in module.listeners if other is not listener)
 
 
 def _shape(gate: Tensor | None) -> str:

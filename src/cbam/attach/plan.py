@@ -16,12 +16,13 @@ from cbam.attach.fusion.with_epilogue import find_blocks
 from cbam.attach.graph.example import split_example
 from cbam.attach.graph.probe import Call, InputSize, Node, Probe, default_inputs, run_probe
 from cbam.attach.insert import check_unattached, like
-from cbam.attach.replacement import REPLACEABLE
+from cbam.attach.replacement import check_replace
 from cbam.attach.sites.select import Selector, Selectors, Sites, as_list, select
 from cbam.attach.sites.table import FINDERS, KINDS, find
 from cbam.attach.trial import try_attention
-from cbam.errors import CBAMError, unknown_name
+from cbam.errors import CBAMError
 from cbam.formatting import columns, counted
+from cbam.nn import ChannelAttention
 from cbam.ops.dims import SIZES, batched
 
 _WHERE = {"output": "after", "input": "before", "instead": "in place of"}
@@ -42,6 +43,7 @@ class Site:
         attention: what goes in, such as "cbam (preset paper, r=16, k=7)".
         init: its first weights: "identity" or "paper", or "as built" where it cannot start as the identity.
         replaced_parameters: of the module that it replaces.
+        hidden: units of the channel gate's hidden layer, 0 without such a gate.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Site:
     attention: str = ""
     init: str = ""
     replaced_parameters: int = 0
+    hidden: int = 0
 
     @property
     def added_parameters(self) -> int:
@@ -152,8 +155,7 @@ def make_plan(
     selectors = by_selector(sites, config)
     if not selectors:
         raise CBAMError("sites is empty. Name a site, or leave it out for sites='auto'.")
-    if replace_kind is not None and replace_kind not in REPLACEABLE:
-        raise unknown_name("replace", replace_kind, REPLACEABLE)
+    check_replace(replace_kind)
     _check_host(model)
     example = default_inputs(model, input_size) if example_input is None else example_input
     inputs, keywords = split_example(model, example)
@@ -173,7 +175,7 @@ def make_plan(
         )
         rows = [replace(r, epilogue=str(blocks[r.name][1])) if r.name in blocks else r for r in rows]
     changes = [*_changed_outputs(rows, chosen), *_rebuilt(model)]
-    notes += [*_frozen_norms(model, chosen), *changes]
+    notes += [*_frozen_norms(model, chosen), *_narrow_gates(rows), *changes]
     (attention, init), _ = Counter((row.attention, row.init) for row in rows).most_common(1)[0]
     parameters = sum(p.numel() for p in model.parameters())
     given = (*inputs, *keywords.values())
@@ -247,6 +249,26 @@ def _has_norm(config: SiteConfig) -> bool:
     return any(isinstance(module, nn.BatchNorm2d) for module in config.build(16, device="meta").modules())
 
 
+def _narrow_gates(rows: list[Site]) -> list[str]:
+    """Return a note for the sites whose channel gate has so few hidden units that all may be off for every input."""
+    notes = []
+    for init in dict.fromkeys(row.init for row in rows):
+        narrow = [row for row in rows if row.init == init and 0 < row.hidden < ChannelAttention.narrow]
+        if narrow:
+            least = min(narrow, key=lambda row: row.hidden)
+            where = f"{counted(least.hidden, 'hidden unit')} at {least.name}, fewer than {ChannelAttention.narrow}"
+            start = (
+                "a unit of each starts with weights above 0, so that the gate learns"
+                if init == "identity"
+                else "drawn as torch does, they may be off for every input, and the gate then never learns"
+            )
+            wider = "a smaller reduction_ratio gives more"
+            notes.append(
+                f"narrow channel gates at {counted(len(narrow), 'site')} ({where}): {start}; {wider}"
+            )
+    return notes
+
+
 def _rebuilt(model: nn.Module) -> list[str]:
     """Return a note for the network of a YOLO object; one that its trainer has just built has no `args` yet."""
     if not isinstance(getattr(model, "yaml", None), dict) or not hasattr(model, "args"):
@@ -296,7 +318,9 @@ def _site(name: str, module: nn.Module, chosen: Chosen, probe: Probe, model: nn.
     config = chosen.config
     trial = try_attention(config, (channels, *size), like(module, model))
     init = AS_BUILT if config.init == "identity" and not trial.is_identity else config.init
-    site = Site(name, kind, position, channels, tuple(size), trial.parameters, "", config.description, init)
+    site = Site(
+        name, kind, position, channels, tuple(size), trial.parameters, "", config.description, init, 0, trial.hidden
+    )  # fmt: skip
     if position != "instead":
         return site
     return replace(site, replaced_parameters=sum(p.numel() for p in module.parameters()))

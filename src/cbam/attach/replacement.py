@@ -9,9 +9,21 @@ import torch
 from torch import nn
 
 from cbam.attach.wrapper import WithAttention
+from cbam.errors import unknown_name
 from cbam.nn.base import AttentionModule
 
 REPLACEABLE: tuple[str, ...] = ("se",)
+
+
+def check_replace(kind: str | None) -> None:
+    """Refuse what attention cannot go in the place of.
+
+    >>> check_replace("cbam")
+    Traceback (most recent call last):
+    cbam.errors.CBAMError: unknown replace 'cbam'. Valid: 'se'.
+    """
+    if kind is not None and kind not in REPLACEABLE:
+        raise unknown_name("replace", kind, REPLACEABLE)
 
 
 class Replacement(WithAttention):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cbam.attach.config import SiteConfig
 from cbam.errors import CBAMError
+from cbam.nn import ChannelAttention
 
 
 class Trial(NamedTuple):
@@ -17,10 +18,12 @@ class Trial(NamedTuple):
     Args:
         parameters: how many it has.
         is_identity: whether it returns its input bit for bit, in eval mode and with its first weights.
+        hidden: units of its channel gate's hidden layer, 0 without such a gate.
     """
 
     parameters: int
     is_identity: bool
+    hidden: int = 0
 
 
 def try_attention(config: SiteConfig, shape: tuple[int, ...], like: Tensor) -> Trial:
@@ -38,12 +41,15 @@ def try_attention(config: SiteConfig, shape: tuple[int, ...], like: Tensor) -> T
 
     >>> from cbam.nn.registry import attention_kind
     >>> try_attention(SiteConfig(attention_kind("eca"), "identity"), (64, 7, 7), torch.zeros(1))
-    Trial(parameters=3, is_identity=True)
+    Trial(parameters=3, is_identity=True, hidden=0)
     """
     channels, dims = shape[0], len(shape) - 1
     if config.kind.has_operator:
         block = config.build(channels, dims, device="meta")
-        return Trial(sum(p.numel() for p in block.parameters()), config.init == "identity")
+        hidden = [m.layers[0].out_channels for m in block.modules() if isinstance(m, ChannelAttention)]
+        return Trial(
+            sum(p.numel() for p in block.parameters()), config.init == "identity", min(hidden, default=0)
+        )
     device = torch.device("cpu") if like.is_meta else like.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         block = config.build(channels, dims, device=device, dtype=like.dtype).eval()

@@ -227,10 +227,12 @@ def _with_order(found: Found, name: str, order: str | None) -> tuple[Format, lis
 
 
 def _refuse_scales(prefix: str, tensors: Mapping[str, Tensor], here: Format, to: str) -> None:
-    scales = [tensors[prefix + name] for name in SCALES if prefix + name in tensors]
-    if here.name == "cbam" and any(bool((scale != 1).any()) for scale in scales):
+    scales = {name: float(tensors[prefix + name]) for name in SCALES if prefix + name in tensors}
+    if here.name == "cbam" and any(scale != 1 for scale in scales.values()):
+        *of_gates, fan_in = (scales.get(name, 1.0) for name in SCALES)
+        logits = "z" if fan_in == 1 else f"z / sqrt({fan_in:g})"
         raise CBAMError(
-            f"block {prefix.removesuffix('.')!r} has gates of {scales[0].item():g} sigmoid(z), as after"
+            f"block {prefix.removesuffix('.')!r} has gates of {max(of_gates):g} sigmoid({logits}), as after"
             f" cbam.attach(init='identity'), and {to} has none. Type cbam.fold_gate_scale(model) and save again."
         )
 

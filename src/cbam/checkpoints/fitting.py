@@ -14,7 +14,8 @@ from cbam.errors import CBAMError
 from cbam.nn import CBAM
 from cbam.ops.dims import batched
 
-SCALES = ("channel_attention.gate_scale", "spatial_attention.gate_scale")
+# Numbers of a gate that only the files of those gates have that are not in the paper's form.
+SCALES = ("channel_attention.gate_scale", "spatial_attention.gate_scale", "spatial_attention.fan_in")
 
 
 def reads_maximum_first(block: Any) -> bool | None:

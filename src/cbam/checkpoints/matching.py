@@ -125,8 +125,8 @@ def _rest(
 
 
 def _is_scale(name: str, value: Tensor, gates: set[str]) -> bool:
-    """Return whether this is the scale of a gate that has none now but accepts one."""
-    gate = name.removesuffix("gate_scale")
+    """Return whether this is a number of a gate that has none now but accepts one."""
+    gate = name.removesuffix("gate_scale").removesuffix("fan_in")
     return gate != name and value.ndim == 0 and gate in gates
 
 
@@ -142,8 +142,8 @@ def _missing(
     missing = [
         key
         for key in own
-        # Older files lack the counters, which only norms without a momentum read; a scale is set with its gate.
-        if key not in set_ and not key.endswith(("num_batches_tracked", "gate_scale"))
+        # Older files lack the counters, which only norms without a momentum read; these of a gate are set with it.
+        if key not in set_ and not key.endswith(("num_batches_tracked", "gate_scale", "fan_in"))
         and not (filled and key.startswith(filled))
     ]  # fmt: skip
     if assigned or attention & set_:

@@ -92,7 +92,12 @@ def load(config: DemoConfig) -> list[Network]:
     opened = [open_network(source) for source in config.run]
     if config.model is not None or config.weights is not None:
         classes = config.num_classes or (None if names is None else len(names))
-        form: Any = {"image_size": config.image_size, "mean": config.mean, "std": config.std, "class_names": names}
+        form: Any = {
+            "image_size": config.image_size,
+            "mean": config.mean,
+            "std": config.std,
+            "class_names": names,
+        }
         source, model = config.weights or config.model, config.model if config.weights is not None else None
         assert source is not None
         first = open_network(source, model, num_classes=classes, **form)

@@ -1,8 +1,9 @@
-"""`cbam evaluate`: score a trained network on validation images."""
+"""`cbam evaluate`: score a trained network on images, as a whole, class by class and image by image."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +14,23 @@ from rich.console import Console
 
 from cbam.cli.parsing import read_options
 from cbam.documents import read_yaml
-from cbam.errors import CBAMError
+from cbam.errors import CBAMError, nearest
 from cbam.files import write_atomically
+from cbam.formatting import columns, counted
 from cbam.runs.imports import import_modules
 
 if TYPE_CHECKING:
     from cbam.data import ImageData
+    from cbam.evaluate.class_report import ClassReport
     from cbam.pretrained import Config
-    from cbam.train.evaluation import Evaluation
 
-DESCRIPTION = """Score a network on validation images: top-1 and top-5 accuracy, cross-entropy. Every image counts once,
-on any number of processes (torchrun -m cbam evaluate ...).
+DESCRIPTION = """Score a network on images: top-1 and top-5 accuracy, precision, recall and F1 of each class, what it
+confuses most, and whether it is right as often as it says. A folder of class folders is scored whole, with as many of
+the network's classes as it has. Every image counts once, on any number of processes (torchrun -m cbam evaluate ...).
 
-Example: cbam evaluate runs/train-digits-resnet20-cbam --data digits"""
+Example: cbam evaluate runs/train-digits-resnet20-cbam --data digits --output scores"""
+_MOST_CLASSES, _PAIRS, _MISTAKES = 20, 5, 5  # in the terminal; the files have all
+_KINDS = (".json", ".csv", ".html")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +42,10 @@ class EvaluateConfig:
     --variant, one of its cells, a folder of cbam.save_pretrained, a file of weights with --model, or user/name on the
     hub."""
     data: str
-    """fashion-mnist, digits, a folder, ... as for `cbam train`; its validation images count."""
+    """fashion-mnist, digits, a folder, ... as for `cbam train`."""
+    split: Literal["all", "val"] | None = None
+    """all: every image, unless there are validation images of their own (val/); val: the validation images, split off
+    as for training if need be. None: val for the images that the run was trained on, else all."""
     variant: str | None = None
     """Of a run of `cbam compare`: the network to score, such as cbam (its first seed) or cbam-seed2."""
     model: str | None = None
@@ -49,7 +57,8 @@ class EvaluateConfig:
     limit_val: int | None = None
     """Use only this many validation images, equally many of each class."""
     val_fraction: float | None = None
-    """Share of each class that validates where there is no validation folder. None: as the run split them, or 0.2."""
+    """Share of each class that validates where there is no validation folder, for --split val. None: as the run split
+    them, or 0.2."""
     bad_images: Literal["fail", "skip"] = "fail"
     """What to do with files that cannot be read."""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -61,81 +70,83 @@ class EvaluateConfig:
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
     """Modules of your own to import first, such as my_package.my_gate, for the attention in the network."""
     output: Path | None = None
-    """A JSON file for the scores, those of each class among them."""
+    """A folder for all results: scores.json, classes.csv, images.csv and the page evaluation.html. Or one of them: a
+    file that ends in .json, .csv (of the classes) or .html."""
 
     def __post_init__(self) -> None:
         import_modules(self.imports)
+        if self.output and self.output.suffix not in ("", *_KINDS) and not self.output.is_dir():
+            raise CBAMError(
+                f"--output {self.output} is neither a folder nor a file that ends in {', '.join(_KINDS)}. Type for "
+                f"example: --output {self.output.with_suffix('')}"
+            )
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command with the `arguments` after it; return the exit code."""
     config = read_options(EvaluateConfig, "cbam evaluate", DESCRIPTION, arguments)
     split = split_of(config)
-    data, scores, main_process = run(config, split)
-    if main_process:
-        console = Console(highlight=False)
-        for notice in (*split.notices, *data.notices):
-            console.print(f"note: {notice}", soft_wrap=True)
-        # Of five classes or fewer the right one is always among the first five.
-        top5 = f"top-5 {scores.top5_accuracy:.2%}, " if len(data.classes) > 5 else ""
-        console.print(
-            f"top-1 {scores.accuracy:.2%}, {top5}cross-entropy {scores.loss:.4f} "
-            f"on {scores.images:,} images: {data.source}",
-            soft_wrap=True,
-        )
+    found = run(config, split)
+    if found is not None:
+        show(found, Console(highlight=False))
         if config.output:
-            write_atomically(config.output, json.dumps(as_json(config, data, scores), indent=1) + "\n")
+            for file in write(found, config.output, ["cbam", "evaluate", *arguments]):
+                print(f"written: {file}")
     return 0
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which images validate.
+    """Which images are scored.
 
     Attributes:
         val_fraction: See `EvaluateConfig`.
+        whole: Whether all images count, where there is no validation part.
         notices: What the user should know about it.
     """
 
     val_fraction: float
+    whole: bool
     notices: tuple[str, ...] = ()
 
 
 def split_of(config: EvaluateConfig) -> Split:
-    """Return the split of the run that is evaluated: with another one, images that it was trained on would count.
+    """Return which images are scored: of the run's own only those that it was not trained on, unless all are asked for.
 
     Raises:
-        CBAMError: The source is a run of `cbam compare`, which keeps bare weights.
+        CBAMError: The source is no network; the message names the neighbour that is one.
     """
+    from cbam.pretrained.places import find_network
     from cbam.runs.options import absolute_data
 
-    source = Path(config.source)
-    if (source / "cells").is_dir():
-        raise CBAMError(
-            f"{source} is a run of cbam compare or cbam ablate, whose report has the scores. "
-            "cbam evaluate takes a run of cbam train, or a folder of cbam.save_pretrained"
-        )
-    settings = _settings_of(source) or _settings_of(source.parent)  # a run, or its best/ or final/
+    place = find_network(config.source, config.variant)
+    settings = {} if place is None or place.run is None else _settings_of(place.run)
     if settings.get("data") != absolute_data(config.data):
-        return Split(0.2 if config.val_fraction is None else config.val_fraction)
+        whole = config.split == "all" or (config.split is None and config.val_fraction is None)
+        return Split(0.2 if config.val_fraction is None else config.val_fraction, whole)
     there = float(settings["val_fraction"])
     now = there if config.val_fraction is None else config.val_fraction
     notices = []
-    if now != there:
+    if config.split == "all":
+        notices.append(
+            "the network was trained on these images. Where there is no validation folder, most of those that are "
+            "scored are training images, on which it does better than on new ones"
+        )
+    elif now != there:
         notices.append(
             f"the run was trained with --val-fraction {there}. Where there is no validation folder, some of these "
             "images are those that it was trained on"
         )
-    if settings.get("limit_val") != config.limit_val:
+    if settings.get("limit_val") != config.limit_val and config.split != "all":
         was = settings.get("limit_val")
         notices.append(
             f"the run validated on {f'{was} of these images' if was else 'all of them'} (--limit-val)"
         )
-    return Split(now, tuple(notices))
+    return Split(now, config.split == "all", tuple(notices))
 
 
 def _settings_of(folder: Path) -> dict[str, Any]:
-    """Return the settings of a run of `cbam train`; none where there is none, or a file that cannot be read."""
+    """Return the settings of a run; none where there is none, or a file that cannot be read."""
     try:
         settings = read_yaml(folder / "config.yaml")
     except CBAMError:
@@ -144,13 +155,31 @@ def _settings_of(folder: Path) -> dict[str, Any]:
     return settings if whole else {}
 
 
-def run(config: EvaluateConfig, split: Split) -> tuple[ImageData, Evaluation, bool]:
-    """Return the images, the scores, and whether this is the main process.
+@dataclass(frozen=True)
+class Found:
+    """What was scored, and the scores.
+
+    Attributes:
+        report: The scores.
+        data: The images.
+        variant: The network's attention.
+        notices: For the user.
+    """
+
+    report: ClassReport
+    data: ImageData
+    variant: str
+    notices: tuple[str, ...]
+
+
+def run(config: EvaluateConfig, split: Split) -> Found | None:
+    """Score the network; return what was found on the main process, None on the others.
 
     Raises:
         CBAMError: The network or the images do not exist, or do not match.
     """
     from cbam.data import load_data, make_loader
+    from cbam.evaluate.class_report import ClassReport
     from cbam.pretrained import open_network
     from cbam.train.config import TrainConfig
     from cbam.train.device import make_accelerator
@@ -170,8 +199,9 @@ def run(config: EvaluateConfig, split: Split) -> tuple[ImageData, Evaluation, bo
         limit_val=config.limit_val,
         val_fraction=split.val_fraction,
         bad_images=config.bad_images,
+        whole=split.whole,
     )
-    check_classes(saved, data)
+    classes, numbers = matched_classes(saved, data)
     loader = make_loader(
         data.val,
         batch_size=config.batch_size,
@@ -181,38 +211,132 @@ def run(config: EvaluateConfig, split: Split) -> tuple[ImageData, Evaluation, bo
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    return data, evaluate(model.to(accelerator.device), loader, accelerator), accelerator.is_main_process
+    scores = evaluate(model.to(accelerator.device), loader, accelerator, numbers)
+    if not accelerator.is_main_process:
+        return None
+    assert scores.predictions is not None
+    report = ClassReport(
+        network=config.source,
+        data=f"{counts_in_words(data)} From {data.source}",
+        classes=classes,
+        loss=scores.loss,
+        # Of five classes or fewer the right one is always among the first five.
+        top5=scores.top5_accuracy if len(classes) > 5 else None,
+        predictions=scores.predictions,
+        names=[data.val.identifier(index) for index in range(len(data.val))],
+    )
+    variant = saved.attention[0].kind if saved.attention else "none"
+    notices = [*split.notices, *data.notices]
+    if len(data.classes) < len(classes):
+        notices.append(
+            f"of the network's {len(classes)} classes {len(data.classes)} have images here; an image may be predicted "
+            "as any of them"
+        )
+    return Found(report, data, variant, tuple(notices))
 
 
-def check_classes(saved: Config, data: ImageData) -> None:
-    """Refuse images of other classes than the network's.
+def matched_classes(saved: Config, data: ImageData) -> tuple[tuple[str, ...], list[int] | None]:
+    """Return the network's classes, and the number among them of each class of the images.
 
     Raises:
-        CBAMError: The classes differ in number or name.
+        CBAMError: The images have a class that the network does not have, or another number of them.
     """
+    from cbam.data.scan import some
+
     names = saved.class_names
     if names is None:
         outputs = saved.backbone.num_classes if saved.backbone else len(data.classes)
         if outputs != len(data.classes):
             raise CBAMError(
-                f"the network has {outputs} outputs, the images have {len(data.classes)} classes."
+                f"the network has {outputs} outputs without names, the images have {len(data.classes)} classes: "
+                f"{some(data.classes)}."
             )
-    elif tuple(names) != tuple(data.classes):
-        first = next((a, b) for a, b in zip((*names, None), (*data.classes, None), strict=False) if a != b)
+        return data.classes, None
+    number = {name: index for index, name in enumerate(names)}
+    if unknown := [name for name in data.classes if name not in number]:
+        close = nearest(unknown[0], names, count=1)
+        hint = f" Did you mean {close[0]!r} by {unknown[0]!r}?" if close else ""
         raise CBAMError(
-            f"the network's {len(names)} classes are not the images' {len(data.classes)}: the first that differ are "
-            f"{first[0]!r} there and {first[1]!r} here."
+            f"the network was trained on {len(names)} classes: {some(names, _MOST_CLASSES)}. {data.name} has "
+            f"{len(data.classes)}: {some(data.classes, _MOST_CLASSES)}. The network does not know: {some(unknown)}."
+            f"{hint} Fewer classes are fine, others are not: rename or remove their folders"
         )
+    return tuple(names), [number[name] for name in data.classes]
 
 
-def as_json(config: EvaluateConfig, data: ImageData, scores: Evaluation) -> dict[str, Any]:
-    """Return the content of the output file."""
-    return {
-        "source": config.source,
-        "data": data.identity,
-        "images": scores.images,
-        "top1": scores.accuracy,
-        "top5": scores.top5_accuracy,
-        "cross_entropy": scores.loss,
-        "per_class": dict(zip(data.classes, scores.per_class_accuracy, strict=True)),
+def counts_in_words(data: ImageData) -> str:
+    """Say how many images of which classes are scored."""
+    counts = Counter(int(label) for label in data.val.labels)
+    images = counted(len(data.val), "image")
+    if len(data.classes) > _MOST_CLASSES:
+        fewest, most = min(counts.values()), max(counts.values())
+        return f"{images} of {len(counts)} classes, {fewest:,} to {most:,} of each."
+    each = ", ".join(f"{name} {counts[number]:,}" for number, name in enumerate(data.classes))
+    return f"{images}: {each}."
+
+
+def show(found: Found, console: Console) -> None:
+    """Print the scores: as a whole, of each class, and what is confused most."""
+    from cbam.evaluate.class_figures import pair_in_words
+    from cbam.evaluate.metrics import BINS
+
+    report, scores = found.report, found.report.scores
+    for notice in found.notices:
+        console.print(f"note: {notice}", soft_wrap=True, markup=False)
+    console.print(report.data, soft_wrap=True, markup=False)
+    top5 = "" if report.top5 is None else f"top-5 {report.top5:.2%}, "
+    console.print(
+        f"top-1 {report.accuracy:.2%}, {top5}cross-entropy {report.loss:.4f} on {counted(report.images, 'image')}",
+        soft_wrap=True,
+    )
+    sure = report.calibration
+    ece = f", calibration error {sure.ece:.2%} ({BINS} bins)" if sure else ""
+    console.print(f"balanced accuracy {scores.balanced_accuracy:.2%}, macro F1 {scores.macro_f1:.2%}{ece}\n")
+    rows = report.class_rows()
+    if len(rows) > _MOST_CLASSES:
+        rows = sorted((row for row in rows if row["images"]), key=lambda row: row["f1"])[:_MOST_CLASSES]
+        console.print(f"the {len(rows)} classes with the lowest F1, of {len(report.classes)}:")
+    names = ("class", "images", "predicted", "precision", "recall", "f1")
+    cells = [[_cell(row[name]) for name in names] for row in rows]
+    lines = columns([["class", "images", "predicted", "precision", "recall", "F1"], *cells])
+    console.print("\n".join(lines), soft_wrap=True, markup=False)
+    if report.pairs:
+        pairs = [pair_in_words(pair, report.classes) for pair in report.pairs[:_PAIRS]]
+        lines = ["", "most confused:", *(f"  {pair}" for pair in pairs), "", "wrong, and surest about it:"]
+        for mistake in map(report.mistake, report.mistakes[:_MISTAKES]):
+            said = f"{mistake['class']} as {mistake['predicted']}, {mistake['confidence']:.1%}"
+            lines.append(f"  {mistake['image']}: {said}")
+        console.print("\n".join(lines), soft_wrap=True, markup=False)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return (
+        f"{value:.2%}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    )
+
+
+def write(found: Found, output: Path, command: Sequence[str]) -> list[Path]:
+    """Write the scores and return the files.
+
+    Args:
+        found: What to write.
+        output: A folder for all of them, or one file.
+        command: What was typed.
+    """
+    from cbam.evaluate.class_page import render
+
+    report = found.report
+    contents = {
+        "scores.json": lambda: json.dumps({**report.content(), "data": found.data.identity}, indent=1) + "\n",
+        "classes.csv": report.classes_csv,
+        "images.csv": report.images_csv,
+        "evaluation.html": lambda: render(
+            report, found.data.val.picture, variant=found.variant, notices=found.notices, command=command
+        ),
     }
+    if output.suffix in _KINDS and not output.is_dir():
+        name = next(name for name in contents if name.endswith(output.suffix))
+        return [write_atomically(output, contents[name]())]
+    return [write_atomically(output / name, content()) for name, content in contents.items()]

@@ -51,8 +51,10 @@ class PlanConfig:
     """Modules of your own to import first, such as my_package.my_gate, for the attention that they register."""
     num_classes: int | None = None
     """Width of the classifier; by default 10 for the CIFAR ResNets, else 1000."""
-    input_size: tuple[int, int, int] | None = None
-    """Channels, height and width of the images; by default 3 32 32 for the CIFAR ResNets, else 3 224 224."""
+    input_size: tuple[int, ...] | None = None
+    """Channels, height and width of the images; by default 3 32 32 for the CIFAR ResNets, else 3 224 224. Channels and
+    length of signals (1 1024), channels, depth, height and width of volumes or video (3 16 112 112), where --model is
+    a network of your own for such maps."""
 
     def __post_init__(self) -> None:
         import_modules(self.imports)
@@ -65,21 +67,25 @@ class PlanConfig:
         return made_for(self.model)[0]
 
     @property
-    def image_size(self) -> tuple[int, int, int]:
+    def image_size(self) -> tuple[int, ...]:
         """`input_size`, or the model's default."""
         if self.input_size is not None:
             return self.input_size
         return made_for(self.model)[1]
 
-    def build(self) -> tuple[nn.Module, tuple[int, int, int]]:
-        """Return the network and the size of its images."""
-        if not is_own(self.model):
-            channels = self.image_size[0]
-            return build_model(self.model, self.classes, in_channels=channels), self.image_size
+    def build(self) -> tuple[nn.Module, tuple[int, ...]]:
+        """Return the network and the size of its images, or of what else it takes.
+
+        Raises:
+            CBAMError: `input_size` has not the dimensions of the network's first convolution.
+        """
         given = self.input_size
-        model = build_own(self.model, self.num_classes, None if given is None else given[0])
-        channels, height, width = default_inputs(model, given)[0].shape[1:]
-        return model, (channels, height, width)
+        if is_own(self.model):
+            model = build_own(self.model, self.num_classes, None if given is None else given[0])
+        else:
+            given = self.image_size
+            model = build_model(self.model, self.classes, in_channels=given[0])
+        return model, tuple(default_inputs(model, given)[0].shape[1:])
 
     @property
     def attach_arguments(self) -> dict[str, Any]:

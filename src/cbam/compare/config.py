@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cbam.attach.replacement import check_replace
 from cbam.attach.sites.select import split_sites
 from cbam.attach.variants import matched_by_control, parse_variants
 from cbam.errors import CBAMError
@@ -126,6 +127,9 @@ class CompareConfig(GridConfig, ImageConfig):
     sites: tuple[str, ...] = ("auto",)
     """Sites, as in `cbam plan`: auto is the end of every residual branch, or of every stage where
     there is none; or module paths and patterns, separated by spaces or commas, e.g. features.4 features.9 for a VGG."""
+    replace: str | None = None
+    """se: attention in the place of the network's squeeze-excitations, of those that --sites names or of all; the
+    variant none keeps them."""
     pretrained: bool = False
     """Start from the weights that torchvision or timm publish for the model."""
     weights: Path | None = None
@@ -139,6 +143,7 @@ class CompareConfig(GridConfig, ImageConfig):
         if self.train.shard:
             raise CBAMError("--shard is for one network that does not fit: cbam train --shard")
         check_start(self.pretrained, self.weights)
+        check_replace(self.replace)
 
     @property
     def fine_tuning(self) -> bool:

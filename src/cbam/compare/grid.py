@@ -94,6 +94,7 @@ def build_cell(
                 model,
                 sites=split_sites(config.sites),
                 input_size=data.input_size,
+                replace=config.replace,
                 **options,
             )
     parameters[cell.variant] = count_parameters(model)

@@ -13,10 +13,12 @@ import yaml
 from cbam.attach.variants import label
 from cbam.compare.figures import classes_figure, curve_figure, differences_figure, seeds_figure
 from cbam.compare.health import class_counts, levels, too_few_steps
+from cbam.compare.mistakes import mistakes_section
 from cbam.compare.reading import Run, read_run, telling_damage
 from cbam.compare.statistics import ACCURACY, Score, Summary, p_text, points, summarise
-from cbam.compare.tables import class_changes, cost_table, costed, extremes, sampling_error
+from cbam.compare.tables import class_changes, cost_table, costed, curve_table, extremes
 from cbam.compare.verdict import Finding, findings
+from cbam.evaluate.metrics import sampling_error
 from cbam.explain.overlay import colour_stops
 from cbam.files import write_atomically
 from cbam.page import embedded, environment, shell_lines
@@ -44,6 +46,7 @@ def _write(run: Run) -> Path:
         "pictures": _pictures(run),
         "colour_stops": colour_stops(),
         "sampling": _sampling(run, summary),
+        "mistakes": mistakes_section(run),
     }
     return write_page(run, summary, ACCURACY, "report.html.j2", own)
 
@@ -69,6 +72,7 @@ def write_page(run: Run, summary: Summary, score: Score, template: str, own: Map
             facts=_facts(run, summary),
             averaged=_averaged(run, score),
             figures=_figures(run, summary, score),
+            curves=curve_table(run, (score.key, "train_loss")),
             costs=cost_table(run, summary.baseline),
             classes=_classes(run, summary, score),
             counted=any(map(class_counts, run.results)),

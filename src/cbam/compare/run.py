@@ -15,10 +15,12 @@ from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell, build_cell, count_parameters
 from cbam.compare.job import ComparisonJob, Outcome, grown
 from cbam.compare.measure import draw_pictures, measure_costs, pictures_done, trained_models
+from cbam.compare.mistakes import draw_mistakes
 from cbam.compare.report import write_report
 from cbam.compare.statistics import summarise, write_summary_csv
 from cbam.data import ImageData
 from cbam.errors import CBAMError
+from cbam.evaluate.predictions import FILE as PREDICTIONS
 from cbam.models.registry import split_attention
 from cbam.pretrained.config import Config
 from cbam.pretrained.saving import write_network
@@ -48,8 +50,10 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
         return build_cell(cell, self.config, self.data, self.parameters)
 
     def result(self, cell: Cell, trained: Trained[Evaluation]) -> dict[str, Any]:
-        """Return accuracy and confusion."""
+        """Return accuracy and confusion; write what the network said of each image."""
         scores = trained.evaluation
+        if self.processes.is_main_process and scores.predictions is not None:
+            scores.predictions.write(self.folder.cell(cell) / PREDICTIONS)
         ema = {"val_accuracy_ema": trained.ema_evaluation.accuracy} if trained.ema_evaluation else {}
         return {
             "val_accuracy": scores.accuracy,
@@ -95,6 +99,7 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
         results = [result for cell in self.cells if (result := self.folder.result(cell))]
         summary = summarise(results, self.config.variants, rows=self.folder.metrics.read())
         write_summary_csv(self.folder.path, summary)
+        draw_mistakes(self.folder, self.cells, self.data)
         return Outcome(self.data.name, summary, costs, write_report(self.folder.path))
 
     def _measure(self, *, again: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from cbam.compare.speed import training_speed
 from cbam.compare.statistics import ACCURACY, Score
 
 _SHOWN_CLASSES = 12
+_SHOWN_EPOCHS = 20
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,38 @@ def _value(key: str, cost: Mapping[str, Any]) -> float | None:
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
+def curve_table(run: Run, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the learning curves as numbers: for some epochs, the last among them, each variant's mean over its seeds.
+
+    Args:
+        run: What the folder holds.
+        keys: Names of the measures in the metrics.
+
+    Returns:
+        Rows with the epoch and, by key, a list with one mean for each of the run's variants; None: no seed has it.
+    """
+    values: dict[tuple[int, str, str], list[float]] = {}
+    for row in run.rows:
+        for key in keys:
+            value = row.get(key)
+            if isinstance(value, int | float) and math.isfinite(value):
+                values.setdefault((row["epoch"], row["variant"], key), []).append(value)
+    epochs = sorted({epoch for epoch, _, _ in values})
+    step = -(-len(epochs) // _SHOWN_EPOCHS) or 1
+    shown = epochs[::-1][::step][::-1]  # counted from the last
+    return [
+        {"epoch": epoch}
+        | {
+            key: [
+                statistics.fmean(found) if (found := values.get((epoch, variant, key))) else None
+                for variant in run.variants
+            ]
+            for key in keys
+        }
+        for epoch in shown
+    ]
+
+
 def class_changes(run: Run, variant: str, baseline: str, score: Score = ACCURACY) -> list[ClassChange]:
     """Compare the classes of a variant with the baseline's, seed by seed; best change first.
 
@@ -173,14 +206,3 @@ def extremes(changes: Sequence[ClassChange]) -> list[ClassChange]:
     if len(changes) <= _SHOWN_CLASSES:
         return list(changes)
     return [*changes[: _SHOWN_CLASSES // 2], *changes[-(_SHOWN_CLASSES // 2) :]]
-
-
-def sampling_error(accuracy: float, images: int) -> float:
-    """Return the half width of the 95 % interval of an accuracy that is measured on this number of images.
-
-    The normal approximation 1.96 sqrt(p (1 - p) / n).
-
-    >>> f"{sampling_error(0.9, 10_000):.4f}"
-    '0.0059'
-    """
-    return 1.96 * math.sqrt(accuracy * (1 - accuracy) / images)

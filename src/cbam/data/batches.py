@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from cbam.data.epoch_index import EpochDataset, EpochIndex
+from cbam.data.workers import Loader
 from cbam.errors import CBAMError
 
 
@@ -134,7 +135,7 @@ def make_loader(
     batches = EpochBatches(
         dataset, batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world=world
     )
-    return DataLoader(
+    return Loader(
         dataset.with_seed(seed),
         batch_sampler=batches,
         collate_fn=collate,

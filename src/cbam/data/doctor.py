@@ -44,7 +44,12 @@ class FolderReport:
     @property
     def errors(self) -> tuple[str, ...]:
         """Problems that prevent training, without bad files."""
-        return tuple(_class_errors(self) + _side_errors(self))
+        return (*_class_errors(self), *self.side_errors)
+
+    @property
+    def side_errors(self) -> tuple[str, ...]:
+        """Those of single folders, whatever the number of classes."""
+        return tuple(_side_errors(self))
 
     @property
     def notices(self) -> tuple[str, ...]:

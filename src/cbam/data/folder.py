@@ -80,7 +80,7 @@ def load_folder(
         CBAMError: the doctor found problems that prevent training, or bad images while `bad_images` is "fail".
     """
     report = check_folder(root, max_pixels=preparation.max_pixels)
-    refuse(report, selection.bad_images)
+    refuse(report, selection.bad_images, one_class=selection.whole)
     notices = list(report.notices)
     if report.bad:
         notices.append(
@@ -89,7 +89,9 @@ def load_folder(
     train = _images(report, report.train, preparation, augment=True)
     val = _images(report, report.val or report.train, preparation, augment=False)
     how = f"{train.folder} trains, {val.folder} validates"
-    if report.val is None:
+    if report.val is None and selection.whole:
+        train, how = train.subset(()), f"all of {val.folder}"
+    elif report.val is None:
         into = stratified_split(train.names, train.labels, selection.val_fraction, selection.split_seed)
         train, val = train.subset(into[0]), val.subset(into[1])
         how = f"{train.folder} is split by class and file name with split seed {selection.split_seed}"
@@ -119,13 +121,20 @@ def _images(report: FolderReport, side: Side, preparation: Preparation, *, augme
     return FolderImages(side.folder, names, labels, report.train.classes, preparation, augment=augment)
 
 
-def refuse(report: FolderReport, bad_images: str) -> None:
-    """Raise a `CBAMError` that lists everything that prevents training with this `bad_images`."""
-    lines = list(report.errors)
+def refuse(report: FolderReport, bad_images: str, *, one_class: bool = False) -> None:
+    """Raise a `CBAMError` that lists everything that prevents training with this `bad_images`.
+
+    Args:
+        report: of the doctor.
+        bad_images: see `load_data`.
+        one_class: whether a folder with a single class will do, as it does for an evaluation.
+    """
+    lines = list(report.side_errors if one_class and len(report.train.classes) == 1 else report.errors)
     advice = ""
     if report.bad and bad_images == "fail":
         lines.append(f"{len(report.bad):,} of {report.image_count:,} images cannot be used:")
         lines += [f"  {line}" for line in report.bad_lines()]
         advice = "\nRepair or remove them, or leave them out by typing: --bad-images skip"
     if lines:
-        raise CBAMError(f"{report.root} cannot be trained on as it is.\n" + "\n".join(lines) + advice)
+        use = "evaluated" if one_class else "trained"
+        raise CBAMError(f"{report.root} cannot be {use} on as it is.\n" + "\n".join(lines) + advice)

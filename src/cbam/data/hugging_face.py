@@ -123,7 +123,9 @@ def load_hugging_face(
 
     train, val = side(train_name, True), side(val_name or train_name, False)
     how = f"{train_name} trains, {val_name} validates"
-    if val_name is None:
+    if val_name is None and selection.whole:
+        train, how = train.subset(()), f"all of {train_name}"
+    elif val_name is None:
         names = [train.identifier(index) for index in range(len(train))]
         into = stratified_split(names, train.labels, selection.val_fraction, selection.split_seed)
         train, val = train.subset(into[0]), val.subset(into[1])

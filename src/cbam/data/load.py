@@ -32,6 +32,7 @@ def load_data(
     bad_images: str = "fail",
     max_pixels: int = DEFAULT_MAX_PIXELS,
     download: bool = True,
+    whole: bool = False,
 ) -> ImageData:
     """Load images by name or from a folder.
 
@@ -53,6 +54,8 @@ def load_data(
         bad_images: "fail" stops at images that cannot be read, "skip" drops them with a notice.
         max_pixels: images with more pixels count as bad; checked before decoding.
         download: whether Fashion-MNIST may be downloaded.
+        whole: whether all images validate where a folder, shards or a set of Hugging Face have no validation part: to
+            evaluate a trained network on them. A single class is enough then.
 
     Raises:
         CBAMError: no such set or folder, or images that cannot be used; the message says what to type.
@@ -76,7 +79,7 @@ def load_data(
         mean, std = checked_statistics(mean or IMAGENET_MEAN, std or IMAGENET_STD, channels=3)
         return load(
             Preparation(224 if image_size is None else image_size, mean, std, max_pixels),
-            Selection(limit_train, limit_val, val_fraction, split_seed, bad_images),
+            Selection(limit_train, limit_val, val_fraction, split_seed, bad_images, whole=whole),
         )
     if name == "digits":
         raw = read_digits(val_fraction, split_seed)

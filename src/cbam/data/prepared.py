@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,6 +35,8 @@ class Preparation:
 @dataclass(frozen=True)
 class Selection:
     """Which images train and which validate; the fields are arguments of `load_data`."""
+
+    whole: bool = field(default=False, kw_only=True)
 
     limit_train: int | None = None
     limit_val: int | None = None
@@ -142,9 +144,10 @@ def prepared_data(
         train = train.subset(balanced_subset(list(train.labels), selection.limit_train, "limit_train"))
     if selection.limit_val is not None:
         val = val.subset(balanced_subset(list(val.labels), selection.limit_val, "limit_val"))
+    training = f"{len(train):,} training and " if len(train) else ""
     return ImageData(
         name=name,
-        source=f"{how}: {len(train):,} training and {len(val):,} validation images.",
+        source=f"{how}: {training}{len(val):,} {'validation ' if training else ''}images.",
         train=train,
         val=val,
         classes=train.classes,

@@ -244,7 +244,9 @@ def _check(model: nn.Module, input_size: tuple[int, ...], batch_size: int) -> tu
     lengths = {3, dims_of(model)[0] + 1}
     is_row = isinstance(input_size, (tuple, list)) and len(input_size) in lengths
     if not is_row or not all(isinstance(n, int) and n >= 1 for n in input_size):
-        raise CBAMError(f"input_size is (C, H, W), such as (3, 224, 224), given {input_size!r}.")
+        examples = {1: "(C, L), such as (1, 1024)", 2: "(C, H, W), such as (3, 224, 224)",
+                    3: "(C, D, H, W), such as (3, 16, 112, 112)"}  # fmt: skip
+        raise CBAMError(f"input_size is {examples[dims_of(model)[0]]}, given {input_size!r}.")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise CBAMError(f"batch_size is a whole number of at least 1, given {batch_size!r}.")
     return (batch_size, *input_size)

@@ -219,6 +219,10 @@ def _attention_flops(args: tuple[Any, ...]) -> int:
     if weights.kernel is not None:
         maps, scaled = weights.kernel.shape[1], weights.spatial_scale is not None
         norm = 5 if config.norm_training else 0 if weights.norm_mean is None else 2
+        if (
+            weights.norm_var is not None and weights.norm_mean is None
+        ):  # one root, and a product at each position
+            norm, count = 1, count + 1
         count += maps * elements + positions * (norm + 1 + scaled) + elements
     return count + ((call.residual is not None) + config.relu) * elements
 

@@ -32,7 +32,7 @@ class Latency:
 
 def interleaved_latency(
     models: Mapping[str, nn.Module],
-    input_size: tuple[int, int, int],
+    input_size: tuple[int, ...],
     *,
     batch_sizes: Sequence[int] = (1, 32),
     rounds: int = 15,
@@ -46,7 +46,7 @@ def interleaved_latency(
 
     Args:
         models: name to model.
-        input_size: (C, H, W).
+        input_size: (C, H, W); (C, L) of a signal, (C, D, H, W) of a volume.
         batch_sizes: N of each measurement.
         rounds: timed passes per model and batch size, after a warm-up.
         channels_last: time in channels-last memory format.
@@ -67,7 +67,13 @@ def interleaved_latency(
             "interleaved_latency takes at least one model, batch sizes of at least 1 and 2 rounds, given "
             f"{len(models)} models, batch_sizes={tuple(batch_sizes)}, rounds={rounds}."
         )
-    memory_format = torch.channels_last if channels_last else torch.preserve_format
+    memory_format = torch.preserve_format
+    if channels_last:
+        if len(input_size) not in (3, 4):
+            raise CBAMError(
+                f"maps of an input {input_size} have no channels-last format. Leave channels_last out."
+            )
+        memory_format = torch.channels_last if len(input_size) == 3 else torch.channels_last_3d
     copies = {name: _for_timing(model, memory_format) for name, model in models.items()}
     times: dict[str, dict[int, Latency]] = {name: {} for name in models}
     for batch_size in batch_sizes:

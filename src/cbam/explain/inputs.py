@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from cbam.attach.graph.probe import dims_of
 from cbam.data.load import IMAGENET_MEAN, IMAGENET_STD
 from cbam.data.pictures import open_image, upright_rgb
 from cbam.data.prepared import centre_crop, normalised, short_side
 from cbam.errors import CBAMError
 from cbam.models.classifier import last_layer
 from cbam.models.registry import made_for
+from cbam.ops.dims import batched
 
 _SAVED = ("input_size", "mean", "std", "resize", "interpolation")
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
@@ -76,7 +78,7 @@ def input_form(
     otherwise it is ImageNet's.
 
     Raises:
-        CBAMError: images of neither one nor three channels.
+        CBAMError: images of neither one nor three channels; a network for signals or volumes.
     """
     config = getattr(model, "cbam_config", None)
     said: Any = {name: getattr(config, name, None) for name in _SAVED}
@@ -87,7 +89,12 @@ def input_form(
             "timm's settings of the network",
         )
     size = said.get("input_size")
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    dims, first = dims_of(model)
+    if dims != 2:
+        raise CBAMError(
+            f"{type(model).__name__} begins with {type(first).__name__} and takes maps {batched(dims)}, not pictures."
+            " What its gates do in an input x: with cbam.attention_maps(model) as maps: model(x)"
+        )
     channels = int(size[0]) if size else (3 if first is None else first.in_channels)
     if channels not in (1, 3):
         raise CBAMError(f"the network takes images of {channels} channels; pictures have 3, or 1 in grey.")

@@ -6,6 +6,7 @@ from cbam.nn.base import AttentionModule
 from cbam.nn.cbam import CBAM
 from cbam.nn.channel import ChannelAttention, SqueezeExcitation
 from cbam.nn.eca import ECA as ECA
+from cbam.nn.parameters import param_groups
 from cbam.nn.presets import PRESETS, Preset
 from cbam.nn.registry import register_attention
 from cbam.nn.spatial import SpatialAttention
@@ -18,5 +19,6 @@ __all__ = [
     "Preset",
     "SpatialAttention",
     "SqueezeExcitation",
+    "param_groups",
     "register_attention",
 ]

@@ -58,8 +58,6 @@ def attend(
 
 def _decide(norm: nn.BatchNorm2d, attention: AttentionModule, weights: Weights) -> None:
     """Plan further calls of the two."""
-    if attention.listeners:
-        return
     plans = plans_of(attention)
     known = plans.behind_norm
     if known is None or not known.holds(attention, norm):
@@ -83,7 +81,7 @@ def _as_planned(
     call = plan.call(u, residual, relu, partial(_takes, norm, attention), statistics)
     if call is None:
         return None
-    y, stats = call.run()
+    y, stats = call.run(plans.listeners)
     if plan.config.norm_training:
         attention.after_operator(u, stats)
     return y

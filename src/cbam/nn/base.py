@@ -100,8 +100,17 @@ class AttentionModule(nn.Module):
     in_channels: int | None = None
     site: str = ""  # name of the module in front, where attached
     built_as: tuple[str, dict[str, Any]] | None = None  # kind and options, see `cbam.nn.registry`
-    listeners: tuple[gates.Listener, ...] = ()  # set by `cbam.attention_maps` for a block of code
     qconfig: Any = None  # torch.ao.quantization leaves the gates in floating point
+
+    @property
+    def listeners(self) -> tuple[gates.Listener, ...]:
+        """Who gets the gates of each call, see `cbam.attention_maps`; nobody in compiled code."""
+        plans = None if torch.compiler.is_compiling() else self.__dict__.get("_plans")
+        return () if plans is None else plans.listeners
+
+    @listeners.setter
+    def listeners(self, listeners: tuple[gates.Listener, ...]) -> None:
+        plans_of(self).listeners = listeners
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gated map."""
@@ -132,7 +141,7 @@ class AttentionModule(nn.Module):
 
     def _decide(self, weights: Weights, config: OperatorConfig) -> None:
         """Plan further calls of this module alone."""
-        if torch.compiler.is_compiling() or not self.enabled or self.listeners or self.dims != 2:
+        if torch.compiler.is_compiling() or not self.enabled or self.dims != 2:
             return
         plans = plans_of(self)
         known = plans.alone
@@ -149,7 +158,7 @@ class AttentionModule(nn.Module):
         call = plan.call(x, takes=self._takes)
         if call is None:
             return None
-        y, stats = call.run()
+        y, stats = call.run(plans.listeners)
         if plan.config.norm_training:
             self.after_operator(x, stats)
         return y

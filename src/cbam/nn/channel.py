@@ -42,6 +42,7 @@ class ChannelAttention(Gate):
     torch.Size([2, 64, 100])
     """
 
+    narrow = 4  # with fewer hidden units all of them may be off for every input
     in_channels: int
     _own_weight = "mlp.0.weight"
 
@@ -128,14 +129,14 @@ class ChannelAttention(Gate):
         return OperatorConfig(POOLINGS[self.channel_pooling], activation=ACTIVATIONS[self.activation])
 
     def keep_alive(self) -> None:
-        """Take the signs of the first hidden unit's weights where there are fewer than 4 hidden units.
+        """Take the signs off the first hidden unit's weights where there are fewer than 4 hidden units.
 
         With random signs, one unit is off for every input in up to half of the seeds, and then no weight of the gate
         ever gets a gradient. Without, it is on wherever the descriptor is above 0, as behind a ReLU or of maxima; the
         average of maps below 0 can still turn it off. The paper's narrowest layer has 4 units.
         """
         first = self.layers[0]
-        if first.out_channels < 4:
+        if first.out_channels < self.narrow:
             with torch.no_grad():
                 first.weight[0].abs_()
 

@@ -63,6 +63,11 @@ class AttentionKind:
     gates: Callable[[Any, torch.Tensor], Any] | None = None
     has_operator: bool = False
 
+    @property
+    def has_dims(self) -> bool:
+        """Whether it is built for signals and volumes too."""
+        return "dims" in _parameters(self.builder)
+
     def takes(self, option: str) -> bool:
         """Return whether `build` accepts an option."""
         return option in self.options or option in self.ignored

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from cbam.ops import dispatch, fused
+from cbam.ops import dispatch, fused, gates
 from cbam.ops.form import Form
 from cbam.ops.fused import Call
 from cbam.ops.signature import RESIDUAL, OperatorConfig
@@ -161,14 +161,15 @@ class Plan:
 class Plans:
     """The plans of a module: for a call of it alone, and for one together with the norm in front.
 
-    They are kept in the module, but neither copied nor saved with it.
+    They are kept in the module, but neither copied nor saved with it; nor is who listens to its gates.
     """
 
-    __slots__ = ("alone", "behind_norm")
+    __slots__ = ("alone", "behind_norm", "listeners")
 
     def __init__(self) -> None:
         self.alone: Plan | None = None
         self.behind_norm: Plan | None = None
+        self.listeners: tuple[gates.Listener, ...] = ()
 
     def __deepcopy__(self, memo: Any) -> None:
         return None

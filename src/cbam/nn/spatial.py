@@ -35,6 +35,9 @@ class SpatialAttention(Gate):
         dims: 1 for maps (N, C, L), 2 for (N, C, H, W), 3 for (N, C, D, H, W).
         device, dtype: of the weights.
 
+    After `set_identity` of a gate without a norm the logits are divided by sqrt(fan-in), the fan-in of the k x k
+    convolution: see `set_fan_in`.
+
     Shape: (N, C, H, W) in, or with `dims` sizes; the same out. With `in_channels`, which tells them from a batch of
     fewer dimensions, also single maps (C, H, W).
 
@@ -76,6 +79,7 @@ class SpatialAttention(Gate):
             self.descriptor = CONVOLUTIONS[dims](in_channels, 1, 1, bias=False, **factory)
         maps = 2 if spatial_descriptor == "both" else 1
         self.conv = CONVOLUTIONS[dims](maps, 1, kernel_size, padding=kernel_size // 2, bias=False, **factory)
+        self.register_buffer("fan_in", None)
         self.norm: nn.modules.batchnorm._BatchNorm | None = None
         if spatial_norm:
             self.norm = norms.BATCH_NORMS[dims](1, momentum=norm_momentum, **factory)
@@ -85,22 +89,36 @@ class SpatialAttention(Gate):
         """Return the gate before its activation, (N, 1, H, W) or with `dims` sizes, in float32 or float64."""
         z = self._convolved(x)
         if self.norm is None:
-            return z
+            fan_in = self._buffers.get("fan_in")  # not in modules that were pickled before there was one
+            return z if fan_in is None else reference.over_root(z, fan_in)
         if isinstance(z, torch.fx.Proxy):  # a traced model sees batches, in the dtype of its weights
             return self.norm(z)
         batch = z.unsqueeze(0) if z.dim() == self.dims + 1 else z  # nn.BatchNorm2d takes no unbatched maps
         own = z.dtype if self.norm.weight is None else self.norm.weight.dtype
         try:
             return self.norm(batch.to(own)).to(z.dtype).view_as(z)
-        except ValueError as error:
-            if batch.numel() != 1:
+        except (ValueError, RuntimeError) as error:
+            told = self._norm_error(batch, error)
+            if told is None:
                 raise
-            where = f" at {self.site!r}" if self.site else ""
-            raise CBAMError(
+            raise told from error
+
+    def _norm_error(self, batch: Tensor, error: Exception) -> CBAMError | None:
+        """Return an error that says what to do, where the norm's own one would not."""
+        where = f" at {self.site!r}" if self.site else ""
+        if isinstance(error, ValueError) and batch.numel() == 1:
+            return CBAMError(
                 f"the norm of the spatial gate{where} cannot take the statistics of one value: a map of 1 x 1 and a"
                 " single image in training. Use larger batches or images, leave the site out, exclude=..., or the"
                 " norm, spatial_norm=False."
-            ) from error
+            )
+        if isinstance(error, RuntimeError) and torch._C._are_functorch_transforms_active():
+            return CBAMError(
+                f"torch.func cannot update the running statistics of the spatial gate's norm{where} in training. Call"
+                " model.eval(), or take them away: torch.func.replace_all_batch_norm_modules_(model). torch.func.grad"
+                " also works where the buffers are arguments of functional_call."
+            )
+        return None
 
     def _convolved(self, x: Tensor) -> Tensor:
         """Return the gate before its norm; calls a layer if it is hooked, wrapped or replaced."""
@@ -134,16 +152,13 @@ class SpatialAttention(Gate):
             return "the spatial convolution has hooks or was replaced"
         if self.has_own_gate(SpatialAttention):
             return f"{type(self).__name__} overrides the gate"
-        norm, weight, scale = (
-            modules.get("norm"),
-            tensor_of(modules["conv"], "weight"),
-            self._buffers["gate_scale"],
-        )
+        norm, weight = modules.get("norm"), tensor_of(modules["conv"], "weight")
+        scale, fan_in = self._buffers["gate_scale"], self._buffers.get("fan_in")
         kernel = weight if self.dims == 2 or weight is None else as_image_kernel(weight, self.dims)
         if kernel is None:
             return f"its spatial convolution of {self.dims} dimensions runs in plain torch"
         if norm is None:
-            return kernel, None, None, None, None, scale
+            return kernel, None, None, fan_in, None, scale
         if not norms.is_known(norm, self.dims):
             return f"the spatial norm, {type(norm).__name__}, has hooks or is not nn.BatchNorm{self.dims}d"
         if not norms.uses_batch(norm):
@@ -152,14 +167,14 @@ class SpatialAttention(Gate):
             return "batch statistics of a single value"
         else:
             mean = var = None
-        return kernel, tensor_of(norm, "weight"), tensor_of(norm, "bias"), mean, var, scale
+        return kernel, tensor_of(norm, "weight"), tensor_of(norm, "bias"), var, mean, scale
 
     def operator_config(self) -> OperatorConfig:
         """Return the operator's numbers for this gate."""
         descriptor = DESCRIPTORS[self.spatial_descriptor, self.descriptor_order]
         norm: Any = self._modules.get("norm")
         if norm is None:
-            return OperatorConfig(0, descriptor, ACTIVATIONS[self.activation])
+            return OperatorConfig(0, descriptor, ACTIVATIONS[self.activation], norm_eps=0.0)
         return OperatorConfig(0, descriptor, ACTIVATIONS[self.activation], norms.uses_batch(norm), norm.eps)
 
     def after_operator(self, x: Tensor, stats: Tensor) -> None:
@@ -169,19 +184,44 @@ class SpatialAttention(Gate):
             norms.move_running(norm, stats[:1], stats[1:], x.numel() // x.shape[-self.dims - 1])
 
     def set_identity(self) -> None:
-        """Zero the norm's weight, or the convolution where there is no norm, and double the gate."""
+        """Zero the norm's weight, or the convolution where there is no norm, and double the gate.
+
+        Without a norm the logits are divided by sqrt(fan-in) from now on, so that the gate's first steps are as short
+        as its neighbours'.
+        """
         if self.norm is None:
             nn.init.zeros_(self.conv.weight)
+            self.set_fan_in(True)
         else:
             nn.init.zeros_(self.norm.weight)
             nn.init.zeros_(self.norm.bias)
         self.set_gate_scale(2.0)
 
+    def set_fan_in(self, divides: bool) -> None:
+        """Let sqrt(fan-in) of the k x k convolution divide the logits, or not; 98 for k = 7 and both descriptors.
+
+        sigmoid(conv(d, v) / sqrt(fan-in)) is the same gate with v = sqrt(fan-in) w in place of w: a step of SGD moves w
+        by 1 / fan-in of what it moves at the same rate without, one of Adam by 1 / sqrt(fan-in). A buffer `fan_in` in
+        the state dict says so.
+        """
+        weight = self.conv.weight
+        fan_in = torch.tensor(float(weight[0].numel()), device=weight.device) if divides else None
+        self.register_buffer("fan_in", fan_in)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if prefix + self._own_weight in state_dict:  # the file says what divides its logits
+            self.set_fan_in(self.norm is None and prefix + "fan_in" in state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def extra_repr(self) -> str:
         """Show the options that the sub-modules do not show."""
+        found = self._buffers.get("fan_in")
+        fan_in = "" if found is None else f", logits / sqrt({found.item():g})"
         scale = "" if self.gate_scale is None else f", gate_scale={self.gate_scale.item():g}"
         both = f", descriptor_order={self.descriptor_order!r}" if self.spatial_descriptor == "both" else ""
-        return f"spatial_descriptor={self.spatial_descriptor!r}{both}, gate={self.activation!r}{scale}"
+        return (
+            f"spatial_descriptor={self.spatial_descriptor!r}{both}, gate={self.activation!r}{scale}{fan_in}"
+        )
 
 
 def _called(module: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,13 +16,11 @@ import torch
 from torch import Tensor
 
 from cbam.ops import library, registered
-from cbam.ops.form import Form
+from cbam.ops.form import KERNEL, Form
 from cbam.ops.signature import DIFFERENTIABLE, RESIDUAL, OperatorConfig, Weights
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _NUMBERS = Struct("=12q d q d q")
-# Positions among the operator's tensors.
-_W0, _KERNEL = (1 + Weights._fields.index(name) for name in ("w0", "kernel"))
 _NOTHING = torch.empty(0)
 
 
@@ -31,10 +29,10 @@ class DirectForm(Form):
 
     def __init__(self, tensors: Sequence[Any], config: OperatorConfig):
         super().__init__(tensors, config)
-        x, w0, kernel = (tensors[i] for i in (0, _W0, _KERNEL))
+        x, kernel, hidden = tensors[0], tensors[KERNEL], self.hidden
         n, c, height, width = x.shape
         positions, planes = n * height * width, 2 if config.descriptor > 2 else 1
-        hidden, k = 0 if w0 is None else w0.shape[0], 0 if kernel is None else kernel.shape[-1]
+        k = 0 if kernel is None else kernel.shape[-1]
         # A map of one position is a row of channels either way.
         last = not x.is_contiguous() or height * width == 1
         self._numbers = _NUMBERS.pack(_TYPES[x.dtype], *x.shape, last, hidden, k, *config)

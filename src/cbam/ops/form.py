@@ -19,7 +19,11 @@ from cbam.ops.signature import (
     RESIDUAL,
     TENSORS,
     OperatorConfig,
+    Weights,
 )
+
+# Positions among the operator's tensors.
+W0, KERNEL = (1 + Weights._fields.index(name) for name in ("w0", "kernel"))
 
 
 class Form:
@@ -42,6 +46,8 @@ class Form:
         self.learned = tuple(j for j, i in enumerate(self.places) if i in DIFFERENTIABLE)
         self.constant = tuple(j for j, i in enumerate(self.places) if i - 1 in CONSTANTS)
         self._counts = tuple(tensors[i].numel() for i in self.places)
+        self.hidden = 0 if tensors[W0] is None else tensors[W0].shape[0]
+        self.has_kernel = tensors[KERNEL] is not None
 
     def addresses(self, x: Tensor, weights: Sequence[Any]) -> list[int] | None:
         """Return where the map and the weights are; None if one is not as it was, or has no memory of its own.

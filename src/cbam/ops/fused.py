@@ -53,20 +53,24 @@ def attend(
     added = residual if residual is None else residual.contiguous(memory_format=memory_format(x))
     if torch.compiler.is_compiling():
         return _as_one_node([x, *tensors, added], config)
-    if listeners:
-        return _listened_to([x, *tensors, added], config, listeners)
-    return run(dispatch.operator_for(x), [x, *tensors, added], config)
+    return run(dispatch.operator_for(x), [x, *tensors, added], config, listeners)
 
 
-def run(operator: Backend, tensors: Sequence[Any], config: OperatorConfig) -> tuple[Tensor, Tensor]:
+def run(
+    operator: Backend,
+    tensors: Sequence[Any],
+    config: OperatorConfig,
+    listeners: tuple[gates.Listener, ...] = (),
+) -> tuple[Tensor, Tensor]:
     """Call a backend in eager mode, below autograd or through it; return the map and the batch statistics.
 
     Args:
         operator: the backend.
         tensors: the map, then all others in the operator's order, as it takes them.
         config: the numbers.
+        listeners: get the gates.
     """
-    return _call(operator, tensors, config).run()
+    return _call(operator, tensors, config).run(listeners)
 
 
 class Call:
@@ -95,8 +99,10 @@ class Call:
         self.statistics, self.keeps = statistics, False
         self.kept: tuple[Tensor, ...] = ()
 
-    def run(self) -> tuple[Tensor, Tensor]:
-        """Return the map and the batch statistics."""
+    def run(self, listeners: tuple[gates.Listener, ...] = ()) -> tuple[Tensor, Tensor]:
+        """Return the map and the batch statistics; hand the gates on, which are among what backward needs."""
+        if listeners:
+            self.keeps = True
         if torch.is_grad_enabled():
             weights = self.weights
             learned = [weights[j] for j in self.form.learned]
@@ -106,6 +112,10 @@ class Call:
                 y = _apply(self, self.x, *learned, self.residual)
         else:
             y = self.compute(self.keeps)
+        if listeners:
+            form = self.form
+            found = gates.gates_in(self.kept[0], form.shape, form.hidden, form.has_kernel)
+            gates.hand_on(listeners, self.x, *found)
         return y, self.stats
 
     def compute(self, keep: bool) -> Tensor:
@@ -183,22 +193,6 @@ def _as_one_node(tensors: Sequence[Any], config: OperatorConfig) -> tuple[Tensor
     keep = not dispatch.is_exporting() and _wants_gradient(tensors)
     y, _, _, stats = torch.ops.cbam.forward.default(*tensors, *config, keep)
     return y, stats
-
-
-def _listened_to(
-    tensors: list[Any], config: OperatorConfig, listeners: tuple[gates.Listener, ...]
-) -> tuple[Tensor, Tensor]:
-    """Return the same as `run`, and hand on the gates, which are among what is kept for backward."""
-    call = _call(dispatch.operator_for(tensors[0]), tensors, config)
-    call.keeps = True
-    y, stats = call.run()
-    found = gates.gates_in(call.kept[0], call.x, _weights_of(tensors))
-    gates.hand_on(listeners, call.x, found.get("channel"), found.get("spatial"))
-    return y, stats
-
-
-def _weights_of(tensors: Sequence[Any]) -> Weights:
-    return Weights(*tensors[1 : 1 + len(Weights._fields)])
 
 
 def _wants_gradient(tensors: Sequence[Any]) -> bool:

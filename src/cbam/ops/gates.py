@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from cbam.ops.signature import Weights
-
 # Gets the map and its gates: (N, C) per channel, (N, 1, H, W) per location (with the sizes that the map has); None for
 # what a module does not have.
 Listener: TypeAlias = Callable[[Tensor, Tensor | None, Tensor | None], object]
-
-
-class Listeners(tuple[Listener, ...]):
-    """What listens to one module; a copy or a pickle of the module has nobody listening."""
-
-    def __reduce__(self) -> Any:
-        return tuple, ()
 
 
 def hand_on(
@@ -66,19 +57,20 @@ def of_map(listeners: tuple[Listener, ...], x: Tensor, dims: int) -> tuple[Liste
     return (listen,)
 
 
-def gates_in(saved: Tensor, x: Tensor, weights: Weights) -> dict[str, Tensor]:
-    """Return the gates among the numbers that `cbam::forward` keeps for backward, see `Saved` in csrc/problem.h.
+def gates_in(
+    saved: Tensor, shape: Sequence[int], hidden: int, has_kernel: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return both gates out of the numbers that `cbam::forward` keeps for backward, see `Saved` in csrc/problem.h.
 
     Args:
         saved: all numbers.
-        x: map (N, C, H, W).
-        weights: of the call.
+        shape: (N, C, H, W) of the map.
+        hidden: units of the channel gate's hidden layer, 0 without that gate.
+        has_kernel: whether there is a spatial gate.
     """
-    n, c, height, width = x.shape
-    found, position = dict[str, Tensor](), 0
-    if weights.w0 is not None:
-        found["channel"] = saved[: n * c]
-        position = 3 * n * c + 2 * n * weights.w0.shape[0]
-    if weights.kernel is not None:
-        found["spatial"] = saved[position : position + n * height * width]
-    return found
+    n, c, height, width = shape
+    position = 3 * n * c + 2 * n * hidden if hidden else 0
+    return (
+        saved[: n * c] if hidden else None,
+        saved[position : position + n * height * width] if has_kernel else None,
+    )

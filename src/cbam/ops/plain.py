@@ -63,6 +63,8 @@ def forward(
             z = F.batch_norm(
                 z, *running, w.norm_weight, w.norm_bias, config.norm_training, 0.0, config.norm_eps
             )
+        elif w.norm_var is not None:
+            z = reference.over_root(z, w.norm_var, config.norm_eps)
         x = reference.apply_gate(x, reference.gate(z, activation, w.spatial_scale))
     if residual is not None:
         x = x + residual

@@ -127,6 +127,13 @@ def spatial_conv(descriptor: Tensor, weight: Tensor) -> Tensor:
         return convolution(descriptor, weight.to(descriptor.dtype), padding=weight.shape[-1] // 2)
 
 
+@torch.fx.wrap
+def over_root(logits: Tensor, variance: Tensor, eps: float = 0.0) -> Tensor:
+    """Return logits / sqrt(variance + eps) in the dtype of the logits."""
+    variance = variance.to(logits.dtype)
+    return logits * (variance + eps if eps else variance).rsqrt()
+
+
 def _in_vmap() -> bool:
     # torch.vmap does not support memory formats.
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()

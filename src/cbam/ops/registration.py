@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._decomp import register_decomposition
 from torch.utils.flop_counter import register_flop_formula
 
-from cbam.ops import plain, registered
+from cbam.ops import batching, plain, registered
 from cbam.ops.gradients import gradients, to_keep
 from cbam.ops.reference import accumulation_dtype
 from cbam.ops.signature import DIFFERENTIABLE, FORWARD, TENSORS, BackwardArguments, ForwardArguments
@@ -19,11 +19,13 @@ _MAPS = ("x", "residual", "grad", "out")
 
 
 def register() -> None:
-    """Register shapes, derivative, decomposition and FLOP formulas; once, when the operator has been defined."""
+    """Register shapes, derivative, batch rule, decomposition and FLOP formulas; once, when the operator is defined."""
     forward, backward = torch.ops.cbam.forward, torch.ops.cbam.backward
     torch.library.register_fake("cbam::forward", _fake_forward)
     torch.library.register_fake("cbam::backward", _fake_backward)
     torch.library.register_autograd("cbam::forward", _derivative, setup_context=_keep)
+    torch.library.register_vmap("cbam::forward", batching.forward)
+    torch.library.register_vmap("cbam::backward", batching.backward)
     register_decomposition(forward.default)(decomposed)
     # As a meta function too: otherwise fake tensors would take their shapes from the decomposition.
     register_decomposition(forward.default, type="meta")(_fake_forward)

@@ -31,7 +31,10 @@ _Learned = Annotated[Tensor | None, _DIFFERENTIABLE]
 
 
 class Weights(NamedTuple):
-    """The tensors of both gates; w0 is None without a channel gate, kernel without a spatial gate."""
+    """The tensors of both gates; w0 is None without a channel gate, kernel without a spatial gate.
+
+    A variance without a mean is no norm: it divides the logits by sqrt(norm_var + norm_eps), also in training.
+    """
 
     w0: _Learned = None
     b0: _Learned = None
@@ -41,8 +44,8 @@ class Weights(NamedTuple):
     kernel: _Learned = None
     norm_weight: _Learned = None
     norm_bias: _Learned = None
-    norm_mean: _Constant = None
     norm_var: _Constant = None
+    norm_mean: _Constant = None
     spatial_scale: _Constant = None
 
     @property

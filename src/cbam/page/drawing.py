@@ -20,13 +20,14 @@ from matplotlib.figure import Figure
 WIDTH = 400.0
 """Width of a figure in its own units; one unit is about one pixel on a phone."""
 
-# Variant -> (colour on a light page, colour on a dark page, marker, line style). For colour-blind readers markers and
-# labels differ too; every colour has a contrast of at least 4.5 on its page (a test computes it).
+# Variant -> (colour on a light page, colour on a dark page, marker, line style). Networks without attention have no
+# hue. The four of every comparison differ for colour-blind readers too, SE and control even in print, and every colour
+# has a contrast of at least 4.5 on its page (tests compute it).
 LOOKS: dict[str, tuple[str, str, str, Any]] = {
-    "none": ("#5c6470", "#aab2be", "o", "-"),
+    "none": ("#6c7380", "#8f98a5", "o", "-"),
     "se": ("#b84a00", "#ff9a5c", "^", "-"),
     "cbam": ("#0a67b3", "#62b4f6", "D", "-"),
-    "control": ("#826600", "#dab63c", "s", (0, (4, 1.6))),
+    "control": ("#23262b", "#f4f5f7", "s", (0, (4, 1.6))),
     "cbam:official": ("#7639c0", "#bb98f5", "v", "-"),
     "cbam:timm": ("#007a82", "#48c6ce", "P", "-"),
     "channel": ("#1b7a48", "#62d092", "<", "-"),

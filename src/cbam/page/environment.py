@@ -8,6 +8,7 @@ import hashlib
 import jinja2
 from markupsafe import Markup
 
+from cbam.formatting import counted
 from cbam.page.drawing import LOOKS, OTHER_LOOK, css_name
 
 
@@ -28,6 +29,7 @@ def environment(package: str) -> jinja2.Environment:
     )
     made.filters["percent"] = lambda fraction: f"{100 * fraction:.2f}"
     made.filters["css"] = css_name
+    made.filters["counted"] = counted
     made.globals["looks"] = {
         css_name(variant): style[:2] for variant, style in {**LOOKS, "other": OTHER_LOOK}.items()
     }

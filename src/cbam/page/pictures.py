@@ -25,7 +25,12 @@ def embedded(file: Path, largest: int = _LARGEST_SIDE) -> Mapping[str, Any] | No
     if not file.is_file():
         return None
     with Image.open(file) as opened:
-        picture = opened.convert("RGB")
+        return embedded_picture(opened, largest)
+
+
+def embedded_picture(picture: Image.Image, largest: int = _LARGEST_SIDE) -> Mapping[str, Any]:
+    """Return a picture that is open as `embedded` does one in a file."""
+    picture = picture.convert("RGB")
     small = max(picture.size) <= _SMALL_SIDE
     if not small:
         picture.thumbnail((largest, largest))

@@ -111,7 +111,9 @@ def write_predictions(output: Path, predictor: Predictor, predicted: Predicted, 
 def _as_csv(predictor: Predictor, predicted: Predicted, top: int) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "class", "probability", "error", *(f"p({name})" for name in predictor.class_names)])
+    writer.writerow(
+        ["file", "class", "probability", "error", *(f"p({name})" for name in predictor.class_names)]
+    )
     for path, one in predicted.files.items():
         if isinstance(one, BadImage):
             writer.writerow([path, "", "", f"{one.kind} ({one.detail})"])

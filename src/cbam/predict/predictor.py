@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -18,8 +17,6 @@ from cbam.preserve_state import preserve_state
 from cbam.pretrained.opening import OpenedNetwork, open_network
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from cbam.explain.inputs import InputForm
 
 
@@ -76,15 +73,6 @@ class Predictor:
         picture = open_picture(image, name)
         return self.preprocessing.batch([self.preprocessing.crop(picture)])[0]
 
-    @overload
-    def __call__(self, images: str | Path | Image.Image) -> Prediction: ...
-
-    @overload
-    def __call__(self, images: Sequence[ImageSource]) -> list[Prediction]: ...
-
-    @overload
-    def __call__(self, images: NDArray[Any] | Tensor) -> Any: ...
-
     def __call__(self, images: Any) -> Any:
         """Return classes and probabilities: a `Prediction` for one picture, a list of them for several.
 
@@ -103,7 +91,9 @@ class Predictor:
         found: list[Prediction] = []
         for start in range(0, len(sources), self.batch_size):
             part = list(zip(names, sources, strict=True))[start : start + self.batch_size]
-            found += self.of_batch([name for name, _ in part], [self.prepare(one, name) for name, one in part])
+            found += self.of_batch(
+                [name for name, _ in part], [self.prepare(one, name) for name, one in part]
+            )
         return found
 
     def of_batch(self, names: Sequence[str], prepared: Sequence[Tensor]) -> Iterator[Prediction]:
@@ -120,9 +110,13 @@ class Predictor:
             scores = self.model.eval()(torch.stack(list(prepared)).to(like.device, like.dtype))
         if not isinstance(scores, Tensor) or scores.ndim != 2:
             shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise CBAMError(f"{self.network.title} is no classifier: it returns {shape}, expected scores (N, K).")
+            raise CBAMError(
+                f"{self.network.title} is no classifier: it returns {shape}, expected scores (N, K)."
+            )
         if len(self.class_names) != scores.shape[1]:
-            raise CBAMError(f"{len(self.class_names)} class names for a network with {scores.shape[1]} outputs.")
+            raise CBAMError(
+                f"{len(self.class_names)} class names for a network with {scores.shape[1]} outputs."
+            )
         probabilities = self.network.probabilities(scores).cpu()
         for name, row in zip(names, probabilities, strict=True):
             yield Prediction(name, self.class_names, row, self.network.task)

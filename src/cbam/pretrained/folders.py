@@ -40,7 +40,7 @@ def build(config: Config, weights: Path) -> nn.Module:
 def _compare(state: Mapping[str, Tensor], weights: Path) -> None:
     """Refuse a file that lacks a tensor, has one too many, or one of another shape."""
     there = look_at(weights).tree
-    optional = ("gate_scale", "num_batches_tracked")
+    optional = ("gate_scale", "fan_in", "num_batches_tracked")
     for key in [*state, *there]:
         if key in state and key in there and there[key].shape == state[key].shape:
             continue

@@ -59,7 +59,7 @@ def rebuild(place: Place, backbone: nn.Module | None = None) -> tuple[nn.Module,
     if attention == "control":
         widened_to = _target_of_control(settings, place.run)
         match_parameters(model, widened_to)
-    elif attention is not None:
+    elif isinstance(attention, dict):
         attach(model, sites=split_sites([settings["sites"]]), input_size=size, **attention)
     return model, describe_network(
         model, None if backbone is not None else name, class_names=classes, input_size=size, mean=mean, std=std,

@@ -14,6 +14,7 @@ from cbam.checkpoints import load_weights
 from cbam.checkpoints.committing import unwrapped
 from cbam.errors import CBAMError
 from cbam.models import build_model, made_for
+from cbam.models.files import first_convolution
 from cbam.models.own import is_own
 from cbam.pretrained.config import FILE, Config, read_config
 from cbam.pretrained.folders import build, load_into
@@ -149,7 +150,7 @@ def _open(place: Place, model: nn.Module | str | None, num_classes: int | None) 
     if place.run is not None and not isinstance(model, nn.Module):
         from cbam.pretrained.older import rebuild
 
-        given = None if model is None else build_model(model, *_counts(place.weights, model, num_classes))
+        given = None if model is None else _build_named(model, place.weights, num_classes)
         network, config = rebuild(place, given)
         load_into(network, config, place.weights)
         return network, config
@@ -161,22 +162,24 @@ def _open(place: Place, model: nn.Module | str | None, num_classes: int | None) 
     if isinstance(model, nn.Module):
         load_weights(model, place.weights)
         return model, Config("full", "", None, ())
-    outputs, channels = _counts(place.weights, model, num_classes)
-    network = build_model(model, outputs, in_channels=channels)
+    network = _build_named(model, place.weights, num_classes)
     load_weights(network, place.weights)
-    return network, _describe_named(network, model, channels)
+    return network, _describe_named(network, model)
 
 
-def _describe_named(network: nn.Module, name: str, channels: int) -> Config:
+def _build_named(name: str, weights: Path, num_classes: int | None) -> nn.Module:
+    """Return the named network with as many classes and input channels as the weights are for."""
+    outputs, channels = widths_in(weights, name)
+    return build_model(name, num_classes or outputs, in_channels=channels)
+
+
+def _describe_named(network: nn.Module, name: str) -> Config:
     """Return what a config would say of a network that was given by name: timm's know their images."""
     timm = bool((getattr(network, "pretrained_cfg", None) or {}).get("input_size"))
-    size = None if timm or is_own(name) else (channels, *made_for(name)[1][1:])
+    first = first_convolution(network)
+    known = not timm and not is_own(name) and first is not None
+    size = (first[1].in_channels, *made_for(name)[1][1:]) if known and first is not None else None
     return describe_network(network, name, input_size=size)
-
-
-def _counts(weights: Path, model: str, num_classes: int | None) -> tuple[int, int]:
-    outputs, channels = widths_in(weights, model)
-    return num_classes or outputs, channels
 
 
 def _check_weights(place: Place, config: Config) -> None:

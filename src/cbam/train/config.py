@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from cbam.attach.replacement import check_replace
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn.registry import attention_kind
 from cbam.runs.config import option
@@ -126,6 +127,8 @@ class TrainRunConfig(ImageConfig):
     sites: str = "auto"
     """Sites, separated by commas, as in `cbam plan`: auto is the end of every residual branch, conv behind every
     convolution."""
+    replace: str | None = None
+    """se: attention in the place of the network's squeeze-excitations, of those that --sites names or of all."""
     reduction_ratio: int | None = None
     """Width of the channel gate's hidden layer: channels / ratio. None: 16 for CBAM and SE, else the kind's own."""
     kernel_size: int | None = None
@@ -165,6 +168,7 @@ class TrainRunConfig(ImageConfig):
             if name not in TRACKERS:
                 raise unknown_name("tracker", name, TRACKERS)
         check_start(self.pretrained, self.weights)
+        check_replace(self.replace)
         self._refuse_what_is_ignored()
 
     def _refuse_what_is_ignored(self) -> None:
@@ -186,7 +190,7 @@ class TrainRunConfig(ImageConfig):
 
     def _without_effect(self) -> list[str]:
         if self.attention == "none":
-            return ["sites", *_OF_ATTENTION, *_OF_GATES]
+            return ["sites", "replace", *_OF_ATTENTION, *_OF_GATES]
         options = attention_kind(self.attention).options
         return [name for name in _OF_ATTENTION if name not in options]
 

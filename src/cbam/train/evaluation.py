@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cbam.evaluate.metrics import confusion_matrix
+from cbam.evaluate.predictions import Predictions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
+
+_COLUMNS = 6
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Evaluation:
         loss: Mean cross-entropy, without label smoothing.
         confusion: (classes, classes) int64; rows are true classes, columns predicted ones.
         top5: Number of images whose class is among the five highest logits (all images, with five classes or fewer).
+        predictions: What the model said of each image, in the order of the set.
 
     >>> scores = Evaluation(0.5, torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]), top5=8)
     >>> scores.images, scores.accuracy, scores.top5_accuracy, scores.per_class_accuracy
@@ -33,6 +37,7 @@ class Evaluation:
     loss: float
     confusion: Tensor
     top5: int
+    predictions: Predictions | None = None
 
     @property
     def images(self) -> int:
@@ -57,45 +62,51 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: DataLoader, accelerator: Accelerator) -> Evaluation:
+def evaluate(
+    model: nn.Module, images: DataLoader, accelerator: Accelerator, numbers: Sequence[int] | None = None
+) -> Evaluation:
     """Run `model` in evaluation mode over all images, those of the other processes included, each once.
 
     Args:
         model: (N, C, H, W) -> (N, classes); its training mode is restored.
         images: A loader over this process's share, of `make_loader`.
-        accelerator: Device and precision; adds up the counts of the processes.
+        accelerator: Device and precision; brings the rows of the processes together.
+        numbers: For each class of the images its number among the model's. None: they are the same.
     """
+    own = None if numbers is None else torch.tensor(numbers, device=accelerator.device)
     was_training = model.training
     model.eval()
-    losses, guesses, labels, among5 = [], [], [], []
-    classes = 0
+    rows, batches, classes = [], 0, 0
     for batch, truth in images:
         batch, truth = batch.to(accelerator.device), truth.to(accelerator.device)
         with accelerator.autocast():
             logits = model(batch).float()
+        truth = truth if own is None else own[truth]
         classes = logits.shape[1]
-        losses.append(F.cross_entropy(logits, truth, reduction="none"))
-        guesses.append(logits.argmax(1))
-        labels.append(truth)
-        among5.append((logits.topk(min(5, classes)).indices == truth[:, None]).any(1).sum())
-    for _ in range(len(images) - len(losses)):
+        rows.append(_rows(logits, truth))
+        batches += 1
+    for _ in range(len(images) - batches):
         # A sharded model computes on all processes or on none: those without images help the others.
         shape = images.dataset[0, 0][0].shape
         with accelerator.autocast():
             classes = model(torch.zeros(1, *shape, device=accelerator.device)).shape[1]
     model.train(was_training)
-    nothing = torch.zeros(0, dtype=torch.int64)
-    confusion = confusion_matrix(
-        torch.cat(guesses).cpu() if guesses else nothing,
-        torch.cat(labels).cpu() if labels else nothing,
-        classes,
-    )
-    loss = float(torch.cat(losses).cpu().double().sum()) if losses else 0.0
-    top5 = int(torch.stack(among5).sum()) if among5 else 0
+    # One row for each image of the set, zero for those of other processes: a sum puts all in the set's order.
+    table = torch.zeros(len(images.dataset), _COLUMNS, device=accelerator.device)  # type: ignore[arg-type]
+    if rows:
+        places = [index for batch in images.batch_sampler for _, index in batch]  # type: ignore[union-attr]
+        table[places] = torch.cat(rows)
     if accelerator.num_processes > 1:
-        counts = torch.cat([confusion.flatten(), torch.tensor([top5])]).to(accelerator.device)
-        counts = accelerator.reduce(counts, "sum").cpu()
-        confusion, top5 = counts[:-1].view(classes, classes), int(counts[-1])
-        total = torch.tensor(loss, dtype=torch.float64, device=accelerator.device)
-        loss = float(accelerator.reduce(total, "sum"))
-    return Evaluation(loss / int(confusion.sum()), confusion, top5)
+        table = accelerator.reduce(table, "sum")
+    loss, among5, labels, predicted, confidence, of_label = table.cpu().unbind(1)
+    said = Predictions(labels.long(), predicted.long(), confidence.clone(), of_label.clone())
+    return Evaluation(float(loss.double().mean()), said.confusion(classes), int(among5.double().sum()), said)
+
+
+def _rows(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return what is kept of each image, (N, _COLUMNS) float32, which holds classes exactly below 16.7 million."""
+    said = Predictions.of(logits, labels)
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    among5 = (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(1)
+    columns = (loss, among5, said.labels, said.predicted, said.confidence, said.of_label)
+    return torch.stack([column.float() for column in columns], dim=1)

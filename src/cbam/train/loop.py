@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.device import make_accelerator
+from cbam.train.lost import naming_lost_processes
 from cbam.train.nonfinite import NonFiniteLoss, all_finite, first_nonfinite
 from cbam.train.recipe import Plan
 from cbam.train.state import Position, as_files, restore
@@ -96,6 +97,7 @@ def train_model(
     Raises:
         NonFiniteLoss: The loss is not finite; the message names the module.
         Preempted: `stop` was requested; the state is saved.
+        ProcessLost: Another process of the training has ended.
         CBAMError: The checkpoint is of another training, or the images are too few for the processes.
     """
     accelerator = accelerator or make_accelerator(task.recipe)
@@ -106,9 +108,10 @@ def train_model(
     position = _resume(step, checkpoints, callbacks)
     loop = _Loop(step, task, plan, *loaders, position, checkpoints, save_every, stop or Stop(), callbacks)
     scores = None
-    while not loop.is_done:
-        scores = loop.run_epoch()
-    evaluation, ema_evaluation = scores or loop.validate()
+    with naming_lost_processes(accelerator.num_processes):
+        while not loop.is_done:
+            scores = loop.run_epoch()
+        evaluation, ema_evaluation = scores or loop.validate()
     step.release()
     return Trained(model, evaluation, step.averaged, ema_evaluation, loop.position.seconds)
 

@@ -6,15 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from cbam.nn.base import AttentionModule
+from cbam.nn.parameters import param_groups
 from cbam.train.recipe import Recipe
 
 
 def parameter_groups(model: nn.Module, config: Recipe) -> list[dict[str, Any]]:
-    """Return the optimizer's groups: weights with decay, without, and the same for the attention's own.
-
-    Biases and the weights of norms, which have one dimension, do not decay unless `config.decay_norms` says so.
-    timm's schedules multiply a group's rate by its `lr_scale`.
+    """Return the groups of `cbam.param_groups` with factors on the rate, by which timm's schedules multiply it.
 
     Args:
         model: Frozen parameters are left out.
@@ -27,22 +24,14 @@ def parameter_groups(model: nn.Module, config: Recipe) -> list[dict[str, Any]]:
     >>> [(len(group["params"]), group["weight_decay"], group["lr_scale"]) for group in groups]
     [(1, 0.0005, 1.0), (1, 0.0, 1.0), (3, 0, 10)]
     """
-    gates = {
-        parameter
-        for module in model.modules()
-        if isinstance(module, AttentionModule)
-        for parameter in module.parameters()
-    }
-    decay_of_gates = config.weight_decay if config.gate_weight_decay is None else config.gate_weight_decay
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
-        gate = parameter in gates
-        decays = parameter.ndim > 1 or config.decay_norms
-        decay = (decay_of_gates if gate else config.weight_decay) if decays else 0.0
-        groups.setdefault((decay, config.gate_lr_scale if gate else 1.0), []).append(parameter)
-    return [
-        {"params": members, "weight_decay": decay, "lr_scale": scale}
-        for (decay, scale), members in groups.items()
-    ]
+    groups = param_groups(
+        model,
+        1.0,
+        gate_lr=config.gate_lr_scale,
+        weight_decay=config.weight_decay,
+        gate_weight_decay=config.gate_weight_decay,
+        decay_norms=config.decay_norms,
+    )
+    for group in groups:
+        group["lr_scale"] = group.pop("lr")
+    return groups

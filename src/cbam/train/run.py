@@ -148,6 +148,7 @@ def build(config: TrainRunConfig, data: ImageData) -> nn.Module:
                 split_sites([config.sites]),
                 init="identity" if config.fine_tuning else "paper",
                 input_size=data.input_size,
+                replace=config.replace,
                 **config.attention_options,
             )
     return model

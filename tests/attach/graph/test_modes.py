@@ -28,13 +28,13 @@ class Decodes(Net):
 
 
 def test_no_kind_goes_there():
-    plan = cbam.plan(Decodes(), sites="conv", input_size=8)
+    plan = cbam.plan(Decodes(), sites="conv", input_size=8, reduction_ratio=2)
     assert [site.name for site in plan.sites] == ["stem", "blocks.0.conv1", "blocks.0.bn2"]
     assert plan.notes == ("left out, as it runs in eval mode only: decode.2",)
 
 
 def test_a_site_by_name_is_warned_of():
-    plan = cbam.plan(Decodes(), sites=["decode.2", "stem"], input_size=8)
+    plan = cbam.plan(Decodes(), sites=["decode.2", "stem"], input_size=8, reduction_ratio=2)
     assert plan.notes == ("decode.2 runs in eval mode only: its gates get no gradient",)
 
 

@@ -34,7 +34,7 @@ def test_gate_grads(x):
     from cbam.ops.triton.backward_passes import gate_grads
 
     dt, sums = torch.empty(N, 1, P), torch.empty(N, C)
-    gate_grads[(1, 1)](x, None, None, None, None, 0.0, None, x, None, None, None, None, None, dt, sums, N, C, P, 1, C,
+    gate_grads[(1, 1)](x, None, None, None, None, 0.0, None, x, None, None, None, None, None, None, 0.0, dt, sums, N, C, P, 1, C,
                        BATCH=False, SUMS=1, LOGITS=False, HARD=False, LAST=False, WHOLE=True, GROUP=1, STEPS=1, BC=32,
                        BP=16)  # fmt: skip
     torch.testing.assert_close(dt[-1, 0], x[-1].float().square().sum(0))

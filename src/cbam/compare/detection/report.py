@@ -51,7 +51,7 @@ def _write(run: Run) -> Path:
         "least_score": run.pictures.get("least_score"),
         "shown_variants": [name for name in run.variants if any(name in shot["panels"] for shot in shots)],
     }
-    own["curves"] = precision_recall_figure(
+    own["precision"] = precision_recall_figure(
         _curves(run), RECALLS, "precision-recall", "IoU 0.5, mean over the classes"
     )
     return write_page(run, summary, AVERAGE_PRECISION, "detection.html.j2", own)

@@ -141,7 +141,7 @@ def read_index(path: Path) -> ShardIndex | None:
         start = _aligned(16 + length)
         whole = path.stat().st_size == start + 4 * len(_COLUMNS) * first
         return ShardIndex(path, shards, start) if whole else None
-    except (OSError, ValueError, TypeError, struct.error, RecursionError):
+    except (OSError, ValueError, TypeError, OverflowError, struct.error, RecursionError):
         return None
 
 

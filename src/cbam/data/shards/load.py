@@ -72,11 +72,13 @@ def load_shards(
     train = side(names.train, True)
     val = side(names.val or names.train, False)
     how = f"{len(names.train):,} shards train, {len(names.val):,} validate"
-    if not names.val:
+    if not names.val and selection.whole:
+        train, how = train.subset(()), f"all of {len(names.train):,} shards"
+    elif not names.val:
         for_train, for_val = _split(np.asarray(train.labels), selection.val_fraction, selection.split_seed)
         train, val = train.subset(for_train), val.subset(for_val)
         how = f"{len(names.train):,} shards are split by class with split seed {selection.split_seed}"
-    for images in (train, val):
+    for images in (val,) if selection.whole else (train, val):
         _probe(images)
     return prepared_data(
         names.base.rstrip("/").rpartition("/")[2] or "shards",

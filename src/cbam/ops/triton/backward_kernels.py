@@ -8,6 +8,7 @@ from cbam.ops.triton.common import (
     cast,
     convolved,
     inverse_root,
+    logit_factor,
     product,
     stored,
     through_gate,
@@ -39,7 +40,7 @@ def logit_grads(dt, t, scale, maps, kernel, z, z_stats, norm_weight, norm_mean, 
                 z_stats + 1
             )
         else:
-            invstd = 1.0 / tl.sqrt(tl.load(norm_var).to(ACC) + eps)
+            invstd = logit_factor(norm_var, eps, ACC)
             normal = convolved(maps + n * PLANES * P, kernel, p, inside, height, width, K, PLANES, INNER)
             normal = (normal - tl.load(norm_mean).to(ACC)) * invstd
         to = norm_sums + tl.program_id(0).to(tl.int64) * 2
@@ -49,6 +50,8 @@ def logit_grads(dt, t, scale, maps, kernel, z, z_stats, norm_weight, norm_mean, 
             d = d * invstd
         if norm_weight is not None:
             d = d * tl.load(norm_weight).to(ACC)
+    elif norm_var is not None:
+        d = d * logit_factor(norm_var, eps, ACC)
     tl.store(dz + n * P + p, d, mask=inside)
 
 

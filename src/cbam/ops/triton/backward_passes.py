@@ -22,6 +22,7 @@ from cbam.ops.triton.common import (
     cast,
     fold,
     loaded,
+    logit_factor,
     normalised,
     stored,
     through_gate,
@@ -32,7 +33,8 @@ from cbam.ops.triton.common import (
 
 
 @triton.jit
-def gate_grads(u, weight, bias, mean, var, eps, norm, grad, out, masked, s, t, scale, dt, sums, samples, C, P,
+def gate_grads(u, weight, bias, mean, var, eps, norm, grad, out, masked, s, t, scale, logit_var, logit_eps, dt, sums,
+               samples, C, P,
                tiles, per_program, BATCH: tl.constexpr, SUMS: tl.constexpr, LOGITS: tl.constexpr, HARD: tl.constexpr,
                LAST: tl.constexpr, WHOLE: tl.constexpr, GROUP: tl.constexpr, STEPS: tl.constexpr,
                BC: tl.constexpr, BP: tl.constexpr):  # fmt: skip
@@ -121,6 +123,8 @@ def gate_grads(u, weight, bias, mean, var, eps, norm, grad, out, masked, s, t, s
             d = tl.sum(totals[i], 0)
             if LOGITS:
                 d = through_gate(d, tl.load(t + p, mask=p < P, other=0.0), scale, HARD)
+                if logit_var is not None:
+                    d = d * logit_factor(logit_var, logit_eps, ACC)
             tl.store(dt + (n * tl.num_programs(1) + tl.program_id(1)) * P + p, d, mask=p < P)
 
 

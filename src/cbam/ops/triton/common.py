@@ -283,6 +283,12 @@ def convolved(maps, kernel, p, inside, height, width, K: tl.constexpr, PLANES: t
 
 
 @triton.jit
+def logit_factor(var, eps, ACC: tl.constexpr):
+    """1 / sqrt(var + eps) of the one number in memory."""
+    return 1.0 / tl.sqrt(tl.load(var).to(ACC) + eps)
+
+
+@triton.jit
 def spatial_gate(maps, kernel, z, z_stats, norm_weight, norm_bias, norm_mean, norm_var, scale, n, p, P, height, width,
                  eps, K: tl.constexpr, PLANES: tl.constexpr, INNER: tl.constexpr, HARD: tl.constexpr):  # fmt: skip
     """The spatial gate of sample n at positions p, (BP,), from the logits z that are there or from the maps."""
@@ -291,9 +297,9 @@ def spatial_gate(maps, kernel, z, z_stats, norm_weight, norm_bias, norm_mean, no
     else:
         logit = convolved(maps + n * PLANES * P, kernel, p, p < P, height, width, K, PLANES, INNER)
         if norm_mean is not None:
-            logit = (logit - tl.load(norm_mean).to(logit.dtype)) * (
-                1.0 / tl.sqrt(tl.load(norm_var).to(logit.dtype) + eps)
-            )
+            logit = logit - tl.load(norm_mean).to(logit.dtype)
+        if norm_var is not None:
+            logit = logit * logit_factor(norm_var, eps, logit.dtype)
     if norm_weight is not None:
         logit = logit * tl.load(norm_weight).to(logit.dtype)
     if norm_bias is not None:

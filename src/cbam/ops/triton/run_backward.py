@@ -143,8 +143,8 @@ def _gate_grads(call: Call, masked: Any) -> tuple[Any, int, bool, Any, int]:
     group = min(16 // itemsize, size.channels) if q.channels_last else 1
     plan.launch_pass(
         passes.gate_grads, (n * tiles, count), size, given.x, *given.before, given.config.pre_eps, call.norm,
-        given.grad, given.out, masked, kept.s, kept.t, given.weights.spatial_scale, dt, sums, n, c, p, tiles,
-        per_program, BATCH=given.config.pre_training, SUMS=number, LOGITS=logits, HARD=q.hard, LAST=q.channels_last,
+        given.grad, given.out, masked, kept.s, kept.t, given.weights.spatial_scale, given.weights.norm_var, q.eps, dt,
+        sums, n, c, p, tiles, per_program, BATCH=given.config.pre_training, SUMS=number, LOGITS=logits, HARD=q.hard, LAST=q.channels_last,
         GROUP=group, STEPS=steps, WHOLE=c % size.channels == 0 and p % (size.positions * steps) == 0,
     )  # fmt: skip
     return dt, count, logits, sums, tiles
