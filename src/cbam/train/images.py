@@ -127,7 +127,7 @@ class ImageConfig(RunConfig):
         recipe: Any = getattr(self, "train", None)
         if recipe is not None and (found := found_before(recipe, before)) is not recipe:
             again: Any = self
-            return replace(again, train=found).as_started(before)  # type: ignore[no-any-return]
+            return replace(again, train=found).as_started(before)
         if not before or not _is_earlier(before) or self.augment is not None:
             return self
         missing = {name: value for name, value in _earlier(before).items() if getattr(self, name) is None}
