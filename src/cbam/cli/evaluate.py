@@ -251,7 +251,7 @@ def run(config: EvaluateConfig, split: Split) -> Found | LabelsFound | None:
     return Found(report, data, variant, tuple(notices))
 
 
-def resize_of(config: EvaluateConfig, saved: Any) -> int | None:
+def resize_of(config: EvaluateConfig, saved: Config) -> int | None:
     """Return how long the short side of a picture becomes before the crop: as saved with the network, if it applies.
 
     Networks of earlier versions, which do not say it, were judged by 256/224 of their size.
@@ -262,8 +262,7 @@ def resize_of(config: EvaluateConfig, saved: Any) -> int | None:
     size = saved.input_size
     if is_built_in(config.data) or not size or config.image_size not in (None, size[-1]):
         return None
-    known = hasattr(saved, "resize")
-    return (saved.resize or short_side(size[-1])) if known else None
+    return saved.resize or short_side(size[-1])
 
 
 def matched_classes(saved: Config, data: ImageData) -> tuple[tuple[str, ...], list[int] | None]:

@@ -250,7 +250,7 @@ def with_batch_size(
         models: Return the networks that are to be trained, one at a time.
         data: Gives the size and number of the images.
         accelerator: Where they are trained.
-        progress: Is told what was found.
+        progress: Gets a line on what was found.
     """
     if recipe.batch_size != AUTO:
         return recipe
