@@ -70,14 +70,6 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         import_modules(self.imports)
-        if self.batch_size < 1 or self.calibration_images < 1:
-            raise CBAMError("--batch-size and --calibration-images must be at least 1.")
-        if (self.precision == "int8") != (self.calibrate is not None):
-            raise CBAMError(
-                "--precision int8 needs --calibrate FOLDER: pictures like those that the network will see."
-                if self.calibrate is None
-                else f"--calibrate is for --precision int8, and --precision {self.precision} was given."
-            )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -91,6 +83,7 @@ def run(config: ExportConfig) -> int:
     Raises:
         CBAMError: see `cbam.export`.
     """
+    _check(config)
     from cbam.export import export
     from cbam.pretrained import from_pretrained
 
@@ -116,6 +109,17 @@ def run(config: ExportConfig) -> int:
         print("\n".join(latency_lines(exported.latency())))
     _print_accuracy(model, exported, config)
     return 0
+
+
+def _check(config: ExportConfig) -> None:
+    if config.batch_size < 1 or config.calibration_images < 1:
+        raise CBAMError("--batch-size and --calibration-images must be at least 1.")
+    if (config.precision == "int8") != (config.calibrate is not None):
+        raise CBAMError(
+            "--precision int8 needs --calibrate FOLDER: pictures like those that the network will see."
+            if config.calibrate is None
+            else f"--calibrate is for --precision int8, and --precision {config.precision} was given."
+        )
 
 
 def _example(model: nn.Module, config: ExportConfig) -> Tensor:
