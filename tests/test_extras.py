@@ -17,11 +17,7 @@ GROUPS = PROJECT["optional-dependencies"]
 IMPORTED = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml"}
 HIDE = """
 import sys
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {hidden!r}:
-            raise ModuleNotFoundError("No module named " + name, name=name)
-sys.meta_path.insert(0, Hidden())
+sys.modules.update(dict.fromkeys({hidden!r}))  # None: importing it fails
 from cbam.cli.main import main
 sys.exit(main({command!r}))
 """
@@ -88,6 +84,7 @@ TRAIN = "train --data set --model resnet20 --epochs 1 --batch-size 2 --device cp
     ("extra", "command"),
     [
         ("train", TRAIN),
+        ("train", "evaluate run --data set"),  # the network of the line above
         ("explain", "explain set/val/a/0.png --model resnet20 --output seen"),
         ("compare", "bench --help"),
         ("detect", "detect train --help"),
@@ -107,4 +104,4 @@ def test_what_is_missing_is_named(folder):
 def test_every_command_has_an_extra():
     assert set(EXTRAS) <= set(COMMANDS)
     assert {EXTRAS.get(command, "compare") for command in COMMANDS} <= set(GROUPS)
-    assert hidden("train") & {"torchcam", "gradio", "scipy", "sklearn", "matplotlib"}
+    assert hidden("train") >= {"torchcam", "gradio", "faster_coco_eval"}

@@ -45,7 +45,7 @@ WIDTH = 120
 # Pages whose table rows may be wider, as Markdown cannot break a row: results with spread and interval in every column,
 # written by a script; and one option, format or source with its explanation in a row.
 WIDE_TABLES = (
-    "README.md", "README.zh-CN.md", "docs/quick-start.md", "docs/presets.md", "docs/paper.md",
+    "README.md", "README.zh-CN.md", "docs/quick-start.md", "docs/presets.md", "docs/paper.md", "docs/releasing.md",
     "docs/results/ablations.md", "docs/results/bench.md", "docs/results/depth.md", "docs/results/fine-tuning.md",
     "docs/results/gpu/README.md", "docs/results/gpu/instructions.md", "docs/results/gpu/instructions-before.md",
     "docs/checkpoints.md", "docs/data.md", "docs/sites.md", "benchmarks/README.md",

@@ -85,10 +85,15 @@ def test_attached_attention_for_other_code(tmp_path):
 
 def test_doubled_gates_are_folded_first(tmp_path):
     model = attached()
-    peers.shaken(model, 6)
     with pytest.raises(CBAMError, match=r"gates of 2 sigmoid\(z / sqrt\(98\)\).*cbam\.fold_gate_scale"):
         convert(model.state_dict(), tmp_path / "out.pth", "luuuyi")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "spatial_attention" in name:
+                parameter.normal_()
+    before = model(image())
     fold_gate_scale(model)
+    close(model(image()), before)
     report = convert(model.state_dict(), tmp_path / "out.pth", "luuuyi")
     assert any("assumed to read [mean, max]" in note for note in report.notes)
     target = with_peer(lambda c: {n: getattr(peers.Luuuyi(c), n) for n in ("ca", "sa")})

@@ -289,10 +289,11 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path, capsys):
     assert "--output" in err
 
 
-OPTIONS = """data image-size mean std limit-train limit-val val-fraction bad-images import attention reduction-ratio
-seeds output config ray slurm model-cpus model-gpus model sites pretrained weights epochs batch-size optimizer lr
-weight-decay decay-norms gate-lr-scale gate-weight-decay ema precision device accumulate sync-bn workers schedule
-step-epochs warmup-epochs label-smoothing mixup cutmix shard compile"""
+OPTIONS = """data labels image-size resize augment crop flip mean std limit-train limit-val val-fraction
+bad-images import model sites replace pretrained weights attention reduction-ratio seeds output overwrite
+config ray slurm track quick model-cpus model-gpus epochs batch-size optimizer lr weight-decay decay-norms
+gate-lr-scale gate-weight-decay ema precision device accumulate sync-bn workers schedule step-epochs
+warmup-epochs label-smoothing mixup cutmix class-weights sampler freeze-backbone shard compile"""
 
 
 def test_the_options_are_frozen(capsys):

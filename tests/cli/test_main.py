@@ -75,7 +75,7 @@ class Failed(CBAMError):
         (
             ModuleNotFoundError("No module named 'timm'", name="timm.x"),
             2,
-            "pip install '.[compare]'\n",
+            "pip install '.[train]'\n",
         ),
     ],
 )

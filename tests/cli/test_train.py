@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from cbam.cli.main import main
+from cbam.cli.train import parse, show
 from cbam.pretrained import from_pretrained
 
 TASK = [
@@ -145,15 +148,20 @@ def test_killed_while_saving(straight, train, tmp_path, file, time):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_told_to_stop_it_saves_and_says_so(straight, server, train, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "name", "code"),
+    [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 75), (signal.SIGUSR1, "SIGUSR1", 75)],
+)
+def test_told_to_stop_it_saves_and_says_so(straight, server, train, tmp_path, number, name, code):
     process = start(server, tmp_path / "run", "--save-every", "1000", "--epochs", "3")
     steps = len(list((tmp_path / "run" / "checkpoints").iterdir()))
     process.send_signal(number)
     _, said = process.communicate(timeout=300)
-    assert process.returncode == 75, said
-    assert f"stopped by {signal.Signals(number).name}" in said
-    assert "type the same again" in said
+    assert process.returncode == code, said
+    assert f"stopped by {name} after" in said
+    assert "everything is saved" in said
+    assert "type the same again:\n  cbam train --data digits" in said
+    assert "Traceback" not in said
     assert steps
     done = train(tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -168,6 +176,39 @@ def processes(folder, *options):
         *("--device", "cpu" if torch.accelerator.is_available() else "auto"),
         before=("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "cbam"),
     )
+
+
+@pytest.mark.slow
+def test_ctrl_c_under_torchrun_saves_and_one_process_speaks(tmp_path):
+    """torchrun hands the signal on to its processes; what it says itself is not ours."""
+    folder = tmp_path / "run"
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "cbam")
+    arguments = [
+        sys.executable,
+        *launch,
+        "train",
+        *TASK,
+        "--mixup",
+        "0",
+        "--epochs",
+        "50",
+        "--output",
+        str(folder),
+    ]
+    process = subprocess.Popen(
+        arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 300
+    while not list((folder / "checkpoints").glob("step-*")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=300)
+    assert said.count("stopped by Ctrl-C after") == 1, said
+    assert "torchrun --nproc-per-node=2 -m cbam train" in said
+    assert "KeyboardInterrupt" not in said
+    assert "cbam/train/loop.py" not in said
 
 
 def close(ours, theirs):
@@ -244,3 +285,15 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path, capsys, option
 def test_other_settings_in_the_same_folder_are_refused(straight, capsys):
     assert main(["train", *TASK, "--output", str(straight), "--epochs", "9"]) == 2
     assert "epochs: 3 there, 9 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("classes", "printed"), [(5, False), (6, True)])
+def test_top_5_of_five_classes_is_not_printed(tmp_path, classes, printed):
+    result = {
+        "val_accuracy": 0.5, "val_top5": 0.9, "val_accuracy_ema": 0.5, "val_top5_ema": 0.9, "images": 60, "epochs": 2,
+        "best_val_accuracy": 0.5, "best_epoch": 2, "per_class_accuracy": [0.5] * classes,
+    }  # fmt: skip
+    text = io.StringIO()
+    show(result, parse(["--data", "digits", "--epochs", "2", "--output", str(tmp_path)]), Console(file=text))
+    assert ("top-5" in text.getvalue()) is printed
+    assert "top-1 50.00%" in text.getvalue()

@@ -78,6 +78,10 @@ class TestContent:
         assert "CBAM minus plain +0.69 (+0.60 to +0.78)" in described[1]
         assert "Mean after the last epoch: plain 90.13" in described[2]
 
+    def test_the_curves_are_a_table_too(self, page):
+        assert page.row("6") == ["6", "90.13", "90.25", "90.82", "90.45"]
+        assert page.row("3", 1) == ["3", "1.3", "1.3", "1.3", "1.3"], "the loss"
+
     def test_pictures_show_probability_mistakes_and_flat_maps(self, page):
         assert "the first image of each class" in page.words
         assert page.words.count("87.5 %") == 4 * 4

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cbam.compare.reading import read_run
-from cbam.compare.tables import class_changes, cost_table, costed, extremes, quantity
+from cbam.compare.tables import class_changes, cost_table, costed, curve_table, extremes, quantity
 from cbam.evaluate.metrics import sampling_error
 
 
@@ -96,6 +96,13 @@ def test_many_classes_show_the_ends_only(make_run):
 )
 def test_quantities(value, unit, text):
     assert quantity(value, unit) == text
+
+
+def test_long_curves_are_thinned_out_and_end_with_the_last_epoch(make_run):
+    folder = make_run({"none": (0.8, 0.9), "cbam": (0.9,)}, epochs=50)
+    rows = curve_table(read_run(folder), ("val_accuracy",))
+    assert [row["epoch"] for row in rows] == [*range(2, 51, 3)]
+    assert rows[-1]["val_accuracy"] == [pytest.approx(0.85), pytest.approx(0.9)]
 
 
 def test_sampling_error_shrinks_with_the_root_of_the_images():

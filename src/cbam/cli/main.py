@@ -21,7 +21,8 @@ COMMANDS = {
     "compare": "train plain, SE, CBAM and a control on your images; report whether attention helps",
     "ablate": "repeat the paper's ablations on your images, with seeds and spread",
     "train": "train one network with attention, on a laptop or many GPUs; resumable",
-    "evaluate": "top-1 and top-5 accuracy of a trained network",
+    "evaluate": "score a trained network: accuracy, each class, what it confuses, calibration",
+    "predict": "classes and probabilities for pictures, from a run or any saved network",
     "detect": "train, compare, evaluate and apply detectors with attention",
     "explain": "show where a network looks: class activation maps, gates, a page side by side",
     "demo": "the same as a page in the browser: drop a picture, switch attention off and on",
@@ -36,7 +37,7 @@ COMMANDS = {
 # What brings a command's packages, if it is not `compare`.
 EXTRAS = {
     **dict.fromkeys(("train", "evaluate", "plan", "cost", "shards", "convert"), "train"),
-    **{name: name for name in ("explain", "demo", "detect")},
+    **{name: name for name in ("explain", "demo", "detect", "export")},
 }
 _LESS = (
     "What was saved is kept. Compute less at a time: --accumulate 4 takes each batch of a training in four parts, with"

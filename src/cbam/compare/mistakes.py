@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cbam.attach.variants import label
 from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell
 from cbam.compare.reading import Run, read_object
@@ -41,6 +42,8 @@ def mistakes_section(run: Run) -> dict[str, Any]:
         run: What the folder holds.
     """
     classes = run.data.get("classes") or []
+    if run.data.get("task") == "multilabel":
+        return {"rows": [], "note": _labels_note(run)}
     matrices = _by_variant(run, lambda result: _matrix(result, len(classes)))
     said = _by_variant(
         run,
@@ -63,6 +66,19 @@ def mistakes_section(run: Run) -> dict[str, Any]:
         "images": _images(run),
         "note": "" if said else _NO_PREDICTIONS,
     }
+
+
+def _labels_note(run: Run) -> str:
+    """Say how often several labels of an image are right at a probability of one half, mean over the seeds."""
+    found = {
+        name: _by_variant(run, lambda result, name=name: result.get(name)) for name in ("val_f1", "val_exact")
+    }
+    parts = [
+        f"{label(variant)}: macro F1 {100 * statistics.fmean(f1):.2f} %, all labels of an image right "
+        f"{100 * statistics.fmean(found['val_exact'][variant]):.2f} %"
+        for variant, f1 in found["val_f1"].items()
+    ]
+    return "With labels from a probability of one half on, mean over the seeds. " + "; ".join(parts) + "."
 
 
 def _by_variant(run: Run, of: Any) -> dict[str, list[Any]]:

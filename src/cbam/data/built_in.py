@@ -78,7 +78,7 @@ def read_digits(val_fraction: float, split_seed: int) -> RawImages:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise MissingExtra("the data set 'digits'", "compare", "scikit-learn") from error
+        raise MissingExtra("the data set 'digits'", "train", "scikit-learn") from error
 
     bundle = load_digits()
     # The set's grey values run from 0 to 16.

@@ -64,7 +64,7 @@ def label_scores(probabilities: Tensor, truth: Tensor) -> LabelScores:
     try:
         from sklearn.metrics import average_precision_score, precision_recall_fscore_support
     except ImportError as error:
-        raise MissingExtra("average precision of labels", "compare", "scikit-learn") from error
+        raise MissingExtra("average precision of labels", "train", "scikit-learn") from error
 
     true, said = truth.cpu().numpy().astype(int), probabilities.cpu().numpy()
     found = (said >= 0.5).astype(int)

@@ -99,7 +99,7 @@ def class_scores(confusion: Tensor) -> ClassScores:
     try:
         from sklearn.metrics import precision_recall_fscore_support
     except ImportError as error:
-        raise MissingExtra("precision, recall and F1", "compare", "scikit-learn") from error
+        raise MissingExtra("precision, recall and F1", "train", "scikit-learn") from error
 
     true, predicted = confusion.nonzero(as_tuple=True)
     precision, recall, f1, _ = precision_recall_fscore_support(

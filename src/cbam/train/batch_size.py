@@ -25,7 +25,11 @@ _MOST = 1024
 
 
 def _read(words: list[str]) -> int:
-    return AUTO if words[0] == "auto" else int(words[0])
+    if words[0] == "auto":
+        return AUTO
+    if (number := int(words[0])) == AUTO:
+        raise ValueError("a batch has at least one image; auto finds the size")
+    return number
 
 
 BATCH_SIZE = tyro.constructors.PrimitiveConstructorSpec(

@@ -76,7 +76,7 @@ class Recipe(ABC):
     def __post_init__(self) -> None:
         check_ranges(
             ("epochs", self.epochs, self.epochs >= 1, "at least 1"),
-            ("batch-size", self.batch_size, self.batch_size >= self.least_batch_size, "at least 1"),
+            ("batch-size", self.batch_size, self.has_batch_size, "at least 1"),
             ("lr", self.lr, self.lr is None or 0 < self.lr < float("inf"), "above 0"),
             (
                 "accumulate",
@@ -112,9 +112,9 @@ class Recipe(ABC):
         """
 
     @property
-    def least_batch_size(self) -> int:
-        """The least that is accepted."""
-        return 1
+    def has_batch_size(self) -> bool:
+        """Whether the batch size is one that can be trained with."""
+        return self.batch_size >= 1
 
     @property
     def sharded(self) -> bool:

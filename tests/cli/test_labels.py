@@ -1,0 +1,120 @@
+"""Labels from a table, from training to report: several an image, unequal classes; killed, it ends the same."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cbam.cli.main import main
+from tests.data.pictures_on_disk import photo_folder
+from tests.legacy import tiny  # makes timm/legacy_tiny known
+
+assert tiny
+SMALL = ["--model", "timm/legacy_tiny", "--reduction-ratio", "4", "--image-size", "16", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = photo_folder(tmp_path_factory.mktemp("photos") / "photos", 12)
+    paths = sorted(root.glob("*/*.jpg"))
+    several = [
+        f"{path.relative_to(root)},{path.parent.name}{';c' * path.parent.name.startswith('c')}"
+        for path in paths
+    ]
+    (root.parent / "tags.csv").write_text("\n".join(["image,tags", *several]) + "\n")
+    uneven = [path for path in paths if path.parent.name != "cup" or path.stem < "004"]
+    rows = [f"{path.relative_to(root)},{path.parent.name}" for path in uneven]
+    (root.parent / "kinds.csv").write_text("\n".join(["image,kind", *rows]) + "\n")
+    return root
+
+
+def options(photos, table, *more):
+    recipe = ["--epochs", "2", "--batch-size", "8", "--augment", "trivial"]
+    return ["--data", str(photos), "--labels", str(photos.parent / table), *SMALL, *recipe, *more]
+
+
+def test_several_labels_are_trained_and_evaluated(photos, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert (
+        main(["train", *options(photos, "tags.csv", "--class-weights", "balanced"), "--output", str(run)])
+        == 0
+    )
+    printed = capsys.readouterr()
+    assert "files from column 'image', labels from 'tags': multilabel" in printed.err
+    assert "TrivialAugmentWide; validation images: short side to 16, the 16 x 16 centre" in printed.err
+    assert "mean average precision" in printed.out
+    result = json.loads((run / "result.json").read_text())
+    table = ["--data", str(photos), "--labels", str(photos.parent / "tags.csv"), "--device", "cpu"]
+    assert main(["evaluate", str(run / "final"), *table, "--output", str(tmp_path / "scores.json")]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["val_map"] == pytest.approx(result["val_map"])
+    assert [row["label"] for row in scores["labels"]] == ["c", "cat", "cup", "rocket"]
+    assert main(["evaluate", str(run), *table, "--output", str(tmp_path / "labels.csv")]) == 0
+    assert (
+        (tmp_path / "labels.csv")
+        .read_text()
+        .startswith("label,images,average_precision,precision,recall,f1\nc,")
+    )
+
+
+def test_several_labels_are_compared_by_average_precision(photos, tmp_path, capsys):
+    run = tmp_path / "run"
+    grid = ["--attention", "none,cbam", "--seeds", "1", "--output", str(run)]
+    assert main(["compare", *options(photos, "tags.csv"), *grid]) == 0
+    assert "validation mean average precision after 2 epochs" in capsys.readouterr().out
+    page = (run / "report.html").read_text()
+    result = json.loads((run / "cells" / "cbam-seed0" / "result.json").read_text())
+    assert f"{100 * result['val_map']:.2f}" in page
+    assert "Mean average precision" in page
+    assert "validation accuracy" not in page.lower()
+    assert "macro F1" in page
+    assert "No pictures yet" not in page
+    before = (run / "cells" / "cbam-seed0" / "model.safetensors").stat().st_mtime_ns
+    assert main(["compare", *options(photos, "tags.csv"), *grid]) == 0
+    assert (run / "cells" / "cbam-seed0" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--mixup", "0.2"), ("--cutmix", "1"), ("--label-smoothing", "0.1")]
+)
+def test_what_is_for_one_class_an_image_is_refused(photos, tmp_path, capsys, option, value):
+    words = [*options(photos, "tags.csv", option, value), "--output", str(tmp_path / "run")]
+    assert main(["train", *words]) == 2
+    assert f"{option} {float(value)} is for images of one class each" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("table", "more"),
+    [
+        ("tags.csv", ["--class-weights", "balanced", "--augment", "augmix"]),
+        ("kinds.csv", ["--sampler", "balanced", "--patience", "2", "--augment", "randaugment"]),
+    ],
+)
+def test_killed_anywhere_it_ends_with_the_same_bits(photos, server, tmp_path, table, more):
+    words = ["train", "--import", "tests.legacy.tiny", *options(photos, table, *more), "--save-every", "1"]
+    words += ["--epochs", "4"]
+    straight = server.run(*words, "--output", tmp_path / "straight")
+    assert straight.returncode == 0, straight.stderr
+    process = server.start(*words, "--output", tmp_path / "run")
+    until = time.monotonic() + 300
+    while not list((tmp_path / "run" / "checkpoints").glob("step-*[3-9]")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    done = server.run(*words, "--output", tmp_path / "run", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert "resumes after" in done.stderr
+    for network in ("final", "best"):
+        ours, theirs = (
+            load_file(tmp_path / run / network / "model.safetensors") for run in ("run", "straight")
+        )
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), network
