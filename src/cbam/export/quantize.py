@@ -1,7 +1,7 @@
 """Static int8: an ONNX model whose convolutions compute with 8-bit integers, and whose gates stay in float32.
 
-Where the gates are quantized too, a small network with attention loses several decibels more than without it: see
-docs/export.md for the measurement and the reason.
+Where the gates are quantized too, with onnxruntime's defaults, a small network with attention loses several decibels
+more than without it; docs/export.md says why.
 """
 
 from __future__ import annotations
