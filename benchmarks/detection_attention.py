@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 from collections.abc import Callable
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from cbam.attach import attach
 from cbam.evaluate.references import Textbook, with_module
-from cbam.evaluate.timing import Candidate, Clock, interleave, quartiles, ratios
+from cbam.evaluate.timing import Candidate, ProcessorClock, interleave, quartiles, ratios
 from cbam.models.detection import build_detector
 from cbam.nn import CBAM
 from cbam.nn.route import route
@@ -29,14 +28,6 @@ from cbam.nn.route import route
 FEW = {"rpn_pre_nms_top_n_train": 200, "rpn_post_nms_top_n_train": 50, "box_batch_size_per_image": 24}
 CLASSES = 3
 PLAIN, OURS, TEXTBOOK = "plain", "cbam operator", "textbook"
-
-
-class ProcessorClock(Clock):
-    """The time that the process has had a processor."""
-
-    def seconds(self) -> float:
-        """Return the time since the process began."""
-        return time.process_time()
 
 
 def main() -> None:

@@ -28,14 +28,21 @@ def rows(text: str) -> list[tuple[str, float, str, float]]:
 
 def draw(found: list[tuple[str, float, str, float]], to: Path) -> None:
     """Draw two bars for each row: ours and the other way, in times of the plain network."""
-    plt.rcParams.update({"svg.hashsalt": "cbam", "font.size": 9, "svg.fonttype": "none", "font.family": "sans-serif"})
+    plt.rcParams.update(
+        {"svg.hashsalt": "cbam", "font.size": 9, "svg.fonttype": "none", "font.family": "sans-serif"}
+    )
     figure, axes = plt.subplots(figsize=(8, 0.62 * len(found) + 0.7), layout="constrained")
     for place, (_, ours, name, other) in enumerate(found):
-        for shift, value, colour, label in ((-0.2, ours, "#c2410c", "this library"), (0.2, other, "#a8a29e", name)):
+        for shift, value, colour, label in (
+            (-0.2, ours, "#c2410c", "this library"),
+            (0.2, other, "#a8a29e", name),
+        ):
             axes.barh(place + shift, value, 0.36, color=colour)
             axes.text(value + 0.03, place + shift, f"{value:.2f}  {label}", va="center")
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(yticks=range(len(found)), yticklabels=[row[0] for row in found], xlabel="times the plain network")
+    axes.set(
+        yticks=range(len(found)), yticklabels=[row[0] for row in found], xlabel="times the plain network"
+    )
     axes.set_xlim(0, max(max(row[1], row[3]) for row in found) * 1.35)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)

@@ -9,8 +9,8 @@ SOURCE = Path(__file__).parent.parent / "src" / "cbam"
 FLOORS = {
     "errors": 0, "version": 0, "files": 0, "documents": 0, "formatting": 0, "preserve_state": 0, "page": 1, "ops": 1,
     "nn": 2, "functional": 2, "attach": 3, "checkpoints": 3, "models": 4, "evaluate": 4, "data": 4, "explain": 4,
-    "runs": 4, "testing": 4, "pretrained": 5, "train": 5, "detect": 5, "compare": 6, "bench": 6, "demo": 6, "export": 6, "cli": 7,
-    "__main__": 8,
+    "runs": 4, "testing": 4, "pretrained": 5, "train": 5, "detect": 5, "compare": 6, "bench": 6, "demo": 6,
+    "export": 6, "predict": 6, "cli": 7, "__main__": 8,
 }  # fmt: skip
 
 

@@ -117,7 +117,16 @@ def audit() -> None:
 
     A package that the database does not answer for is a failure, not a pass.
     """
-    run(sys.executable, "-m", "pip_audit", "--local", "--skip-editable", "--strict", "--progress-spinner", "off")
+    run(
+        sys.executable,
+        "-m",
+        "pip_audit",
+        "--local",
+        "--skip-editable",
+        "--strict",
+        "--progress-spinner",
+        "off",
+    )
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from cbam.version import __version__
 if TYPE_CHECKING:
     from cbam.explain.explaining import explain as explain
     from cbam.export.exporting import export as export
+    from cbam.predict.predictor import load_run as load_run
 
 __all__ = [
     "CBAM",
@@ -55,15 +56,23 @@ __all__ = [
 ]
 
 
+# Needs more packages than torch, so it is imported when it is used: module, and what of it.
+_LATER = {
+    "explain": ("cbam.explain", None),
+    "export": ("cbam.export", None),
+    "load_run": ("cbam.predict", "load_run"),
+    "testing": ("cbam.testing", None),
+}
+
+
 def __getattr__(name: str) -> Any:
-    # `cbam.explain` needs torchcam and matplotlib, which `import cbam` does not load.
-    if name == "export":  # brings in torch's exporter
-        return importlib.import_module("cbam.export")
-    if name == "explain":
-        try:
-            return importlib.import_module("cbam.explain")
-        except ModuleNotFoundError as error:
-            raise MissingExtra("cbam.explain", "explain", str(error.name)) from error
-    if name == "testing":
-        return importlib.import_module("cbam.testing")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, inside = _LATER[name]
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            f"cbam.{name}", "explain" if name == "explain" else "train", str(error.name)
+        ) from error
+    return found if inside is None else getattr(found, inside)

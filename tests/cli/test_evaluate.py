@@ -102,9 +102,10 @@ def test_the_split_of_other_images_and_a_damaged_one_do_not_count(tmp_path, data
 
 
 def test_a_comparison_is_named(tmp_path, capsys):
-    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "cbam-seed0").mkdir(parents=True)
+    (tmp_path / "cells" / "cbam-seed0" / "model.safetensors").touch()
     assert main(["evaluate", str(tmp_path), "--data", "digits", "--device", "cpu"]) == 2
-    assert "is a run of cbam compare or cbam ablate" in capsys.readouterr().err
+    assert "Name one: --variant cbam" in capsys.readouterr().err
 
 
 CLASSES = ("ant", "bee", "cat")

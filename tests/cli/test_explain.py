@@ -81,17 +81,20 @@ def test_weights_of_a_model_beside_others(place, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "name one network: --run FOLDER"),
-        (("--model", "resnet20_cbam"), "--model resnet20_cbam needs --weights FILE: an untrained network"),
-        (("--run", "{place}/weights.safetensors"), "is a file. Its weights need a network: --model NAME"),
-        (("--run", "{place}/runs/compared"), "is a run of cbam compare, which keeps bare weights"),
-        (("--run", "{place}/nothing"), "no folder at"),
+        ((), "name one network: --run RUN"),
+        (("--model", "resnet20_cbam"), "resnet20_cbam is a network without published weights"),
+        (
+            ("--run", "{place}/weights.safetensors"),
+            "is a file of weights, which does not say what network it is of. Name it: --model NAME",
+        ),
+        (("--run", "{place}/runs/compared"), "is a comparison in which no network is finished yet"),
+        (("--run", "{place}/nothing"), "there is nothing at"),
         (
             ("--run", "{place}/runs/mine", "--compare", "{place}/other.safetensors"),
-            "need a network: --model NAME",
+            "Name it: --model NAME",
         ),
         (("--model", "resnet20", "--weights", "{place}/no.pth"), "no.pth"),
-        (("--model", "resnet20_cbam", "--weights", "{place}/other.safetensors"), "does not fit"),
+        (("--model", "resnet32_cbam", "--weights", "{place}/other.safetensors"), "does not fit"),
         (("--run", "{place}/runs/mine", "--cmap", "jett"), "Did you mean 'jet'?"),
         (("--run", "{place}/runs/mine", "--class", "dogg"), "unknown class 'dogg'. Did you mean 'dog'?"),
         (("--run", "{place}/runs/mine", "--layer", "layer9"), "unknown layer 'layer9'"),

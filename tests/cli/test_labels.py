@@ -71,6 +71,8 @@ def test_several_labels_are_compared_by_average_precision(photos, tmp_path, caps
     assert f"{100 * result['val_map']:.2f}" in page
     assert "Mean average precision" in page
     assert "validation accuracy" not in page.lower()
+    assert "macro F1" in page
+    assert "No pictures yet" not in page
     before = (run / "cells" / "cbam-seed0" / "model.safetensors").stat().st_mtime_ns
     assert main(["compare", *options(photos, "tags.csv"), *grid]) == 0
     assert (run / "cells" / "cbam-seed0" / "model.safetensors").stat().st_mtime_ns == before

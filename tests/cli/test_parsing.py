@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from cbam.cli import compare, train
+from cbam.cli.detect import compare as detect_compare
+from cbam.cli.detect import train as detect_train
 from cbam.cli.main import main
 from cbam.cli.parsing import read_options
 from cbam.runs.config import option
@@ -77,3 +80,90 @@ def test_no_help_of_a_command_is_ragged(command, capsys, monkeypatch):
     assert len(lines) > 5
     ragged = [pair for pair in itertools.pairwise(lines) if not any(line.startswith("-") for line in pair)]
     assert ragged == []
+
+
+@pytest.mark.parametrize(
+    ("command", "first"),
+    [
+        ("compare", "--data DATA"),
+        ("train", "--data DATA"),
+        ("detect train", "--data DATA"),
+        ("detect compare", "--data DATA"),
+        ("plan", "--model MODEL"),
+    ],
+)
+def test_what_has_to_be_typed_stands_first_in_the_usage(command, first, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    text = shown(capsys, lambda: main([*command.split(), "--help"]))
+    assert f"usage: cbam {command} {first} [-h]" in text
+
+
+@pytest.mark.parametrize("parse", [train.parse, compare.parse, detect_train.parse, detect_compare.parse])
+def test_the_images_may_be_the_first_word(parse):
+    assert parse(["coco:photos", "--epochs", "2"]).data == "coco:photos"
+    assert parse(["--epochs", "2", "--data", "coco:photos"]).train.epochs == 2
+
+
+def test_the_network_may_be_the_first_word(capsys):
+    for words in (["plan", "resnet20"], ["plan", "--model", "resnet20"], ["cost", "resnet20"]):
+        assert main(words) == 0
+        assert capsys.readouterr().out
+
+
+# Every kind of mistake that the parser, the configs and `prepare` refuse.
+MISTAKES = [
+    "compare",
+    "compare --data",
+    "compare --dat digits",
+    "compare digits --epochs x",
+    "compare digits --epochs 0",
+    "compare digits --seeds 0",
+    "compare digits --device gpu",
+    "compare digits --device tpu --config nowhere.yaml",
+    "compare digits --attention cbam",
+    "compare digits --attention nonne,cbam",
+    "compare digits --train.epochs 3",
+    "compare digits --mixup -1",
+    "compare digits --track tensorbord",
+    "compare nowhere",
+    "compare digits --model resnet99",
+    "compare digits --shard",
+    "train",
+    "train digits --attention cbam:k4",
+    "train digits --attention cbam:official --preset timm",
+    "train digits --lr nan",
+    "train digits --sites layer9",
+    "train digits --preset pape",
+    "ablate --data digits",
+    "ablate --data digits --table 9",
+    "evaluate",
+    "evaluate nowhere --data digits",
+    "explain",
+    "explain nowhere.png --run nowhere",
+    "plan",
+    "plan resnet20 --input-size 3 32",
+    "plan resnet20 --preset pape",
+    "cost",
+    "cost resnet20 --table 3",
+    "detect train",
+    "detect train --data photos",
+    "detect train --data coco:nowhere --drops x",
+    "detect compare --data coco:nowhere",
+    "bench --parts nothing",
+    "convert",
+    "shards",
+    "demo --run nowhere",
+]
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_no_message_names_a_class_of_ours(line, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(line.split())
+    except SystemExit as stop:
+        code = stop.code
+    said = "".join(capsys.readouterr())
+    assert code == 2, said
+    assert said.strip()
+    assert re.findall(r"\b[A-Z]?\w+(?:Config|Job|Error)\b|\bcbam\.\w+\.\w+|Traceback", said) == [], said

@@ -81,7 +81,7 @@ def test_no_model_is_an_error_that_says_what_to_type(capsys):
     assert stopped.value.code == 2
     assert "--model" in capsys.readouterr().err
     assert main(["cost"]) == 2
-    assert "--model resnet50, or --table N" in capsys.readouterr().err
+    assert "cost needs a model, such as cbam cost resnet50, or --table N" in capsys.readouterr().err
 
 
 def test_a_table_of_the_paper(capsys):

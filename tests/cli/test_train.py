@@ -148,15 +148,20 @@ def test_killed_while_saving(straight, train, tmp_path, file, time):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_told_to_stop_it_saves_and_says_so(straight, server, train, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "name", "code"),
+    [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 75), (signal.SIGUSR1, "SIGUSR1", 75)],
+)
+def test_told_to_stop_it_saves_and_says_so(straight, server, train, tmp_path, number, name, code):
     process = start(server, tmp_path / "run", "--save-every", "1000", "--epochs", "3")
     steps = len(list((tmp_path / "run" / "checkpoints").iterdir()))
     process.send_signal(number)
     _, said = process.communicate(timeout=300)
-    assert process.returncode == 75, said
-    assert f"stopped by {signal.Signals(number).name}" in said
-    assert "type the same again" in said
+    assert process.returncode == code, said
+    assert f"stopped by {name} after" in said
+    assert "everything is saved" in said
+    assert "type the same again:\n  cbam train --data digits" in said
+    assert "Traceback" not in said
     assert steps
     done = train(tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -171,6 +176,39 @@ def processes(folder, *options):
         *("--device", "cpu" if torch.accelerator.is_available() else "auto"),
         before=("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "cbam"),
     )
+
+
+@pytest.mark.slow
+def test_ctrl_c_under_torchrun_saves_and_one_process_speaks(tmp_path):
+    """torchrun hands the signal on to its processes; what it says itself is not ours."""
+    folder = tmp_path / "run"
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "cbam")
+    arguments = [
+        sys.executable,
+        *launch,
+        "train",
+        *TASK,
+        "--mixup",
+        "0",
+        "--epochs",
+        "50",
+        "--output",
+        str(folder),
+    ]
+    process = subprocess.Popen(
+        arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 300
+    while not list((folder / "checkpoints").glob("step-*")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=300)
+    assert said.count("stopped by Ctrl-C after") == 1, said
+    assert "torchrun --nproc-per-node=2 -m cbam train" in said
+    assert "KeyboardInterrupt" not in said
+    assert "cbam/train/loop.py" not in said
 
 
 def close(ours, theirs):

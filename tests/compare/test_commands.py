@@ -37,7 +37,6 @@ VARIANTS = (
     "channel:avg",
     "timm:gc",
     "cbam:spatial-channel:r4",
-    "control",
 )
 
 
@@ -63,8 +62,10 @@ def test_one_default_in_every_command():
 @pytest.mark.parametrize("ratio", [None, 8])
 def test_every_command_builds_the_network_of_the_cell(data, variant, ratio):
     more = [] if ratio is None else ["--reduction-ratio", str(ratio)]
-    config = compare.parse([*RUN, "--attention", ",".join(VARIANTS), *more])
-    words = train_commands(config.resolved(), config.variants)[variant]
+    config = compare.parse([*RUN, "--attention", ",".join((*VARIANTS, "control")), *more])
+    found = train_commands(config.resolved(), config.variants)
+    assert tuple(found) == VARIANTS, "the control is there to compare with"
+    words = found[variant]
     assert words[:2] == ["cbam", "train"]
     alone = build(train.parse([*words[2:], "--seed", "1"]), data).state_dict()
     cell = build_cell(Cell(variant, 1), config, data).state_dict()
@@ -94,19 +95,25 @@ def test_detectors_have_commands_too():
         ["--data", "coco:photos", "--epochs", "2", "--attention", "none,cbam:k3,control"]
     )
     found = train_commands(config.resolved(), config.variants)
-    assert list(found) == ["none", "cbam:k3"], "`cbam detect train` has no control"
+    assert list(found) == ["none", "cbam:k3"], "a control is there to compare with"
     again = detect_train.parse(found["cbam:k3"][3:])
     assert (again.attention, again.train.epochs, again.peak_lr()) == ("cbam:k3", 2, config.peak_lr())
 
 
 def test_the_printed_line_trains_the_network_of_the_comparison(tmp_path, monkeypatch, capsys):
+    """In a quick, tracked comparison: what that leaves out comes with the same command without --quick."""
+    pytest.importorskip("tensorboard")
     monkeypatch.chdir(tmp_path)
-    assert main(["compare", *RUN, "--attention", "none,cbam", "--seeds", "1", "--quick"]) == 0
+    options = [*RUN, "--attention", "none,cbam", "--seeds", "1", "--track", "tensorboard"]
+    assert main(["compare", *options, "--quick"]) == 0
     (line,) = [text for text in capsys.readouterr().out.splitlines() if "--attention cbam" in text]
     page = (tmp_path / "runs/digits-resnet20/report.html").read_text()
     assert line.strip() in page
     assert main(shlex.split(line)[1:]) == 0
+    assert "Left out with <code>--quick</code>" in page
+    assert "latency, batch 1" not in page
     cell = tmp_path / "runs/digits-resnet20/cells/cbam-seed0"
+    assert list((cell / "tensorboard").glob("events.*"))
     alone = tmp_path / "runs/train-digits-resnet20-cbam"
     ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (alone, cell))
     assert ours["val_loss"] == theirs["val_loss"]
@@ -114,6 +121,11 @@ def test_the_printed_line_trains_the_network_of_the_comparison(tmp_path, monkeyp
     assert all(
         torch.equal(value, weights[name]) for name, value in load_file(cell / "model.safetensors").items()
     )
+    assert main(["compare", *options]) == 0
+    page = (tmp_path / "runs/digits-resnet20/report.html").read_text()
+    assert "latency, batch 1" in page
+    assert "Left out with" not in page
+    assert not (tmp_path / "runs/digits-resnet20-2").exists()
 
 
 @pytest.mark.parametrize(

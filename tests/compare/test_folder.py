@@ -58,7 +58,9 @@ def test_another_configuration_is_refused_by_the_names_of_the_fields(folder):
     folder.path.mkdir()
     assert folder.check_settings({**PREPARED, "epochs": 1, "seeds": 2}, CompareConfig) == {}
     folder.open({**PREPARED, "epochs": 1, "lr": 0.1, "seeds": 2}, {})
-    assert folder.check_settings({**PREPARED, "epochs": 1, "lr": 0.1, "seeds": 5}, CompareConfig)["seeds"] == 2
+    assert (
+        folder.check_settings({**PREPARED, "epochs": 1, "lr": 0.1, "seeds": 5}, CompareConfig)["seeds"] == 2
+    )
     with pytest.raises(CBAMError, match=r"epochs: 1 there, 3 now; lr: 0.1 there, 0.2 now.*--output"):
         folder.check_settings({**PREPARED, "epochs": 3, "lr": 0.2, "seeds": 2}, CompareConfig)
 

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import time
 
 import pytest
+from torch.utils.data import dataloader
 
 from cbam.data import make_loader
 from cbam.data.epoch_index import EpochDataset
@@ -55,8 +57,27 @@ def test_an_error_keeps_its_words(digits, fault, workers):
 
 @pytest.mark.parametrize("fault", ["killed", "ends"])
 def test_a_worker_that_is_gone(digits, fault):
-    with pytest.raises(WorkerLost, match=r"loads images was killed or has crashed \(Data.*type the same again"):
+    with pytest.raises(
+        WorkerLost, match=r"loads images was killed or has crashed \(Data.*type the same again"
+    ):
         read(digits, fault, 1)
+
+
+def test_a_worker_that_is_cut_off_while_it_writes(digits, monkeypatch):
+    """The main process may see the broken connection before it hears of the end; torch's error would come later."""
+
+    def cut(self, timeout=0):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        os.kill(self._workers[0].pid, signal.SIGKILL)
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "_try_get_data", cut)
+    try:
+        with pytest.raises(WorkerLost, match="was killed or has crashed"):
+            read(digits, "", 1)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+    time.sleep(0.1)
 
 
 def test_a_mistake_in_the_code_keeps_its_traceback(digits):

@@ -54,10 +54,13 @@ class TestFindings:
         Image.fromarray(data.rocket()).save(file)
         before = copy.deepcopy(lite0.state_dict())
         found = cbam.explain(lite0, [data.cat(), Image.fromarray(data.coffee()), file])
-        assert [found.class_names[label] for label in found.labels] == ["Egyptian cat", "espresso", "missile"]
+        assert [found.class_names[label] for label in found.labels] == ["tiger cat", "espresso", "missile"]
         assert found.names == ("image 1", "image 2", "rocket.png")
         views = found.views["EfficientNet"]
-        assert [float(view.probabilities.max()) > 0.3 for view in views] == [True] * 3
+        # Resized bicubically, as timm evaluates it.
+        assert [float(view.probabilities.max()) for view in views] == pytest.approx(
+            [0.39, 0.95, 0.27], abs=0.05
+        )
         assert [crop.size for crop in found.crops] == [(224, 224)] * 3
         assert "mean 0.5, 0.5, 0.5" in found.prepared
         assert all(torch.equal(value, lite0.state_dict()[name]) for name, value in before.items())

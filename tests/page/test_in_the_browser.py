@@ -109,6 +109,19 @@ def test_a_table_scrolls_below_its_first_column_and_its_fade_ends(browser, file)
             assert box == {"fades": False, "moved": 0, "rules": ["1pxsolid", "1pxsolid", "separate"]}
 
 
+def test_the_answer_is_in_sight_on_a_phone(browser, file):
+    """The difference to the plain network, for which one opens a report, needs no scrolling."""
+    with opened(browser, file.as_uri(), PHONE) as page:
+        ends = page.evaluate(
+            """() => [...document.querySelectorAll("#accuracy ~ .scroll thead th")]
+              .filter(cell => cell.textContent.trim().startsWith("minus")).slice(0, 1)
+              .map(cell => cell.getBoundingClientRect().right)"""
+        )
+    reports = file.name == "report.html"
+    assert len(ends) == reports
+    assert all(end <= PHONE - 16 for end in ends)
+
+
 def number(text):
     return float(text) if text not in ("", "–") else float("-inf")
 

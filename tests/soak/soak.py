@@ -33,7 +33,7 @@ WAYS = (
     {"attention": "cbam", "init": "paper", "arrangement": "parallel"},
     {"attention": "se", "fuse_epilogue": False},
     {"attention": "eca"},
-    {"attention": nn.BatchNorm2d},
+    {"attention": nn.BatchNorm2d, "init": "paper"},
 )
 SHARE_TO_WARM_UP = 10  # one in so many cycles is left out of the comparison
 

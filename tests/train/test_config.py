@@ -72,6 +72,10 @@ def run(attention="none", model="resnet20", gate_lr_scale=1.0, gate_weight_decay
             "--sites conv, --preset timm have no effect .* Leave them out",
         ),
         ({"model": "resnet20_se", "preset": "timm"}, r"--attention none\. Leave it out$"),
+        (
+            {"attention": "control"},
+            "is there to be compared with: cbam compare --attention none,cbam,control",
+        ),
     ],
 )
 def test_what_would_be_ignored_is_refused(settings, expected):
@@ -79,7 +83,7 @@ def test_what_would_be_ignored_is_refused(settings, expected):
         run(**settings)
 
 
-@pytest.mark.parametrize("words", ["cbam:official", "cbam:k3", "cbam:r8", "control:cbam:k3"])
+@pytest.mark.parametrize("words", ["cbam:official", "cbam:k3", "cbam:r8"])
 def test_what_a_word_of_the_attention_sets_is_not_set_again(words):
     config = run(words)
     stored = {name: config.resolved()[name] for name in ("preset", "reduction_ratio", "kernel_size")}

@@ -1,9 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
+import yaml
 
 from cbam.compare.config import CompareConfig
 from cbam.errors import CBAMError
-from cbam.train.config import TrainRunConfig
+from cbam.runs.numbered import with_folder
+from cbam.train.batch_size import AUTO
+from cbam.train.config import TrainConfig, TrainRunConfig
 from cbam.train.images import ImageConfig
 from tests.data.pictures_on_disk import photo_folder
 
@@ -111,3 +116,17 @@ def test_built_in_images_are_prepared_as_before(form):
     now = form(data="digits", model="resnet20")
     before = {name: value for name, value in now.resolved().items() if name not in ("augment", "crop")}
     assert form.differences(before, now.as_started(before).resolved()) == []
+
+
+def test_without_an_output_an_earlier_run_is_found_again(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = TrainRunConfig(data=str(pictures), model="resnet20")
+    stored = {
+        name: value for name, value in config.resolved().items() if name not in ("augment", "crop", "resize")
+    }
+    auto = replace(config, train=TrainConfig(batch_size=AUTO))
+    for before, now in ((stored, config), (config.resolved() | {"batch_size": 48}, auto)):
+        config.folder.mkdir(parents=True, exist_ok=True)
+        (config.folder / "config.yaml").write_text(yaml.safe_dump(before))
+        assert with_folder(now).folder == config.folder
+    assert with_folder(replace(config, augment="trivial")).folder != config.folder

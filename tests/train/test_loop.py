@@ -14,6 +14,7 @@ from torch import nn
 
 from cbam.data import load_data
 from cbam.data.augmentation import AUGMENTATIONS
+from cbam.data.workers import WorkerLost
 from cbam.models import build_model
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.classification import Classification
@@ -343,3 +344,11 @@ def test_a_set_smaller_than_a_batch(tmp_path):
     rows = []
     train(tiny, tmp_path, TrainConfig(epochs=1, batch_size=128, device="cpu"), rows=rows)
     assert math.isfinite(rows[0]["train_loss"])
+
+
+def test_a_worker_that_is_lost_between_two_batches(data, tmp_path, monkeypatch):
+    """torch raises its error wherever the process is when the system says so."""
+    error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    monkeypatch.setitem(globals(), "Killed", error)
+    with pytest.raises(WorkerLost, match=r"was killed or has crashed.*type the same again"):
+        train(data, tmp_path, kill_at=(0, 1))

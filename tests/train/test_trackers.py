@@ -8,7 +8,7 @@ import pytest
 
 from cbam.errors import MissingExtra
 from cbam.runs.folder import RunFolder
-from cbam.train.trackers import Metrics, check_trackers, open_trackers
+from cbam.train.trackers import Metrics, Tracking, check_trackers, open_trackers
 
 
 def row(epoch, loss):
@@ -66,6 +66,23 @@ def test_a_run_at_weights_and_biases_is_continued_under_its_name(tmp_path, monke
         "project": "cbam", "id": "my run", "name": "my run", "resume": "allow", "dir": str(tmp_path / "my run"),
         "config": {"lr": None},
     }  # fmt: skip
+
+
+def test_the_cells_of_a_run_are_a_group(tmp_path, monkeypatch):
+    given = []
+
+    def init(**options):
+        given.append(options)
+        return types.SimpleNamespace(log=lambda *_, **__: None, finish=list)
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    tracking = Tracking(["wandb"], tmp_path / "run" / "cells" / "cbam-seed0", {}, 4, tmp_path / "run")
+    for step in range(4):
+        tracking.step(0, step, 4, 0.5)
+    tracking.epoch({"epoch": 1, "train_loss": 0.5})
+    tracking.finish()
+    (options,) = given
+    assert (options["group"], options["id"]) == ("run", "run-cbam-seed0")
 
 
 def test_what_is_not_installed_is_refused_with_the_line_to_type():

@@ -57,6 +57,19 @@ class SiteConfig:
         return block
 
 
+_OF_THE_CALL = (
+    "attention",
+    "sites",
+    "init",
+    "exclude",
+    "input_size",
+    "example_input",
+    "fuse_epilogue",
+    "replace",
+)
+"""Parameters of `attach` itself, which a misspelt option may mean."""
+
+
 @dataclass(frozen=True)
 class AttentionConfig:
     """What the call says for all sites; `at` changes it for some of them.
@@ -79,7 +92,7 @@ class AttentionConfig:
             own: options of `attach`, and `attention` and `init`. Another attention takes those options of the call
                 that it knows.
         """
-        also = ("attention", "init") if own else ()
+        also = ("attention", "init") if own else _OF_THE_CALL
         own = dict(own)
         attention, init = own.pop("attention", self.attention), own.pop("init", self.init)
         if init not in INITS:

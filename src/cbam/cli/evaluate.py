@@ -39,7 +39,9 @@ class EvaluateConfig:
     """What to evaluate, and on which images."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """A run of `cbam train` (its best weights), a folder of cbam.save_pretrained, or user/name on the hub."""
+    """A run of `cbam train` (its best weights), its best/, final/ or checkpoints/step-N/, a run of `cbam compare` with
+    --variant, one of its cells, a folder of cbam.save_pretrained, a file of weights with --model, or user/name on the
+    hub."""
     data: str
     """fashion-mnist, digits, a folder, ... as for `cbam train`."""
     labels: str | None = None
@@ -47,6 +49,10 @@ class EvaluateConfig:
     split: Literal["all", "val"] | None = None
     """all: every image, unless there are validation images of their own (val/); val: the validation images, split off
     as for training if need be. None: val for the images that the run was trained on, else all."""
+    variant: str | None = None
+    """Of a run of `cbam compare`: the network to score, such as cbam (its first seed) or cbam-seed2."""
+    model: str | None = None
+    """The network, where the source does not say it: resnet20_cbam, timm/resnet50, my_package.my_net:build, ..."""
     image_size: int | None = None
     """Height and width of the images. None: those that the network was saved with."""
     batch_size: int = 128
@@ -115,17 +121,13 @@ def split_of(config: EvaluateConfig) -> Split:
     """Return which images are scored: of the run's own only those that it was not trained on, unless all are asked for.
 
     Raises:
-        CBAMError: The source is a run of `cbam compare`, which keeps bare weights.
+        CBAMError: The source is no network; the message names the neighbour that is one.
     """
+    from cbam.pretrained.places import find_network
     from cbam.runs.options import absolute_data
 
-    source = Path(config.source)
-    if (source / "cells").is_dir():
-        raise CBAMError(
-            f"{source} is a run of cbam compare or cbam ablate, whose report has the scores. "
-            "cbam evaluate takes a run of cbam train, or a folder of cbam.save_pretrained"
-        )
-    settings = _settings_of(source) or _settings_of(source.parent)  # a run, or its best/ or final/
+    place = find_network(config.source, config.variant)
+    settings = {} if place is None or place.run is None else _settings_of(place.run)
     if settings.get("data") != absolute_data(config.data):
         whole = config.split == "all" or (config.split is None and config.val_fraction is None)
         return Split(0.2 if config.val_fraction is None else config.val_fraction, whole)
@@ -151,7 +153,7 @@ def split_of(config: EvaluateConfig) -> Split:
 
 
 def _settings_of(folder: Path) -> dict[str, Any]:
-    """Return the settings of a run of `cbam train`; none where there is none, or a file that cannot be read."""
+    """Return the settings of a run; none where there is none, or a file that cannot be read."""
     try:
         settings = read_yaml(folder / "config.yaml")
     except CBAMError:
@@ -185,7 +187,7 @@ def run(config: EvaluateConfig, split: Split) -> Found | LabelsFound | None:
     """
     from cbam.data import load_data, make_loader
     from cbam.evaluate.class_report import ClassReport
-    from cbam.pretrained import from_pretrained
+    from cbam.pretrained import open_network
     from cbam.train.config import TrainConfig
     from cbam.train.device import make_accelerator
     from cbam.train.evaluation import evaluate
@@ -194,13 +196,13 @@ def run(config: EvaluateConfig, split: Split) -> Found | LabelsFound | None:
     accelerator = make_accelerator(
         TrainConfig(batch_size=config.batch_size, precision=config.precision, device=config.device)
     )
-    best = Path(config.source) / "best"
-    model = from_pretrained(best if best.is_dir() else config.source)
-    saved: Any = model.cbam_config
+    opened = open_network(config.source, config.model, variant=config.variant)
+    model, saved = opened.model, opened.config
     size = saved.input_size
     data = load_data(
         config.data,
         image_size=config.image_size or (size[-1] if size else None),
+        resize=resize_of(config, saved),
         mean=saved.mean,
         std=saved.std,
         limit_val=config.limit_val,
@@ -247,6 +249,21 @@ def run(config: EvaluateConfig, split: Split) -> Found | LabelsFound | None:
             "as any of them"
         )
     return Found(report, data, variant, tuple(notices))
+
+
+def resize_of(config: EvaluateConfig, saved: Any) -> int | None:
+    """Return how long the short side of a picture becomes before the crop: as saved with the network, if it applies.
+
+    Networks of earlier versions, which do not say it, were judged by 256/224 of their size.
+    """
+    from cbam.data.load import is_built_in
+    from cbam.data.prepared import short_side
+
+    size = saved.input_size
+    if is_built_in(config.data) or not size or config.image_size not in (None, size[-1]):
+        return None
+    known = hasattr(saved, "resize")
+    return (saved.resize or short_side(size[-1])) if known else None
 
 
 def matched_classes(saved: Config, data: ImageData) -> tuple[tuple[str, ...], list[int] | None]:

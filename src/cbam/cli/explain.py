@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cbam.checkpoints import load_weights
 from cbam.cli.parsing import read_options
 from cbam.errors import CBAMError
 from cbam.formatting import columns
-from cbam.models import build_model, made_for
 from cbam.nn import AttentionModule
-from cbam.pretrained import from_pretrained
+from cbam.pretrained import open_network
 from cbam.runs.imports import import_modules
 
 if TYPE_CHECKING:
@@ -42,13 +40,17 @@ class ExplainConfig:
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")] = ()
     """Pictures: JPEG, PNG, WebP, TIFF, GIF, BMP or PPM. With --boxes by default the first ones of the set."""
     run: str | None = None
-    """A run of `cbam train` (its best weights), a folder of cbam.save_pretrained, or user/name on the hub."""
+    """A run of `cbam train` (its best weights) or one of its checkpoints, a run of `cbam compare` with --variant, a
+    folder of cbam.save_pretrained, or user/name on the hub."""
+    variant: str | None = None
+    """Of a run of `cbam compare`: the network to explain, such as cbam (its first seed) or cbam-seed2."""
     model: str | None = None
-    """Instead of --run, a backbone: paper_resnet50_cbam, timm/tf_efficientnet_lite0, ...; needs --weights."""
+    """Instead of --run, a network: torchvision/resnet50 with its published weights, or paper_resnet50_cbam, ... with
+    --weights."""
     weights: Path | None = None
     """Its weights: a .safetensors, .pth, .pt or .bin file."""
     num_classes: int | None = None
-    """Width of the classifier of --model. None: as many as there are --class-names, else what the model is made for."""
+    """Width of the classifier of --model. None: as many as there are --class-names, else as in the file."""
     compare: tuple[str, ...] = ()
     """Further networks, side by side with the first one: a folder as for --run, a file with other weights for
     --model, or off: the first network with its attention switched off."""
@@ -138,56 +140,30 @@ def _located(config: ExplainConfig, names: Sequence[str]) -> list[Localised]:
     return localised_images(data.validation, data.classes, names, config.limit)
 
 
-def load_networks(config: Any, names: Sequence[str] | None) -> dict[str, nn.Module]:
+def load_networks(config: ExplainConfig, names: Sequence[str] | None) -> dict[str, nn.Module]:
     """Return the networks by title, the first one first.
 
     Raises:
         CBAMError: none was named, or one cannot be loaded.
     """
-    if (config.run is None) == (config.model is None):
+    source = config.weights or config.run or config.model
+    if source is None or (config.run is not None and config.weights is not None):
         raise CBAMError(
-            "name one network: --run FOLDER (of cbam train or cbam.save_pretrained), or --model NAME --weights FILE."
+            "name one network: --run RUN (of cbam train, or any saved network), or --model NAME --weights FILE."
         )
-    if config.run is not None:
-        title, first = _title(config.run), _from_folder(config.run)
-    else:
-        title, first = config.model, _from_weights(config, names, config.weights)
-    networks = {title: first}
+    classes = config.num_classes or (None if names is None else len(names))
+    model = None if source == config.model else config.model
+    first = open_network(source, model, variant=config.variant, num_classes=classes)
+    title = config.model if config.weights is not None and config.model is not None else first.title
+    networks = {title: first.model}
     for other in config.compare:
         if other == OFF:
-            networks[_unused(f"{title}, attention off", networks)] = _switched_off(first, title)
-        elif Path(other).is_file():
-            networks[_unused(Path(other).stem, networks)] = _from_weights(config, names, Path(other))
-        else:
-            networks[_unused(_title(other), networks)] = _from_folder(other)
+            networks[unused(f"{title}, attention off", networks)] = _switched_off(first.model, title)
+            continue
+        bare = Path(other).is_file()
+        opened = open_network(other, config.model if bare else None, num_classes=classes if bare else None)
+        networks[unused(opened.title, networks)] = opened.model
     return networks
-
-
-def _from_folder(source: str) -> nn.Module:
-    folder = Path(source)
-    if folder.is_file():
-        raise CBAMError(f"{source} is a file. Its weights need a network: --model NAME --weights {source}")
-    if (folder / "cells").is_dir():
-        raise CBAMError(
-            f"{source} is a run of cbam compare, which keeps bare weights. Name one of its cells with its network:"
-            f" --model NAME --weights {source}/cells/CELL/model.safetensors"
-        )
-    best = folder / "best"
-    return from_pretrained(best if best.is_dir() else source)
-
-
-def _from_weights(config: Any, names: Sequence[str] | None, weights: Path | None) -> nn.Module:
-    if config.model is None:
-        raise CBAMError(f"the weights {weights} need a network: --model NAME")
-    if weights is None:
-        raise CBAMError(
-            f"--model {config.model} needs --weights FILE: an untrained network looks nowhere. A trained one of"
-            " yours is --run FOLDER"
-        )
-    classes = config.num_classes or (len(names) if names is not None else made_for(config.model)[0])
-    model = build_model(config.model, classes)
-    load_weights(model, weights)
-    return model.eval()
 
 
 def _switched_off(model: nn.Module, title: str) -> nn.Module:
@@ -202,17 +178,8 @@ def _switched_off(model: nn.Module, title: str) -> nn.Module:
     return other
 
 
-def _title(source: str) -> str:
-    """Return a folder's name; of a run's best/ and final/ that of the run.
-
-    >>> _title("runs/digits/best"), _title("user/network")
-    ('digits', 'network')
-    """
-    path = Path(source)
-    return path.parent.name if path.name in ("best", "final") and path.parent.name else path.name or source
-
-
-def _unused(title: str, networks: dict[str, nn.Module]) -> str:
+def unused(title: str, networks: dict[str, nn.Module]) -> str:
+    """Return a title that no other network has."""
     found, number = title, 2
     while found in networks:
         found, number = f"{title} ({number})", number + 1

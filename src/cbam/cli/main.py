@@ -22,6 +22,7 @@ COMMANDS = {
     "ablate": "repeat the paper's ablations on your images, with seeds and spread",
     "train": "train one network with attention, on a laptop or many GPUs; resumable",
     "evaluate": "score a trained network: accuracy, each class, what it confuses, calibration",
+    "predict": "classes and probabilities for pictures, from a run or any saved network",
     "detect": "train, compare, evaluate and apply detectors with attention",
     "explain": "show where a network looks: class activation maps, gates, a page side by side",
     "demo": "the same as a page in the browser: drop a picture, switch attention off and on",

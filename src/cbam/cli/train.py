@@ -49,19 +49,9 @@ def parse(arguments: Sequence[str]) -> TrainRunConfig:
 
 def show(result: dict[str, Any], config: TrainRunConfig, console: Console) -> None:
     """Print the scores and where the weights are."""
-    several = "val_map" in result
-    # Of five classes or fewer the right one is always among the first five.
-    many = len(result.get("per_class_accuracy") or ()) > 5
-    scores = (
-        "top-1 {:.2%}" + (f", top-5 {result['val_top5']:.2%}" if many else "")
-        if not several
-        else (
-            f"mean average precision {{:.2%}}, F1 {result['val_f1']:.2%}, all labels right {result['val_exact']:.2%}"
-        )
-    )
-    key, name = ("val_map", "mAP") if several else ("val_accuracy", "top-1")
+    key, name = ("val_map", "mAP") if "val_map" in result else ("val_accuracy", "top-1")
     console.print(
-        f"{scores.format(result[key])} of {result['images']:,} images after {counted(result['epochs'], 'epoch')}; "
+        f"{_scores(result)} of {result['images']:,} images after {counted(result['epochs'], 'epoch')}; "
         f"best {name} {result[f'best_{key}']:.2%} after epoch {result['best_epoch']}",
         soft_wrap=True,
     )
@@ -72,13 +62,17 @@ def show(result: dict[str, Any], config: TrainRunConfig, console: Console) -> No
             f"{result['best_epoch']}",
             soft_wrap=True,
         )
-    if "val_map_ema" in result:
-        console.print(f"moving average: mAP {result['val_map_ema']:.2%}")
-    if "val_accuracy_ema" in result:
-        console.print(
-            f"moving average: top-1 {result['val_accuracy_ema']:.2%}"
-            + (f", top-5 {result['val_top5_ema']:.2%}" if many else "")
-        )
+    if f"{key}_ema" in result:
+        console.print(f"moving average: {name} {result[f'{key}_ema']:.2%}")
     console.print(
         f"weights: {config.folder / 'final'} (last epoch), {config.folder / 'best'}", soft_wrap=True
     )
+
+
+def _scores(result: dict[str, Any]) -> str:
+    if "val_map" in result:
+        labels = f"F1 {result['val_f1']:.2%}, all labels right {result['val_exact']:.2%}"
+        return f"mean average precision {result['val_map']:.2%}, {labels}"
+    # Of five classes or fewer the right one is always among the first five.
+    top5 = f", top-5 {result['val_top5']:.2%}" if len(result["per_class_accuracy"]) > 5 else ""
+    return f"top-1 {result['val_accuracy']:.2%}{top5}"

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cbam.attach.variants import matched_by_control, parse_variant
+from cbam.attach.variants import parse_variant
 from cbam.detect.config import DetectRunConfig
 from cbam.errors import CBAMError
 from cbam.nn.registry import attention_kind
+from cbam.train.batch_size import AUTO
 from cbam.train.config import CONTROL, TrainRunConfig
 
 # What a run says for itself, and what is decided by the variant.
@@ -24,7 +25,7 @@ def train_commands(settings: Mapping[str, Any], variants: Sequence[str]) -> dict
 
     Args:
         settings: Of the comparison, as its `config.yaml` holds them.
-        variants: Those to train; the control of detectors has no command and is left out.
+        variants: Those to train; the control is there to compare with, and left out.
 
     >>> settings = {"data": "digits", "model": "resnet18", "epochs": 3, "reduction_ratio": 8}
     >>> for words in train_commands(settings, ["none", "cbam:k3"]).values():
@@ -39,14 +40,10 @@ def train_commands(settings: Mapping[str, Any], variants: Sequence[str]) -> dict
     )
     found = {}
     for variant in variants:
-        name = variant
         if variant == CONTROL:
-            matched = matched_by_control(variants)
-            name = CONTROL if matched == "cbam" else f"{CONTROL}:{matched}"
-        if variant == CONTROL and form is DetectRunConfig:
-            continue
+            continue  # a yardstick: a folder of `save_pretrained` cannot hold a widened network
         try:
-            found[variant] = ["cbam", *verb.split(), *_words(form, settings, name)]
+            found[variant] = ["cbam", *verb.split(), *_words(form, settings, variant)]
         except (CBAMError, TypeError, ValueError):
             continue  # settings of another version, or an attention whose module is not imported
     return found
@@ -60,6 +57,8 @@ def _words(form: type, settings: Mapping[str, Any], attention: str) -> Iterator[
         value = settings.get(name, default)
         if name in skipped or _text(value) == _text(default):
             continue
+        if (name, value) == ("batch_size", AUTO):
+            value = "auto"
         option = f"--{_TYPED.get(name, name).replace('_', '-')}"
         if isinstance(default, bool):
             yield option if value else option.replace("--", "--no-", 1)
@@ -99,11 +98,9 @@ def _without_effect(attention: str) -> tuple[str, ...]:
     """Return the options that this attention does not read, or sets itself."""
     if attention == "none":
         return _OF_ATTENTION
-    variant = parse_variant(attention.removeprefix(CONTROL).removeprefix(":") or "cbam")
-    unread = _OF_ATTENTION[3:] if attention.startswith(CONTROL) else ()
+    variant = parse_variant(attention)
     takes = "reduction_ratio" in attention_kind(variant.attention or "").options
-    ratio = () if takes and "reduction_ratio" not in dict(variant.options) else ("reduction_ratio",)
-    return (*unread, *ratio)
+    return () if takes and "reduction_ratio" not in dict(variant.options) else ("reduction_ratio",)
 
 
 def _text(value: Any) -> str:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from cbam.attach.variants import matched_by_control, parse_variants
 from cbam.errors import CBAMError
 from cbam.runs.config import RunConfig, option
-from cbam.runs.options import absolute_data, check_ranges, folder_name
-from cbam.train.config import NetworkConfig, tracker_names
+from cbam.runs.options import absolute_data, check_ranges, folder_name, tracker_names
+from cbam.train.config import NetworkConfig
 from cbam.train.images import absolute_table
 
 

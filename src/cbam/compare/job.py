@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -75,6 +76,12 @@ class ComparisonJob(TrainingJob[Cell, Outcome, Data]):
     def write_weights(self, cell: Cell, model: nn.Module, averaged: nn.Module | None) -> None:
         """Write the weights of a trained model, and of its moving average, into the cell's folder."""
 
+    def describe_checkpoint(
+        self, cell: Cell, model: nn.Module, files: Mapping[str, bytes]
+    ) -> dict[str, bytes]:
+        """Return further files of a checkpoint: what is needed to open the network in it."""
+        return {}
+
     @abstractmethod
     def result(self, cell: Cell, trained: Trained[Any]) -> dict[str, Any]:
         """Return the scores that `result.json` holds beside variant, seed, parameters and time."""
@@ -130,7 +137,8 @@ class ComparisonJob(TrainingJob[Cell, Outcome, Data]):
             tracking.epoch(row)
 
         model = self.build(cell)
-        checkpoints = Checkpoints(path / "checkpoints")
+        describe = partial(self.describe_checkpoint, cell, model)
+        checkpoints = Checkpoints(path / "checkpoints", describe=describe)
         steps = self.steps_per_epoch(self.config.train)
         about = {"cell": cell.name, "variant": cell.variant, "seed": cell.seed}
         names = self.config.trackers if main else ()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from cbam.attach.variants import matched_by_control
 from cbam.checkpoints import tensors_file
 from cbam.compare.config import CompareConfig
 from cbam.compare.folder import CompareFolder
@@ -23,13 +23,14 @@ from cbam.data import ImageData
 from cbam.errors import CBAMError
 from cbam.evaluate.predictions import FILE as PREDICTIONS
 from cbam.models.registry import as_variant, split_attention
+from cbam.pretrained.config import Config
+from cbam.pretrained.saving import write_network
 from cbam.runs.environment import now
 from cbam.runs.launchers import check_launcher
 from cbam.runs.progress import Progress
-from cbam.train.batch_size import found_before
 from cbam.train.build import count_parameters
 from cbam.train.evaluation import Evaluation
-from cbam.train.job import ImageJob, prepare_images, with_batch_size
+from cbam.train.job import ImageJob, describe_trained, prepare_images, with_batch_size, with_config
 from cbam.train.loop import Trained
 from cbam.train.multilabel import LabelEvaluation
 from cbam.train.trackers import check_trackers
@@ -37,9 +38,14 @@ from cbam.train.trackers import check_trackers
 
 @dataclass(kw_only=True)
 class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
-    """A comparison of classifiers, or of networks for several labels."""
+    """A comparison of classifiers, or of networks for several labels.
+
+    Attributes:
+        described: What config.json says of the networks that this process has trained, by cell.
+    """
 
     config: CompareConfig
+    described: dict[str, Config] = field(default_factory=dict)
 
     @classmethod
     def score_name(cls, data: ImageData) -> str:
@@ -68,20 +74,27 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
         return f"val {'' if score is ACCURACY else 'mAP '}{100 * result[score.key]:.2f} %"
 
     def write_weights(self, cell: Cell, model: nn.Module, averaged: nn.Module | None) -> None:
-        """Write the weights with what they belong to."""
-        about = {
-            "model": self.config.model,
-            "attention": cell.variant,
-            "seed": str(cell.seed),
-            "classes": json.dumps(self.data.classes),
-            "input_size": json.dumps(self.data.input_size),
-            "mean": json.dumps(self.data.mean),
-            "std": json.dumps(self.data.std),
-        }
+        """Write the network like `cbam.save_pretrained`, and the weights of its moving average beside it."""
         path = self.folder.cell(cell)
-        tensors_file.write(path / "model.safetensors", model.state_dict(), about)
+        write_network(path, model, self._describe(cell, model))
         if averaged is not None:
-            tensors_file.write(path / "model_ema.safetensors", averaged.state_dict(), about)
+            tensors_file.write(path / "model_ema.safetensors", averaged.state_dict())
+
+    def describe_checkpoint(
+        self, cell: Cell, model: nn.Module, files: Mapping[str, bytes]
+    ) -> dict[str, bytes]:
+        """Return the config.json of the network in a checkpoint."""
+        return with_config(files, self._describe(cell, model))
+
+    def _describe(self, cell: Cell, model: nn.Module) -> Config:
+        known = self.described.get(cell.name)
+        if known is None:
+            target = None
+            if cell.variant == "control":
+                target = self.parameters[matched_by_control(self.config.variants)]
+            known = describe_trained(model, self.config.model, self.data, widened_to=target)
+        self.described[cell.name] = known
+        return known
 
     def finish(self, worked: Sequence[Cell]) -> Outcome:
         """Measure, draw, and write the report."""
@@ -148,9 +161,7 @@ def prepare(config: CompareConfig, command: list[str], progress: Progress) -> Co
         )
     check_trackers(config.trackers)
     folder = CompareFolder(config.folder, overwrite=config.overwrite)
-    started = None if config.overwrite else folder.settings()
-    config = config.as_started(started)
-    config = replace(config, train=found_before(config.train, started))
+    config = config.as_started(None if config.overwrite else folder.settings())
     before = folder.check_settings(config.resolved(), CompareConfig)
     config = grown(config, before, progress)
     accelerator, data = prepare_images(config, config.train, folder, progress)

@@ -77,7 +77,7 @@ def load_labelled(root: Path, text: str, preparation: Preparation, selection: Se
     classes = _classes(columns, rows)
     sides = _sides(root, rows, classes, columns, preparation, selection)
     notices += _class_notices(table, columns, sides, whole=selection.whole)
-    how = f"{table.path} labels the images in {root}"
+    how = f"{root} with the labels of {table.path.name}"
     if not (selection.whole or any(row.side == "val" for row in rows)):
         how += f", split by class with split seed {selection.split_seed}"
     return prepared_data(

@@ -12,8 +12,7 @@ from cbam.detect.recipe import DetectTrainConfig
 from cbam.errors import CBAMError, unknown_name
 from cbam.runs.config import RunConfig, option
 from cbam.runs.imports import import_modules
-from cbam.runs.options import check_ranges, folder_name
-from cbam.train.config import tracker_names
+from cbam.runs.options import check_ranges, folder_name, tracker_names
 
 if TYPE_CHECKING:
     from cbam.data.detection import DetectionData

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from cbam.data.pictures import SUFFIXES, BadImage, check_image, open_image
-from cbam.data.scan import scan_side, some
+from cbam.data.picture_files import find_pictures
+from cbam.data.pictures import BadImage, check_image, open_image
+from cbam.data.scan import some
 from cbam.errors import CBAMError
 from cbam.evaluate.detection.rle import encode
 from cbam.explain.detections import Objects, draw_detections
@@ -103,41 +104,6 @@ def predict(
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     write_atomically(output / FILE, f"[\n{lines}\n]\n" if rows else "[]\n")
     return Prediction(drawings, rows, skipped)
-
-
-def find_pictures(sources: Sequence[str | Path]) -> dict[Path, str]:
-    """Return the image files of files and folders, each once, and a name for the drawing of each.
-
-    Raises:
-        CBAMError: a source is not there, or names no image.
-    """
-    found: dict[Path, str] = {}
-    taken: set[str] = set()
-    for source in map(Path, sources):
-        if source.is_dir():
-            side = scan_side(source)
-            names = sorted([*side.loose, *(name for files in side.images.values() for name in files)])
-            paths = {source / name: name for name in names}
-        elif source.suffix.lower() in SUFFIXES:
-            paths = {source: source.name}
-        else:
-            raise CBAMError(f"{source} is neither a folder nor an image file ({', '.join(SUFFIXES)})")
-        for path, name in paths.items():
-            if path not in found:
-                found[path] = _free_name(name, taken)
-    return found
-
-
-def _free_name(name: str, taken: set[str]) -> str:
-    """Return a name with .jpg for a photograph and .png otherwise; a second one of the same name gets a number."""
-    stem, suffix = Path(name).with_suffix(""), Path(name).suffix.lower()
-    kind = ".jpg" if suffix in (".jpg", ".jpeg") else ".png"
-    chosen, number = f"{stem.as_posix()}{kind}", 1
-    while chosen.lower() in taken:
-        number += 1
-        chosen = f"{stem.as_posix()}-{number}{kind}"
-    taken.add(chosen.lower())
-    return chosen
 
 
 def _bad_files(files: Mapping[Path, str]) -> dict[Path, str]:

@@ -151,7 +151,7 @@ def describe(
         config: Of the run.
         arguments: Of `build_detector`.
         model: The detector.
-        widened_to: Parameters of a control.
+        widened_to: Of a control the target of `match_parameters`.
     """
     return SavedDetector(
         arguments=arguments,

@@ -32,7 +32,7 @@ class SavedDetector:
         metric: By which it was judged.
         data: Name of the set that it was trained on.
         frozen_eps: Of the frozen norms; None where there are none.
-        widened_to: Parameters of a control, see `match_parameters`; None for other detectors.
+        widened_to: Of a control the target of `match_parameters`; None for other detectors.
     """
 
     arguments: dict[str, Any]
@@ -47,7 +47,7 @@ class SavedDetector:
         """Return the detector with new weights."""
         model = build_detector(**self.arguments)
         if self.widened_to is not None:
-            match_parameters(model, self.widened_to, tolerance=0)
+            match_parameters(model, self.widened_to)
         for module in model.modules():
             if isinstance(module, FrozenBatchNorm2d) and self.frozen_eps is not None:
                 module.eps = self.frozen_eps

@@ -86,12 +86,9 @@ def explain(
         title: _views(each, batches[title], looks[title][1], layer, labels, method)
         for title, each in models.items()
     }
-    size = f"{first.channels} × {first.size} × {first.size}"
     return Explanation(
         tuple(names), tuple(crops), labels, classes, method,
-        f"short side to {round(first.size * 8 / 7)} pixels, centre crop to {size}; normalised by mean "
-        f"{', '.join(f'{value:g}' for value in first.mean)} and standard deviation "
-        f"{', '.join(f'{value:g}' for value in first.std)} ({found})",
+        f"{first} ({found})",
         views,
     )  # fmt: skip
 

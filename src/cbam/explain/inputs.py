@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from cbam.attach.graph.probe import dims_of
 from cbam.data.load import IMAGENET_MEAN, IMAGENET_STD
 from cbam.data.pictures import open_image, upright_rgb
-from cbam.data.prepared import centre_crop, normalised
+from cbam.data.prepared import centre_crop, normalised, short_side
 from cbam.errors import CBAMError
 from cbam.models.classifier import last_layer
+from cbam.models.registry import made_for
 from cbam.ops.dims import batched
 
+_SAVED = ("input_size", "mean", "std", "resize", "interpolation")
+_INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
 ImageSource: TypeAlias = "str | Path | Image.Image | NDArray[Any] | Tensor"
 
 
@@ -33,20 +36,34 @@ class InputForm:
         channels: 3, or 1 for grey images.
         size: height and width after the centre crop.
         mean, std: of the channels on the 0..1 scale.
+        resize: of the short side before the crop; None: 8/7 of `size`.
+        interpolation: how it is resized, by torchvision's name.
     """
 
     channels: int
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: int | None = None
+    interpolation: str = "bilinear"
 
     def crop(self, picture: Image.Image) -> Image.Image:
         """Return the part of a picture that the network sees, in RGB or grey, before it is normalised."""
-        return centre_crop(self.size)(picture.convert("RGB" if self.channels == 3 else "L"))
+        transform = centre_crop(self.size, self.resize, self.interpolation)
+        cropped: Image.Image = transform(picture.convert("RGB" if self.channels == 3 else "L"))
+        return cropped
 
     def batch(self, crops: Sequence[Image.Image]) -> Tensor:
         """Return crops as normalised (N, C, size, size)."""
         return torch.stack([normalised(crop, self.mean, self.std) for crop in crops])
+
+    def __str__(self) -> str:
+        short = short_side(self.size) if self.resize is None else self.resize
+        return (
+            f"short side to {short} pixels, centre crop to {self.channels} × {self.size} × {self.size}; normalised"
+            f" by mean {', '.join(f'{value:g}' for value in self.mean)} and standard deviation"
+            f" {', '.join(f'{value:g}' for value in self.std)}"
+        )
 
 
 def input_form(
@@ -64,10 +81,13 @@ def input_form(
         CBAMError: images of neither one nor three channels; a network for signals or volumes.
     """
     config = getattr(model, "cbam_config", None)
-    said: Any = {name: getattr(config, name, None) for name in ("input_size", "mean", "std")}
+    said: Any = {name: getattr(config, name, None) for name in _SAVED}
     found = "as saved with the network"
     if not any(said.values()):
-        said, found = getattr(model, "pretrained_cfg", None) or {}, "timm's settings of the network"
+        said, found = (
+            _from_timm(getattr(model, "pretrained_cfg", None) or {}),
+            "timm's settings of the network",
+        )
     size = said.get("input_size")
     dims, first = dims_of(model)
     if dims != 2:
@@ -83,13 +103,27 @@ def input_form(
     if any(given is not None for given in (image_size, mean, std)):
         found = "as given"
     usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
+    backbone = getattr(config, "backbone", None)
+    crop = int(size[-1]) if size else 224 if backbone is None else made_for(backbone.name)[1][-1]
+    # Grey images are those of the built-in sets, which are not cropped.
+    resize = said.get("resize") or (short_side(crop) if channels == 3 else crop)
     form = InputForm(
         channels,
-        image_size or (int(size[-1]) if size else 224),
+        image_size or crop,
         _row("mean", mean or said.get("mean") or usual[0], channels),
         _row("std", std or said.get("std") or usual[1], channels),
+        resize if image_size in (None, crop) else round(image_size * resize / crop),
+        said.get("interpolation") or "bilinear",
     )
     return form, found
+
+
+def _from_timm(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return timm's settings by the names of ours: its images are a share of the resized ones."""
+    size, share = said.get("input_size"), said.get("crop_pct")
+    resize = int(size[-1] / share) if size and share else None  # rounded down, as timm does
+    how = said.get("interpolation")
+    return {**said, "resize": resize, "interpolation": how if how in _INTERPOLATIONS else None}
 
 
 def open_picture(source: ImageSource, name: str) -> Image.Image:

@@ -36,7 +36,7 @@ class Localised:
     def cropped(self, form: InputForm) -> tuple[Image.Image, NDArray[np.bool_]]:
         """Return the part that a network sees, and the region in it."""
         region = tv_tensors.Mask(torch.from_numpy(self.region.astype(np.uint8)))
-        return form.crop(self.picture), centre_crop(form.size)(region).numpy().astype(bool)
+        return form.crop(self.picture), centre_crop(form.size, form.resize)(region).numpy().astype(bool)
 
 
 def localised_images(

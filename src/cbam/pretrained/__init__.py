@@ -2,7 +2,15 @@
 
 from cbam.pretrained.config import Config, read_config
 from cbam.pretrained.hub import push_to_hub
-from cbam.pretrained.loading import from_pretrained
+from cbam.pretrained.opening import OpenedNetwork, from_pretrained, open_network
 from cbam.pretrained.saving import save_pretrained
 
-__all__ = ["Config", "from_pretrained", "push_to_hub", "read_config", "save_pretrained"]
+__all__ = [
+    "Config",
+    "OpenedNetwork",
+    "from_pretrained",
+    "open_network",
+    "push_to_hub",
+    "read_config",
+    "save_pretrained",
+]

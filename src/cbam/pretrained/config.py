@@ -11,11 +11,15 @@ from typing import Any
 from cbam.errors import CBAMError
 from cbam.files import checked_path
 
-FORMAT = 1
+FORMAT = 2
+READ = (1, 2)  # 1 knows neither the task nor how images are resized
 FILE = "config.json"
+TASKS = ("multiclass", "multilabel")
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
 WEIGHTS = {"full": "model.safetensors", "attention": "attention.safetensors"}
 _MOST_BYTES = 2**20
 _MOST_CHANNELS = 2**20
+_MOST_WIDE = 2**33
 _LARGEST = 1e6
 _SIZES = {
     1: "two numbers: channels, length",
@@ -32,11 +36,13 @@ class Backbone:
         name: "resnet20", "torchvision/resnet50", "timm/tf_efficientnet_lite0", ...
         num_classes: width of the classifier.
         in_channels: channels of the images.
+        widened_to: of a control the target of `cbam.models.match_parameters`; None for other networks.
     """
 
     name: str
     num_classes: int
     in_channels: int
+    widened_to: int | None = None
 
     def __post_init__(self) -> None:
         known = (
@@ -45,6 +51,10 @@ class Backbone:
         _check(known, "backbone.name", "the name of a network that this library knows", self.name)
         for field in ("num_classes", "in_channels"):
             _check_count(f"backbone.{field}", getattr(self, field))
+        whole = self.widened_to is None or (
+            type(self.widened_to) is int and 1 <= self.widened_to <= _MOST_WIDE
+        )
+        _check(whole, "backbone.widened_to", f"1 to {_MOST_WIDE:,}, or null", self.widened_to)
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,10 @@ class Config:
         fuse_epilogue: blocks run their epilogue in the attention's operator call.
         base_sha256: for "attention": of all weights that are not in the file.
         class_names, input_size, mean, std: of the images and outputs, as far as known.
+        task: what the outputs are: "multiclass", one class of all (softmax), or "multilabel", each class for itself
+            (sigmoid).
+        resize: to how many pixels the short side of a picture is resized before the centre crop to `input_size`.
+        interpolation: how: "bilinear", "bicubic", "nearest" or "lanczos".
         versions: of the packages that wrote it.
     """
 
@@ -125,12 +139,20 @@ class Config:
     input_size: tuple[int, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    task: str = "multiclass"
+    resize: int | None = None
+    interpolation: str | None = None
     versions: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         _check(self.content in WEIGHTS, "content", "full or attention", self.content)
         _check(isinstance(self.sha256, str), "sha256", "a digest", self.sha256)
         _check_row("class_names", self.class_names, str)
+        _check(self.task in TASKS, "task", " or ".join(TASKS), self.task)
+        if self.resize is not None:
+            _check_count("resize", self.resize)
+        known = self.interpolation is None or self.interpolation in INTERPOLATIONS
+        _check(known, "interpolation", ", ".join(INTERPOLATIONS), self.interpolation)
         self._check_images()
 
     def _check_images(self) -> None:
@@ -184,8 +206,8 @@ def read_config(folder: str | Path) -> Config:
         raise CBAMError(f"{str(path)!r} is damaged: {error}") from error
     if not isinstance(said, dict) or said.get("library_name") != "torch-cbam":
         raise CBAMError(f"{str(path)!r} was not written by cbam.save_pretrained.")
-    if said.get("format") != FORMAT:
-        raise CBAMError(f"{str(path)!r} has format {said.get('format')!r}, this version reads {FORMAT}.")
+    if said.get("format") not in READ:
+        raise CBAMError(f"{str(path)!r} has format {said.get('format')!r}, this version reads {READ}.")
     try:
         return _parse({key: value for key, value in said.items() if key not in ("library_name", "format")})
     except (TypeError, KeyError, AttributeError) as error:

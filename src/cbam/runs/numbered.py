@@ -26,11 +26,13 @@ def with_folder(config: Options) -> Options:
     chosen: Any = config
     if chosen.output is not None:
         return config
-    base, now = config.folder, config.resolved()
+    base = config.folder
     taken = _taken(base)
     for path in taken.values():
         before = RunFolder(path).settings()
-        if before and set(config.essential) <= set(before) and not type(config).differences(before, now):
+        if not before or not set(config.essential) <= set(before):
+            continue
+        if not type(config).differences(before, config.as_started(before).resolved()):
             return replace(chosen, output=path)
     if not taken or chosen.overwrite:
         return replace(chosen, output=base)

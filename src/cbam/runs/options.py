@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cbam.documents import read_yaml
-from cbam.errors import CBAMError, nearest
+from cbam.errors import CBAMError, nearest, unknown_name
 
+TRACKERS = ("tensorboard", "wandb")
 _TYPED = {"imports": "import"}  # fields that cannot have the option's name, which is a word of Python
 
 
@@ -73,6 +74,22 @@ def check_ranges(*rules: tuple[str, Any, bool, str]) -> None:
     for option, given, valid, expected in rules:
         if not valid:
             raise CBAMError(f"--{option} must be {expected}, given {given}")
+
+
+def tracker_names(track: str) -> tuple[str, ...]:
+    """Return the trackers that the value of `--track` names.
+
+    Raises:
+        CBAMError: There is no such tracker.
+
+    >>> tracker_names("tensorboard, wandb")
+    ('tensorboard', 'wandb')
+    """
+    names = tuple(name.strip() for name in track.split(",") if name.strip())
+    for name in names:
+        if name not in TRACKERS:
+            raise unknown_name("tracker", name, TRACKERS)
+    return names
 
 
 def folder_name(*parts: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cbam.attach import Attachment, attach, attention_maps, detach, disabled
+from cbam.attach import attach, attention_maps, detach, disabled, plan
 from cbam.attach.maps import sites_with_gates
 from cbam.nn.base import CONVOLUTIONS
 from cbam.testing.subject import Subject, expect, not_applicable, same, same_bits
@@ -44,8 +44,9 @@ def attached(s: Subject) -> None:
     """A network starts with the same bits where it can, learns every weight, and is itself again after `detach`."""
     model, image = _network(s)
     before, keys, traces = model(image), list(model.state_dict()), _traces(model)
-    made = _attach(model, s)
-    if made.init == "identity":
+    starts_as_itself = plan(model, s.given, **_where(s)).init == "identity"
+    _attach(model, s, init="identity" if starts_as_itself else "paper")
+    if starts_as_itself:
         same_bits(model(image), before, "the scores after attach with init identity")
     with disabled(model):
         same_bits(model(image), before, "the scores with attention switched off")
@@ -87,10 +88,12 @@ def _network(s: Subject) -> tuple[Network, Tensor]:
     return model.eval(), image
 
 
-def _attach(model: Network, s: Subject, **more: Any) -> Attachment:
-    return attach(
-        model, s.given, sites="norm", example_input=s.map((2, 3, *s.shape[2:])), **more, **s.options
-    )
+def _attach(model: Network, s: Subject, init: str) -> None:
+    attach(model, s.given, init=init, **_where(s))
+
+
+def _where(s: Subject) -> dict[str, Any]:
+    return {"sites": "norm", "example_input": s.map((2, 3, *s.shape[2:])), **s.options}
 
 
 def _learns(model: nn.Module, image: Tensor) -> None:

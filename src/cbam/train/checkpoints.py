@@ -12,8 +12,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 from cbam.files import remove_leftovers, sync_folder
 
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _PREFIX = "step-"
+Describe: TypeAlias = "Callable[[Mapping[str, bytes]], dict[str, bytes]]"
 
 
 class Checkpoints:
@@ -29,6 +31,7 @@ class Checkpoints:
     Args:
         path: Folder that holds them; made with the first one.
         keep: How many of the newest stay; older ones are deleted once a newer one is safe.
+        describe: Returns further files of a checkpoint from its own, such as the network's config.json.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as there:
@@ -39,9 +42,10 @@ class Checkpoints:
     ['step-000000030', 'step-000000020']
     """
 
-    def __init__(self, path: Path, keep: int = 2):
+    def __init__(self, path: Path, keep: int = 2, describe: Describe | None = None):
         self.path = path
         self.keep = keep
+        self.describe = describe
 
     def write(self, step: int, files: dict[str, bytes]) -> Path:
         """Write a checkpoint, then delete those that are too many; a checkpoint of that step is replaced.
@@ -53,6 +57,8 @@ class Checkpoints:
         Raises:
             OSError: The disk is full or cannot be written; earlier checkpoints are untouched.
         """
+        if self.describe is not None:
+            files = {**files, **self.describe(files)}
         self.path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path)
         final = self.path / f"{_PREFIX}{step:09d}"

@@ -13,14 +13,13 @@ from cbam.errors import CBAMError, unknown_name
 from cbam.nn.presets import DEFAULT_PRESET
 from cbam.nn.registry import attention_kind
 from cbam.runs.config import option
-from cbam.runs.options import absolute_data, check_ranges, folder_name
+from cbam.runs.options import absolute_data, check_ranges, folder_name, tracker_names
 from cbam.train.batch_size import AUTO, BATCH_SIZE
-from cbam.train.images import ImageConfig, check_start
+from cbam.train.images import ImageConfig, check_freezing, check_start
 from cbam.train.recipe import SCHEDULES, Plan, Recipe
 
 # Peak learning rates at batch size 128: (from scratch, fine-tuning).
 PEAK_LR = {"sgd": (0.1, 0.01), "momentum": (0.1, 0.01), "adamw": (1e-3, 1e-4)}
-TRACKERS = ("tensorboard", "wandb")
 _OF_GATES = ("gate_lr_scale", "gate_weight_decay")
 # Options of the attention and their defaults.
 _OF_ATTENTION = {"preset": DEFAULT_PRESET, "reduction_ratio": 16, "kernel_size": 7}
@@ -144,26 +143,6 @@ class TrainConfig(Recipe):
         return self.compile
 
 
-def check_freezing(recipe: TrainConfig, model: str, *, fine_tuning: bool) -> None:
-    """Refuse to keep a backbone whose weights were drawn at random.
-
-    Args:
-        recipe: `freeze_backbone` counts.
-        model: Its name; one's own network may bring trained weights.
-        fine_tuning: Whether the weights come from an earlier training.
-
-    Raises:
-        CBAMError: It would be kept.
-    """
-    from cbam.models.own import is_own  # lazily: it imports the backbones
-
-    if recipe.freeze_backbone and not fine_tuning and not is_own(model):
-        raise CBAMError(
-            f"--freeze-backbone {recipe.freeze_backbone} would keep random weights: start from trained ones with "
-            "--pretrained or --weights FILE, or leave it out"
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(ImageConfig):
     """Which classifier is trained, on which images, and how: common to `cbam train` and `cbam compare`.
@@ -190,7 +169,7 @@ class NetworkConfig(ImageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_start(self.pretrained, self.weights)
-        check_freezing(self.train, self.model, fine_tuning=self.fine_tuning)
+        check_freezing(self.train.freeze_backbone, self.model, fine_tuning=self.fine_tuning)
         check_replace(self.replace)
 
     @property
@@ -228,8 +207,7 @@ class TrainRunConfig(NetworkConfig):
     essential: ClassVar[tuple[str, ...]] = ("seed", "model")
 
     attention: str = "cbam"
-    """Kind of attention to attach, as in `cbam compare`: cbam, cbam:official, se, eca:k5, ..., or none. control: none,
-    but as many parameters as with cbam; control:se: as with se."""
+    """Kind of attention to attach, as in `cbam compare`: cbam, cbam:official, se, eca:k5, ..., or none."""
     preset: str | None = None
     """Preset of CBAM: paper (the equations), official (the authors' code, the paper's parameter counts), timm. None:
     paper, as in all commands, unless --attention names one."""
@@ -269,18 +247,17 @@ class TrainRunConfig(NetworkConfig):
             ("keep", self.keep, self.keep >= 1, "at least 1"),
         )
         tracker_names(self.track)
+        if self.attention == CONTROL:
+            raise CBAMError(
+                "--attention control is there to be compared with: cbam compare --attention none,cbam,control. "
+                "Train --attention none, or another --model for a larger network"
+            )
         self._refuse_what_is_ignored()
 
     @property
-    def matched(self) -> str | None:
-        """The variant whose number of parameters the network has, if it is a control."""
-        base, _, name = self.attention.partition(":")
-        return (name or "cbam") if base == CONTROL else None
-
-    @property
     def variant(self) -> Variant:
-        """The attention; of a control that of the network that it matches."""
-        return parse_variant(self.matched or self.attention)
+        """The attention."""
+        return parse_variant(self.attention)
 
     def _refuse_what_is_ignored(self) -> None:
         """Refuse options that have no effect with this attention, or that it has set already."""
@@ -312,15 +289,11 @@ class TrainRunConfig(NetworkConfig):
         if self.attention == "none":
             return ["sites", "replace", *_OF_ATTENTION, *_OF_GATES]
         options = attention_kind(self.variant.attention or "").options
-        gates = list(_OF_GATES) if self.matched else []
-        return [name for name in _OF_ATTENTION if name not in options] + gates
+        return [name for name in _OF_ATTENTION if name not in options]
 
     @property
     def attach_arguments(self) -> dict[str, Any] | None:
-        """Keywords of `cbam.attach` for the attention, or for that of the network that a control matches.
-
-        What is None is the kind's own default; without attention there are none.
-        """
+        """Keywords of `cbam.attach`; what is None is the kind's own default. None: no attention."""
         if self.variant.attention is None:
             return None
         options = attention_kind(self.variant.attention).options
@@ -354,13 +327,8 @@ class TrainRunConfig(NetworkConfig):
         Args:
             before: The settings in the folder. An earlier version had another preset by default.
         """
-        if (
-            self.preset is None
-            and "preset" not in dict(self.variant.options)
-            and _is_of_earlier_version(before)
-        ):
-            return replace(self, preset=before["preset"])
-        return self
+        usual = self.preset is None and "preset" not in dict(self.variant.options)
+        return replace(self, preset=before["preset"]) if usual and _is_of_earlier_version(before) else self
 
     @classmethod
     def differences(cls, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -388,22 +356,6 @@ class TrainRunConfig(NetworkConfig):
         return super().resolved() | {**used, "output": str(self.folder)}
 
 
-def tracker_names(track: str) -> tuple[str, ...]:
-    """Return the trackers that the value of `--track` names.
-
-    Raises:
-        CBAMError: There is no such tracker.
-
-    >>> tracker_names("tensorboard, wandb")
-    ('tensorboard', 'wandb')
-    """
-    names = tuple(name.strip() for name in track.split(",") if name.strip())
-    for name in names:
-        if name not in TRACKERS:
-            raise unknown_name("tracker", name, TRACKERS)
-    return names
-
-
 def _is_of_earlier_version(settings: dict[str, Any]) -> bool:
     return "preset" in settings and "replace" not in settings
 
@@ -413,7 +365,7 @@ def _unused(attention: str) -> set[str]:
     if attention == "none":
         return set(_OF_ATTENTION)
     try:
-        kind = parse_variant(attention.removeprefix(f"{CONTROL}:")).attention
+        kind = parse_variant(attention).attention
         return set(_OF_ATTENTION) - set(attention_kind(kind or "cbam").options)
     except CBAMError:  # stored by another version, or a module that is not imported
         return set()

@@ -12,6 +12,7 @@ from cbam.errors import CBAMError
 from cbam.runs.config import RunConfig, option
 from cbam.runs.imports import import_modules
 from cbam.runs.options import check_ranges
+from cbam.train.batch_size import found_before
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -116,11 +117,17 @@ class ImageConfig(RunConfig):
         }
 
     def as_started(self, before: dict[str, Any] | None) -> Self:
-        """Return the options with which a run in the folder goes on: one of an earlier version keeps its preparation.
+        """Return the options with which the same command once began the run in a folder.
+
+        One of an earlier version keeps its preparation of images, and one that found its batch size keeps that.
 
         Args:
             before: The settings stored in the folder, if there are any.
         """
+        recipe: Any = getattr(self, "train", None)
+        if recipe is not None and (found := found_before(recipe, before)) is not recipe:
+            again: Any = self
+            return replace(again, train=found).as_started(before)
         if not before or not _is_earlier(before) or self.augment is not None:
             return self
         missing = {name: value for name, value in _earlier(before).items() if getattr(self, name) is None}
@@ -192,6 +199,26 @@ def check_start(pretrained: bool, weights: Path | None) -> None:
     """
     if pretrained and weights:
         raise CBAMError("--pretrained and --weights both say where to start: give one of them")
+
+
+def check_freezing(epochs: int, model: str, *, fine_tuning: bool) -> None:
+    """Refuse to keep a backbone whose weights were drawn at random.
+
+    Args:
+        epochs: In which it would be kept.
+        model: Its name; one's own network may bring trained weights.
+        fine_tuning: Whether the weights come from an earlier training.
+
+    Raises:
+        CBAMError: It would be kept.
+    """
+    from cbam.models.own import is_own  # lazily: it imports the backbones
+
+    if epochs and not fine_tuning and not is_own(model):
+        raise CBAMError(
+            f"--freeze-backbone {epochs} would keep random weights: start from trained ones with --pretrained or "
+            "--weights FILE, or leave it out"
+        )
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:

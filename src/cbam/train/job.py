@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -11,6 +12,8 @@ from torch import nn
 
 from cbam.data import ImageData
 from cbam.formatting import counted, duration
+from cbam.pretrained.config import FILE, Config
+from cbam.pretrained.saving import describe_network
 from cbam.runs.environment import describe_environment
 from cbam.runs.folder import RunFolder
 from cbam.runs.job import C, Job, Outcome
@@ -23,6 +26,7 @@ from cbam.train.device import make_accelerator
 from cbam.train.images import ImageConfig
 from cbam.train.loop import Callbacks, Trained, train_model
 from cbam.train.multilabel import MultiLabel, check_recipe
+from cbam.train.state import MODEL
 from cbam.train.stopping import Stop
 from cbam.train.task import Task
 
@@ -255,6 +259,29 @@ def with_batch_size(
         f"batch size {found}: what fits into the GPU's memory; the default rate is for batches of 128 (--lr)"
     )
     return replace(recipe, batch_size=found)
+
+
+def describe_trained(
+    model: nn.Module, name: str, data: ImageData, *, widened_to: int | None = None
+) -> Config:
+    """Return what config.json says of a network that is trained on these images, without the digest of its weights.
+
+    Args:
+        model: The network.
+        name: Of its backbone.
+        data: Gives the classes, and how images become its input.
+        widened_to: Of a control the target of `cbam.models.match_parameters`.
+    """
+    return describe_network(
+        model, name, class_names=data.classes, input_size=data.input_size, mean=data.mean, std=data.std,
+        task=data.task, resize=data.resize, interpolation=data.interpolation, widened_to=widened_to,
+    )  # fmt: skip
+
+
+def with_config(files: Mapping[str, bytes], network: Config) -> dict[str, bytes]:
+    """Return config.json for the network in a checkpoint, so that it opens like a folder of `save_pretrained`."""
+    digest = hashlib.sha256(files[MODEL]).hexdigest()
+    return {FILE: replace(network, sha256=digest).to_json().encode()}
 
 
 def epoch_text(row: dict[str, Any], epochs: int, score: str) -> str:

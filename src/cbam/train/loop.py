@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic
 import torch
 from torch import Tensor, nn
 
+from cbam.data.workers import naming_lost_workers
 from cbam.formatting import counted
 from cbam.train.checkpoints import Checkpoints
 from cbam.train.device import make_accelerator
@@ -103,6 +104,7 @@ def train_model(
         Preempted: `stop` was requested; the state is saved.
         Interrupted: The same, by Ctrl-C.
         ProcessLost: Another process of the training has ended.
+        WorkerLost: A process that loads images has.
         CBAMError: The checkpoint is of another training, or the images are too few for the processes.
     """
     accelerator = accelerator or make_accelerator(task.recipe)
@@ -115,7 +117,7 @@ def train_model(
         step, task, plan, *loaders, position, checkpoints, save_every, patience, stop or Stop(), callbacks
     )
     scores = None
-    with naming_lost_processes(accelerator.num_processes):
+    with naming_lost_processes(accelerator.num_processes), naming_lost_workers():
         while not loop.is_done:
             scores = loop.run_epoch()
         evaluation, ema_evaluation = scores or loop.validate()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,15 +13,15 @@ from torch import Tensor, nn
 from cbam.data import ImageData
 from cbam.errors import CBAMError
 from cbam.models.registry import as_variant, split_attention
-from cbam.pretrained import save_pretrained
+from cbam.pretrained.config import Config
+from cbam.pretrained.saving import write_network
 from cbam.runs.environment import now
 from cbam.runs.folder import RunFolder
 from cbam.runs.progress import Progress
-from cbam.train.batch_size import found_before
 from cbam.train.build import build_network, count_parameters
 from cbam.train.config import TrainRunConfig
 from cbam.train.evaluation import Evaluation
-from cbam.train.job import ImageJob, prepare_images, with_batch_size
+from cbam.train.job import ImageJob, describe_trained, prepare_images, with_batch_size, with_config
 from cbam.train.loop import Trained
 from cbam.train.multilabel import LabelEvaluation
 from cbam.train.single import Network, SingleJob
@@ -59,15 +60,16 @@ class TrainJob(ImageJob[Network, "dict[str, Any]"], SingleJob[ImageData]):
     def write_network(self, name: str, weights: dict[str, Tensor]) -> None:
         """Save weights into a folder that `cbam.from_pretrained` and `cbam evaluate` read."""
         self.skeleton.load_state_dict(weights)
-        save_pretrained(
-            self.skeleton,
-            self.folder.path / name,
-            self.config.model,
-            class_names=self.data.classes,
-            input_size=self.data.input_size,
-            mean=self.data.mean,
-            std=self.data.std,
-        )
+        write_network(self.folder.path / name, self.skeleton, self.network)
+
+    def describe_checkpoint(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Return the config.json of the network in a checkpoint."""
+        return with_config(files, self.network)
+
+    @cached_property
+    def network(self) -> Config:
+        """What config.json says of the network, without the digest of its weights."""
+        return describe_trained(self.skeleton, self.config.model, self.data)
 
     def result(self, trained: Trained[Any]) -> dict[str, Any]:
         """Return the scores of the last epoch, and which epoch was the best."""
@@ -112,9 +114,7 @@ def prepare(config: TrainRunConfig, command: list[str], progress: Progress) -> T
     """
     check_trackers(config.trackers)
     folder = RunFolder(config.folder, overwrite=config.overwrite)
-    started = None if config.overwrite else folder.settings()
-    config = config.as_started(started)
-    config = dataclasses.replace(config, train=found_before(config.train, started))
+    config = config.as_started(None if config.overwrite else folder.settings())
     config = config.begun(folder.check_settings(config.resolved(), TrainRunConfig))
     accelerator, data = prepare_images(config, config.train, folder, progress)
     recipe = with_batch_size(config.train, [partial(build, config, data)], data, accelerator, progress)
@@ -143,7 +143,4 @@ def build(config: TrainRunConfig, data: ImageData) -> nn.Module:
             f"--model {config.model} already has attention. Type --attention none, or "
             f"--model {backbone} --attention {as_variant(brought)}"
         )
-    if config.matched is None:
-        return build_network(config, data, config.seed, config.attach_arguments)
-    matched = build_network(config, data, config.seed, config.attach_arguments)
-    return build_network(config, data, config.seed, widened_to=count_parameters(matched))
+    return build_network(config, data, config.seed, config.attach_arguments)

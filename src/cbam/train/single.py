@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +93,10 @@ class SingleJob(TrainingJob[Network, "dict[str, Any]", Data]):
     def write_network(self, name: str, weights: dict[str, Tensor]) -> None:
         """Write weights into a folder of the run."""
 
+    def describe_checkpoint(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Return further files of a checkpoint: what is needed to open the network in it."""
+        return {}
+
     @abstractmethod
     def result(self, trained: Trained[Any]) -> dict[str, Any]:
         """Return what `result.json` holds; called on the main process."""
@@ -122,7 +126,7 @@ class SingleJob(TrainingJob[Network, "dict[str, Any]", Data]):
         config, main = self.options, self.processes.is_main_process
         metrics = Metrics(self.folder)
         model = self.build()
-        checkpoints = Checkpoints(self.folder.path / "checkpoints", config.keep)
+        checkpoints = Checkpoints(self.folder.path / "checkpoints", config.keep, self.describe_checkpoint)
         steps = self.steps_per_epoch(config.train)
         tracking = Tracking(config.trackers if main else (), self.folder.path, self.settings(), steps)
         try:

@@ -45,6 +45,15 @@ def find(kind: str, probe: Probe) -> Found:
     return Found(trained, [*found.notes, f"left out, as it runs in eval mode only: {', '.join(left)}"])
 
 
+def patch_embedding(probe: Probe) -> str:
+    """Return the module that embeds patches where that makes the network's only map, as in a transformer; else ""."""
+    for kind, _ in _OTHERWISE:
+        names = [location.name for location in FINDERS[kind](probe).locations]
+        if len(names) == 1 and only_embeds(probe, names[0]):
+            return names[0]
+    return ""
+
+
 def _auto(probe: Probe) -> Found:
     residual = FINDERS["residual"](probe)
     if residual.locations:
@@ -52,10 +61,8 @@ def _auto(probe: Probe) -> Found:
     why = "no residual branch ends in a module" if residual.notes else "no convolutional residual branches"
     for other, where in _OTHERWISE:
         found = FINDERS[other](probe)
-        names = [location.name for location in found.locations]
-        if len(names) == 1 and only_embeds(probe, names[0]):
-            why = "embeds patches, and what follows are tokens with their channels last, as in a transformer"
-            return Found([], [f"{names[0]} {why}", *residual.notes])
+        if found.locations and patch_embedding(probe):
+            return Found([], residual.notes)
         if found.locations:
             return Found(found.locations, [f"{why}: attention goes {where}", *found.notes, *residual.notes])
     return residual

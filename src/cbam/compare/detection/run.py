@@ -83,8 +83,10 @@ class DetectCompareJob(DetectionJob[Cell, Outcome], ComparisonJob[DetectionData]
         variant = "none" if cell.variant == "control" else cell.variant
         config, classes = self.config, len(self.data.classes)
         arguments = detector_arguments(config, variant, config.reduction_ratio, classes)
-        widened = count_parameters(model) if cell.variant == "control" else None
-        about = describe(self.data, config, arguments, model, widened)
+        target = None
+        if cell.variant == "control":
+            target = self.parameters[matched_by_control(self.config.variants)]
+        about = describe(self.data, config, arguments, model, target)
         path = self.folder.cell(cell)
         save_detector(path, whole_state(model), about)
         if averaged is not None:
