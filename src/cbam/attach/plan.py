@@ -18,7 +18,7 @@ from cbam.attach.graph.probe import Call, InputSize, Node, Probe, default_inputs
 from cbam.attach.insert import check_unattached, like
 from cbam.attach.replacement import check_replace
 from cbam.attach.sites.select import Selector, Selectors, Sites, as_list, select
-from cbam.attach.sites.table import FINDERS, KINDS, find
+from cbam.attach.sites.table import FINDERS, KINDS, find, patch_embedding
 from cbam.attach.trial import try_attention
 from cbam.errors import CBAMError
 from cbam.formatting import columns, counted
