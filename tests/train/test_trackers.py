@@ -70,9 +70,11 @@ def test_a_run_at_weights_and_biases_is_continued_under_its_name(tmp_path, monke
 
 def test_the_cells_of_a_run_are_a_group(tmp_path, monkeypatch):
     given = []
-    init = lambda **options: (
-        given.append(options) or types.SimpleNamespace(log=lambda *_, **__: None, finish=list)
-    )  # noqa: E731
+
+    def init(**options):
+        given.append(options)
+        return types.SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     tracking = Tracking(["wandb"], tmp_path / "run" / "cells" / "cbam-seed0", {}, 4, tmp_path / "run")
     for step in range(4):
