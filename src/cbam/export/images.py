@@ -117,7 +117,7 @@ def accuracy(
     return Accuracy(images, right / images, right_exported / images, same / images)
 
 
-def _settings(run: Path | None) -> dict[str, object]:
+def _settings(run: Path | None) -> dict[str, Any]:
     for folder in () if run is None else (run, run.parent, run.parent.parent):
         if (folder / "config.yaml").is_file():
             found = read_yaml(folder / "config.yaml")
