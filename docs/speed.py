@@ -22,7 +22,7 @@ def rows(text: str) -> list[tuple[str, float, str, float]]:
         what, *cells = (cell.strip() for cell in line.strip("|").split("|"))
         plain, ours, other = (float(MILLISECONDS.search(cell)[1]) for cell in cells)
         name = MILLISECONDS.split(cells[2])[0].split(",")[0].strip(" :")
-        found.append((what, ours / plain, name, other / plain))
+        found.append((what.replace("`", ""), ours / plain, name, other / plain))
     return found
 
 

@@ -34,7 +34,7 @@ class Found(BaseException):
 def names() -> Iterator[str]:
     """Yield every name in an `__all__`, with the parameters of functions and classes."""
     modules = [m.name for m in pkgutil.walk_packages(cbam.__path__, "cbam.") if not m.name.startswith(INNER)]
-    for name in ["cbam", *sorted(modules)]:
+    for name in ["cbam", *sorted(name for name in modules if "._" not in name)]:
         module = importlib.import_module(name)
         for public in sorted(getattr(module, "__all__", ())):
             yield f"{name}.{public}{parameters(getattr(module, public))}"

@@ -104,8 +104,11 @@ def main() -> None:
         )
         count = _DONE.search(done.stderr)
         files = [file for file in (arguments.findings / name).iterdir() if file.suffix != ".txt"]
-        bad += len(files) + (count is None)
-        shown = f"{int(count[1]):,} inputs" if count else f"ended early: {done.stderr[-2000:]}"
+        early = count is None or done.returncode
+        bad += len(files) + bool(early)
+        shown = f"{int(count[1]) if count else 0:,} inputs" + (
+            f", ended early: {done.stderr[-2000:]}" if early else ""
+        )
         print(f"{name}: {shown} in {time.monotonic() - started:.0f} s, findings: {len(files)}", flush=True)  # noqa: T201
     if bad:
         raise SystemExit(f"see {arguments.findings}/")

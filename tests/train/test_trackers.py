@@ -73,7 +73,7 @@ def test_the_cells_of_a_run_are_a_group(tmp_path, monkeypatch):
 
     def init(**options):
         given.append(options)
-        return types.SimpleNamespace(log=lambda *_, **__: None, finish=list)
+        return types.SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     tracking = Tracking(["wandb"], tmp_path / "run" / "cells" / "cbam-seed0", {}, 4, tmp_path / "run")

@@ -31,10 +31,16 @@ Examples: cbam export runs/train-digits-resnet20-cbam --output digits.onnx --dyn
 class ExportConfig:
     """What to export, and how."""
 
-    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """A run of `cbam train` (its best weights), a folder of cbam.save_pretrained, or user/name on the hub."""
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN|FOLDER|MODEL")]
+    """A run of `cbam train` (its best weights), its best/, final/ or checkpoints/step-N/, a run of `cbam compare`
+    with --variant, one of its cells, a folder of cbam.save_pretrained, a file of weights with --model, user/name on the
+    hub, or a network of torchvision or timm with published weights."""
     output: Path
     """The file to write, .onnx or .pt2."""
+    variant: str | None = None
+    """Of a run of `cbam compare`: the network to use, such as cbam (its first seed) or cbam-seed2."""
+    model: str | None = None
+    """The network, where the source does not say it: resnet20_cbam, timm/resnet50, my_package.my_net:build, ..."""
     format: Literal["onnx", "pt2", "aoti"] | None = None
     """pt2: torch.export, which any torch loads; aoti: compiled for this kind of machine by AOTInductor. None: by the
     suffix of --output."""
@@ -70,14 +76,6 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         import_modules(self.imports)
-        if self.batch_size < 1 or self.calibration_images < 1:
-            raise CBAMError("--batch-size and --calibration-images must be at least 1.")
-        if (self.precision == "int8") != (self.calibrate is not None):
-            raise CBAMError(
-                "--precision int8 needs --calibrate FOLDER: pictures like those that the network will see."
-                if self.calibrate is None
-                else f"--calibrate is for --precision int8, and --precision {self.precision} was given."
-            )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -91,11 +89,12 @@ def run(config: ExportConfig) -> int:
     Raises:
         CBAMError: see `cbam.export`.
     """
+    _check(config)
     from cbam.export import export
-    from cbam.pretrained import from_pretrained
+    from cbam.pretrained import open_network
 
-    best = Path(config.source) / "best"
-    model = from_pretrained(best if best.is_dir() else config.source)
+    network = open_network(config.source, config.model, variant=config.variant)
+    model = network.model
     example = _example(model, config)
     exported = export(
         model,
@@ -114,8 +113,19 @@ def run(config: ExportConfig) -> int:
     print(_metadata_line(exported))
     if config.check:
         print("\n".join(latency_lines(exported.latency())))
-    _print_accuracy(model, exported, config)
+    _print_accuracy(model, exported, config, network.run)
     return 0
+
+
+def _check(config: ExportConfig) -> None:
+    if config.batch_size < 1 or config.calibration_images < 1:
+        raise CBAMError("--batch-size and --calibration-images must be at least 1.")
+    if (config.precision == "int8") != (config.calibrate is not None):
+        raise CBAMError(
+            "--precision int8 needs --calibrate FOLDER: pictures like those that the network will see."
+            if config.calibrate is None
+            else f"--calibrate is for --precision int8, and --precision {config.precision} was given."
+        )
 
 
 def _example(model: nn.Module, config: ExportConfig) -> Tensor:
@@ -135,13 +145,13 @@ def _calibration(model: nn.Module, config: ExportConfig, size: tuple[int, ...]) 
     return calibration_images(model, config.calibrate, size, config.calibration_images)
 
 
-def _print_accuracy(model: nn.Module, exported: Exported, config: ExportConfig) -> None:
+def _print_accuracy(model: nn.Module, exported: Exported, config: ExportConfig, run: Path | None) -> None:
     if config.data is None and config.precision == "fp32":
         return
     from cbam.export.images import accuracy, validation_data
 
     size = tuple(exported.example.shape[1:])
-    data = validation_data(Path(config.source), config.data, size, config.limit_val)
+    data = validation_data(run, config.data, size, config.limit_val)
     if data is None:
         print("accuracy: not measured; name images with their classes: --data FOLDER")
     else:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 import tyro
+
+from cbam.errors import CBAMError
 
 Form = TypeVar("Form")
 
@@ -34,10 +39,44 @@ def read_options(
         command = " ".join([command, *_required(form)])
     more: dict[str, Any] = {} if default is None else {"default": default}
     flat: Any = Annotated[form, tyro.conf.OmitArgPrefixes]
-    found: Form = tyro.cli(
-        flat, prog=command, description=_wrapped(description), args=list(arguments), **more
-    )
+    try:
+        with _own_words(form):
+            found: Form = tyro.cli(
+                flat, prog=command, description=_wrapped(description), args=list(arguments), **more
+            )
+    except _Refused as refused:
+        print(f"cbam: {refused}", file=sys.stderr)
+        raise SystemExit(2) from None
     return found
+
+
+class _Refused(Exception):
+    """An option outside its range; no `ValueError`, to whose message tyro would add the name of our class."""
+
+
+@contextmanager
+def _own_words(form: Any) -> Iterator[None]:
+    """Let the errors of a dataclass and of those inside it reach the user in their own words."""
+    forms = [form, *(item.default_factory for item in dataclasses.fields(form))]
+    before = {each: each.__init__ for each in forms if dataclasses.is_dataclass(each)}
+
+    def guarded(init: Any) -> Any:
+        @functools.wraps(init)
+        def checked(self: Any, *args: Any, **given: Any) -> None:
+            try:
+                init(self, *args, **given)
+            except CBAMError as error:
+                raise _Refused(str(error)) from error
+
+        return checked
+
+    for each, init in before.items():
+        each.__init__ = guarded(init)
+    try:
+        yield
+    finally:
+        for each, init in before.items():
+            each.__init__ = init
 
 
 def first_word_is(option: str, arguments: Sequence[str]) -> list[str]:

@@ -38,7 +38,7 @@ def describe(model: nn.Module, example: Tensor, class_names: Sequence[str] | Non
     if names is not None:
         found[CLASS_NAMES] = json.dumps([str(name) for name in names])
     if saved is not None:
-        found[TASK] = getattr(saved, "task", "multiclass")
+        found[TASK] = saved.task
         if example.dim() == 4 and example.shape[1] in (1, 3):
             found[PREPROCESSING] = json.dumps(preprocessing(model, example.shape[-2:]))
     return found
@@ -46,17 +46,18 @@ def describe(model: nn.Module, example: Tensor, class_names: Sequence[str] | Non
 
 def preprocessing(model: nn.Module, size: Sequence[int]) -> dict[str, Any]:
     """Return how a picture becomes an input of `size` (H, W), see `describe`."""
+    from cbam.data.prepared import short_side
     from cbam.explain.inputs import input_form  # needs Pillow and torchvision, which a network alone does not
 
     form, _ = input_form(model)
-    short = getattr(form, "resize", None)
+    short = form.resize
     if short is None or tuple(size) != (form.size, form.size):
-        short = round(min(size) * (short or 256) / (form.size if short else 224))
+        short = round(min(size) * (short or short_side(form.size)) / form.size)
     return {
         "channels": form.channels,
         "size": list(size),
         "resize": short,
-        "interpolation": getattr(form, "interpolation", "bilinear"),
+        "interpolation": form.interpolation,
         "mean": list(form.mean),
         "std": list(form.std),
     }

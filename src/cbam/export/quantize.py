@@ -1,7 +1,7 @@
 """Static int8: an ONNX model whose convolutions compute with 8-bit integers, and whose gates stay in float32.
 
-Where the gates are quantized too, a small network with attention loses several decibels more than without it: see
-docs/export.md for the measurement and the reason.
+Where the gates are quantized too, with onnxruntime's defaults, a small network with attention loses several decibels
+more than without it; docs/export.md says why.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from cbam.errors import CBAMError
 from cbam.export.onnx_file import require
 
 
-class _Batches:
+class Batches:
     """Calibration images as onnxruntime reads them: one dict of arrays at a time, then None."""
 
     def __init__(self, batches: Iterable[Tensor]):
         self._rows = iter(batches)
 
     def get_next(self) -> dict[str, Any] | None:
+        """Return the next batch by the input's name."""
         batch = next(self._rows, None)
         return None if batch is None else {"input": batch.numpy()}
 
@@ -57,7 +58,7 @@ def quantize(source: Path, target: Path, images: Tensor, batch: int, keep: Seque
         quantize_static(
             source,
             target,
-            _Batches(images[:whole].split(batch)),
+            Batches(images[:whole].split(batch)),
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,

@@ -119,8 +119,10 @@ def spatial_descriptor(
 @torch.fx.wrap
 def spatial_conv(descriptor: Tensor, weight: Tensor) -> Tensor:
     """Return the descriptor's convolution with "same" zero padding, (N, 1, H, W); its dimensions are the kernel's."""
-    if descriptor.device.type == "cpu" and descriptor.dim() == weight.dim() == 4 and not _in_vmap():
+    image = descriptor.device.type == "cpu" and descriptor.dim() == weight.dim() == 4
+    if image and not _in_vmap() and not torch.compiler.is_exporting():
         # The weight gradient of a convolution with two input maps takes several times as long in the other layout.
+        # In an exported program ExecuTorch's convolution refuses it.
         descriptor = descriptor.contiguous(memory_format=torch.channels_last)
     with full_precision(descriptor):
         convolution = _CONVOLUTIONS[weight.dim() - 2]

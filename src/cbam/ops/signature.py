@@ -160,7 +160,7 @@ def flat(arguments: ForwardArguments | BackwardArguments) -> tuple[Any, ...]:
 
 
 _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", bool: "bool", float: "float"}
-_Call = TypeVar("_Call", bound=tuple)
+_Call = TypeVar("_Call", bound=tuple[Any, ...])
 
 
 def _parts(call: type[_Call]) -> Iterator[tuple[str, Any, str]]:

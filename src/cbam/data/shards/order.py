@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -68,7 +68,7 @@ class WindowedOrder:
             parts.append(self._order_of(number)[skip - begin : min(end, wanted.stop) - begin : wanted.step])
         return np.concatenate(parts)
 
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> NDArray:
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> NDArray[Any]:
         return self[:].astype(dtype or np.int64)
 
     def _order_of(self, number: int) -> NDArray[np.int64]:
