@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +118,7 @@ def accuracy(
     return Accuracy(images, right / images, right_exported / images, same / images)
 
 
-def _settings(run: Path | None) -> dict[str, object]:
+def _settings(run: Path | None) -> dict[str, Any]:
     for folder in () if run is None else (run, run.parent, run.parent.parent):
         if (folder / "config.yaml").is_file():
             found = read_yaml(folder / "config.yaml")
