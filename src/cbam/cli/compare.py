@@ -65,6 +65,8 @@ def show(outcome: Outcome, config: CompareConfig, console: Console) -> None:
         f"{config.model} on {outcome.data}, validation accuracy after {counted(config.train.epochs, 'epoch')}"
     )
     show_summary(outcome, title, "accuracy", "32", console)
+    chosen = "cbam" if "cbam" in config.variants else config.variants[-1]
+    console.print(f"use one: cbam predict {outcome.report.parent} IMAGES --variant {chosen}", soft_wrap=True)
 
 
 def show_summary(outcome: Outcome, title: str, score: str, batch: str, console: Console) -> None:
