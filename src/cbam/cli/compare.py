@@ -68,6 +68,8 @@ def show(outcome: Outcome, config: CompareConfig, console: Console) -> None:
         f"{counted(config.train.epochs, 'epoch')}"
     )
     show_summary(outcome, title, outcome.score, "32", config, console)
+    chosen = "cbam" if "cbam" in config.variants else config.variants[-1]
+    console.print(f"use one: cbam predict {outcome.report.parent} IMAGES --variant {chosen}", soft_wrap=True)
 
 
 def show_summary(
