@@ -46,6 +46,7 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\]|`[^`]*`)*)\]\(([^()\s]+)\)")
 FENCE = re.compile(r"(^```.*?^```$)", re.M | re.S)
 # Parts of the package that have no reference of their own.
 INNER = ("cbam.cli", "cbam.__main__", "cbam.ops.triton", "cbam.demo")
+MEMBERS = {"class": "   :members:\n", "exception": "", "function": ""}
 TITLES = {"cbam": "cbam: the names to use"}
 
 
@@ -169,7 +170,7 @@ def write_reference(folder: Path) -> None:
         text = f"{title}\n{'=' * len(title)}\n\n"
         if part == "cbam":
             names = [n for n in public(found["cbam"]) if n not in ("functional", "__version__")]
-            text += "".join(f".. auto{kind(name)}:: cbam.{name}\n   :members:\n\n" for name in names)
+            text += "".join(f".. auto{kind(name)}:: cbam.{name}\n{MEMBERS[kind(name)]}\n" for name in names)
         else:
             inside = [name for name in found if name == part or name.startswith(f"{part}.")]
             inside = [name for name in inside if name == part or defines_something(found[name])]
