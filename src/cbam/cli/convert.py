@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import tyro
 
 from cbam.attach import attach
-from cbam.checkpoints.converting import ORDER, convert, form_in, write
+from cbam.checkpoints.converting import convert, form_in, write
 from cbam.checkpoints.formats import FORMATS
 from cbam.checkpoints.loading import load_weights
+from cbam.checkpoints.matching import ORDER
 from cbam.cli.parsing import read_options
 from cbam.errors import CBAMError
 from cbam.models import build_model, made_for

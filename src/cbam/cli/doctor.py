@@ -19,6 +19,7 @@ from cbam.nn.base import AttentionModule
 from cbam.nn.presets import ARRANGEMENTS, PRESETS
 from cbam.nn.route import route
 from cbam.ops import cpp, dispatch, triton
+from cbam.ops.triton.mode import INTERPRETED
 from cbam.runs.environment import describe_environment
 
 USAGE = """usage: cbam doctor
@@ -71,9 +72,7 @@ def _machine() -> Iterator[str]:
         yield from _entry("operator", f"missing: {why}")
     why = triton.unavailable_reason()
     if why is None:
-        on = (
-            "interpreted (TRITON_INTERPRET=1), slowly" if triton.INTERPRETED else torch.cuda.get_device_name()
-        )
+        on = "interpreted (TRITON_INTERPRET=1), slowly" if INTERPRETED else torch.cuda.get_device_name()
         yield from _entry("on a GPU", f"Triton kernels, {on}")
     else:
         yield from _entry("on a GPU", f"not available: {why}")

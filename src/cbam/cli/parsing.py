@@ -57,8 +57,9 @@ class _Refused(Exception):
 @contextmanager
 def _own_words(form: Any) -> Iterator[None]:
     """Let the errors of a dataclass and of those inside it reach the user in their own words."""
-    forms = [form, *(item.default_factory for item in dataclasses.fields(form))]
-    before = {each: each.__init__ for each in forms if dataclasses.is_dataclass(each)}
+    found = (form, *(item.default_factory for item in dataclasses.fields(form)))
+    forms: list[Any] = [each for each in found if dataclasses.is_dataclass(each)]
+    before = {each: each.__init__ for each in forms}
 
     def guarded(init: Any) -> Any:
         @functools.wraps(init)

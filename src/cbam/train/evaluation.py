@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, images: DataLoader, accelerator: Accelerator, numbers: Sequence[int] | None = None
+    model: nn.Module, images: DataLoader[Any], accelerator: Accelerator, numbers: Sequence[int] | None = None
 ) -> Evaluation:
     """Run `model` in evaluation mode over all images, those of the other processes included, each once.
 

@@ -148,8 +148,8 @@ class _Loop(Generic[Scores]):
     step: TrainStep
     task: Task[Any, Scores]
     plan: Plan
-    train_images: DataLoader
-    val_images: DataLoader
+    train_images: DataLoader[Any]
+    val_images: DataLoader[Any]
     position: Position
     checkpoints: Checkpoints
     save_every: int | None

@@ -12,10 +12,10 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD, SSDHead
 
 from cbam.errors import unknown_name
-from cbam.models.detection.norms import BatchNorm2dOfAny
 from cbam.models.detection.stairnet import Stairs
 from cbam.models.detection.vgg import VGGTrunk, scaled
 from cbam.models.mobilenet import ConvNormReLU, MobileNetV1
+from cbam.nn.norms import BatchNorm2dOfAny
 
 SIDE = 300
 # (middle, out, stride, padding) of the pairs of convolutions behind the backbone: 19 -> 10 -> 5 -> 3 -> 1.

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cbam.models.detection.norms import BatchNorm2dOfAny
+from cbam.nn.norms import BatchNorm2dOfAny
 
 _MOMENTUM = 0.01  # of the norms
 
