@@ -49,7 +49,7 @@ WIDE_TABLES = (
     "docs/results/ablations.md", "docs/results/bench.md", "docs/results/depth.md", "docs/results/fine-tuning.md",
     "docs/results/gpu/README.md", "docs/results/gpu/instructions.md", "docs/results/gpu/instructions-before.md",
     "docs/checkpoints.md", "docs/data.md", "docs/sites.md", "benchmarks/README.md",
-    "docs/results/where-it-looks.md",
+    "docs/results/where-it-looks.md", "docs/results/insertion.md",
 )  # fmt: skip
 
 
