@@ -43,6 +43,8 @@ def network(block=BasicBlock, layout=torch.contiguous_format, attach=True):
 
 
 def images(count=4, size=32, layout=torch.contiguous_format):
+    """Images of which no maximum and no ReLU is decided by rounding: where one is, eager mode is off by 1 to 10 %."""
+    torch.manual_seed(3)
     return torch.randn(count, 3, size, size).contiguous(memory_format=layout)
 
 
