@@ -140,7 +140,7 @@ class TestBlocksThatFoldThemselves:
         model = calibrate(model, image, share=0.5)  # two images' variances may be next to 0
         attachment = cbam.attach(model, input_size=size)
         assert len(attachment.sites) == sites
-        move_gates(model, 0.1)
+        move_gates(model, 0.3)
         with torch.no_grad():
             before = model(image)
             merged = timm.utils.model.reparameterize_model(model)

@@ -176,9 +176,7 @@ def test_tokens_are_no_map_and_the_error_names_what_there_is():
         def forward(self, x):
             return self.fc(self.mix(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
 
-    with pytest.raises(
-        CBAMError, match=r"sites='head' finds no site in Tokens. Kinds that it has: 'stage' \(1\)"
-    ):
+    with pytest.raises(CBAMError, match="Tokens is no CNN: patches embeds patches"):
         cbam.plan(Tokens(), sites="head", input_size=16)
 
 
