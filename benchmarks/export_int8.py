@@ -141,7 +141,7 @@ def main() -> None:
             db, before, after = zip(*(each[trial] for each in found), strict=True)
             spread = f"{statistics.mean(db):.1f} ({min(db):.1f} to {max(db):.1f})"
             rows.append(
-                [network, trial, spread, f"{statistics.mean(before):.2%}", f"{statistics.mean(after):.2%}"]
+                [network, *trial, spread, f"{statistics.mean(before):.2%}", f"{statistics.mean(after):.2%}"]
             )
     table = Section(
         "Results", ["network", "quantized by", "what", "dB", "top-1 float32", "top-1 int8"], rows
