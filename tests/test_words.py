@@ -50,6 +50,7 @@ WIDE_TABLES = (
     "docs/results/gpu/README.md", "docs/results/gpu/instructions.md", "docs/results/gpu/instructions-before.md",
     "docs/checkpoints.md", "docs/data.md", "docs/sites.md", "benchmarks/README.md",
     "docs/results/where-it-looks.md", "docs/results/insertion.md",
+    "docs/results/export-int8.md",
 )  # fmt: skip
 
 
