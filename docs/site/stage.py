@@ -188,11 +188,13 @@ def write_reference(folder: Path) -> None:
 def described(name: str, tree: ast.Module, whole: bool, elsewhere: list[str]) -> str:
     """Return a module's part of a page: what is defined in it, but for what the package's own page has."""
     title = "" if whole else f"{name}\n{'-' * len(name)}\n\n"
+    # `cbam.attach` is the function, which the package's own page has, and the module behind it.
+    index = "   :no-index:\n" if name.removeprefix("cbam.") in elsewhere else ""
     if not defines_something(tree):
-        return f"{title}.. automodule:: {name}\n\n"
+        return f"{title}.. automodule:: {name}\n{index}\n"
     own = {getattr(node, "name", "") for node in tree.body}
     there = ", ".join(sorted(own & set(elsewhere)))
-    return f"{title}.. automodule:: {name}\n   :members:\n   :exclude-members: {there}\n\n"
+    return f"{title}.. automodule:: {name}\n   :members:\n   :exclude-members: {there}\n{index}\n"
 
 
 def kind(name: str) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -78,6 +78,8 @@ def prepare(config: BenchConfig, command: Sequence[str], progress: Progress) -> 
 @dataclass(kw_only=True)
 class BenchJob(Job[Case, Outcome]):
     """A run of `cbam bench`; `missing` says why there is no operator, `left` why a case was not measured."""
+
+    unit: ClassVar[str] = "measurement"
 
     config: BenchConfig
     folder: BenchFolder
