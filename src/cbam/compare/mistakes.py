@@ -29,6 +29,7 @@ from cbam.page import embedded
 _FOLDER = "mistakes"
 _PAIRS, _IMAGES = 12, 8
 _NO_MATRIX = "Unknown: the results of this run do not say what was predicted as what."
+_UNTRAINED = "No network is trained yet."
 _NO_PREDICTIONS = (
     "Calibration and the most confused images are left out: what the networks said of each image was not kept, as by "
     "earlier versions. Trained again, the run has them."
@@ -52,7 +53,7 @@ def mistakes_section(run: Run) -> dict[str, Any]:
         ),
     )
     if not matrices:
-        return {"rows": [], "note": _NO_MATRIX if run.results else "No network is trained yet."}
+        return {"rows": [], "note": _NO_MATRIX if run.results else _UNTRAINED}
     each = {variant: [calibration(one.confidence, one.correct) for one in of] for variant, of in said.items()}
     errors = {variant: [one.ece for one in of if one] for variant, of in each.items()}
     curves = {
@@ -78,6 +79,8 @@ def _labels_note(run: Run) -> str:
         f"{100 * statistics.fmean(found['val_exact'][variant]):.2f} %"
         for variant, f1 in found["val_f1"].items()
     ]
+    if not parts:
+        return _UNTRAINED
     return "With labels from a probability of one half on, mean over the seeds. " + "; ".join(parts) + "."
 
 

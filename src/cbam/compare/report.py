@@ -49,9 +49,7 @@ def _write(run: Run) -> Path:
         "pictures": _pictures(run),
         "colour_stops": colour_stops(),
         "sampling": _sampling(run, summary) if score is ACCURACY else None,
-        "mistakes": mistakes_section(run)
-        if score is ACCURACY
-        else None,  # labels are not confused with others
+        "mistakes": mistakes_section(run),
     }
     return write_page(run, summary, score, "report.html.j2", own)
 
