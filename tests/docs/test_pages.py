@@ -19,11 +19,26 @@ ELSEWHERE = {
     "docs/your-own-attention.md": "tests/test_your_own_attention.py",
     "docs/yolo.md": "tests/docs/test_yolo.py",
     "docs/checkpoints.md": "tests/checkpoints/test_docs.py",
+    "docs/tutorial.md": "tests/docs/test_tutorial.py",
 }
 SAME = ("README.zh-CN.md",)  # its blocks are those of README.md: tests/test_readme.py
 ROWS = ("operator", "eager")  # `cbam operator` is a row of a benchmark's table
 # What a page takes for granted.
+NETWORK = """
+import cbam
+from PIL import Image
+from cbam.cli.main import main
+from cbam.models import build_model
+folder = "runs/train-photos-resnet18-cbam"
+cbam.save_pretrained(
+    build_model("resnet20_cbam", 3), folder, "resnet20", class_names=["cat", "dog", "fox"], input_size=(3, 32, 32)
+)
+for picture in ("cat.jpg", "picture.png"):
+    Image.effect_noise((64, 48), 90).convert("RGB").save(picture)
+"""
 BEFORE = {
+    "docs/predict.md": NETWORK,
+    "docs/export.md": NETWORK + 'assert main(["export", folder, "--output", "net.onnx"]) == 0',
     "docs/explain.md": """
 import cbam, torch
 from PIL import Image
