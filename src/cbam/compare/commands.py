@@ -31,7 +31,7 @@ def train_commands(settings: Mapping[str, Any], variants: Sequence[str]) -> dict
     >>> for words in train_commands(settings, ["none", "cbam:k3"]).values():
     ...     print(*words)
     cbam train --data digits --model resnet18 --attention none --epochs 3
-    cbam train --data digits --model resnet18 --attention cbam:k3 --reduction-ratio 8 --epochs 3
+    cbam train --data digits --model resnet18 --attention cbam:k3 --epochs 3 --reduction-ratio 8
     """
     if not all(isinstance(settings.get(name), str) for name in ("data", "model")):
         return {}  # written by hand

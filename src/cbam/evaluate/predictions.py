@@ -25,6 +25,7 @@ class Predictions:
         confidence: Probability of the predicted class, float32 (N,).
         of_label: Probability of the true class, float32 (N,).
 
+    >>> import torch
     >>> said = Predictions.of(torch.tensor([[0.0, 2.0], [3.0, 0.0]]), torch.tensor([1, 1]))
     >>> said.predicted, said.confidence
     (tensor([1, 0]), tensor([0.8808, 0.9526]))

@@ -31,6 +31,7 @@ class Predictor:
     Attributes:
         network: what was opened.
 
+    >>> import numpy as np, torch
     >>> from cbam import save_pretrained
     >>> from cbam.models import build_model
     >>> import tempfile
