@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from cbam.checkpoints.switches import switches_of
 from cbam.data.detection import load_detection
 from cbam.detect.build import build, detector_arguments
 from cbam.detect.config import DetectRunConfig
@@ -52,7 +53,7 @@ def test_saved_and_opened_it_finds_the_same(garments, data, tmp_path, norm):
     settings = config(garments, norm=norm, attention="cbam:official")
     model = build(settings, "cbam:official", 0, 3).eval()
     about = describe(data, settings, detector_arguments(settings, "cbam:official", None, 3), model)
-    save_detector(tmp_path / "best", model.state_dict(), about)
+    save_detector(tmp_path / "best", model.state_dict(), about, switches_of(model))
     again, told = open_detector(tmp_path)
     assert told.classes == data.classes
     assert told.category_ids == data.category_ids

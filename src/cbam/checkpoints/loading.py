@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from cbam.checkpoints.committing import commit, unwrapped
-from cbam.checkpoints.fitting import SCALES, carries_over, fit, reads_maximum_first
+from cbam.checkpoints.fitting import SCALES, carries_over, fit, reads_maximum_first, refuse_another_function
 from cbam.checkpoints.foreign import recognise_for
 from cbam.checkpoints.formats import Format
 from cbam.checkpoints.matching import Match, match
 from cbam.checkpoints.reading import look_at
 from cbam.checkpoints.report import BlockRow, WeightsReport
+from cbam.checkpoints.switches import of_block
 from cbam.checkpoints.unpacking import Unpacked, unpack
 from cbam.errors import CBAMError
 
@@ -100,7 +101,8 @@ def load_unpacked(
             for name in (*found.blocks[prefix], *SCALES)
             if prefix + name in tensors
         }
-        weights, row = _block(block, prefix, site, matched, adapt, outer_residual)
+        said = of_block(packed.switches, prefix)
+        weights, row = _block(block, prefix, site, matched, said, adapt, outer_residual)
         state |= {site + name: value for name, value in weights.items()}
         rows.append(row)
     report = _report(packed, matched, state, rows, inner.state_dict())
@@ -109,16 +111,23 @@ def load_unpacked(
 
 
 def _block(
-    block: dict[str, Tensor], prefix: str, site: str, matched: Match, adapt: bool, outer_residual: bool
+    block: dict[str, Tensor],
+    prefix: str,
+    site: str,
+    matched: Match,
+    said: Mapping[str, str],
+    adapt: bool,
+    outer_residual: bool,
 ) -> tuple[dict[str, Tensor], BlockRow]:
     """Return the weights of one site, and the report's row."""
-    format, module = matched.format, matched.sites[site]
-    assert format is not None
-    if format.max_first is None:
-        format = replace(format, max_first=bool(reads_maximum_first(module)))
+    module, max_first = matched.sites[site], matched.max_first[prefix]
+    assert matched.format is not None
+    max_first = bool(reads_maximum_first(module)) if max_first is None else max_first
+    format = replace(matched.format, max_first=max_first)
     source, target = prefix.removesuffix("."), site.removesuffix(".")
     where = f"block {source!r}, site {target!r}"
     changes: list[str] = []
+    refuse_another_function(said, block, format, module, where)
     if not _is_own(block, module, format):
         gates = format.parse(block, where)
         if outer_residual:

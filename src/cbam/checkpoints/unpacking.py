@@ -10,7 +10,9 @@ from torch import Tensor
 
 from cbam.checkpoints.pickled import kind_of
 from cbam.checkpoints.reading import Content, check_names, is_dense
+from cbam.checkpoints.switches import ORDER, Switches, of_block, read_switches
 from cbam.errors import CBAMError, unknown_name
+from cbam.ops.reference import DESCRIPTOR_ORDERS
 
 # In the order in which they are tried; "state_dict_ema" is timm's running average.
 ENTRIES = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
@@ -29,6 +31,7 @@ class Unpacked:
         shapes: names to tensors, perhaps without data.
         notes: for the report.
         metadata: of the file.
+        switches: what it says of its attention, see `switches`.
         content: of the file.
         path: keys that lead to the state dict.
         prefix: the one that was dropped.
@@ -38,9 +41,15 @@ class Unpacked:
     shapes: dict[str, Tensor]
     notes: tuple[str, ...]
     metadata: Mapping[str, str]
+    switches: Switches
     content: Content
     path: tuple[str, ...]
     prefix: str
+
+    def order_of(self, prefix: str) -> str | None:
+        """Return in which order a block's kernel reads; None if the file does not say it."""
+        said = of_block(self.switches, prefix).get("descriptor_order") or self.metadata.get(ORDER)
+        return said if said in DESCRIPTOR_ORDERS else None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return names to tensors with their data."""
@@ -97,7 +106,10 @@ def unpack(content: Content, entry: str | None = None, wanted: Iterable[str] = (
     if prefix:
         notes.append(f"the prefix {prefix!r} was dropped")
     shapes = {key.removeprefix(prefix): value for key, value in tree.items()}
-    return Unpacked(content.name, shapes, tuple(notes), content.metadata, content, tuple(path), prefix)
+    switches = read_switches(tree, content.metadata, prefix, repr(content.name))
+    return Unpacked(
+        content.name, shapes, tuple(notes), content.metadata, switches, content, tuple(path), prefix
+    )
 
 
 def _entry(tree: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ from cbam.attach import attach
 from cbam.checkpoints.converting import convert, form_in, write
 from cbam.checkpoints.formats import FORMATS
 from cbam.checkpoints.loading import load_weights
-from cbam.checkpoints.matching import ORDER
+from cbam.checkpoints.switches import switches_of
 from cbam.cli.parsing import read_options
 from cbam.errors import CBAMError
 from cbam.models import build_model, made_for
@@ -80,10 +80,8 @@ def run(config: ConvertConfig) -> int:
 
 
 def _for_model(config: ConvertConfig, name: str) -> int:
-    if config.to != "cbam" or config.out.suffix != ".safetensors":
-        raise CBAMError(
-            "--model writes this library's names. Leave out --to, and give an OUT that ends in .safetensors."
-        )
+    if config.to != "cbam":
+        raise CBAMError("--model writes this library's names. Leave out --to.")
     classes = config.num_classes or made_for(name)[0]
     model = build_model(name, classes)
     form = form_in(config.source, config.from_, config.entry, config.descriptor_order)
@@ -95,7 +93,7 @@ def _for_model(config: ConvertConfig, name: str) -> int:
         outer_residual=config.outer_residual,
         entry=config.entry,
     )
-    write(config.out, model.state_dict(), {"cbam.format": "cbam", ORDER: form["descriptor_order"]})
+    write(config.out, model.state_dict(), "cbam", switches_of(model))
     print(report)
     print(f"matching attention: cbam.attach(model, {_written(form)})")
     print(f"written to {config.out}")

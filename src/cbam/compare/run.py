@@ -11,6 +11,7 @@ from torch import nn
 
 from cbam.attach.variants import matched_by_control
 from cbam.checkpoints import tensors_file
+from cbam.checkpoints.switches import as_header, switches_of
 from cbam.compare.config import CompareConfig
 from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell, build_cell
@@ -78,7 +79,8 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
         path = self.folder.cell(cell)
         write_network(path, model, self._describe(cell, model))
         if averaged is not None:
-            tensors_file.write(path / "model_ema.safetensors", averaged.state_dict())
+            header = as_header(switches_of(averaged))
+            tensors_file.write(path / "model_ema.safetensors", averaged.state_dict(), header)
 
     def describe_checkpoint(
         self, cell: Cell, model: nn.Module, files: Mapping[str, bytes]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from cbam.checkpoints.switches import switches_of
 from cbam.data.detection import DetectionData
 from cbam.detect.build import build, detector_arguments
 from cbam.detect.config import DetectorConfig, DetectRunConfig
@@ -101,7 +102,7 @@ class DetectJob(DetectionJob[Network, "dict[str, Any]"], SingleJob[DetectionData
             config, config.attention, config.reduction_ratio, len(self.data.classes)
         )
         about = describe(self.data, config, arguments, self.skeleton)
-        save_detector(self.folder.path / name, weights, about)
+        save_detector(self.folder.path / name, weights, about, switches_of(self.skeleton))
 
     def result(self, trained: Trained[DetectionScores]) -> dict[str, Any]:
         """Return the scores of the last epoch, and which epoch was the best; write all figures and curves."""

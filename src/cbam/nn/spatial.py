@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn import norms
-from cbam.nn.base import CONVOLUTIONS, Gate, positive_int, tensor_of, weight_is_all
+from cbam.nn.base import CONVOLUTIONS, SWITCHES, Gate, positive_int, tensor_of, weight_is_all
 from cbam.nn.keywords import checked_keywords
 from cbam.ops import reference
 from cbam.ops.dims import as_image_kernel
@@ -86,6 +86,12 @@ class SpatialAttention(Gate):
         if spatial_norm:
             self.norm = norms.BATCH_NORMS[dims](1, momentum=norm_momentum, **factory)
             nn.init.constant_(self.norm.weight, norm_weight)
+
+    @property
+    def switches(self) -> dict[str, str]:
+        """The activation, and what is read of each position, in which order."""
+        order = {"descriptor_order": self.descriptor_order} if self.spatial_descriptor == "both" else {}
+        return {**super().switches, "spatial_descriptor": self.spatial_descriptor, **order}
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the gate before its activation, (N, 1, H, W) or with `dims` sizes, in float32 or float64."""
@@ -210,10 +216,19 @@ class SpatialAttention(Gate):
         fan_in = torch.tensor(float(weight[0].numel()), device=weight.device) if divides else None
         self.register_buffer("fan_in", fan_in)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        if prefix + self._own_weight in state_dict:  # the file says what divides its logits
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        key = prefix + self._own_weight
+        if key in state_dict:  # the file says what divides its logits
             self.set_fan_in(self.norm is None and prefix + "fan_in" in state_dict)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+            own = self.switches.get("descriptor_order")
+            theirs = local_metadata.get(SWITCHES, {}).get("descriptor_order", own)
+            if own not in (None, theirs):
+                errors: list[str] = args[-1]
+                errors.append(
+                    f"{key} is of a kernel that reads {theirs}, this one reads {own}. cbam.load_weights(model, file)"
+                    " swaps its planes."
+                )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
         """Show the options that the sub-modules do not show."""

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from cbam.attach.variants import matched_by_control
+from cbam.checkpoints.switches import switches_of
 from cbam.compare.detection.config import DetectCompareConfig
 from cbam.compare.detection.measure import (
     DETECTIONS,
@@ -88,9 +89,9 @@ class DetectCompareJob(DetectionJob[Cell, Outcome], ComparisonJob[DetectionData]
             target = self.parameters[matched_by_control(self.config.variants)]
         about = describe(self.data, config, arguments, model, target)
         path = self.folder.cell(cell)
-        save_detector(path, whole_state(model), about)
+        save_detector(path, whole_state(model), about, switches_of(model))
         if averaged is not None:
-            save_detector(path / "ema", whole_state(averaged), about)
+            save_detector(path / "ema", whole_state(averaged), about, switches_of(averaged))
 
     def finish(self, worked: Sequence[Cell]) -> Outcome:
         """Measure, draw, resample, and write the report."""
