@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from cbam.attach.variants import matched_by_control
+from cbam.attach.variants import CONTROL, matched_by_control
 from cbam.checkpoints import tensors_file
 from cbam.checkpoints.switches import as_header, switches_of
 from cbam.compare.config import CompareConfig
@@ -92,7 +92,7 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
         known = self.described.get(cell.name)
         if known is None:
             target = None
-            if cell.variant == "control":
+            if cell.variant == CONTROL:
                 target = self.parameters[matched_by_control(self.config.variants)]
             known = describe_trained(model, self.config.model, self.data, widened_to=target)
         self.described[cell.name] = known
