@@ -18,6 +18,7 @@ from cbam.ops.reference import DESCRIPTOR_ORDERS
 ENTRIES = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
 PREFIXES = ("module.", "_orig_mod.")
 OPTIONAL_PREFIXES = ("model.", "backbone.", "net.")
+AVERAGED = "n_averaged"  # torch's AveragedModel counts in it, beside "module."
 DEEPEST_ENTRY = 8
 MOST_PREFIXES = 8
 
@@ -70,7 +71,7 @@ def unpack(content: Content, entry: str | None = None, wanted: Iterable[str] = (
 
     Args:
         content: of the file.
-        entry: name of the state dict in it; by default the first of `ENTRIES` that is there.
+        entry: name of the state dict in it; by default the first of `ENTRIES` that is there, or the only one.
         wanted: keys of the model: a prefix such as "model." is dropped only if more keys then match.
 
     Raises:
@@ -96,16 +97,19 @@ def unpack(content: Content, entry: str | None = None, wanted: Iterable[str] = (
                 f" {DEEPEST_ENTRY} deep. Save the state dict alone."
             )
         tree = tree[choice]
-    if not tree or not all(is_dense(value) for value in tree.values()):
+    if not _is_state_dict(tree):
         odd = next((f"{k!r}: {kind_of(v)}" for k, v in tree.items() if not is_dense(v)), "nothing")
-        raise CBAMError(f"{content.name!r} holds no state dict of dense tensors; it holds {odd}.")
+        raise CBAMError(
+            f"{content.name!r} holds no state dict of dense tensors; it holds {odd}.{_entries(tree)}"
+        )
     check_names(tree, repr(content.name))
     if path:
         notes.insert(0, f"taken from the entry {'.'.join(path)!r}")
-    prefix = _prefix(list(tree), set(wanted))
+    keys = [key for key in tree if key != AVERAGED or not _is_average(tree)]
+    prefix = _prefix(keys, set(wanted))
     if prefix:
         notes.append(f"the prefix {prefix!r} was dropped")
-    shapes = {key.removeprefix(prefix): value for key, value in tree.items()}
+    shapes = {key.removeprefix(prefix): tree[key] for key in keys}
     switches = read_switches(tree, content.metadata, prefix, repr(content.name))
     return Unpacked(
         content.name, shapes, tuple(notes), content.metadata, switches, content, tuple(path), prefix
@@ -113,7 +117,27 @@ def unpack(content: Content, entry: str | None = None, wanted: Iterable[str] = (
 
 
 def _entry(tree: Mapping[str, Any]) -> str | None:
-    return next((key for key in ENTRIES if isinstance(tree.get(key), Mapping)), None)
+    """Return the entry to look into: one of `ENTRIES`, or the only one that holds a state dict."""
+    known = next((key for key in ENTRIES if isinstance(tree.get(key), Mapping)), None)
+    others = _state_dicts(tree)
+    return known or (others[0] if len(others) == 1 else None)
+
+
+def _state_dicts(tree: Mapping[str, Any]) -> list[str]:
+    return [k for k, v in tree.items() if isinstance(k, str) and isinstance(v, Mapping) and _is_state_dict(v)]
+
+
+def _is_state_dict(tree: Mapping[str, Any]) -> bool:
+    return bool(tree) and all(is_dense(value) for value in tree.values())
+
+
+def _is_average(tree: Mapping[str, Any]) -> bool:
+    return all(key == AVERAGED or key.startswith(PREFIXES[0]) for key in tree)
+
+
+def _entries(tree: Mapping[str, Any]) -> str:
+    names = ", ".join(repr(key)[:60] for key in _state_dicts(tree)[:4])
+    return f" These entries are state dicts: {names}. Pass one as entry=... (--entry)." if names else ""
 
 
 def _prefix(keys: list[str], wanted: set[str]) -> str:
