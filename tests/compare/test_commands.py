@@ -154,7 +154,7 @@ def test_the_printed_line_trains_the_network_of_the_comparison(tmp_path, monkeyp
 def check_use_of_a_control(run, result, capsys):
     """It opens, is evaluated, goes on and predicts like any other network."""
     opened = load_run(run)
-    assert opened.config.backbone.widened_to is not None
+    assert opened.network.config.backbone.widened_to is not None
     assert count_parameters(opened.model) == result["parameters"]
     capsys.readouterr()
     options = shlex.split("--data digits --limit-val 20 --image-size 16 --device cpu --output")

@@ -41,7 +41,7 @@ def load_weights(
     Args:
         model: changed in place; unchanged if this raises.
         source: a .safetensors file, a file of `torch.save` (read with `weights_only=True`), a folder with
-            model.safetensors, or a state dict.
+            model.safetensors, a run's folder (its best weights), or a state dict.
         format: "auto", or one of cbam, official, pytorchcv, timm, textbook, luuuyi, changzy00, mmyolo, xmu.
         partial: load the tensors that fit and report the others.
         sites: {block in the file: site in the model}, where the names are ambiguous.

@@ -32,7 +32,7 @@ class ConvertConfig:
     """Convert a checkpoint from one CBAM format to another."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
-    """The checkpoint: .safetensors, or a file written by torch.save."""
+    """The checkpoint: .safetensors, a file written by torch.save, or the folder of a run."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The output file: .safetensors, .pth or .pt."""
     to: str = "cbam"
@@ -44,7 +44,7 @@ class ConvertConfig:
     outer_residual: bool = False
     """The network itself adds the block's input, which xmu's block does inside."""
     descriptor_order: str | None = None
-    """avg-max or max-avg, for files with this library's names that do not record it."""
+    """avg-max or max-avg, for files with this library's names that do not say in which order their kernels read."""
     model: str | None = None
     """Write the keys of this backbone with attached attention: resnet50, paper_resnet50, any of timm."""
     num_classes: int | None = None
