@@ -25,7 +25,7 @@ SAVED = {
     "the state dict": lambda net: net.state_dict(),
     "a training checkpoint": lambda net: {"model": net.state_dict(), "epoch": 3, "best": 0.5},
     "DataParallel": lambda net: nn.DataParallel(net).state_dict(),
-    "an average": lambda net: {"state_dict_ema": AveragedModel(net).module.state_dict()},
+    "an average": lambda net: AveragedModel(net).state_dict(),
     "a compiled model": lambda net: torch.compile(net).state_dict(),
     "a copy": lambda net: copy.deepcopy(net.state_dict()),
     "torch.distributed.checkpoint": lambda net: get_model_state_dict(net),

@@ -105,8 +105,9 @@ def unpack(content: Content, entry: str | None = None, wanted: Iterable[str] = (
     check_names(tree, repr(content.name))
     if path:
         notes.insert(0, f"taken from the entry {'.'.join(path)!r}")
-    keys = [key for key in tree if key != AVERAGED or not _is_average(tree)]
-    prefix = _prefix(keys, set(wanted))
+    names = set(wanted)
+    keys = [key for key in tree if key != AVERAGED or AVERAGED in names or not _is_average(tree)]
+    prefix = _prefix(keys, names)
     if prefix:
         notes.append(f"the prefix {prefix!r} was dropped")
     shapes = {key.removeprefix(prefix): tree[key] for key in keys}
