@@ -38,7 +38,8 @@ OPTIMIZERS = {
     "sgd": ("0.01", "SGD with Nesterov momentum, peak rate 0.01"),
     "adamw": ("0.001", "AdamW, peak rate 0.001"),
 }
-VARIANTS = "none,cbam_unscaled,cbam"
+VARIANTS = "none,cbam"
+OLD = "none,cbam_unscaled,cbam"
 # Those of runs from before the identity start was scaled: "cbam" was not, beside "cbam_scaled".
 LABELS = {"cbam_unscaled": "identity, kernel as it is", "cbam_scaled": "identity, kernel / √fan-in"}
 PLAIN_NAMES = {"cbam_unscaled": "cbam_scaled", "cbam_scaled": "cbam_unscaled"}

@@ -226,7 +226,7 @@ def shaken(module, seed=0):
             if tensor.is_floating_point():
                 low, high = (
                     (0.5, 1.5)
-                    if "var" in name or "fan_in" in name or ("bn" in name and "weight" in name)
+                    if "var" in name or ("bn" in name and "weight" in name)
                     else (-0.5, 0.5)
                 )
                 tensor.copy_(
