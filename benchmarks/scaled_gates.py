@@ -1,21 +1,29 @@
-"""CBAM whose identity start leaves the spatial kernel's scale alone, for benchmarks/insertion.py.
+"""CBAM with the identity start as it was before its first steps were shortened, for benchmarks/insertion.py.
 
-The gate is the same function of another variable: sigmoid(conv(d, v) / a) with v = a w in place of w. A step of SGD
-moves w by 1 / a^2 of what it moves at the same rate without the divisor a, 1 / 1,024 for 32; one of AdamW by 1 / a.
+Without a divisor a step of SGD moves a spatial kernel by 1,024 times of what it moves with 32; without the factor a
+channel gate with fewer than 4 hidden units moves by up to C times as much.
 """
 
 from __future__ import annotations
 
+import torch
+
 import cbam
 
 
-def _as_it_is(block: cbam.CBAM) -> None:
+def _as_it_was(block: cbam.CBAM) -> None:
     block.set_identity()
-    assert block.spatial_attention is not None
-    block.spatial_attention.set_divisor(None)
+    channel, spatial = block.channel_attention, block.spatial_attention
+    assert channel is not None
+    assert spatial is not None
+    spatial.set_divisor(None)
+    first = channel.layers[0]
+    if first.out_channels < channel.narrow:
+        with torch.no_grad():  # |w| from |w| |w|_2 / |w|_1
+            first.weight[0].mul_(first.weight[0].sum() / first.weight[0].norm())
 
 
-@cbam.register_attention("cbam_unscaled", label="CBAM, spatial kernel as it is", identity=_as_it_is)
+@cbam.register_attention("cbam_unscaled", label="CBAM, long first steps", identity=_as_it_was)
 def unscaled(channels: int) -> cbam.CBAM:
-    """Return CBAM whose identity start leaves the spatial kernel's scale alone, as it was before."""
+    """Return CBAM with the earlier identity start."""
     return cbam.CBAM(channels)

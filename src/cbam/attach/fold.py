@@ -25,7 +25,8 @@ def fold_gate_scale(model: nn.Module) -> int:
     After `attach(init="identity")` each gate is 2 sigmoid(z). With the host's weight and bias times 4 (2 for a
     single gate) and the weights that read the map divided by what the map grew by, the plain sigmoid gives the same
     numbers; a number that divides the spatial logits divides the kernel instead. All these factors are powers of two,
-    so nothing is rounded; with another number from `SpatialAttention.set_divisor` outputs agree to the last digits. The state dict then is in the paper's form, without `gate_scale` and `variance`, as other code expects it.
+    so nothing is rounded; with another number from `SpatialAttention.set_divisor` outputs agree to the last digits.
+    The state dict then is in the paper's form, without `gate_scale` and `variance`, as other code expects it.
 
     Do it after training: the learning rates seen by the folded weights change. And do it last: the hosts keep the
     factor, so `detach` and `disabled` afterwards leave a network whose branches are up to 4 times as large, not the

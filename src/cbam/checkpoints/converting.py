@@ -232,9 +232,10 @@ def _refuse_scales(prefix: str, tensors: Mapping[str, Tensor], here: Format, to:
         of_gates = [scale for name, scale in scales.items() if name.endswith("gate_scale")]
         variance = next((value for name, value in scales.items() if not name.endswith("gate_scale")), 1.0)
         logits = "z" if variance == 1 else f"z / {variance**0.5:g}"
+        gate = f"{max(of_gates, default=1.0):g} sigmoid({logits})"
         raise CBAMError(
-            f"block {prefix.removesuffix('.')!r} has gates of {max(of_gates, default=1.0):g} sigmoid({logits}), as after"
-            f" cbam.attach(init='identity'), and {to} has none. Type cbam.fold_gate_scale(model) and save again."
+            f"block {prefix.removesuffix('.')!r} has gates of {gate}, as after cbam.attach(init='identity'), and"
+            f" {to} has none. Type cbam.fold_gate_scale(model) and save again."
         )
 
 

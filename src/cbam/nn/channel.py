@@ -131,7 +131,7 @@ class ChannelAttention(Gate):
         return OperatorConfig(POOLINGS[self.channel_pooling], activation=ACTIVATIONS[self.activation])
 
     def keep_alive(self) -> None:
-        """Take the signs off the first hidden unit's weights w where there are fewer than 4 units, times |w|_2 / |w|_1.
+        """Take the signs off the first hidden unit, and its weights w times |w|_2 / |w|_1, where there are fewer than 4.
 
         With random signs, one unit is off for every input in up to half of the seeds, and then no weight of the gate
         ever gets a gradient. Without, it is on wherever the descriptor is above 0, as behind a ReLU or of maxima; the
@@ -143,6 +143,8 @@ class ChannelAttention(Gate):
             with torch.no_grad():
                 row = first.weight[0].abs_()
                 row.mul_(row.norm() / row.sum())
+                if first.bias is not None:
+                    first.bias[0].abs_()
 
     def set_identity(self) -> None:
         """Zero the last layer and double the gate: 2 * sigmoid(0) = 1."""
