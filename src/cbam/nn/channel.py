@@ -131,7 +131,7 @@ class ChannelAttention(Gate):
         return OperatorConfig(POOLINGS[self.channel_pooling], activation=ACTIVATIONS[self.activation])
 
     def keep_alive(self) -> None:
-        """Take the signs off the first hidden unit, and its weights w times |w|_2 / |w|_1, where there are fewer than 4.
+        """Take the signs off the first of fewer than 4 hidden units, and give its weights w the factor |w|_2 / |w|_1.
 
         With random signs, one unit is off for every input in up to half of the seeds, and then no weight of the gate
         ever gets a gradient. Without, it is on wherever the descriptor is above 0, as behind a ReLU or of maxima; the
