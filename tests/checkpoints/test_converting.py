@@ -114,7 +114,7 @@ def test_refusals_write_nothing(authors, tmp_path):
             convert(path, out, *arguments)
     with pytest.raises(CBAMError, match=r"unknown kind of file '\.txt'"):
         convert(path, tmp_path / "out.txt")
-    with pytest.raises(CBAMError, match="holds no attention, so there is nothing to convert"):
+    with pytest.raises(CBAMError, match="holds no block of CBAM, so there is nothing to convert"):
         convert(networks.plain().state_dict(), out, "timm")
     with pytest.raises(CBAMError, match=r"networks are ResNets; 'head\.weight' is no name in one"):
         convert({"head.weight": torch.zeros(2), **peers.Official(32).state_dict()}, out, "pytorchcv")

@@ -140,6 +140,35 @@ def test_another_function_of_the_same_shapes_is_refused(tmp_path, options):
     assert torch.equal(again(MAP), net(MAP))
 
 
+@pytest.mark.parametrize("descriptor", ["avg", "max", "conv"])
+def test_kernels_of_one_plane(tmp_path, descriptor):
+    """Their own files were refused for their shape."""
+    net, again = (
+        trained("paper", spatial_descriptor=descriptor),
+        trained("paper", 1, spatial_descriptor=descriptor),
+    )
+    file = saved(tmp_path, net.state_dict())
+    assert load_weights(again, file).complete
+    assert torch.equal(again(MAP), net(MAP))
+    with pytest.raises(CBAMError, match=rf"spatial_descriptor='{descriptor}', a kernel of one plane"):
+        convert(file, tmp_path / "out.pth", "luuuyi")
+    for state in (net.state_dict(), dict(net.state_dict())):
+        for other in ({"avg": "conv", "max": "avg", "conv": "max"}[descriptor], "both"):
+            alike = isinstance(state, dict) and type(state) is dict and {descriptor, other} == {"avg", "max"}
+            if not alike:  # a dictionary made by hand does not say which of the two it is
+                with pytest.raises(CBAMError):
+                    load_weights(trained("paper", 1, spatial_descriptor=other), state)
+
+
+def test_a_channel_gate_has_no_order():
+    """The error was about the order of a kernel that the file does not have."""
+    state = dict(trained("paper", arrangement="channel").state_dict())
+    with pytest.raises(CBAMError, match="the file has no spatial gate"):
+        load_weights(trained("official", mlp_bias=False), state)
+    biased = trained("paper", arrangement="channel", mlp_bias=True)
+    assert form_in(dict(biased.state_dict()))["arrangement"] == "channel"
+
+
 def test_sites_of_different_orders(tmp_path):
     """No other format has that, and each block is converted by its own order."""
     net = nn.Sequential(trained("official")[0], trained("official", 1, descriptor_order="avg-max")[0]).eval()

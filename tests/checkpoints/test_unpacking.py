@@ -110,3 +110,16 @@ def test_a_prefix_is_dropped_only_where_that_helps():
     outer = nn.ModuleDict({"model": networks.plain(2)})
     load_weights(outer, {f"model.{k}": v for k, v in source.state_dict().items()})
     assert torch.equal(outer["model"](image()), source(image()))
+
+
+def test_a_prefix_that_most_names_have():
+    """A Lightning module has a loss beside the network, and the loss a weight."""
+    source, model = networks.plain(7), networks.plain(2)
+    state = {f"model.{k}": v for k, v in source.state_dict().items()} | {"loss.weight": torch.ones(5)}
+    untouched_by(model, lambda: load_weights(model, state), r"1 unexpected \(loss\.weight\)")
+    report = load_weights(model, state, partial=True)
+    assert report.unexpected == ("loss.weight",)
+    assert torch.equal(model(image()), source(image()))
+    both = state | {k: v + 1 for k, v in source.state_dict().items()}
+    load_weights(model, both, partial=True)
+    assert torch.equal(model.fc.bias, source.fc.bias + 1), "names that are the model's already"

@@ -206,9 +206,16 @@ def _open(
     found = recognise(packed.shapes, packed.name, format)
     if found.format is None:
         raise CBAMError(
-            f"{packed.name} holds no attention, so there is nothing to convert. A plain network's weights load as"
-            " they are: cbam.load_weights(model, file)."
+            f"{packed.name} holds no block of CBAM, so there is nothing to convert. Weights of a plain network, or with"
+            " other attention, load as they are: cbam.load_weights(model, file)."
         )
+    for prefix in found.blocks:
+        descriptor = of_block(packed.switches, prefix).get("spatial_descriptor", "both")
+        if descriptor != "both":
+            raise CBAMError(
+                f"block {prefix.removesuffix('.')!r} has spatial_descriptor={descriptor!r}, a kernel of one plane, which"
+                " no other format has. Load it as it is: cbam.load_weights(model, file)."
+            )
     formats, notes = _with_orders(packed, found, found.format, descriptor_order)
     return packed, found, formats, notes
 
@@ -277,11 +284,13 @@ def _refuse_what_is_ours_alone(
         )
     scales = {name: float(tensors[prefix + name]) for name in SCALES if prefix + name in tensors}
     if here.name == "cbam" and any(scale != 1 for scale in scales.values()):
-        *of_gates, fan_in = (scales.get(name, 1.0) for name in SCALES)
-        logits = "z" if fan_in == 1 else f"z / sqrt({fan_in:g})"
+        of_gates = [scale for name, scale in scales.items() if name.endswith("gate_scale")]
+        variance = next((value for name, value in scales.items() if not name.endswith("gate_scale")), 1.0)
+        logits = "z" if variance == 1 else f"z / {variance**0.5:g}"
+        gate = f"{max(of_gates, default=1.0):g} sigmoid({logits})"
         raise CBAMError(
-            f"block {prefix.removesuffix('.')!r} has gates of {max(of_gates):g} sigmoid({logits}), as after"
-            f" cbam.attach(init='identity'), and {to} has none. Type cbam.fold_gate_scale(model) and save again."
+            f"block {prefix.removesuffix('.')!r} has gates of {gate}, as after cbam.attach(init='identity'), and"
+            f" {to} has none. Type cbam.fold_gate_scale(model) and save again."
         )
 
 

@@ -10,7 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from cbam.checkpoints.committing import commit, unwrapped
-from cbam.checkpoints.fitting import SCALES, carries_over, fit, reads_maximum_first, refuse_another_function
+from cbam.checkpoints.fitting import (
+    DESCRIPTOR,
+    SCALES,
+    carries_over,
+    fit,
+    reads_maximum_first,
+    refuse_another_function,
+)
 from cbam.checkpoints.foreign import recognise_for
 from cbam.checkpoints.formats import Format
 from cbam.checkpoints.matching import Match, match
@@ -61,7 +68,7 @@ def load_weights(
     >>> plain, model = resnet18(), resnet18()
     >>> _ = attach(model)
     >>> print(str(load_weights(model, plain.state_dict())).splitlines()[0])
-    the given state dict: a plain network, no attention; 122 tensors loaded
+    the given state dict: no block of CBAM; 122 tensors loaded
     """
     if not isinstance(model, nn.Module):
         raise CBAMError(f"model expects a torch.nn.Module, got {type(model).__name__}.")
@@ -98,7 +105,7 @@ def load_unpacked(
     for prefix, site in matched.assigned.items():
         block = {
             name: tensors[prefix + name]
-            for name in (*found.blocks[prefix], *SCALES)
+            for name in (*found.blocks[prefix], *SCALES, DESCRIPTOR)
             if prefix + name in tensors
         }
         said = of_block(packed.switches, prefix)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cbam.checkpoints.backbones import from_pytorchcv
 from cbam.checkpoints.committing import misfit
-from cbam.checkpoints.fitting import SCALES, attach_call
+from cbam.checkpoints.fitting import NUMBERS, SCALES, attach_call
 from cbam.checkpoints.formats import Format, check_shapes, is_textbook
 from cbam.checkpoints.recognise import Found
 from cbam.checkpoints.report import shortened
@@ -66,7 +66,8 @@ def match(
     format, max_first = found.format, _orders(packed, found, sites)
     if format is not None:
         for prefix, block in found.blocks.items():
-            check_shapes(format, block, f"{packed.name}, block {prefix.removesuffix('.')!r}")
+            if not _is_in(own, prefix, block):
+                check_shapes(format, block, f"{packed.name}, block {prefix.removesuffix('.')!r}")
         if not sites and not partial:
             raise _no_attention(packed, found, format, max_first)
     rename: Callable[[str], str] = (
@@ -109,6 +110,13 @@ def match(
     )
 
 
+def _is_in(own: Mapping[str, Tensor], prefix: str, block: Mapping[str, Tensor]) -> bool:
+    """Return whether the model has a block of these names and shapes at the same place, of whatever form."""
+    return all(
+        prefix + name in own and own[prefix + name].shape == value.shape for name, value in block.items()
+    )
+
+
 def _rest(
     found: Found, own: Mapping[str, Tensor], rename: Callable[[str], str]
 ) -> tuple[dict[str, str], list[str]]:
@@ -127,8 +135,8 @@ def _rest(
 
 def _is_scale(name: str, value: Tensor, gates: set[str]) -> bool:
     """Return whether this is a number of a gate that has none now but accepts one."""
-    gate = name.removesuffix("gate_scale").removesuffix("fan_in")
-    return gate != name and value.ndim == 0 and gate in gates
+    gate, dot, last = name.rpartition(".")
+    return last in NUMBERS and value.ndim == 0 and gate + dot in gates
 
 
 def _missing(
@@ -144,7 +152,7 @@ def _missing(
         key
         for key in own
         # Older files lack the counters, which only norms without a momentum read; these of a gate are set with it.
-        if key not in set_ and not key.endswith(("num_batches_tracked", "gate_scale", "fan_in"))
+        if key not in set_ and not key.endswith(("num_batches_tracked", *NUMBERS))
         and not (filled and key.startswith(filled))
     ]  # fmt: skip
     if assigned or attention & set_:
@@ -157,7 +165,8 @@ def _orders(packed: Unpacked, found: Found, sites: Mapping[str, AttentionModule]
     if found.format is None or found.format.name != "cbam":
         return dict.fromkeys(found.blocks, found.format.max_first if found.format else None)
     said = {prefix: packed.order_of(prefix) for prefix in found.blocks}
-    unsaid = [prefix for prefix, order in said.items() if order is None]
+    kernel = f"{found.format.kernel}.weight"
+    unsaid = [prefix for prefix, order in said.items() if order is None and kernel in found.blocks[prefix]]
     orders = {
         site.spatial_attention.descriptor_order
         for site in sites.values()

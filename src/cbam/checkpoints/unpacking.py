@@ -146,7 +146,7 @@ def _prefix(keys: list[str], wanted: set[str]) -> str:
     for _ in range(MOST_PREFIXES):
         for prefix in PREFIXES + OPTIONAL_PREFIXES:
             longer = dropped + prefix
-            if not all(key.startswith(longer) and len(key) > len(longer) for key in keys):
+            if not _can_drop(longer, keys, some=prefix in OPTIONAL_PREFIXES):
                 continue
             then = _matching(keys, longer, wanted)
             if then > matching or (prefix in PREFIXES and not matching):
@@ -155,6 +155,13 @@ def _prefix(keys: list[str], wanted: set[str]) -> str:
         else:
             break
     return dropped
+
+
+def _can_drop(prefix: str, keys: list[str], *, some: bool) -> bool:
+    """Return whether all keys begin with a prefix; or most, beside a loss of a Lightning module with a weight."""
+    with_it = [key for key in keys if key.startswith(prefix) and len(key) > len(prefix)]
+    enough = 2 * len(with_it) > len(keys) if some else len(with_it) == len(keys)
+    return enough and len({key.removeprefix(prefix) for key in keys}) == len(keys)
 
 
 def _matching(keys: list[str], prefix: str, wanted: set[str]) -> int:
