@@ -213,8 +213,8 @@ def _open(
         descriptor = of_block(packed.switches, prefix).get("spatial_descriptor", "both")
         if descriptor != "both":
             raise CBAMError(
-                f"block {prefix.removesuffix('.')!r} has spatial_descriptor={descriptor!r}, a kernel of one plane, which"
-                " no other format has. Load it as it is: cbam.load_weights(model, file)."
+                f"block {prefix.removesuffix('.')!r} has spatial_descriptor={descriptor!r}, a kernel of one plane,"
+                " which no other format has. Load it as it is: cbam.load_weights(model, file)."
             )
     formats, notes = _with_orders(packed, found, found.format, descriptor_order)
     return packed, found, formats, notes
