@@ -53,8 +53,8 @@ def run_job(
         except KeyboardInterrupt as stop:
             if job is None or not (config.folder / "config.yaml").exists():
                 raise type(stop)(str(stop) or "stopped before any work") from None
-            said = str(stop) or f"stopped; {job.saved()}; everything is saved"
-            raise type(stop)(f"{said} in {config.folder}.{_resume(command)}") from None
+            said = f"{stop} in" if str(stop) else f"stopped; {job.saved()}. The run is in"
+            raise type(stop)(f"{said} {config.folder}.{_resume(command)}") from None
 
 
 def _resume(command: Sequence[str]) -> str:
