@@ -1,4 +1,4 @@
-"""`python -m cbam.data.fine_tuning` without what it needs; with it, in tests/test_recipes.py and the tutorial's test."""
+"""`python -m cbam.data.fine_tuning` without its package; with it, in tests/test_recipes.py and the test of the tutorial."""
 
 import sys
 
