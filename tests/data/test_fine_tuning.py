@@ -1,4 +1,4 @@
-"""`python -m cbam.data.fine_tuning` without its package; with it, in tests/test_recipes.py and the test of the tutorial."""
+"""`python -m cbam.data.fine_tuning` without its package; with it, in the tests of recipes and of the tutorial."""
 
 import sys
 
