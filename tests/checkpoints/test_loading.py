@@ -116,9 +116,9 @@ def test_identity_gives_way_to_foreign_gates():
     """Doubled gates of an identity start, and their divided logits, are the file's plain ones afterwards."""
     model = attached()
     block = model.layer1[0].bn2.cbam
-    assert (block.channel_attention.gate_scale, block.spatial_attention.fan_in) == (2, 98)
+    assert (block.channel_attention.gate_scale, block.spatial_attention.variance) == (2, 32**2)
     load_weights(model, with_peer(NETWORKS["luuuyi"][0]).state_dict())
-    assert (block.channel_attention.gate_scale, block.spatial_attention.fan_in) == (None, None)
+    assert (block.channel_attention.gate_scale, block.spatial_attention.variance) == (None, None)
 
 
 def test_a_divisor_is_the_file_s_affair():
@@ -130,7 +130,7 @@ def test_a_divisor_is_the_file_s_affair():
                 parameter.normal_(std=0.3)
     load_weights(target, source.state_dict())
     assert torch.equal(target.eval()(image()), source.eval()(image()))
-    before = {key: value for key, value in source.state_dict().items() if not key.endswith("fan_in")}
+    before = {key: value for key, value in source.state_dict().items() if not key.endswith("variance")}
     report = load_weights(target, before)
     assert not report.missing
     undivided = target(image())
@@ -139,7 +139,7 @@ def test_a_divisor_is_the_file_s_affair():
     assert torch.equal(target(image()), source(image()))
     for module in source.modules():
         if isinstance(module, SpatialAttention):
-            module.set_fan_in(False)
+            module.set_divisor(None)
     assert torch.equal(source(image()), undivided)
 
 

@@ -229,11 +229,13 @@ def _with_order(found: Found, name: str, order: str | None) -> tuple[Format, lis
 def _refuse_scales(prefix: str, tensors: Mapping[str, Tensor], here: Format, to: str) -> None:
     scales = {name: float(tensors[prefix + name]) for name in SCALES if prefix + name in tensors}
     if here.name == "cbam" and any(scale != 1 for scale in scales.values()):
-        *of_gates, fan_in = (scales.get(name, 1.0) for name in SCALES)
-        logits = "z" if fan_in == 1 else f"z / sqrt({fan_in:g})"
+        of_gates = [scale for name, scale in scales.items() if name.endswith("gate_scale")]
+        variance = next((value for name, value in scales.items() if not name.endswith("gate_scale")), 1.0)
+        logits = "z" if variance == 1 else f"z / {variance**0.5:g}"
+        gate = f"{max(of_gates, default=1.0):g} sigmoid({logits})"
         raise CBAMError(
-            f"block {prefix.removesuffix('.')!r} has gates of {max(of_gates):g} sigmoid({logits}), as after"
-            f" cbam.attach(init='identity'), and {to} has none. Type cbam.fold_gate_scale(model) and save again."
+            f"block {prefix.removesuffix('.')!r} has gates of {gate}, as after cbam.attach(init='identity'), and"
+            f" {to} has none. Type cbam.fold_gate_scale(model) and save again."
         )
 
 

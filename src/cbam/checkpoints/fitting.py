@@ -14,8 +14,10 @@ from cbam.errors import CBAMError
 from cbam.nn import CBAM
 from cbam.ops.dims import batched
 
-# Numbers of a gate that only the files of those gates have that are not in the paper's form.
-SCALES = ("channel_attention.gate_scale", "spatial_attention.gate_scale", "spatial_attention.fan_in")
+# Numbers of a gate that only the files of those gates have that are not in the paper's form; "fan_in" is what
+# development versions of 0.1 called the variance.
+NUMBERS = ("gate_scale", "variance", "fan_in")
+SCALES = ("channel_attention.gate_scale", *(f"spatial_attention.{name}" for name in NUMBERS))
 
 
 def reads_maximum_first(block: Any) -> bool | None:

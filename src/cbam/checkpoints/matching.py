@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cbam.checkpoints.backbones import from_pytorchcv
 from cbam.checkpoints.committing import misfit
-from cbam.checkpoints.fitting import SCALES, attach_call
+from cbam.checkpoints.fitting import NUMBERS, SCALES, attach_call
 from cbam.checkpoints.formats import Format, check_shapes
 from cbam.checkpoints.recognise import Found
 from cbam.checkpoints.report import shortened
@@ -126,8 +126,8 @@ def _rest(
 
 def _is_scale(name: str, value: Tensor, gates: set[str]) -> bool:
     """Return whether this is a number of a gate that has none now but accepts one."""
-    gate = name.removesuffix("gate_scale").removesuffix("fan_in")
-    return gate != name and value.ndim == 0 and gate in gates
+    gate, dot, last = name.rpartition(".")
+    return last in NUMBERS and value.ndim == 0 and gate + dot in gates
 
 
 def _missing(
@@ -143,7 +143,7 @@ def _missing(
         key
         for key in own
         # Older files lack the counters, which only norms without a momentum read; these of a gate are set with it.
-        if key not in set_ and not key.endswith(("num_batches_tracked", "gate_scale", "fan_in"))
+        if key not in set_ and not key.endswith(("num_batches_tracked", *NUMBERS))
         and not (filled and key.startswith(filled))
     ]  # fmt: skip
     if assigned or attention & set_:
