@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: docs release-check demo demo-detect test test-fast test-all check lint types format clean help data bench sanitize soak fuzz
 
 help:
-	@echo "make demo    train ResNet-20 on Fashion-MNIST: plain, SE, CBAM and a control of equal size; about 3 minutes"
+	@echo "make demo    train ResNet-20 on Fashion-MNIST: plain, SE, CBAM and a control of equal size; 5 minutes on one slow core"
 	@echo "make demo-detect  train a small Faster R-CNN on generated images, plain and with CBAM; at most 10 minutes"
 	@echo "make test    linter, type checker and tests; up to half an hour on two cores"
 	@echo "make test-fast  the quick tests only; about 6 minutes on two cores"
