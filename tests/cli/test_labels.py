@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from cbam.cli.main import main
 from tests.data.pictures_on_disk import photo_folder
 from tests.legacy import tiny  # makes timm/legacy_tiny known
+from tests.page.parsed import Page
 
 assert tiny
 SMALL = ["--model", "timm/legacy_tiny", "--reduction-ratio", "4", "--image-size", "16", "--device", "cpu"]
@@ -49,16 +50,28 @@ def test_several_labels_are_trained_and_evaluated(photos, tmp_path, capsys):
     assert "mean average precision" in printed.out
     result = json.loads((run / "result.json").read_text())
     table = ["--data", str(photos), "--labels", str(photos.parent / "tags.csv"), "--device", "cpu"]
-    assert main(["evaluate", str(run / "final"), *table, "--output", str(tmp_path / "scores.json")]) == 0
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["val_map"] == pytest.approx(result["val_map"])
+    output = tmp_path / "scores"
+    assert main(["evaluate", str(run / "final"), *table, "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    scores = json.loads((output / "scores.json").read_text())
+    assert scores["mean_average_precision"] == pytest.approx(result["val_map"])
+    assert scores["macro_f1"] == pytest.approx(result["val_f1"])
+    assert scores["micro_f1"] == pytest.approx(result["val_micro_f1"])
     assert [row["label"] for row in scores["labels"]] == ["c", "cat", "cup", "rocket"]
-    assert main(["evaluate", str(run), *table, "--output", str(tmp_path / "labels.csv")]) == 0
+    assert [row["recall"] for row in scores["labels"]] == pytest.approx(result["per_class_recall"])
+    assert f"mean average precision {result['val_map']:.2%}" in printed
+    assert f"micro F1 {result['val_micro_f1']:.2%}" in printed
+    counts = result["label_images"]
+    assert f"{result['images']} images: c {counts[0]}, cat {counts[1]}, cup {counts[2]}, rocket" in printed
+    assert (output / "classes.csv").read_text().startswith("label,images,predicted,average_precision,")
     assert (
-        (tmp_path / "labels.csv")
-        .read_text()
-        .startswith("label,images,average_precision,precision,recall,f1\nc,")
+        (output / "images.csv").read_text().startswith("image,labels,predicted,p(c),p(cat),p(cup),p(rocket)")
     )
+    page = Page((output / "evaluation.html").read_text())
+    assert f"{100 * result['val_map']:.2f} % mean average precision" in page.words
+    assert page.row("cat")[1] == str(result["label_images"][1])
+    assert main(["evaluate", str(run), *table, "--output", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 
 def test_several_labels_are_compared_by_average_precision(photos, tmp_path, capsys):
@@ -71,8 +84,14 @@ def test_several_labels_are_compared_by_average_precision(photos, tmp_path, caps
     assert f"{100 * result['val_map']:.2f}" in page
     assert "Mean average precision" in page
     assert "validation accuracy" not in page.lower()
-    assert "macro F1" in page
+    for number in ("val_f1", "val_micro_f1", "val_exact"):
+        assert f'<td data-sort="{result[number]}">{100 * result[number]:.2f}</td>' in page, number
+    found = Page(page)
+    counts = [str(count) for count in result["label_images"]]
+    assert [found.row(name, 1)[1] for name in ("c", "cat", "cup", "rocket")] == counts
     assert "No pictures yet" not in page
+    assert "Not drawn: an image with several labels" in page
+    assert "Grad-CAM shows" not in page
     before = (run / "cells" / "cbam-seed0" / "model.safetensors").stat().st_mtime_ns
     assert main(["compare", *options(photos, "tags.csv"), *grid]) == 0
     assert (run / "cells" / "cbam-seed0" / "model.safetensors").stat().st_mtime_ns == before

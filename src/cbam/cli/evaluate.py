@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from cbam.cli.evaluate_labels import LabelsFound
+from cbam.cli.evaluate_shown import MOST_CLASSES, show
 from cbam.cli.parsing import read_options
 from cbam.documents import read_yaml
 from cbam.errors import CBAMError, nearest
 from cbam.files import write_atomically
-from cbam.formatting import columns, counted
+from cbam.formatting import counted
 from cbam.runs.imports import import_modules
 
 if TYPE_CHECKING:
     from cbam.data import ImageData
     from cbam.evaluate.class_report import ClassReport
+    from cbam.evaluate.label_report import LabelReport
     from cbam.pretrained import Config
 
 DESCRIPTION = """Score a network on images: top-1 and top-5 accuracy, precision, recall and F1 of each class, what it
@@ -30,7 +31,6 @@ confuses most, and whether it is right as often as it says. A folder of class fo
 the network's classes as it has. Every image counts once, on any number of processes (torchrun -m cbam evaluate ...).
 
 Example: cbam evaluate runs/train-digits-resnet20-cbam --data digits --output scores"""
-_MOST_CLASSES, _PAIRS, _MISTAKES = 20, 5, 5  # in the terminal; the files have all
 _KINDS = (".json", ".csv", ".html")
 
 
@@ -90,12 +90,8 @@ def main(arguments: Sequence[str]) -> int:
     config = read_options(EvaluateConfig, "cbam evaluate", DESCRIPTION, arguments)
     split = split_of(config)
     found = run(config, split)
-    if isinstance(found, LabelsFound):
-        found.show(Console(highlight=False))
-        if config.output:
-            print(f"written: {found.write(config.output)}")
-    elif found is not None:
-        show(found, Console(highlight=False))
+    if found is not None:
+        show(found.report, found.notices, Console(highlight=False))
         if config.output:
             for file in write(found, config.output, ["cbam", "evaluate", *arguments]):
                 print(f"written: {file}")
@@ -173,13 +169,13 @@ class Found:
         notices: For the user.
     """
 
-    report: ClassReport
+    report: ClassReport | LabelReport
     data: ImageData
     variant: str
     notices: tuple[str, ...]
 
 
-def run(config: EvaluateConfig, split: Split) -> Found | LabelsFound | None:
+def run(config: EvaluateConfig, split: Split) -> Found | None:
     """Score the network; return what was found on the main process, None on the others.
 
     Raises:
@@ -187,11 +183,12 @@ def run(config: EvaluateConfig, split: Split) -> Found | LabelsFound | None:
     """
     from cbam.data import load_data, make_loader
     from cbam.evaluate.class_report import ClassReport
+    from cbam.evaluate.label_report import LabelReport
     from cbam.pretrained import open_network
     from cbam.train.config import TrainConfig
     from cbam.train.device import make_accelerator
     from cbam.train.evaluation import evaluate
-    from cbam.train.multilabel import evaluate_labels
+    from cbam.train.multilabel import LabelEvaluation, evaluate_labels
 
     accelerator = make_accelerator(
         TrainConfig(batch_size=config.batch_size, precision=config.precision, device=config.device)
@@ -223,25 +220,28 @@ def run(config: EvaluateConfig, split: Split) -> Found | LabelsFound | None:
     )
     model.to(accelerator.device)
     notices = [*split.notices, *data.notices]
-    if data.task == "multilabel":
-        several = evaluate_labels(model, loader, accelerator)
-        return (
-            LabelsFound(config.source, data, several, tuple(notices)) if accelerator.is_main_process else None
-        )
-    scores = evaluate(model, loader, accelerator, numbers)
+    several = data.task == "multilabel"
+    scores = (
+        evaluate_labels(model, loader, accelerator)
+        if several
+        else evaluate(model, loader, accelerator, numbers)
+    )
     if not accelerator.is_main_process:
         return None
-    assert scores.predictions is not None
-    report = ClassReport(
-        network=config.source,
-        data=f"{counts_in_words(data)} From {data.source}",
-        classes=classes,
-        loss=scores.loss,
+    about: dict[str, Any] = {
+        "network": config.source,
+        "data": f"{counts_in_words(data)} From {data.source}",
+        "classes": classes,
+        "loss": scores.loss,
+        "names": [data.val.identifier(index) for index in range(len(data.val))],
+    }
+    report: ClassReport | LabelReport
+    if isinstance(scores, LabelEvaluation):
+        report = LabelReport(**about, probabilities=scores.probabilities, truth=scores.truth)
+    else:
         # Of five classes or fewer the right one is always among the first five.
-        top5=scores.top5_accuracy if len(classes) > 5 else None,
-        predictions=scores.predictions,
-        names=[data.val.identifier(index) for index in range(len(data.val))],
-    )
+        top5 = scores.top5_accuracy if len(classes) > 5 else None
+        report = ClassReport(**about, top5=top5, predictions=scores.predictions)
     variant = saved.attention[0].kind if saved.attention else "none"
     if len(data.classes) < len(classes):
         notices.append(
@@ -284,72 +284,33 @@ def matched_classes(saved: Config, data: ImageData) -> tuple[tuple[str, ...], li
         return data.classes, None
     if data.task == "multilabel" and tuple(names) != data.classes:
         raise CBAMError(
-            f"the network was trained on the labels {some(names, _MOST_CLASSES)}; --labels has "
-            f"{some(data.classes, _MOST_CLASSES)}. Give a table with the same ones"
+            f"the network was trained on the labels {some(names, MOST_CLASSES)}; --labels has "
+            f"{some(data.classes, MOST_CLASSES)}. Give a table with the same ones"
         )
     number = {name: index for index, name in enumerate(names)}
     if unknown := [name for name in data.classes if name not in number]:
         close = nearest(unknown[0], names, count=1)
         hint = f" Did you mean {close[0]!r} by {unknown[0]!r}?" if close else ""
         raise CBAMError(
-            f"the network was trained on {len(names)} classes: {some(names, _MOST_CLASSES)}. {data.name} has "
-            f"{len(data.classes)}: {some(data.classes, _MOST_CLASSES)}. The network does not know: {some(unknown)}."
+            f"the network was trained on {len(names)} classes: {some(names, MOST_CLASSES)}. {data.name} has "
+            f"{len(data.classes)}: {some(data.classes, MOST_CLASSES)}. The network does not know: {some(unknown)}."
             f"{hint} Fewer classes are fine, others are not: rename or remove their folders"
         )
     return tuple(names), [number[name] for name in data.classes]
 
 
 def counts_in_words(data: ImageData) -> str:
-    """Say how many images of which classes are scored."""
-    counts = Counter(int(label) for label in data.val.labels)
+    """Say how many images of which classes or labels are scored."""
+    labels: Any = data.val.labels
+    several = data.task == "multilabel"
+    counts = Counter(label for of in labels for label in of) if several else Counter(map(int, labels))
     images = counted(len(data.val), "image")
-    if len(data.classes) > _MOST_CLASSES:
+    kinds = "labels" if several else "classes"
+    if len(data.classes) > MOST_CLASSES:
         fewest, most = min(counts.values()), max(counts.values())
-        return f"{images} of {len(counts)} classes, {fewest:,} to {most:,} of each."
+        return f"{images} of {len(counts)} {kinds}, {fewest:,} to {most:,} of each."
     each = ", ".join(f"{name} {counts[number]:,}" for number, name in enumerate(data.classes))
     return f"{images}: {each}."
-
-
-def show(found: Found, console: Console) -> None:
-    """Print the scores: as a whole, of each class, and what is confused most."""
-    from cbam.evaluate.class_figures import pair_in_words
-    from cbam.evaluate.metrics import BINS
-
-    report, scores = found.report, found.report.scores
-    for notice in found.notices:
-        console.print(f"note: {notice}", soft_wrap=True, markup=False)
-    console.print(report.data, soft_wrap=True, markup=False)
-    top5 = "" if report.top5 is None else f"top-5 {report.top5:.2%}, "
-    console.print(
-        f"top-1 {report.accuracy:.2%}, {top5}cross-entropy {report.loss:.4f} on {counted(report.images, 'image')}",
-        soft_wrap=True,
-    )
-    sure = report.calibration
-    ece = f", calibration error {sure.ece:.2%} ({BINS} bins)" if sure else ""
-    console.print(f"balanced accuracy {scores.balanced_accuracy:.2%}, macro F1 {scores.macro_f1:.2%}{ece}\n")
-    rows = report.class_rows()
-    if len(rows) > _MOST_CLASSES:
-        rows = sorted((row for row in rows if row["images"]), key=lambda row: row["f1"])[:_MOST_CLASSES]
-        console.print(f"the {len(rows)} classes with the lowest F1, of {len(report.classes)}:")
-    names = ("class", "images", "predicted", "precision", "recall", "f1")
-    cells = [[_cell(row[name]) for name in names] for row in rows]
-    lines = columns([["class", "images", "predicted", "precision", "recall", "F1"], *cells])
-    console.print("\n".join(lines), soft_wrap=True, markup=False)
-    if report.pairs:
-        pairs = [pair_in_words(pair, report.classes) for pair in report.pairs[:_PAIRS]]
-        lines = ["", "most confused:", *(f"  {pair}" for pair in pairs), "", "wrong, and surest about it:"]
-        for mistake in map(report.mistake, report.mistakes[:_MISTAKES]):
-            said = f"{mistake['class']} as {mistake['predicted']}, {mistake['confidence']:.1%}"
-            lines.append(f"  {mistake['image']}: {said}")
-        console.print("\n".join(lines), soft_wrap=True, markup=False)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return (
-        f"{value:.2%}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-    )
 
 
 def write(found: Found, output: Path, command: Sequence[str]) -> list[Path]:

@@ -28,13 +28,15 @@ class LabelEvaluation:
 
     Attributes:
         loss: Mean binary cross-entropy over images and labels, without weights.
-        images: Number of images, each counted once.
         scores: Of each label.
+        probabilities: Of each label for each image, (N, labels), in the order of the set; 0 for what is not a number.
+        truth: Whether each image has the label, 0 or 1, (N, labels).
     """
 
     loss: float
-    images: int
     scores: LabelScores
+    probabilities: Tensor
+    truth: Tensor
 
     def figures(self) -> dict[str, Any]:
         """Return what `result.json` holds of it."""
@@ -42,12 +44,16 @@ class LabelEvaluation:
         return {
             "val_map": scores.mean_ap,
             "val_f1": scores.macro_f1,
+            "val_micro_f1": scores.micro_f1,
             "val_exact": scores.exact,
             "val_loss": self.loss,
-            "images": self.images,
+            "images": len(self.truth),
             "per_class_ap": list(scores.average_precision),
+            "per_class_precision": list(scores.precision),
+            "per_class_recall": list(scores.recall),
             "per_class_f1": list(scores.f1),
             "label_images": list(scores.images),
+            "label_predicted": list(scores.predicted),
         }
 
 
@@ -72,13 +78,13 @@ class MultiLabel(ImageTask[LabelEvaluation]):
 
     @cached_property
     def _weights(self) -> list[float]:
-        """Images without each label over images with it: both sides of a label weigh the same."""
+        """Images without each label over images with it: both sides of a label weigh the same; 1 where all have it."""
         count, labels = len(self.data.train), self.data.train.labels
         having = torch.bincount(
             torch.tensor([label for of in labels for label in of], dtype=torch.int64),  # type: ignore[attr-defined]
             minlength=len(self.data.classes),
         )
-        return [(count - with_it) / with_it for with_it in having.tolist()]
+        return [(count - with_it) / with_it or 1.0 for with_it in having.tolist()]
 
     def evaluate(
         self, model: nn.Module, images: DataLoader[Any], accelerator: Accelerator
@@ -137,7 +143,7 @@ def evaluate_labels(model: nn.Module, images: DataLoader[Any], accelerator: Acce
     logits, truth = table.cpu().double().chunk(2, dim=1)
     loss = float(F.binary_cross_entropy_with_logits(logits, truth))
     finite = torch.nan_to_num(logits.sigmoid(), nan=0.0)
-    return LabelEvaluation(loss, len(truth), label_scores(finite, truth))
+    return LabelEvaluation(loss, label_scores(finite, truth), finite, truth)
 
 
 def check_recipe(recipe: TrainConfig, where: str) -> None:
