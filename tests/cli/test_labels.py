@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from cbam.cli.main import main
+from cbam.models import build_model
 from tests.data.pictures_on_disk import photo_folder
 from tests.legacy import tiny  # makes timm/legacy_tiny known
 from tests.page.parsed import Page
@@ -30,6 +31,8 @@ def photos(tmp_path_factory):
     uneven = [path for path in paths if path.parent.name != "cup" or path.stem < "004"]
     rows = [f"{path.relative_to(root)},{path.parent.name}" for path in uneven]
     (root.parent / "kinds.csv").write_text("\n".join(["image,kind", *rows]) + "\n")
+    torch.manual_seed(0)
+    torch.save(build_model("timm/legacy_tiny", 4).state_dict(), root.parent / "weights.pth")
     return root
 
 
@@ -113,9 +116,17 @@ def test_what_is_for_one_class_an_image_is_refused(photos, tmp_path, capsys, opt
     [
         ("tags.csv", ["--class-weights", "balanced", "--augment", "augmix"]),
         ("kinds.csv", ["--sampler", "balanced", "--patience", "2", "--augment", "randaugment"]),
+        (
+            "tags.csv",
+            [
+                *("--weights", "{root}/weights.pth", "--freeze-backbone", "2", "--patience", "2"),
+                *("--sampler", "balanced", "--augment", "randaugment"),
+            ],
+        ),
     ],
 )
 def test_killed_anywhere_it_ends_with_the_same_bits(photos, server, tmp_path, table, more):
+    more = [word.format(root=photos.parent) for word in more]
     words = ["train", "--import", "tests.legacy.tiny", *options(photos, table, *more), "--save-every", "1"]
     words += ["--epochs", "4"]
     straight = server.run(*words, "--output", tmp_path / "straight")

@@ -181,9 +181,10 @@ def run(config: EvaluateConfig, split: Split) -> Found | None:
     Raises:
         CBAMError: The network or the images do not exist, or do not match.
     """
-    from cbam.data import load_data, make_loader
+    from cbam.data import make_loader
     from cbam.evaluate.class_report import ClassReport
     from cbam.evaluate.label_report import LabelReport
+    from cbam.explain.inputs import input_form
     from cbam.pretrained import open_network
     from cbam.train.config import TrainConfig
     from cbam.train.device import make_accelerator
@@ -195,13 +196,8 @@ def run(config: EvaluateConfig, split: Split) -> Found | None:
     )
     opened = open_network(config.source, config.model, variant=config.variant)
     model, saved = opened.model, opened.config
-    size = saved.input_size
-    data = load_data(
+    data = input_form(model, config.image_size)[0].load(
         config.data,
-        image_size=config.image_size or (size[-1] if size else None),
-        resize=resize_of(config, saved),
-        mean=saved.mean,
-        std=saved.std,
         limit_val=config.limit_val,
         val_fraction=split.val_fraction,
         bad_images=config.bad_images,
@@ -249,20 +245,6 @@ def run(config: EvaluateConfig, split: Split) -> Found | None:
             "as any of them"
         )
     return Found(report, data, variant, tuple(notices))
-
-
-def resize_of(config: EvaluateConfig, saved: Config) -> int | None:
-    """Return how long the short side of a picture becomes before the crop: as saved with the network, if it applies.
-
-    Networks of earlier versions, which do not say it, were judged by 256/224 of their size.
-    """
-    from cbam.data.load import is_built_in
-    from cbam.data.prepared import short_side
-
-    size = saved.input_size
-    if is_built_in(config.data) or not size or config.image_size not in (None, size[-1]):
-        return None
-    return saved.resize or short_side(size[-1])
 
 
 def matched_classes(saved: Config, data: ImageData) -> tuple[tuple[str, ...], list[int] | None]:

@@ -151,7 +151,7 @@ def _print_accuracy(model: nn.Module, exported: Exported, config: ExportConfig, 
     from cbam.export.images import accuracy, validation_data
 
     size = tuple(exported.example.shape[1:])
-    data = validation_data(run, config.data, size, config.limit_val)
+    data = validation_data(model, run, config.data, size, config.limit_val)
     if data is None:
         print("accuracy: not measured; name images with their classes: --data FOLDER")
     else:

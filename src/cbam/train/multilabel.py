@@ -38,11 +38,12 @@ class LabelEvaluation:
     probabilities: Tensor
     truth: Tensor
 
-    def figures(self) -> dict[str, Any]:
-        """Return what `result.json` holds of it."""
+    def figures(self, averaged: LabelEvaluation | None = None) -> dict[str, Any]:
+        """Return what `result.json` holds of it, and the score of the moving average where there is one."""
         scores = self.scores
         return {
             "val_map": scores.mean_ap,
+            **({} if averaged is None else {"val_map_ema": averaged.scores.mean_ap}),
             "val_f1": scores.macro_f1,
             "val_micro_f1": scores.micro_f1,
             "val_exact": scores.exact,
