@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cbam import save_pretrained
 from cbam.cli.main import main
 from cbam.models import build_model
 from tests.data.pictures_on_disk import photo_folder
@@ -73,8 +74,54 @@ def test_several_labels_are_trained_and_evaluated(photos, tmp_path, capsys):
     page = Page((output / "evaluation.html").read_text())
     assert f"{100 * result['val_map']:.2f} % mean average precision" in page.words
     assert page.row("cat")[1] == str(result["label_images"][1])
-    assert main(["evaluate", str(run), *table, "--output", str(tmp_path / "page.html")]) == 0
+    own = ["--data", str(photos), "--device", "cpu"]  # the table is the run's
+    assert main(["evaluate", str(run), *own, "--output", str(tmp_path / "page.html")]) == 0
+    assert (
+        f"the labels are those of the run: --labels {photos.parent / 'tags.csv'}" in capsys.readouterr().out
+    )
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.fixture(scope="module")
+def network(photos):
+    """A network for three labels, saved, that finds in every picture what its biases say."""
+    torch.manual_seed(0)
+    model = build_model("resnet20", 3)
+    with torch.no_grad():
+        model.fc.weight.zero_()
+        model.fc.bias.copy_(torch.tensor([2.0, -2.0, 1.0]))
+    said = {"class_names": ["c", "cat", "rocket"], "input_size": (3, 16, 16), "task": "multilabel"}
+    return save_pretrained(model, photos.parent / "network", "resnet20", **said)
+
+
+def test_a_table_may_lack_a_label(photos, network, tmp_path, capsys):
+    rows = ["image,tags", "cat/000.jpg,c", "cat/001.jpg,c;rocket", "cup/000.jpg,", "cup/001.jpg,rocket"]
+    (tmp_path / "tags.csv").write_text("\n".join(rows))
+    words = ["evaluate", str(network), "--data", str(photos), "--labels", str(tmp_path / "tags.csv")]
+    assert main([*words, "--device", "cpu", "--output", str(tmp_path / "scores.json")]) == 0
+    assert "of the network's 3 labels 2 have images here" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert [(row["label"], row["images"], row["predicted"]) for row in scores["labels"]] == [
+        ("c", 2, 4),
+        ("cat", 0, 0),
+        ("rocket", 2, 4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "task", "message"),
+    [
+        (None, "multilabel", "several labels an image, and here each has one class. Type: --labels TABLE"),
+        ("tags.csv", "multiclass", "one class an image, and --labels gives several. Leave it out"),
+    ],
+)
+def test_images_of_the_other_task_are_refused(photos, tmp_path, capsys, table, task, message):
+    names = ["c", "cat", "cup", "rocket"]
+    said = {"class_names": names, "input_size": (3, 16, 16), "task": task}
+    folder = save_pretrained(build_model("resnet20", 4), tmp_path / "network", "resnet20", **said)
+    labels = [] if table is None else ["--labels", str(photos.parent / table)]
+    assert main(["evaluate", str(folder), "--data", str(photos), *labels, "--device", "cpu"]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_several_labels_are_compared_by_average_precision(photos, tmp_path, capsys):

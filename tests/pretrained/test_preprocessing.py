@@ -97,7 +97,7 @@ def forms(trained, tmp_path):
     """Each saved form with what it is: (source, options, (size, resize, interpolation, mean))."""
     step = sorted((trained / "checkpoints").iterdir())[-1]
     weights = tmp_path / "bare.pth"
-    torch.save(network().state_dict(), weights)
+    torch.save(build_model("resnet20", 3).state_dict(), weights)
     usual = (0.485, 0.456, 0.406)
     return {
         "saved": (saved(tmp_path / "a", resize=29, interpolation="bicubic"), None, (24, 29, "bicubic", MEAN)),
@@ -106,7 +106,7 @@ def forms(trained, tmp_path):
         "run": (trained, None, (16, 20, "bilinear", MEAN)),
         "checkpoint": (step, None, (16, 20, "bilinear", MEAN)),
         "checkpoint before": (run_of_before(trained, tmp_path / "old"), None, (16, 18, "bilinear", MEAN)),
-        "file": (weights, NAME, (224, 256, "bilinear", usual)),
+        "file": (weights, "resnet20", (32, 32, "bilinear", usual)),
     }
 
 
@@ -192,4 +192,4 @@ def test_a_built_in_set_keeps_its_own_statistics_only_where_the_network_says_non
 
 def test_a_network_of_three_channels_is_no_network_for_grey_sets(trained, capsys):
     assert main(["evaluate", str(trained), "--data", "digits", "--device", "cpu"]) == 2
-    assert "takes images of 3 channels, and those of digits have 1" in capsys.readouterr().err
+    assert "takes images of 3 channels, and those of digits are grey" in capsys.readouterr().err

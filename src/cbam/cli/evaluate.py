@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from cbam.pretrained import Config
 
 DESCRIPTION = """Score a network on images: top-1 and top-5 accuracy, precision, recall and F1 of each class, what it
-confuses most, and whether it is right as often as it says. A folder of class folders is scored whole, with as many of
-the network's classes as it has. Every image counts once, on any number of processes (torchrun -m cbam evaluate ...).
+confuses most, and whether it is right as often as it says; of several labels an image, average precision. A folder
+of class folders is scored whole, with as many of the network's classes as it has. Every image counts
+once, on any number of processes (torchrun -m cbam evaluate ...).
 
 Example: cbam evaluate runs/train-digits-resnet20-cbam --data digits --output scores"""
 _KINDS = (".json", ".csv", ".html")
@@ -45,7 +46,8 @@ class EvaluateConfig:
     data: str
     """fashion-mnist, digits, a folder, ... as for `cbam train`."""
     labels: str | None = None
-    """A table of the images below --data and their labels, as for `cbam train`."""
+    """A table of the images below --data and their labels, as for `cbam train`. None: that of the run, for the images
+    that it was trained on; else the folders are the classes."""
     split: Literal["all", "val"] | None = None
     """all: every image, unless there are validation images of their own (val/); val: the validation images, split off
     as for training if need be. None: val for the images that the run was trained on, else all."""
@@ -70,7 +72,7 @@ class EvaluateConfig:
     """Where to compute."""
     workers: int = 0
     """Processes that load images."""
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import", help_behavior_hint="(optional)")] = ()
     """Modules of your own to import first, such as my_package.my_gate, for the attention in the network."""
     output: Path | None = None
     """A folder for all results: scores.json, classes.csv, images.csv and the page evaluation.html. Or one of them: a
@@ -106,11 +108,13 @@ class Split:
         val_fraction: See `EvaluateConfig`.
         whole: Whether all images count, where there is no validation part.
         notices: What the user should know about it.
+        labels: The table of the run, for the images that it was trained on.
     """
 
     val_fraction: float
     whole: bool
     notices: tuple[str, ...] = ()
+    labels: str | None = None
 
 
 def split_of(config: EvaluateConfig) -> Split:
@@ -130,6 +134,9 @@ def split_of(config: EvaluateConfig) -> Split:
     there = float(settings["val_fraction"])
     now = there if config.val_fraction is None else config.val_fraction
     notices = []
+    labels = settings.get("labels") if config.labels is None else None
+    if labels:
+        notices.append(f"the labels are those of the run: --labels {labels}")
     if config.split == "all":
         notices.append(
             "the network was trained on these images. Where there is no validation folder, most of those that are "
@@ -145,7 +152,7 @@ def split_of(config: EvaluateConfig) -> Split:
         notices.append(
             f"the run validated on {f'{was} of these images' if was else 'all of them'} (--limit-val)"
         )
-    return Split(now, config.split == "all", tuple(notices))
+    return Split(now, config.split == "all", tuple(notices), labels)
 
 
 def _settings_of(folder: Path) -> dict[str, Any]:
@@ -201,7 +208,7 @@ def run(config: EvaluateConfig, split: Split) -> Found | None:
         limit_val=config.limit_val,
         val_fraction=split.val_fraction,
         bad_images=config.bad_images,
-        labels=config.labels,
+        labels=config.labels or split.labels,
         whole=split.whole,
     )
     classes, numbers = matched_classes(saved, data)
@@ -216,10 +223,9 @@ def run(config: EvaluateConfig, split: Split) -> Found | None:
     )
     model.to(accelerator.device)
     notices = [*split.notices, *data.notices]
-    several = data.task == "multilabel"
     scores = (
-        evaluate_labels(model, loader, accelerator)
-        if several
+        evaluate_labels(model, loader, accelerator, numbers, len(classes))
+        if data.task == "multilabel"
         else evaluate(model, loader, accelerator, numbers)
     )
     if not accelerator.is_main_process:
@@ -241,8 +247,8 @@ def run(config: EvaluateConfig, split: Split) -> Found | None:
     variant = saved.attention[0].kind if saved.attention else "none"
     if len(data.classes) < len(classes):
         notices.append(
-            f"of the network's {len(classes)} classes {len(data.classes)} have images here; an image may be predicted "
-            "as any of them"
+            f"of the network's {len(classes)} {'labels' if data.task == 'multilabel' else 'classes'} "
+            f"{len(data.classes)} have images here; any of them may be predicted"
         )
     return Found(report, data, variant, tuple(notices))
 
@@ -264,10 +270,13 @@ def matched_classes(saved: Config, data: ImageData) -> tuple[tuple[str, ...], li
                 f"{some(data.classes)}."
             )
         return data.classes, None
-    if data.task == "multilabel" and tuple(names) != data.classes:
+    if saved.task != data.task:
         raise CBAMError(
-            f"the network was trained on the labels {some(names, MOST_CLASSES)}; --labels has "
-            f"{some(data.classes, MOST_CLASSES)}. Give a table with the same ones"
+            "the network was trained on several labels an image, and here each has one class. Type: --labels TABLE, or "
+            "--labels 'TABLE?task=multilabel' where each image has one label"
+            if saved.task == "multilabel"
+            else "the network was trained on one class an image, and --labels gives several. Leave it out for a folder "
+            "of class folders, or give a table with one class each"
         )
     number = {name: index for index, name in enumerate(names)}
     if unknown := [name for name in data.classes if name not in number]:

@@ -71,7 +71,7 @@ class ExportConfig:
     int8."""
     limit_val: int | None = None
     """Use only this many of them, equally many of each class."""
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import", help_behavior_hint="(optional)")] = ()
     """Modules of your own to import first, such as my_package.my_gate, for the attention in the network."""
 
     def __post_init__(self) -> None:

@@ -20,7 +20,6 @@ from cbam.data.load import IMAGENET_MEAN, IMAGENET_STD, is_built_in, load_data
 from cbam.data.pictures import open_image, upright_rgb
 from cbam.data.prepared import centre_crop, normalised, short_side
 from cbam.errors import CBAMError
-from cbam.formatting import counted
 from cbam.models.classifier import last_layer
 from cbam.models.registry import made_for
 from cbam.ops.dims import batched
@@ -77,13 +76,11 @@ class InputForm:
         if not is_built_in(data):
             how = {"resize": self.resize, "interpolation": self.interpolation, "channels": self.channels}
             return load_data(data, image_size=self.size, augment="none", **statistics, **how, **selection)
-        found = load_data(data, image_size=self.size, **(statistics if self.known else {}), **selection)
-        if found.input_size[0] != self.channels:
+        if self.channels != 1:
             raise CBAMError(
-                f"the network takes images of {counted(self.channels, 'channel')}, and those of {data} have"
-                f" {found.input_size[0]}."
+                f"the network takes images of {self.channels} channels, and those of {data} are grey."
             )
-        return found
+        return load_data(data, image_size=self.size, **(statistics if self.known else {}), **selection)
 
     def __str__(self) -> str:
         short = short_side(self.size) if self.resize is None else self.resize

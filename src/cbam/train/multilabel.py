@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -113,25 +114,36 @@ class MultiLabel(ImageTask[LabelEvaluation]):
 
 
 @torch.no_grad()
-def evaluate_labels(model: nn.Module, images: DataLoader[Any], accelerator: Accelerator) -> LabelEvaluation:
+def evaluate_labels(
+    model: nn.Module,
+    images: DataLoader[Any],
+    accelerator: Accelerator,
+    numbers: Sequence[int] | None = None,
+    outputs: int | None = None,
+) -> LabelEvaluation:
     """Run `model` in evaluation mode over all images, those of the other processes included, each once.
 
     Args:
         model: (N, C, H, W) -> (N, labels), logits; its training mode is restored.
         images: A loader over this process's share, of `make_loader`, whose targets are (N, labels) of 0 and 1.
         accelerator: Device and precision; brings the rows of the processes together.
+        numbers: For each label of the images its number among the model's. None: they are the same.
+        outputs: Of the model; no image has those that are no label of the images. None: as many as labels.
     """
     was_training = model.training
     model.eval()
     dataset: Any = images.dataset
-    labels, shape = len(dataset.classes), dataset[0, 0][0].shape
+    own = list(range(len(dataset.classes)) if numbers is None else numbers)
+    labels, shape = outputs or len(own), dataset[0, 0][0].shape
     # One row for each image of the set, zero for those of other processes: a sum puts all in the set's order.
     table = torch.zeros(len(dataset), 2 * labels, device=accelerator.device)
     rows = []
     for batch, truth in images:
         with accelerator.autocast():
             logits = model(batch.to(accelerator.device)).float()
-        rows.append(torch.cat([logits, truth.to(accelerator.device)], dim=1))
+        has = torch.zeros_like(logits)
+        has[:, own] = truth.to(accelerator.device)
+        rows.append(torch.cat([logits, has], dim=1))
     for _ in range(len(images) - len(rows)):
         # A sharded model computes on all processes or on none: those without images help the others.
         with accelerator.autocast():
