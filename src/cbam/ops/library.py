@@ -17,7 +17,7 @@ import torch
 
 from cbam.ops.signature import SCHEMAS
 
-INSTALL = "with a C++ compiler, in the checkout, type: pip install --no-build-isolation --no-deps ."
+INSTALL = "with a C++ compiler, in the checkout, type 'pip install --no-build-isolation --no-deps .'"
 
 
 def library_file() -> Path:
