@@ -98,7 +98,7 @@ def divisor(rounds: int) -> None:
                 given.set_identity()
                 modules = {name: copy.deepcopy(given) for name in (WITHOUT, WITH, AGAIN)}
                 for name in (WITHOUT, AGAIN):
-                    modules[name].spatial_attention.set_fan_in(False)
+                    modules[name].get_submodule("spatial_attention").set_fan_in(False)  # type: ignore[operator]
                 timed = {name: _timed(module, x.clone(), backward) for name, module in modules.items()}
                 what = "forward and backward" if backward else "forward"
                 times = interleave(timed, rounds=rounds)
