@@ -3,7 +3,8 @@
     python benchmarks/calls.py [calls|networks|divisor ...] [--threads 1] [--rounds 100]
 
 Everything that is compared is timed in turns in one process, so that a busy machine slows all of it down; a ratio is
-the median over the rounds, in brackets its 95% interval. `networks` and `divisor` take about a minute each.
+the median over the rounds, in brackets its 95% interval. With one thread the clock is the time that the process has had
+a processor. `networks` and `divisor` take about a minute each.
 
 calls: one call on 1x64x4x4, in calls of what stands there without it.
 networks: inference of one image and a training step of two (forward, cross entropy, backward and SGD with momentum), in
@@ -20,6 +21,7 @@ import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +30,7 @@ from torch import Tensor, nn
 from cbam import CBAM, attach
 from cbam.attach.wrapper import WithAttention
 from cbam.evaluate import references
-from cbam.evaluate.timing import Candidate, interleave, ratios
+from cbam.evaluate.timing import Candidate, Clock, ProcessorClock, interleave, ratios
 from cbam.models import build_model
 
 SHAPE = (1, 64, 4, 4)
@@ -43,6 +45,7 @@ PLAIN, TEXTBOOK, TIMM, OURS, PAPER = "plain", "textbook", "timm's", "cbam.attach
 NETWORKS = (("resnet18", 32), ("mobilenet_v3_small", 224))
 MAPS = ((64, 56), (128, 28), (256, 14), (512, 7))
 WITHOUT, WITH, AGAIN = "without", "with", "without, again"
+Timer: TypeAlias = Callable[[Mapping[str, Candidate]], dict[str, list[float]]]
 
 
 def main() -> None:
@@ -57,15 +60,16 @@ def main() -> None:
             parser.error(f"there is no part {part!r}: {', '.join(PARTS)}")
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, {arguments.threads} thread(s), {arguments.rounds} rounds")
+    clock = ProcessorClock() if arguments.threads == 1 else Clock()
     for part in arguments.parts or PARTS:
         print(f"\n{part}")
-        PARTS[part](arguments.rounds)
+        PARTS[part](partial(interleave, rounds=arguments.rounds, clock=clock))
 
 
-def calls(rounds: int) -> None:
+def calls(time: Timer) -> None:
     """Time single calls."""
     for name, (kind, other, training, backward, aim) in CALLS.items():
-        times = interleave({each: _call(each, training, backward) for each in (kind, other)}, rounds=rounds)
+        times = time({each: _call(each, training, backward) for each in (kind, other)})
         ours, plain = times[kind], times[other]
         print(
             f"{name:48}{1e3 * min(ours):7.1f} us, median {1e3 * statistics.median(ours):7.1f} (aim {aim}),"
@@ -73,7 +77,7 @@ def calls(rounds: int) -> None:
         )
 
 
-def networks(rounds: int) -> None:
+def networks(time: Timer) -> None:
     """Time inference and a training step of whole networks."""
     for model, side in NETWORKS:
         for training in (False, True):
@@ -84,10 +88,10 @@ def networks(rounds: int) -> None:
             batch = images if training else images[:1]
             steps = {name: _step(network, batch, target, training) for name, network in built.items()}
             what = "training step, 2 images" if training else "inference, 1 image"
-            _print_ratios(f"{model}, {side} px, {what}", interleave(steps, rounds=rounds), PLAIN)
+            _print_ratios(f"{model}, {side} px, {what}", time(steps), PLAIN)
 
 
-def divisor(rounds: int) -> None:
+def divisor(time: Timer) -> None:
     """Time the module with and without the divisor of its spatial logits."""
     for batch in (1, 8):
         for channels, side in MAPS:
@@ -101,11 +105,11 @@ def divisor(rounds: int) -> None:
                     modules[name].get_submodule("spatial_attention").set_fan_in(False)  # type: ignore[operator]
                 timed = {name: _timed(module, x.clone(), backward) for name, module in modules.items()}
                 what = "forward and backward" if backward else "forward"
-                times = interleave(timed, rounds=rounds)
+                times = time(timed)
                 _print_ratios(f"{batch}x{channels}x{side}x{side}, {what}", times, WITHOUT)
 
 
-PARTS: dict[str, Callable[[int], None]] = {"calls": calls, "networks": networks, "divisor": divisor}
+PARTS: dict[str, Callable[[Timer], None]] = {"calls": calls, "networks": networks, "divisor": divisor}
 
 
 def median_of(values: Sequence[float]) -> str:
