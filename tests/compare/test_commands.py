@@ -94,6 +94,26 @@ def test_the_command_repeats_every_option_that_counts():
     assert "--sites" not in found["none"]
 
 
+@pytest.mark.parametrize(
+    ("options", "printed"),
+    [
+        ("", ""),
+        ("--image-size 224", "--image-size 224"),
+        ("--model resnet18 --image-size 64", "--image-size 64"),
+        ("--augment none", "--augment none"),
+        ("--augment flip --flip 0.2", "--augment flip --flip 0.2"),
+        ("--model resnet18 --crop 0.25", "--crop 0.25"),
+    ],
+)
+def test_of_a_folder_it_repeats_what_was_typed_and_no_more(tmp_path, options, printed):
+    config = compare.parse(["--data", str(tmp_path), *options.split()])
+    words = train_commands(config.resolved(), ["cbam"])["cbam"]
+    line = " ".join(words[words.index("--attention") + 2 :])
+    assert line == printed
+    ours, theirs = train.parse(words[2:]).resolved(), config.resolved()
+    assert all(ours[name] == theirs[name] for name in ("image_size", "resize", "augment", "crop", "flip"))
+
+
 def test_detectors_have_commands_too():
     config = detect_compare.parse(
         ["--data", "coco:photos", "--epochs", "2", "--attention", "none,cbam:k3,control"]

@@ -24,6 +24,8 @@ Form = TypeVar("Form", bound=CompareConfig)
 DESCRIPTION = """Train one network plain, with SE, with CBAM, and plain but widened to the size of CBAM, with several
 seeds. Ends with a table, a verdict and a report page. If it is stopped, the same command resumes it.
 
+Most runs need no more than --data, --model, --pretrained, --epochs, --batch-size and --seeds; the rest has defaults.
+
 Example: cbam compare --data fashion-mnist --model resnet20 --seeds 3 --epochs 10"""
 
 

@@ -92,10 +92,15 @@ def _computed(form: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     train: Any = next(item.default_factory for item in dataclasses.fields(form) if item.name == "train")
     rates = {name: settings[name] for name in ("optimizer", "batch_size") if name in settings}
     plain = form(**start, attention="none", train=train(**rates))
+    usual = plain.resolved()
+    given = {name: settings[name] for name in ("image_size", "augment") if settings.get(name) is not None}
+    # How images are prepared follows from their size and the policy.
+    prepared = dataclasses.replace(plain, **given).resolved() if "augment" in usual else usual
     return {
         "lr": plain.peak_lr(),
         "reduction_ratio": 16,
-        **{name: plain.resolved()[name] for name in ("image_size", "metric") if name in plain.resolved()},
+        **{name: usual[name] for name in ("image_size", "augment", "metric") if name in usual},
+        **{name: prepared[name] for name in ("resize", "crop", "flip") if name in prepared},
     }
 
 

@@ -45,7 +45,9 @@ class DetectionSetConfig(RunConfig):
     metric: Literal["auto", "coco", "voc07", "voc"] = "auto"
     """How detections are judged: coco (12 figures), voc07 (AP at 11 points), voc (area below the curve). auto: voc07
     for voc:..., else coco."""
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = option((), affects_result=False)
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import", help_behavior_hint="(optional)")] = (
+        option((), affects_result=False)
+    )
     """Modules of your own to import first, such as my_package.my_gate, for the attention that they register; see
     docs/your-own-attention.md."""
 

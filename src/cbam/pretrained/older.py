@@ -63,7 +63,7 @@ def rebuild(place: Place, backbone: nn.Module | None = None) -> tuple[nn.Module,
         attach(model, sites=split_sites([settings["sites"]]), input_size=size, **attention)
     return model, describe_network(
         model, None if backbone is not None else name, class_names=classes, input_size=size, mean=mean, std=std,
-        resize=size[-1] if built_in else None, widened_to=widened_to,
+        resize=data.get("resize") or (size[-1] if built_in else None), widened_to=widened_to,
     )  # fmt: skip
 
 

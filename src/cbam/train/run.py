@@ -20,10 +20,8 @@ from cbam.runs.folder import RunFolder
 from cbam.runs.progress import Progress
 from cbam.train.build import build_network, count_parameters, widening
 from cbam.train.config import TrainRunConfig
-from cbam.train.evaluation import Evaluation
 from cbam.train.job import ImageJob, describe_trained, prepare_images, with_batch_size, with_config
 from cbam.train.loop import Trained
-from cbam.train.multilabel import LabelEvaluation
 from cbam.train.single import Network, SingleJob
 from cbam.train.trackers import check_trackers
 
@@ -76,7 +74,7 @@ class TrainJob(ImageJob[Network, "dict[str, Any]"], SingleJob[ImageData]):
         """Return the scores of the last epoch, and which epoch was the best."""
         best = self.best_row()
         return {
-            **_figures(trained.evaluation, trained.ema_evaluation),
+            **trained.evaluation.figures(trained.ema_evaluation),
             "best_epoch": best["epoch"],
             f"best_{self.score_name}": best[self.score_name],
             "epochs": trained.epochs,
@@ -85,21 +83,6 @@ class TrainJob(ImageJob[Network, "dict[str, Any]"], SingleJob[ImageData]):
             "seconds": trained.seconds,
             "finished": now(),
         }
-
-
-def _figures(scores: Evaluation | LabelEvaluation, ema: Any) -> dict[str, Any]:
-    """Return the scores of the last epoch, and those of the moving average where there is one."""
-    if isinstance(scores, LabelEvaluation):
-        return {**scores.figures(), **({"val_map_ema": ema.scores.mean_ap} if ema else {})}
-    averaged = {"val_accuracy_ema": ema.accuracy, "val_top5_ema": ema.top5_accuracy} if ema else {}
-    return {
-        "val_accuracy": scores.accuracy,
-        "val_top5": scores.top5_accuracy,
-        "val_loss": scores.loss,
-        "images": scores.images,
-        **averaged,
-        "per_class_accuracy": scores.per_class_accuracy,
-    }
 
 
 def prepare(config: TrainRunConfig, command: list[str], progress: Progress) -> TrainJob:
