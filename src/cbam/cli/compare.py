@@ -117,7 +117,8 @@ def show_summary(
     if seeds < 3:
         console.print("Add seeds with --seeds 3; what is trained is kept.")
     console.print("\nto train one of them alone:")
-    for words in train_commands(config.resolved(), config.variants).values():
+    parameters = {variant: cost["parameters"] for variant, cost in outcome.costs.items()}
+    for words in train_commands(config.resolved(), config.variants, parameters).values():
         console.print(f"  {shlex.join(words)}", soft_wrap=True, markup=False)
     console.print(f"\nreport: {outcome.report}", soft_wrap=True)
 

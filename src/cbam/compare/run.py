@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from cbam.attach.variants import matched_by_control
+from cbam.attach.variants import CONTROL, matched_by_control
 from cbam.checkpoints import tensors_file
+from cbam.checkpoints.switches import as_header, switches_of
 from cbam.compare.config import CompareConfig
 from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell, build_cell
@@ -79,7 +80,8 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
         path = self.folder.cell(cell)
         write_network(path, model, self._describe(cell, model))
         if averaged is not None:
-            tensors_file.write(path / "model_ema.safetensors", averaged.state_dict())
+            header = as_header(switches_of(averaged))
+            tensors_file.write(path / "model_ema.safetensors", averaged.state_dict(), header)
 
     def describe_checkpoint(
         self, cell: Cell, model: nn.Module, files: Mapping[str, bytes]
@@ -91,7 +93,7 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
         known = self.described.get(cell.name)
         if known is None:
             target = None
-            if cell.variant == "control":
+            if cell.variant == CONTROL:
                 target = self.parameters[matched_by_control(self.config.variants)]
             known = describe_trained(model, self.config.model, self.data, widened_to=target)
         self.described[cell.name] = known

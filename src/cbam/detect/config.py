@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from cbam.attach.variants import ALONE, check_widening
 from cbam.detect.recipe import DetectTrainConfig
 from cbam.errors import CBAMError, unknown_name
 from cbam.runs.config import RunConfig, option
@@ -223,9 +224,12 @@ class DetectRunConfig(DetectorConfig):
     essential: ClassVar[tuple[str, ...]] = ("seed", "model")
 
     attention: str = "cbam"
-    """Kind of attention to attach, as in `cbam compare`: cbam, cbam:official, se, eca:k5, ..., or none."""
+    """Kind of attention to attach, as in `cbam compare`: cbam, cbam:official, se, eca:k5, ..., none, or control: none,
+    but wider blocks."""
     reduction_ratio: int | None = None
     """Width of the channel gate's hidden layer: channels / ratio. None: 16 for CBAM and SE, else the kind's own."""
+    widened_to: int | None = None
+    """Parameters of --attention control. None: as many as with --attention cbam."""
     seed: int = 0
     """Determines initial weights, order of the images, augmentation and samples of regions."""
     output: Path | None = option(None, affects_result=False)
@@ -253,11 +257,13 @@ class DetectRunConfig(DetectorConfig):
             ("keep", self.keep, self.keep >= 1, "at least 1"),
         )
         tracker_names(self.track)
-        if self.attention == "none":
+        check_widening(self.widened_to, self.attention)
+        if self.attention in ALONE:
             for name, given, default in (("sites", self.sites, "backbone"), ("reduction-ratio", ratio, None)):
                 if given != default:
                     raise CBAMError(
-                        f"--{name} {given} has no effect with --attention none. Leave it out, or use --attention cbam"
+                        f"--{name} {given} has no effect with --attention {self.attention}. Leave it out, or use"
+                        " --attention cbam"
                     )
 
     def peak_lr(self) -> float:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cbam.data import make_loader
 from cbam.data.epoch_index import EpochIndexDataset
 from cbam.data.image_data import ImageData
 from cbam.data.pictures import SUFFIXES, open_image
+from cbam.detect.config import DetectionSetConfig
 from cbam.documents import read_yaml
 from cbam.errors import CBAMError
 from cbam.explain.inputs import input_form
@@ -66,6 +68,33 @@ def calibration_images(model: nn.Module, source: str, size: tuple[int, ...], lim
     form, _ = input_form(model, size[-1])
     chosen = [files[index] for index in _spread(len(files), limit)]
     return form.batch([form.crop(open_image(path)) for path in chosen])
+
+
+def detection_images(run: Path, given: str | None, sides: tuple[int, ...], count: int = 4) -> Tensor | None:
+    """Return validation images for a detector, (N, 3, H, W) in 0..1, resized; None where the run's own are gone.
+
+    Args:
+        run: folder of `cbam detect train`.
+        given: a set such as "coco:FOLDER" instead of the run's own.
+        sides: (H, W).
+        count: at most so many.
+
+    Raises:
+        CBAMError: a given set cannot be used.
+    """
+    settings = _settings(run)
+    if given is None and "data" not in settings:
+        return None
+    names = ("data", "val_fraction", "limit_val", "bad_data") if given is None else ()
+    known = {name: settings[name] for name in names if name in settings} or {"data": given}
+    try:
+        images = DetectionSetConfig(**known).load().validation
+    except CBAMError:
+        if given is not None:
+            raise
+        return None
+    chosen = [images[index][0].as_subclass(Tensor) for index in _spread(len(images), count)]
+    return torch.cat([F.interpolate(image[None].float() / 255, sides, mode="bilinear") for image in chosen])
 
 
 def validation_data(

@@ -18,7 +18,7 @@ from cbam.pretrained.saving import write_network
 from cbam.runs.environment import now
 from cbam.runs.folder import RunFolder
 from cbam.runs.progress import Progress
-from cbam.train.build import build_network, count_parameters
+from cbam.train.build import build_network, count_parameters, widening
 from cbam.train.config import TrainRunConfig
 from cbam.train.job import ImageJob, describe_trained, prepare_images, with_batch_size, with_config
 from cbam.train.loop import Trained
@@ -67,7 +67,8 @@ class TrainJob(ImageJob[Network, "dict[str, Any]"], SingleJob[ImageData]):
     @cached_property
     def network(self) -> Config:
         """What config.json says of the network, without the digest of its weights."""
-        return describe_trained(self.skeleton, self.config.model, self.data)
+        widened_to = _widening(self.config, self.data)
+        return describe_trained(self.skeleton, self.config.model, self.data, widened_to=widened_to)
 
     def result(self, trained: Trained[Any]) -> dict[str, Any]:
         """Return the scores of the last epoch, and which epoch was the best."""
@@ -126,4 +127,10 @@ def build(config: TrainRunConfig, data: ImageData) -> nn.Module:
             f"--model {config.model} already has attention. Type --attention none, or "
             f"--model {backbone} --attention {as_variant(brought)}"
         )
-    return build_network(config, data, config.seed, config.attach_arguments)
+    widened_to = _widening(config, data)
+    return build_network(config, data, config.seed, config.attach_arguments, widened_to=widened_to)
+
+
+def _widening(config: TrainRunConfig, data: ImageData) -> int | None:
+    with_cbam = dataclasses.replace(config, attention="cbam", widened_to=None)
+    return widening(config.widened_to, config.attention, lambda: build(with_cbam, data))
