@@ -341,29 +341,6 @@ def test_a_module_that_refuses_midway():
     untouched_by(model, lambda: load_weights(model, state), "refused the weights and is unchanged: not today")
 
 
-def test_entries():
-    source = networks.plain(7)
-    content = {"state_dict": networks.plain(8).state_dict(), "state_dict_ema": source.state_dict()}
-    model = networks.plain(2)
-    assert "also holds 'state_dict_ema'" in str(load_weights(model, content))
-    load_weights(model, content, entry="state_dict_ema")
-    assert torch.equal(model(image()), source(image()))
-    with pytest.raises(CBAMError, match=r"unknown entry 'ema'.*Valid: 'state_dict', 'state_dict_ema'"):
-        load_weights(model, content, entry="ema")
-    with pytest.raises(CBAMError, match=r"model expects a torch\.nn\.Module, got dict"):
-        load_weights({}, content)
-
-
-def test_a_prefix_is_dropped_only_where_that_helps():
-    source = networks.plain(7)
-    model = networks.plain(2)
-    load_weights(model, {f"model.{k}": v for k, v in source.state_dict().items()})
-    assert torch.equal(model(image()), source(image()))
-    outer = nn.ModuleDict({"model": networks.plain(2)})
-    load_weights(outer, {f"model.{k}": v for k, v in source.state_dict().items()})
-    assert torch.equal(outer["model"](image()), source(image()))
-
-
 def test_a_model_without_memory():
     """Loading into it would do nothing, and say nothing."""
     with torch.device("meta"):

@@ -200,7 +200,7 @@ def test_exporters_and_tracers(dims):
     exported = torch.export.export(model, (x,)).run_decompositions()
     torch.testing.assert_close(exported.module()(x), expected)
     torch.testing.assert_close(torch.fx.symbolic_trace(block)(x), expected)
-    with pytest.warns(FutureWarning, match="deprecated"):
+    with pytest.warns((FutureWarning, DeprecationWarning), match="deprecated"):  # torch 2.11: the latter
         traced = torch.jit.trace(model, x)
     torch.testing.assert_close(traced(x), expected)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

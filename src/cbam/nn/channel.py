@@ -78,6 +78,11 @@ class ChannelAttention(Gate):
         )
 
     @property
+    def switches(self) -> dict[str, str]:
+        """The activation, and what is read of each channel."""
+        return {**super().switches, "channel_pooling": self.channel_pooling}
+
+    @property
     def layers(self) -> tuple[Convolution, Convolution]:
         """The two layers of the MLP: C to C/r, and back."""
         return cast("Convolution", self.mlp[0]), cast("Convolution", self.mlp[2])

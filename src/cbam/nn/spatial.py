@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn import norms
-from cbam.nn.base import CONVOLUTIONS, Gate, positive_int, tensor_of, weight_is_all
+from cbam.nn.base import CONVOLUTIONS, SWITCHES, Gate, positive_int, tensor_of, weight_is_all
 from cbam.nn.keywords import checked_keywords
 from cbam.ops import reference
 from cbam.ops.dims import as_image_kernel
@@ -88,6 +88,12 @@ class SpatialAttention(Gate):
         if spatial_norm:
             self.norm = norms.BATCH_NORMS[dims](1, momentum=norm_momentum, **factory)
             nn.init.constant_(self.norm.weight, norm_weight)
+
+    @property
+    def switches(self) -> dict[str, str]:
+        """The activation, and what is read of each position, in which order."""
+        order = {"descriptor_order": self.descriptor_order} if self.spatial_descriptor == "both" else {}
+        return {**super().switches, "spatial_descriptor": self.spatial_descriptor, **order}
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the gate before its activation, (N, 1, H, W) or with `dims` sizes, in float32 or float64."""
@@ -219,12 +225,21 @@ class SpatialAttention(Gate):
             variance = torch.tensor(float(divisor) ** 2, device=self.conv.weight.device)
         self.register_buffer("variance", variance)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         if prefix + _EARLIER_VARIANCE in state_dict:
             state_dict[prefix + "variance"] = state_dict.pop(prefix + _EARLIER_VARIANCE)
-        if prefix + self._own_weight in state_dict:  # the file says what divides its logits
+        key = prefix + self._own_weight
+        if key in state_dict:  # the file says what divides its logits
             self.set_divisor(1.0 if self.norm is None and prefix + "variance" in state_dict else None)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+            own = self.switches.get("descriptor_order")
+            theirs = local_metadata.get(SWITCHES, {}).get("descriptor_order", own)
+            if own not in (None, theirs):
+                errors: list[str] = args[-1]
+                errors.append(
+                    f"{key} is of a kernel that reads {theirs}, this one reads {own}. cbam.load_weights(model, file)"
+                    " swaps its planes."
+                )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
