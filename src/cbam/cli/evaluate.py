@@ -231,8 +231,8 @@ def run(config: EvaluateConfig, split: Split) -> Found | None:
     if not accelerator.is_main_process:
         return None
     about: dict[str, Any] = {
-        "network": config.source,
-        "data": f"{counts_in_words(data)} From {data.source}",
+        "network": ", ".join(filter(None, (config.source, config.variant))),
+        "data": f"{counts_in_words(data)} Data: {data.source}",
         "classes": classes,
         "loss": scores.loss,
         "names": [data.val.identifier(index) for index in range(len(data.val))],
