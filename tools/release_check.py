@@ -45,7 +45,9 @@ READ = ("pyproject.toml", "csrc", "docs", "recipes", "README.md")
 TRIES, PAUSE = 3, 20  # of pip, and seconds between them
 SPACE = 9 * 2**30  # bytes on the disk that an environment with PyTorch for CUDA needs
 
-os.environ.pop("PYTHONPATH", None)  # through which pip would find the sources, and take the wheel for installed
+os.environ.pop(
+    "PYTHONPATH", None
+)  # through which pip would find the sources, and take the wheel for installed
 
 
 def run(*command: object, cwd: Path = ROOT, **environment: str) -> None:
