@@ -200,8 +200,8 @@ def cases() -> list[Case]:
             ("batch", "depth", "height", "width"),
         ),
         Case(
-            "Other dimensions", "torchvision/r3d_18", lambda: with_attention(r3d_18(num_classes=10), (3, 4, 32, 32)),
-            (3, 4, 32, 32), ("batch", "depth", "height", "width"), False,
+            "Other dimensions", "torchvision/r3d_18", lambda: with_attention(r3d_18(num_classes=10), (3, 8, 32, 32)),
+            (3, 8, 32, 32), ("batch", "depth", "height", "width"), False,
         ),
     ]  # fmt: skip
     return found

@@ -77,14 +77,21 @@ def compare(
         images: from which the inputs are made, by taking the first and resizing; None: normal noise.
 
     Raises:
-        CBAMError: another number or other shapes of outputs.
+        CBAMError: the exported network does not take one of the shapes; another number or other shapes of outputs.
     """
     found = []
     for shape in shapes:
         batch = _inputs(model, shape, images)
         with torch.no_grad():
             expected = tensors_in(model(batch))
-        outputs = loaded(batch)
+        try:
+            outputs = loaded(batch)
+        except Exception as error:  # of the runtime, each of which has its own
+            raise CBAMError(
+                f"the exported network takes no input of {shape}: {type(error).__name__}: {error}\nMake fewer sizes"
+                " dynamic, or export with a larger example: a size that becomes 1 inside of a network is taken for a"
+                " fixed one. No file was written."
+            ) from error
         if [tuple(a.shape) for a in expected] != [tuple(b.shape) for b in outputs]:
             raise CBAMError(
                 f"with an input of {shape} the exported network returns {[tuple(b.shape) for b in outputs]}, eager mode"

@@ -57,8 +57,10 @@ def capture(
         CBAMError: torch.export cannot capture the network, or one of the sizes cannot be dynamic; torch's reason.
     """
     axes = axes_of(example, dynamic)
-    if 0 in axes and len(example) == 1:
-        example = torch.cat([example, example])  # torch.export takes a size of 1 for a constant
+    # torch.export takes a size of 1 for a constant, and so it does with sizes that become 1 inside of the network.
+    for axis in axes:
+        if axis or len(example) == 1:
+            example = torch.cat([example, example], axis)
     # DYNAMIC and no named Dim: that refuses networks for guards that hold for every size, such as
     # 1 + (w - 1) // 2 == (1 + w) // 2 where a shortcut is added.
     shapes = (dict.fromkeys(axes, Dim.DYNAMIC),) if axes else None
