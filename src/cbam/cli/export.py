@@ -73,7 +73,7 @@ class ExportConfig:
     own where they are still there, otherwise noise."""
     limit_val: int | None = None
     """Use only this many of them, equally many of each class."""
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import", help_behavior_hint="(optional)")] = ()
     """Modules of your own to import first, such as my_package.my_gate, for the attention in the network."""
 
     def __post_init__(self) -> None:
@@ -216,7 +216,7 @@ def _print_accuracy(model: nn.Module, exported: Exported, config: ExportConfig, 
     from cbam.export.images import accuracy, validation_data
 
     size = tuple(exported.example.shape[1:])
-    data = validation_data(run, config.data, size, config.limit_val)
+    data = validation_data(model, run, config.data, size, config.limit_val)
     if data is None:
         print("accuracy: not measured; name images with their classes: --data FOLDER")
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cbam.data import load_data, make_loader
+from cbam.data import make_loader
 from cbam.data.epoch_index import EpochIndexDataset
 from cbam.data.image_data import ImageData
 from cbam.data.pictures import SUFFIXES, open_image
@@ -19,28 +19,31 @@ from cbam.detect.config import DetectionSetConfig
 from cbam.documents import read_yaml
 from cbam.errors import CBAMError
 from cbam.explain.inputs import input_form
-from cbam.train.images import ImageConfig
+
+_SELECTION = ("labels", "limit_val", "val_fraction", "bad_images")  # of a run's settings
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy of a network and of its exported form on the same images.
+    """Accuracy of a network and of its exported form on the same images.
 
     Attributes:
         images: how many.
-        eager, exported: share of them whose class is predicted, 0..1.
-        same: share for which the two predict the same class.
+        eager, exported: share of them whose class is predicted, 0..1; of several labels an image, all of them.
+        same: share for which the two predict the same.
+        score: what is right, in words.
     """
 
     images: int
     eager: float
     exported: float
     same: float
+    score: str = "top-1"
 
     def __str__(self) -> str:
         return (
-            f"top-1 {self.eager:.2%} in eager mode, {self.exported:.2%} exported ({self.exported - self.eager:+.2%}) on"
-            f" {self.images:,} images; the same class for {self.same:.2%}"
+            f"{self.score} {self.eager:.2%} in eager mode, {self.exported:.2%} exported"
+            f" ({self.exported - self.eager:+.2%}) on {self.images:,} images; the same class for {self.same:.2%}"
         )
 
 
@@ -58,9 +61,7 @@ def calibration_images(model: nn.Module, source: str, size: tuple[int, ...], lim
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        form, _ = input_form(model)
-        data = load_data(source, image_size=size[-1], mean=form.mean, std=form.std, download=False)
-        return _items(data.train, limit)
+        return _items(input_form(model, size[-1])[0].load(source, download=False).train, limit)
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise CBAMError(f"--calibrate {source} holds no pictures ({', '.join(SUFFIXES)}).")
@@ -97,11 +98,12 @@ def detection_images(run: Path, given: str | None, sides: tuple[int, ...], count
 
 
 def validation_data(
-    run: Path | None, given: str | None, size: tuple[int, ...], limit: int | None
+    model: nn.Module, run: Path | None, given: str | None, size: tuple[int, ...], limit: int | None
 ) -> ImageData | None:
-    """Return the images on which a run validated; None where nothing says which.
+    """Return the images on which a run validated, as its network takes them; None where nothing says which.
 
     Args:
+        model: knows its preprocessing.
         run: folder of `cbam train` or one inside it.
         given: a set or folder instead of the run's own.
         size: (C, H, W) of the network's input.
@@ -115,12 +117,10 @@ def validation_data(
         settings = {"data": given}
     if "data" not in settings:
         return None
-    known = {field.name for field in fields(ImageConfig)} - {"imports"}
-    settings = {name: value for name, value in settings.items() if name in known}
-    settings["image_size"] = size[-1]
+    chosen = {name: settings[name] for name in _SELECTION if settings.get(name) is not None}
     if limit is not None:
-        settings["limit_val"] = min(limit, settings.get("limit_val") or limit)
-    return ImageConfig(**settings).load()
+        chosen["limit_val"] = min(limit, chosen.get("limit_val") or limit)
+    return input_form(model, size[-1])[0].load(settings["data"], **chosen)
 
 
 def accuracy(
@@ -135,16 +135,24 @@ def accuracy(
         batch_size: images at a time.
     """
     right, right_exported, same, images = 0, 0, 0, 0
+    several = data.task == "multilabel"
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for batch, labels in make_loader(data.val, batch_size=batch_size, seed=0, shuffle=False):
         with torch.no_grad():
-            expected = model(batch.to(device)).argmax(1).cpu()
-        found = exported(batch)[0].argmax(1).cpu()
-        right += int((expected == labels).sum())
-        right_exported += int((found == labels).sum())
-        same += int((expected == found).sum())
+            expected = _decided(model(batch.to(device)), several)
+        found = _decided(exported(batch)[0], several)
+        truth = labels.long().reshape(len(labels), -1)
+        right += int((expected == truth).all(1).sum())
+        right_exported += int((found == truth).all(1).sum())
+        same += int((expected == found).all(1).sum())
         images += len(labels)
-    return Accuracy(images, right / images, right_exported / images, same / images)
+    shares = (right / images, right_exported / images, same / images)
+    return Accuracy(images, *shares, "all labels right" if several else "top-1")
+
+
+def _decided(scores: Tensor, several: bool) -> Tensor:
+    """Return the class of each image, (N, 1), or whether it has each label, (N, labels)."""
+    return (scores >= 0).long().cpu() if several else scores.argmax(1, keepdim=True).cpu()
 
 
 def _settings(run: Path | None) -> dict[str, Any]:
