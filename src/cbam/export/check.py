@@ -16,6 +16,7 @@ from cbam.errors import CBAMError
 from cbam.evaluate.latency import Latency
 from cbam.evaluate.timing import Candidate, interleave, quartiles
 from cbam.export.loading import Loaded, tensors_in
+from cbam.export.program import LARGER
 from cbam.export.quantize import decibels
 
 BOUNDS = {"fp32": 1e-4, "fp16": 3e-2}  # of the largest difference, as a share of the largest output
@@ -88,9 +89,8 @@ def compare(
             outputs = loaded(batch)
         except Exception as error:  # of the runtime, each of which has its own
             raise CBAMError(
-                f"the exported network takes no input of {shape}: {type(error).__name__}: {error}\nMake fewer sizes"
-                " dynamic, or export with a larger example: a size that becomes 1 inside of a network is taken for a"
-                " fixed one. No file was written."
+                f"the exported network takes no input of {shape}: {type(error).__name__}: {error}\n{LARGER} No file was"
+                " written."
             ) from error
         if [tuple(a.shape) for a in expected] != [tuple(b.shape) for b in outputs]:
             raise CBAMError(
