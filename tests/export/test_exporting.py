@@ -261,6 +261,24 @@ def test_other_dimensions(tmp_path):
     assert axes_of(torch.zeros(1, 1, 4, 4, 4), ["depth"]) == {2: "depth"}
 
 
+def test_sizes_that_become_one_inside(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), cbam.CBAM(8)).eval()
+    with pytest.raises(CBAMError, match=r"becomes 1 inside of a network .*larger example"):
+        export(net, tmp_path / "net.pt2", IMAGES[:1, :, :2, :2], dynamic=EVERY)
+    pytest.importorskip("onnxscript")
+    found = export(net, tmp_path / "net.onnx", IMAGES[:1, :, :2, :2], dynamic=EVERY)
+    assert [each.shape for each in found.differences] == [
+        (1, 3, 2, 2), (3, 3, 2, 2), (1, 3, 34, 66), (3, 3, 66, 34)
+    ]  # fmt: skip
+
+
+def test_a_size_that_the_file_does_not_take(tmp_path, monkeypatch):
+    monkeypatch.setattr("cbam.export.exporting.capture", lambda model, example, *_: capture(model, example))
+    with pytest.raises(CBAMError, match=r"takes no input of \(1, 3, 16, 48\): .*\s.*No file was written"):
+        export(nn.Conv2d(3, 4, 3), tmp_path / "net.pt2", IMAGES[:1], dynamic=["width"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_of_plain_operations_has_no_operator():
     assert not has_operator(capture(nn.Conv2d(3, 8, 3), IMAGES))
 
