@@ -102,7 +102,7 @@ def divisor(time: Timer) -> None:
                 given.set_identity()
                 modules = {name: copy.deepcopy(given) for name in (WITHOUT, WITH, AGAIN)}
                 for name in (WITHOUT, AGAIN):
-                    modules[name].get_submodule("spatial_attention").set_fan_in(False)  # type: ignore[operator]
+                    modules[name].get_submodule("spatial_attention").set_divisor(None)  # type: ignore[operator]
                 timed = {name: _timed(module, x.clone(), backward) for name, module in modules.items()}
                 what = "forward and backward" if backward else "forward"
                 times = time(timed)

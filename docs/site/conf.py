@@ -56,6 +56,8 @@ python_use_unqualified_type_names = True
 napoleon_custom_sections = ["Shape"]
 napoleon_use_ivar = True
 toc_object_entries = False
+SHORT = 18  # characters of code that fit a line of a phone
+NUMBER = re.compile(r"[-+\d.e%×± x]*\d[-+\d.e% ]*( [A-Za-z]{1,3})?")
 
 
 def put_formula(app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
@@ -68,12 +70,14 @@ def put_formula(app: Any, what: str, name: str, thing: object, options: Any, lin
 
 def escape(app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
     """Docstrings are plain text with code in backticks: take the other marks of reStructuredText as letters."""
+    if what == "property":
+        lines.insert(0, "")  # otherwise what stands before a colon of its sentence is taken for its type
     example = False
     for number, line in enumerate(lines):
         example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
         if not example:
             lines[number] = "".join(map(_escaped, re.split(r"(`[^`]+`)", line)))
-            lines[number] = re.sub(r": (\w\.)$", r": \\\\\1", lines[number])  # "C." is no list from C on
+            lines[number] = re.sub(r": (\w\.)$", r": \\\1", lines[number])  # "C." is no list from C on
             after = lines[number + 1 : number + 3]
             if line.endswith(":") and len(after) == 2 and not after[0] and _indent(after[1]) > _indent(line):
                 lines[number] += ":"  # code follows
@@ -91,6 +95,14 @@ def _escaped(part: str) -> str:
     return re.sub(r"(?<!:)([*|`]|_\b)", r"\\\1", part)
 
 
+def keep_whole(app: Any, tree: nodes.document, page: str) -> None:
+    """Mark what must not break at its hyphens: short code, and numbers and dates in tables."""
+    short = [node for node in tree.findall(nodes.literal) if len(node.astext()) <= SHORT]
+    numbers = [node for node in tree.findall(nodes.entry) if NUMBER.fullmatch(node.astext())]
+    for node in (*short, *numbers):
+        node["classes"].append("whole")
+
+
 def visit_math(self: Any, node: nodes.math) -> None:
     """Write the formula as MathML, which browsers draw themselves: no script, no network."""
     block = isinstance(node, nodes.math_block)
@@ -103,4 +115,5 @@ def setup(app: Any) -> None:
     """Connect what is above."""
     app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", put_formula)
+    app.connect("doctree-resolved", keep_whole)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))

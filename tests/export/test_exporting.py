@@ -31,6 +31,13 @@ def attached(**options):
     return move_gates(model)
 
 
+def _before(graph, node):
+    """Return the inputs of the node and of those in front of it."""
+    return {name for each in graph.node if set(each.output) & set(node.input) for name in each.input} | set(
+        node.input
+    )
+
+
 @pytest.fixture(scope="module")
 def network():
     model = attached(preset="official")
@@ -167,6 +174,30 @@ class TestPrecision:
         quantized = [makers.get(node.input[0]) == "DequantizeLinear" for node in sigmoids]
         assert sigmoids
         assert all(quantized) == any(quantized) == (gates == "int8")
+
+    def test_int8_has_a_scale_for_each_channel_and_the_range_of_the_pictures(self, network, tmp_path):
+        import onnx as library
+
+        pictures = torch.linspace(-1, 4, 8 * 3 * 16 * 16).reshape(8, 3, 16, 16)
+        path = tmp_path / "q.onnx"
+        export(network, path, IMAGES[:1], precision="int8", calibration=pictures, check=False)
+        graph = library.load(path).graph
+        values = {each.name: library.numpy_helper.to_array(each) for each in graph.initializer}
+        (first,) = [node for node in graph.node if "input" in node.input]
+        assert first.op_type == "QuantizeLinear"
+        scale, zero = (values[name] for name in first.input[1:])
+        assert (float(scale), int(zero), zero.dtype.name) == (pytest.approx(5 / 255, rel=1e-5), 51, "uint8")
+        (stem,) = [
+            node for node in graph.node if node.op_type == "Conv" and first.output[0] in _before(graph, node)
+        ]
+        weight = next(node for node in graph.node if node.output[0] == stem.input[1])
+        assert values[weight.input[0]].dtype.name == "int8"
+        assert values[weight.input[1]].shape == (network.stem.out_channels,)
+
+    def test_the_opset_asked_for(self, network, tmp_path):
+        found = export(network, tmp_path / "net.onnx", IMAGES, opset=18, check=False)
+        assert found.opset == 18
+        assert "opset 18" in str(found)
 
     def test_aot_inductor(self, network, tmp_path):
         found = export(network, tmp_path / "compiled.pt2", IMAGES, format="aoti", dynamic=["batch"])

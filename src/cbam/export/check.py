@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,10 +34,17 @@ class Difference:
         decibels: of the outputs over their error; inf where there is none.
     """
 
+    HEADINGS: ClassVar = ("input", "largest difference", "of largest output", "dB")
+
     shape: tuple[int, ...]
     largest: float
     relative: float
     decibels: float
+
+    def cells(self) -> tuple[str, ...]:
+        """Return what stands below the headings."""
+        shape = " x ".join(map(str, self.shape))
+        return shape, f"{self.largest:.2e}", f"{self.relative:.1e}", f"{self.decibels:.0f}"
 
 
 def shapes_to_check(example: Tensor, axes: Mapping[int, str], fixed_batch: int) -> list[tuple[int, ...]]:

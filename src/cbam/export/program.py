@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from cbam.errors import CBAMError, unknown_name
+from cbam.export.detector import OneImage, exportable
 from cbam.ops.dispatch import set_backend
 from cbam.preserve_state import preserve_state
 
@@ -61,7 +62,8 @@ def capture(
     # DYNAMIC and no named Dim: that refuses networks for guards that hold for every size, such as
     # 1 + (w - 1) // 2 == (1 + w) // 2 where a shortcut is added.
     shapes = (dict.fromkeys(axes, Dim.DYNAMIC),) if axes else None
-    with preserve_state(model), torch.no_grad(), set_backend("eager") if plain else nullcontext():
+    followed = exportable() if isinstance(model, OneImage) else nullcontext()
+    with preserve_state(model), torch.no_grad(), set_backend("eager") if plain else nullcontext(), followed:
         try:
             return torch.export.export(model, (example,), dynamic_shapes=shapes)
         except Exception as error:  # of the network's own code, and torch has a dozen kinds of its own
