@@ -18,8 +18,8 @@ BATCH = "batch"
 SIDES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}  # by dimensions of a batch
 
 LARGER = (
-    "A size that becomes 1 inside of a network is taken for a fixed one: make fewer sizes dynamic, or export with a"
-    " larger example (--image-size)."
+    "Code of a network may fix a size, and one that becomes 1 inside of a network is taken for a fixed one: make fewer"
+    " sizes dynamic, or export with a larger example (--image-size)."
 )
 
 
