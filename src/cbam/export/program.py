@@ -94,7 +94,7 @@ def enlarged(example: Tensor, axes: Iterable[int]) -> Tensor:
 
 
 def has_operator(program: ExportedProgram) -> bool:
-    """Return whether a program calls our operator, so that whoever loads it has to import cbam first."""
+    """Return whether a program calls our operator, so that `cbam.export.load` has to load it."""
     return any(
         str(node.target).startswith("cbam.") for node in program.graph.nodes if node.op == "call_function"
     )
