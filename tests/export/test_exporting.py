@@ -127,6 +127,15 @@ class TestProgram:
         )
         subprocess.run([sys.executable, "-c", code], check=True)
 
+    def test_the_operator_in_a_process_of_its_own(self, program, network, tmp_path):
+        torch.save((IMAGES, network(IMAGES).detach()), tmp_path / "expected.pt")
+        code = (
+            "import torch\nfrom cbam.export import load\n"
+            f"images, expected = torch.load({str(tmp_path / 'expected.pt')!r})\n"
+            f"torch.testing.assert_close(load({str(program.path)!r})(images)[0], expected)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
     def test_metadata(self, program):
         assert program.load().metadata["class_names"] == ["cat", "dog"]
         with zipfile.ZipFile(program.path) as archive:

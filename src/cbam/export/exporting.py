@@ -42,7 +42,7 @@ class Exported:
         path: the file.
         format, precision: as asked for.
         opset: of ONNX's operators; None for other formats.
-        operator: whether it calls our operator, so that whoever loads it has to import cbam first.
+        operator: whether it calls our operator, so that `cbam.export.load` has to load it.
         dynamic: names of the sizes that may differ.
         bytes: of the file.
         differences: from eager mode, by shape of the input, of a detector by image; empty if they were not wanted.

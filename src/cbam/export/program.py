@@ -18,8 +18,8 @@ BATCH = "batch"
 SIDES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}  # by dimensions of a batch
 
 LARGER = (
-    "A size that becomes 1 inside of a network is taken for a fixed one: make fewer sizes dynamic, or export with a"
-    " larger example (--image-size)."
+    "Code of a network may fix a size, and one that becomes 1 inside of a network is taken for a fixed one: make fewer"
+    " sizes dynamic, or export with a larger example (--image-size)."
 )
 
 
@@ -94,7 +94,7 @@ def enlarged(example: Tensor, axes: Iterable[int]) -> Tensor:
 
 
 def has_operator(program: ExportedProgram) -> bool:
-    """Return whether a program calls our operator, so that whoever loads it has to import cbam first."""
+    """Return whether a program calls our operator, so that `cbam.export.load` has to load it."""
     return any(
         str(node.target).startswith("cbam.") for node in program.graph.nodes if node.op == "call_function"
     )
