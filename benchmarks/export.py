@@ -1,6 +1,6 @@
 """Export networks of every kind with attention, and compare each file with eager mode: docs/results/export.md.
 
-    python benchmarks/export.py [--only NAME] [--output runs/export.jsonl] [--report docs/results/export.md]
+    python benchmarks/export.py [--only WORDS] [--output runs/export.jsonl] [--report docs/results/export.md]
 
 Random weights. Every file takes any batch, and any height and width where the network's own code allows it; it is
 compared at batch 1 and 3 and at larger images. The same command resumes; `--report` writes the table and runs nothing.
@@ -9,6 +9,7 @@ compared at batch 1 and 3 and at larger images. The same command resumes; `--rep
 from __future__ import annotations
 
 import argparse
+import itertools
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +19,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.video import r3d_18
 
 import cbam
 from cbam.errors import CBAMError
 from cbam.export import export
 from cbam.models import build_model
-from cbam.nn import CBAM, AttentionModule
+from cbam.nn import CBAM, PRESETS, AttentionModule
+from cbam.nn.presets import ARRANGEMENTS
 from cbam.runs.rows import Rows
 from cbam.runs.tables import Section
 
@@ -80,40 +83,12 @@ class Small(nn.Module):
         return self.fc(self.block(self.stem(x)).flatten(2).mean(-1))
 
 
-class Detector(nn.Module):
-    """One image in, boxes, labels and scores out: a detector as exporters take it."""
-
-    def __init__(self, name: str):
-        super().__init__()
-        from cbam.models.detection import build_detector
-
-        sizes = {} if "300" in name else {"min_size": 128, "max_size": 128}
-        self.detector = build_detector(name, 3, attention="cbam", **sizes)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what is found in the first image."""
-        (found,) = self.detector([images[0]])
-        return found["boxes"], found["labels"], found["scores"]
-
-
-class Features(nn.Module):
-    """The part of a detector in front of its boxes: backbone, pyramid and attention."""
-
-    def __init__(self, name: str):
-        super().__init__()
-        self.backbone = Detector(name).detector.backbone
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the maps."""
-        return list(self.backbone(images).values())
-
-
 def with_attention(
     model: nn.Module, size: tuple[int, ...], attention: str = "cbam", **options: object
 ) -> nn.Module:
     """Attach attention with gates that are open by different amounts."""
     torch.manual_seed(0)
-    cbam.attach(model, attention, input_size=size, init="paper", **options)
+    cbam.attach(model, attention, input_size=size, **{"init": "paper", **options})
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, AttentionModule):
@@ -135,22 +110,14 @@ def folded() -> nn.Module:
 
 
 OPTIONS = {
-    "paper": {},
-    "official": {"preset": "official"},
-    "timm": {"preset": "timm"},
     "average pooling": {"channel_pooling": "avg"},
     "maximum pooling": {"channel_pooling": "max"},
     "average descriptor": {"spatial_descriptor": "avg"},
     "maximum descriptor": {"spatial_descriptor": "max"},
     "learned descriptor": {"spatial_descriptor": "conv"},
     "kernel 3": {"kernel_size": 3},
-    "spatial first": {"arrangement": "spatial-channel"},
-    "parallel": {"arrangement": "parallel"},
-    "parallel, official": {"arrangement": "parallel", "preset": "official"},
-    "channel only": {"arrangement": "channel"},
-    "spatial only": {"arrangement": "spatial"},
     "hard sigmoid": {"gate": "hardsigmoid"},
-    "doubled gates": {"gate_scale": 2.0},
+    "doubled gates": {"init": "identity"},
     "epilogue apart": {"fuse_epilogue": False},
     "behind a convolution": {"sites": "conv"},
     "in front of the head": {"sites": "head"},
@@ -173,23 +140,26 @@ def cases() -> list[Case]:
             return with_attention(build_model(name, 10), size, preset="official")
 
         found.append(Case("Backbones, authors' form", name, backbone, size, plain=False))
-    for name in ("fasterrcnn_resnet18_fpn", "retinanet_resnet18_fpn", "ssd300_mobilenet"):
-        size = (3, 300, 300) if "300" in name else (3, 128, 128)
-        found.append(Case("Detectors", name, lambda n=name: Detector(n), size, (), False))
-        found.append(
-            Case("Detectors", f"{name}, up to its maps", lambda n=name: Features(n), size, ("batch",), False)
-        )
     small = (3, 16, 16)
     found += [
         Case(
-            "Forms of CBAM, in one residual block",
+            "Presets and arrangements, in one residual block",
+            f"{preset}, {arrangement}",
+            lambda p=preset, a=arrangement: with_attention(Small(), small, preset=p, arrangement=a),
+            small,
+        )
+        for preset, arrangement in itertools.product(PRESETS, ARRANGEMENTS)
+    ]
+    found += [
+        Case(
+            "Other forms of CBAM, in the same block",
             name,
             lambda o=o: with_attention(Small(), small, **o),
             small,
         )
         for name, o in OPTIONS.items()
     ]
-    found += [Case("Forms of CBAM, in one residual block", "folded gates", folded, small)]
+    found += [Case("Other forms of CBAM, in the same block", "folded gates", folded, small)]
     found += [
         Case(
             "Other attention, in the same block",
@@ -204,6 +174,10 @@ def cases() -> list[Case]:
         Case(
             "Other dimensions", "volumes", lambda: with_attention(Small(3), (3, 8, 8, 8)), (3, 8, 8, 8),
             ("batch", "depth", "height", "width"),
+        ),
+        Case(
+            "Other dimensions", "torchvision/r3d_18", lambda: with_attention(r3d_18(num_classes=10), (3, 8, 32, 32)),
+            (3, 8, 32, 32), ("batch", "depth", "height", "width"), False,
         ),
     ]  # fmt: skip
     return found
@@ -250,7 +224,7 @@ def report(rows: Sequence[dict[str, str]]) -> str:
         "Networks with attention and random weights, as files of `cbam.export`, and the largest difference from eager",
         "mode over batches of 1 and 3 and images of several sizes, as a share of the largest output. Batch, height and",
         "width are dynamic, or what stands in brackets. The script has more networks than have been run for this page.",
-        "",
+        "Detectors: [Export](../export.md#detectors).", "",
         f"Made by `python benchmarks/export.py`, on {platform.machine()}: {versions}.",
     ]  # fmt: skip
     for group in dict.fromkeys(row["group"] for row in rows):
@@ -264,7 +238,7 @@ def report(rows: Sequence[dict[str, str]]) -> str:
 def main() -> None:
     """Run what is missing, or write the report."""
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    options.add_argument("--only", default="", help="networks whose name contains this")
+    options.add_argument("--only", default="", help="networks whose heading or name contains this")
     options.add_argument("--output", type=Path, default=Path("runs/export.jsonl"))
     options.add_argument("--report", type=Path, help="write the table and run nothing")
     given = options.parse_args()
@@ -279,7 +253,7 @@ def main() -> None:
     rows.mend()
     done = {row["name"] for row in rows.read()}
     for case in cases():
-        if case.name not in done and given.only in case.name:
+        if case.name not in done and given.only in f"{case.group}: {case.name}":
             rows.append(measure(case))
 
 

@@ -294,7 +294,7 @@ One network, one small set of grey pictures of clothes far from ImageNet's photo
 for none of the variants, and so short that the nearest class mean on untouched features does about as well. The seeds
 vary the classifier's first weights, the order, the augmentation and the fresh gates; the pretrained weights and the
 images are the same throughout. Latencies were taken on a busy machine. CBAM at identity is here as it started before
-it divided the spatial logits by the root of their fan-in: [insertion.md](insertion.md) compares the two."""
+its first steps were shortened: [insertion.md](insertion.md) compares the two."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Take the pictures of the pages in docs/images again: `compare`, `explain` and `demo`, on a desktop and a phone.
+"""Take the pictures of the pages in docs/images again: `compare`, `evaluate`, `explain`, `demo`, at two widths.
 
     python docs/pictures.py --work runs/pictures
 
@@ -32,6 +32,7 @@ COMPARISON = [
     *("compare", "--config", "recipes/demo.yaml", "--seeds", "3", "--epochs", "3"),
     *("--limit-train", "2000", "--limit-val", "1000"),
 ]
+EVALUATION = ["--variant", "cbam", "--data", "fashion-mnist", "--limit-val", "1000"]
 
 
 def take(
@@ -113,6 +114,7 @@ def main() -> None:
     network = ["--model", "timm/tf_efficientnet_lite0", "--weights", str(weights)]
     runs = (
         [*COMPARISON, "--output", str(work / "report")],
+        ["evaluate", str(work / "report"), *EVALUATION, "--output", str(work / "scores")],
         ["explain", *map(str, chosen), *network, "--output", str(work / "explained")],
     )
     if any(cbam(run) for run in runs):
@@ -130,6 +132,12 @@ def main() -> None:
             "-phone": "section[aria-labelledby=accuracy] figure:last-child",
         }
         take(browser, page, "report", ends)
+        page = (work / "scores" / "evaluation.html").as_uri()
+        ends = {
+            "": "section[aria-labelledby=confused]",
+            "-phone": "section[aria-labelledby=confused] figure",
+        }
+        take(browser, page, "evaluate", ends)
         take(browser, address, "demo", {"": "#results", "-phone": "#results .pictures"}, drop(chosen[0]))
 
 

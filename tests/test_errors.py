@@ -21,4 +21,4 @@ def test_missing_extra_says_what_to_type():
     error = MissingExtra("cbam compare", "compare", "timm")
     assert isinstance(error, ImportError)
     assert isinstance(error, CBAMError)
-    assert "pip install '.[compare]'" in str(error)
+    assert "pip install 'torch-cbam[compare]'" in str(error)

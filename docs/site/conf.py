@@ -56,6 +56,8 @@ python_use_unqualified_type_names = True
 napoleon_custom_sections = ["Shape"]
 napoleon_use_ivar = True
 toc_object_entries = False
+SHORT = 18  # characters of code that fit a line of a phone
+NUMBER = re.compile(r"[-+\d.e%×± x]*\d[-+\d.e% ]*( [A-Za-z]{1,3})?")
 
 
 def put_formula(app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
@@ -73,7 +75,7 @@ def escape(app: Any, what: str, name: str, thing: object, options: Any, lines: l
         example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
         if not example:
             lines[number] = "".join(map(_escaped, re.split(r"(`[^`]+`)", line)))
-            lines[number] = re.sub(r": (\w\.)$", r": \\\\\1", lines[number])  # "C." is no list from C on
+            lines[number] = re.sub(r": (\w\.)$", r": \\\1", lines[number])  # "C." is no list from C on
             after = lines[number + 1 : number + 3]
             if line.endswith(":") and len(after) == 2 and not after[0] and _indent(after[1]) > _indent(line):
                 lines[number] += ":"  # code follows
@@ -91,6 +93,21 @@ def _escaped(part: str) -> str:
     return re.sub(r"(?<!:)([*|`]|_\b)", r"\\\1", part)
 
 
+def whole_sentence(app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
+    """Put back what napoleon took for a property's type: its sentence up to a colon; the type is in the signature."""
+    taken = [number for number, line in enumerate(lines) if line.startswith(":type: ")]
+    if what == "property" and taken:
+        lines[0] = f"{lines.pop(taken[0]).removeprefix(':type: ')}: {lines[0]}"
+
+
+def keep_whole(app: Any, tree: nodes.document, page: str) -> None:
+    """Mark what must not break at its hyphens: short code, and numbers and dates in tables."""
+    short = [node for node in tree.findall(nodes.literal) if len(node.astext()) <= SHORT]
+    numbers = [node for node in tree.findall(nodes.entry) if NUMBER.fullmatch(node.astext())]
+    for node in (*short, *numbers):
+        node["classes"].append("whole")
+
+
 def visit_math(self: Any, node: nodes.math) -> None:
     """Write the formula as MathML, which browsers draw themselves: no script, no network."""
     block = isinstance(node, nodes.math_block)
@@ -103,4 +120,6 @@ def setup(app: Any) -> None:
     """Connect what is above."""
     app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", put_formula)
+    app.connect("autodoc-process-docstring", whole_sentence, priority=600)  # behind napoleon
+    app.connect("doctree-resolved", keep_whole)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))

@@ -94,7 +94,10 @@ def translated(text: str, here: str, page: str, folder: Path, staged: dict[str, 
             to = None
         return title if to is None else f"{image}[{title}]({to})"
 
-    return "".join(part if part.startswith("```") else LINK.sub(turn, part) for part in FENCE.split(text))
+    def prose(part: str) -> str:
+        return re.sub(r"^%", r"\%", LINK.sub(turn, part), flags=re.M)  # to MyST, % begins a comment
+
+    return "".join(part if part.startswith("```") else prose(part) for part in FENCE.split(text))
 
 
 def toctree(entries: list[str], caption: str = "", options: str = "") -> str:

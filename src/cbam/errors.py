@@ -50,5 +50,5 @@ class MissingExtra(CBAMError, ImportError):
     def __init__(self, feature: str, extra: str, package: str):
         super().__init__(
             f"{feature} needs the package {package!r}, which is not installed."
-            f" In the checkout, run: pip install '.[{extra}]'"
+            f" Type: pip install 'torch-cbam[{extra}]'"
         )

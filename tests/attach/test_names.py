@@ -25,10 +25,11 @@ def attached(seed=0, sites="auto"):
     return model.eval()
 
 
-def small(seed=0):
+def small(seed=0, attach=True):
     torch.manual_seed(seed)
     model = Net(Block(8))
-    cbam.attach(model, init="paper", input_size=16)
+    if attach:
+        cbam.attach(model, init="paper", input_size=16)
     return model.eval()
 
 
@@ -107,6 +108,21 @@ class TestWhatGoesByNames:
         assert {name: t.shape for name, t in tensors(model).items()} == {
             name: t.shape for name, t in source.state_dict().items()
         }
+
+    def test_attention_for_an_empty_model_of_accelerate(self, tmp_path):
+        source = small(1)
+        torch.save(source.state_dict(), tmp_path / "weights.bin")
+        with accelerate.init_empty_weights():  # parameters on the meta device, buffers not
+            empty = small(0, attach=False)
+        devices = {name: tensor.device for name, tensor in tensors(empty).items()}
+        cbam.attach(empty, init="paper", example_input=torch.rand(1, 3, 16, 16))
+        assert {name: tensors(empty)[name].device for name in devices} == devices
+        assert len(set(devices.values())) == 2
+        model = accelerate.load_checkpoint_and_dispatch(
+            empty, str(tmp_path / "weights.bin"), device_map={"": "cpu"}
+        )
+        image = torch.rand(2, 3, 16, 16)
+        assert torch.equal(model(image), source(image))
 
     def test_an_average_of_weights_by_name(self):
         model, state = small(0), small(1).state_dict()

@@ -225,9 +225,7 @@ def shaken(module, seed=0):
         for name, tensor in module.state_dict().items():
             if tensor.is_floating_point():
                 low, high = (
-                    (0.5, 1.5)
-                    if "var" in name or "fan_in" in name or ("bn" in name and "weight" in name)
-                    else (-0.5, 0.5)
+                    (0.5, 1.5) if "var" in name or ("bn" in name and "weight" in name) else (-0.5, 0.5)
                 )
                 tensor.copy_(
                     torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) * (high - low) + low

@@ -116,9 +116,9 @@ def test_identity_gives_way_to_foreign_gates():
     """Doubled gates of an identity start, and their divided logits, are the file's plain ones afterwards."""
     model = attached()
     block = model.layer1[0].bn2.cbam
-    assert (block.channel_attention.gate_scale, block.spatial_attention.fan_in) == (2, 98)
+    assert (block.channel_attention.gate_scale, block.spatial_attention.variance) == (2, 32**2)
     load_weights(model, with_peer(NETWORKS["luuuyi"][0]).state_dict())
-    assert (block.channel_attention.gate_scale, block.spatial_attention.fan_in) == (None, None)
+    assert (block.channel_attention.gate_scale, block.spatial_attention.variance) == (None, None)
 
 
 def test_a_divisor_is_the_file_s_affair():
@@ -130,7 +130,7 @@ def test_a_divisor_is_the_file_s_affair():
                 parameter.normal_(std=0.3)
     load_weights(target, source.state_dict())
     assert torch.equal(target.eval()(image()), source.eval()(image()))
-    before = {key: value for key, value in source.state_dict().items() if not key.endswith("fan_in")}
+    before = {key: value for key, value in source.state_dict().items() if not key.endswith("variance")}
     report = load_weights(target, before)
     assert not report.missing
     undivided = target(image())
@@ -139,7 +139,7 @@ def test_a_divisor_is_the_file_s_affair():
     assert torch.equal(target(image()), source(image()))
     for module in source.modules():
         if isinstance(module, SpatialAttention):
-            module.set_fan_in(False)
+            module.set_divisor(None)
     assert torch.equal(source(image()), undivided)
 
 
@@ -339,29 +339,6 @@ def test_a_module_that_refuses_midway():
         k: v for k, v in attached(init="paper").state_dict().items() if "cbam" in k
     }
     untouched_by(model, lambda: load_weights(model, state), "refused the weights and is unchanged: not today")
-
-
-def test_entries():
-    source = networks.plain(7)
-    content = {"state_dict": networks.plain(8).state_dict(), "state_dict_ema": source.state_dict()}
-    model = networks.plain(2)
-    assert "also holds 'state_dict_ema'" in str(load_weights(model, content))
-    load_weights(model, content, entry="state_dict_ema")
-    assert torch.equal(model(image()), source(image()))
-    with pytest.raises(CBAMError, match=r"unknown entry 'ema'.*Valid: 'state_dict', 'state_dict_ema'"):
-        load_weights(model, content, entry="ema")
-    with pytest.raises(CBAMError, match=r"model expects a torch\.nn\.Module, got dict"):
-        load_weights({}, content)
-
-
-def test_a_prefix_is_dropped_only_where_that_helps():
-    source = networks.plain(7)
-    model = networks.plain(2)
-    load_weights(model, {f"model.{k}": v for k, v in source.state_dict().items()})
-    assert torch.equal(model(image()), source(image()))
-    outer = nn.ModuleDict({"model": networks.plain(2)})
-    load_weights(outer, {f"model.{k}": v for k, v in source.state_dict().items()})
-    assert torch.equal(outer["model"](image()), source(image()))
 
 
 def test_a_model_without_memory():

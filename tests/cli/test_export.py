@@ -51,10 +51,51 @@ def test_a_file_its_differences_times_and_accuracy(folder, tmp_path, capsys):
         (("--output", "net.xml"), "ends in .onnx or .pt2"),
         (("--output", "net.pt2", "--batch-size", "0"), "must be at least 1"),
         (("--output", "net.pt2", "--dynamic", "batches"), "Did you mean 'batch'"),
+        (("--output", "net.pt2", "--image-size", "8x8"), "--image-size 8x8 is for detectors"),
+        (
+            ("--output", "net.pt2", "--image-size", "8x"),
+            "is one side such as 224, of a detector also 480x640",
+        ),
     ],
 )
 def test_mistakes(folder, words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["export", str(folder), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    from cbam.detect.saved import SavedDetector, save_detector
+    from cbam.models.detection import build_detector
+
+    arguments = {"name": "ssd300_mobilenet", "classes": 2, "attention": "cbam", "width": 0.125}
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run") / "best"
+    about = SavedDetector(arguments, ("cat", "dog"), (1, 2), "coco", "coco:gone")
+    save_detector(folder, build_detector(**arguments).state_dict(), about)
+    return folder.parent
+
+
+def test_a_detector(detector, tmp_path, capsys):
+    path = tmp_path / "net.pt2"
+    assert main(["export", str(detector), "--output", str(path), "--image-size", "40x60"]) == 0
+    out = capsys.readouterr().out
+    assert "1 x 3 x 40 x 60" in out
+    assert "compared on noise, as the run's images are not here" in out
+    assert load(path).metadata["class_names"] == ["__background__", "cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--dynamic", "batch"), "takes one image of one size"),
+        (("--batch-size", "2"), "takes one image, and --batch-size 2"),
+        (("--data", "coco:absent"), "absent"),
+    ],
+)
+def test_mistakes_with_a_detector(detector, words, message, capsys, tmp_path):
+    assert main(["export", str(detector), "--output", str(tmp_path / "net.pt2"), *words]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -75,7 +75,7 @@ class Failed(CBAMError):
         (
             ModuleNotFoundError("No module named 'timm'", name="timm.x"),
             2,
-            "pip install '.[train]'\n",
+            "pip install 'torch-cbam[train]'\n",
         ),
     ],
 )

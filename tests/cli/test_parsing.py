@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
 from dataclasses import dataclass, field
@@ -11,8 +12,8 @@ import pytest
 from cbam.cli import compare, train
 from cbam.cli.detect import compare as detect_compare
 from cbam.cli.detect import train as detect_train
-from cbam.cli.main import main
-from cbam.cli.parsing import read_options
+from cbam.cli.main import COMMANDS, main
+from cbam.cli.parsing import _wrapped, read_options
 from cbam.runs.config import option
 
 
@@ -52,6 +53,25 @@ def test_every_text_is_one_paragraph(form, capsys, monkeypatch):
     assert "A name, on two lines." in text
     assert "How fast, in a text that goes on (in brackets) for three lines." in text
     assert "--speed" in text, "no prefix"
+
+
+COMMAND_MODULES = [f"cbam.cli.{name}" for name in COMMANDS if name != "detect"] + [
+    f"cbam.cli.detect.{name}" for name in ("compare", "evaluate", "generate", "predict", "train")
+]
+
+
+@pytest.mark.parametrize("module", COMMAND_MODULES)
+def test_examples_fit_the_terminal_and_can_be_copied(module, monkeypatch):
+    """A line that breaks inside a command would run as two."""
+    monkeypatch.setenv("COLUMNS", "80")
+    description = getattr(importlib.import_module(module), "DESCRIPTION", "")
+    paragraphs = zip(description.split("\n\n"), _wrapped(description).split("\n\n"), strict=True)
+    found = [(before, after) for before, after in paragraphs if before.startswith("Example")]
+    for before, after in found:
+        assert max(map(len, after.splitlines())) <= 80
+        commands = after.replace(" \\\n", " ").splitlines()
+        assert " ".join(commands).split() == before.split()
+        assert all("cbam " in command for command in commands), commands
 
 
 def test_descriptions_are_wrapped_and_examples_keep_their_lines(capsys, monkeypatch):

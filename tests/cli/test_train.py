@@ -159,7 +159,7 @@ def test_told_to_stop_it_saves_and_says_so(straight, server, train, tmp_path, nu
     _, said = process.communicate(timeout=300)
     assert process.returncode == code, said
     assert f"stopped by {name} after" in said
-    assert "everything is saved" in said
+    assert f"; everything is saved in {tmp_path / 'run'}." in said
     assert "type the same again:\n  cbam train --data digits" in said
     assert "Traceback" not in said
     assert steps

@@ -188,6 +188,7 @@ class TestInTheBrowser:
         found, view = expected(networks, 0, "plain")
         assert np.array_equal(shown(page, "cam"), np.asarray(overlay(found.crops[0], view.heat)))
         assert page.is_disabled("#attention input")
+        assert not page.is_checked("#attention input")
         assert page.wrong == []
         assert outside(page.asked, address) == []
 

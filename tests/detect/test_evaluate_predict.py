@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from cbam.checkpoints.switches import switches_of
 from cbam.cli.main import main
 from cbam.data.detection import load_detection
 from cbam.detect.build import build, detector_arguments
@@ -24,9 +25,8 @@ def saved(garments, tmp_path_factory):
     )  # fmt: skip
     model = build(config, "cbam", 0, 3)
     arguments = detector_arguments(config, "cbam", None, 3)
-    save_detector(
-        folder, model.state_dict(), describe(load_detection(garments["coco"]), config, arguments, model)
-    )
+    about = describe(load_detection(garments["coco"]), config, arguments, model)
+    save_detector(folder, model.state_dict(), about, switches_of(model))
     return folder
 
 

@@ -125,7 +125,7 @@ def test_the_operator_counts_what_its_parts_count(switches):
     if switches.get("preset") == "timm":
         block.spatial_attention.norm = nn.BatchNorm2d(1, track_running_stats=False)  # the batch's statistics
     if switches.get("kernel_size") == 5:
-        block.spatial_attention.set_fan_in(True)
+        block.spatial_attention.set_divisor(98)
     for name in ("eager", "cpp"):
         with set_backend(name):
             found[name] = cost(block, (24, 10, 9), batch_size=2)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from cbam.evaluate.labels import label_scores
 
@@ -39,3 +40,26 @@ def test_a_label_without_images_counts_in_no_mean():
     scores = label_scores(torch.tensor([[0.9, 0.9], [0.2, 0.1]]), torch.tensor([[1, 0], [0, 0]]))
     assert scores.average_precision == (1.0, None)
     assert (scores.mean_ap, scores.macro_f1) == (1.0, 1.0)
+
+
+def test_the_scores_of_each_label_and_of_all_together_are_scikit_learn_s():
+    generator = torch.Generator().manual_seed(5)
+    said = torch.rand(40, 3, generator=generator, dtype=torch.float64)
+    true = (torch.rand(40, 3, generator=generator) < 0.4).int()
+    scores, found = label_scores(said, true), (said >= 0.5).int()
+    precision, recall, f1, images = precision_recall_fscore_support(true, found)
+    assert scores.precision == pytest.approx(tuple(precision))
+    assert scores.recall == pytest.approx(tuple(recall))
+    assert scores.f1 == pytest.approx(tuple(f1))
+    assert scores.images == tuple(images)
+    assert scores.predicted == tuple(found.sum(0).tolist())
+    assert scores.micro_f1 == pytest.approx(f1_score(true, found, average="micro"))
+    assert scores.micro_f1 != pytest.approx(scores.macro_f1)
+
+
+def test_a_single_label_has_one_row():
+    """scikit-learn takes a table with one column for two classes."""
+    scores = label_scores(torch.tensor([[0.9], [0.2], [0.7], [0.1]]), torch.tensor([[1], [0], [0], [1]]))
+    assert (scores.images, scores.predicted) == ((2,), (2,))
+    assert (scores.precision, scores.recall, scores.f1) == ((0.5,), (0.5,), (0.5,))
+    assert scores.micro_f1 == 0.5

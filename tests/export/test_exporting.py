@@ -31,6 +31,13 @@ def attached(**options):
     return move_gates(model)
 
 
+def _before(graph, node):
+    """Return the inputs of the node and of those in front of it."""
+    return {name for each in graph.node if set(each.output) & set(node.input) for name in each.input} | set(
+        node.input
+    )
+
+
 @pytest.fixture(scope="module")
 def network():
     model = attached(preset="official")
@@ -168,6 +175,30 @@ class TestPrecision:
         assert sigmoids
         assert all(quantized) == any(quantized) == (gates == "int8")
 
+    def test_int8_has_a_scale_for_each_channel_and_the_range_of_the_pictures(self, network, tmp_path):
+        import onnx as library
+
+        pictures = torch.linspace(-1, 4, 8 * 3 * 16 * 16).reshape(8, 3, 16, 16)
+        path = tmp_path / "q.onnx"
+        export(network, path, IMAGES[:1], precision="int8", calibration=pictures, check=False)
+        graph = library.load(path).graph
+        values = {each.name: library.numpy_helper.to_array(each) for each in graph.initializer}
+        (first,) = [node for node in graph.node if "input" in node.input]
+        assert first.op_type == "QuantizeLinear"
+        scale, zero = (values[name] for name in first.input[1:])
+        assert (float(scale), int(zero), zero.dtype.name) == (pytest.approx(5 / 255, rel=1e-5), 51, "uint8")
+        (stem,) = [
+            node for node in graph.node if node.op_type == "Conv" and first.output[0] in _before(graph, node)
+        ]
+        weight = next(node for node in graph.node if node.output[0] == stem.input[1])
+        assert values[weight.input[0]].dtype.name == "int8"
+        assert values[weight.input[1]].shape == (network.stem.out_channels,)
+
+    def test_the_opset_asked_for(self, network, tmp_path):
+        found = export(network, tmp_path / "net.onnx", IMAGES, opset=18, check=False)
+        assert found.opset == 18
+        assert "opset 18" in str(found)
+
     def test_aot_inductor(self, network, tmp_path):
         found = export(network, tmp_path / "compiled.pt2", IMAGES, format="aoti", dynamic=["batch"])
         assert found.operator
@@ -228,6 +259,24 @@ def test_other_dimensions(tmp_path):
     found = export(net, tmp_path / "signal.pt2", image_size=(2, 32), dynamic=["batch", "length"])
     assert [each.shape for each in found.differences] == [(1, 2, 32), (3, 2, 32), (1, 2, 64), (3, 2, 64)]
     assert axes_of(torch.zeros(1, 1, 4, 4, 4), ["depth"]) == {2: "depth"}
+
+
+def test_sizes_that_become_one_inside(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), cbam.CBAM(8)).eval()
+    with pytest.raises(CBAMError, match=r"becomes 1 inside of a network .*larger example"):
+        export(net, tmp_path / "net.pt2", IMAGES[:1, :, :2, :2], dynamic=EVERY)
+    pytest.importorskip("onnxscript")
+    found = export(net, tmp_path / "net.onnx", IMAGES[:1, :, :2, :2], dynamic=EVERY)
+    assert [each.shape for each in found.differences] == [
+        (1, 3, 2, 2), (3, 3, 2, 2), (1, 3, 34, 66), (3, 3, 66, 34)
+    ]  # fmt: skip
+
+
+def test_a_size_that_the_file_does_not_take(tmp_path, monkeypatch):
+    monkeypatch.setattr("cbam.export.exporting.capture", lambda model, example, *_: capture(model, example))
+    with pytest.raises(CBAMError, match=r"takes no input of \(1, 3, 16, 48\): .*\s.*No file was written"):
+        export(nn.Conv2d(3, 4, 3), tmp_path / "net.pt2", IMAGES[:1], dynamic=["width"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_of_plain_operations_has_no_operator():

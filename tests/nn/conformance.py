@@ -25,7 +25,7 @@ TABLE = [
     ("mlp bias", {"mlp_bias": True}, {}),
     ("hardsigmoid", {"gate": "hardsigmoid"}, {"gate": hardsigmoid}),
     ("doubled gates", {"gate_scale": 2.0}, {"scale": 2.0}),
-    ("over root of fan-in", {"gate_scale": 2.0}, {"scale": 2.0}),  # as `set_identity` leaves it
+    ("divided logits", {"gate_scale": 2.0}, {"scale": 2.0}),  # as `set_identity` leaves it
 ]  # fmt: skip
 NAMES = [row[0] for row in TABLE]
 SHAPES = [(2, 32, 7, 9), (1, 5, 1, 1), (3, 1, 4, 1), (2, 17, 1, 6), (0, 8, 3, 3)]
@@ -35,8 +35,8 @@ def build(name, channels, **more):
     """A block with random weights everywhere, also where a preset starts at zero or one."""
     torch.manual_seed(0)
     block = CBAM(channels, 4, **{**dict(TABLE_BY_NAME[name][0]), **more})
-    if name == "over root of fan-in":
-        block.spatial_attention.set_fan_in(True)
+    if name == "divided logits":
+        block.spatial_attention.set_divisor(98)
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.5)

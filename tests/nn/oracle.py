@@ -96,7 +96,7 @@ class Oracle:
             }
             mean, var = (z.mean(), z.var()) if training else (norm["running_mean"], norm["running_var"])
             z = batch_norm(z, norm["weight"], norm["bias"], mean, var)
-        return z[:, None] / np.sqrt(w.get("spatial_attention.fan_in", 1.0))
+        return z[:, None] / np.sqrt(w.get("spatial_attention.variance", 1.0))
 
     def __call__(self, x, training=False):
         def gate(z):

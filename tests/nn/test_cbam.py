@@ -306,3 +306,9 @@ class TestErrors:
     def test_maps(self, x, message):
         with pytest.raises(CBAMError, match=message):
             CBAM(16)(x)
+
+    @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+    def test_a_quantised_map(self):
+        x = torch.quantize_per_tensor(torch.ones(1, 16, 4, 4), 0.1, 0, torch.quint8)
+        with pytest.raises(CBAMError, match=r"got torch\.quint8\. Quantise in graph mode.*prepare_fx"):
+            CBAM(16)(x)

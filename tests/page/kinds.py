@@ -16,6 +16,7 @@ from cbam.compare.detection.report import RECALLS, write_detection_report
 from cbam.compare.report import write_report
 from cbam.evaluate.class_page import render
 from cbam.evaluate.class_report import ClassReport
+from cbam.evaluate.label_report import LabelReport
 from cbam.evaluate.predictions import FILE as PREDICTIONS
 from cbam.evaluate.predictions import Predictions
 from cbam.explain.scores import MEASURES, MapScores
@@ -123,4 +124,27 @@ def evaluate(folder: Path) -> Path:
     return write_atomically(folder / "evaluation.html", text)
 
 
-KINDS = {"compare": compare, "ablate": ablate, "detect": detect, "explain": explain, "evaluate": evaluate}
+def labels(folder: Path) -> Path:
+    names = (EVIL, LONG, "Pullover & co", "a$b$ \\frac{1}{2}")
+    generator = torch.Generator().manual_seed(0)
+    truth = (torch.rand(80, 4, generator=generator) < 0.4).float()
+    said = (torch.rand(80, 4, generator=generator) + truth) / 2
+    report = LabelReport(EVIL, f"80 images of {EVIL}.", names, 0.7, said, truth, [LONG, EVIL] * 40)
+    text = render(
+        report,
+        lambda index: Image.new("RGB", (90, 60), (3 * index, 0, 99)),
+        variant="cbam",
+        notices=[EVIL],
+        command=["cbam", "evaluate", EVIL],
+    )
+    return write_atomically(folder / "evaluation.html", text)
+
+
+KINDS = {
+    "compare": compare,
+    "ablate": ablate,
+    "detect": detect,
+    "explain": explain,
+    "evaluate": evaluate,
+    "labels": labels,
+}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -17,6 +18,7 @@ from cbam.data import load_data
 from cbam.models import build_model
 from cbam.predict import Prediction, load_run
 from cbam.predict.drawing import draw
+from cbam.predict.files import Predicted, table
 from tests.legacy import tiny  # noqa: F401 - makes `timm/legacy_tiny` known
 
 LEGACY = Path(__file__).parent.parent / "legacy"
@@ -179,6 +181,31 @@ class TestCommand:
         assert set(image["classes"]) == {name for name, value in shares.items() if value >= 0.5}
         assert image["top"][0]["probability"] == max(shares.values())
 
+    def test_several_labels_are_shown_with_a_probability_each(self, tmp_path, capsys):
+        """Sigmoids, which do not add up to one: of a picture without any label that is said."""
+        torch.manual_seed(0)
+        network = build_model("resnet20", 3).eval()
+        with torch.no_grad():
+            network.fc.weight.zero_()
+        picture(0).save(tmp_path / "a.png")
+        said = {"class_names": CLASSES, "input_size": (3, 24, 24), "task": "multilabel"}
+        for scores, shown in (
+            ((2.0, -2.0, 1.0), [f"{CLASSES[0]} 88.1, {CLASSES[2]} 73.1", f"{CLASSES[1]} 11.9"]),
+            ((-2.0, -3.0, -4.0), ["none", f"{CLASSES[0]} 11.9, {CLASSES[1]} 4.7, {CLASSES[2]} 1.8"]),
+        ):
+            with torch.no_grad():
+                network.fc.bias.copy_(torch.tensor(scores))
+            folder = cbam.save_pretrained(network, tmp_path / "net", "resnet20", **said)
+            assert run(folder, tmp_path / "a.png", "--output", tmp_path / "p.csv", "--device", "cpu") == 0
+            heading, line = capsys.readouterr().out.splitlines()[:2]
+            assert heading.split("  ")[0] == "image"
+            assert [part.strip() for part in line.split("  ") if part.strip()][1:] == shown
+            (row,) = csv.DictReader((tmp_path / "p.csv").open())
+            true = [(name, score) for name, score in zip(CLASSES, scores, strict=True) if score >= 0]
+            assert row["class"] == ";".join(name for name, _ in true)
+            assert row["probability"] == ";".join(f"{torch.tensor(score).sigmoid():.6f}" for _, score in true)
+            shutil.rmtree(folder)
+
     def test_a_broken_picture_is_named_and_the_others_go_on(self, place, tmp_path, capsys):
         assert run(place / "net", place / "bad", "--output", tmp_path / "p.json") == 1
         said = capsys.readouterr()
@@ -227,3 +254,13 @@ def test_long_names_fit_the_drawing():
     sheet = draw(picture(), said)
     assert sheet.width == 480
     assert sheet.getpixel((474, sheet.height - 27)) == (255, 255, 255)
+
+
+def test_many_pictures_name_the_file_to_ask_for_unless_there_is_one():
+    files = {
+        Path(f"{number}.png"): Prediction(f"{number}.png", ("cat", "dog"), torch.tensor([0.25, 0.75]))
+        for number in range(60)
+    }
+    predicted = Predicted(files, {path: path.stem for path in files})
+    assert table(predicted, 1)[-1] == "... and 10 more: --output predictions.csv has all"
+    assert table(predicted, 1, written=True)[-1] == "... and 10 more"

@@ -278,4 +278,4 @@ def test_without_the_hub_library(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("pushing to 'a/b' needs the package 'huggingface_hub'")
-    assert "pip install '.[hub]'" in done.stdout
+    assert "pip install 'torch-cbam[hub]'" in done.stdout

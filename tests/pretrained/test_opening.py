@@ -163,7 +163,7 @@ def test_a_file_with_the_name_of_its_network(tmp_path):
         ("compare/cells", {}, "Name one: --variant cbam"),
         ("train", {"variant": "cbam"}, "is no run of cbam compare"),
         ("train/metrics.csv", {}, r"is no network.* Give .*/train\."),
-        ("train-stopped/checkpoints", {}, "such as the newest: .*step-000000014"),
+        ("train-stopped/checkpoints", {}, "holds one checkpoint. Give it: .*step-000000014"),
         ("saved", {}, "holds no network.* Did you mean .*saved/attention-only"),
         ("saved/no-backbone", {}, "Pass the network.*--model NAME"),
         ("trian", {}, "there is nothing at .*Did you mean .*/train"),
@@ -173,6 +173,27 @@ def test_a_file_with_the_name_of_its_network(tmp_path):
 def test_what_does_not_open_names_what_does(source, options, message):
     with pytest.raises(CBAMError, match=message):
         open_network(LEGACY / source, **options)
+
+
+def test_one_network_and_several_are_told_apart(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    for step in ("step-000000014", "step-000000020"):
+        shutil.copytree(STOPPED, checkpoints / step)
+    with pytest.raises(
+        CBAMError, match=r"holds 2 checkpoints. Give one, such as the newest: .*step-000000020"
+    ):
+        open_network(checkpoints)
+    run = Path(shutil.copytree(LEGACY / "compare", tmp_path / "compare"))
+    for cell in (run / "cells").iterdir():
+        if cell.name != "cbam-seed1":
+            shutil.rmtree(cell)
+    named = r"is a comparison; its trained networks: cbam\. Name one: --variant cbam .*cells/cbam-seed1$"
+    with pytest.raises(CBAMError, match=named):
+        open_network(run)
+    shutil.rmtree(run / "cells" / "cbam-seed1")
+    for options in ({}, {"variant": "cbam"}):
+        with pytest.raises(CBAMError, match=r"no network is finished yet\. The same command resumes it"):
+            open_network(run, **options)
 
 
 def test_folders_inside_a_run_and_runs_without_a_network(tmp_path):

@@ -60,6 +60,38 @@ def test_auto_is_read_and_a_run_goes_on_with_what_it_found():
         TrainConfig(batch_size=-1)
 
 
+def test_a_training_uses_what_was_found_and_goes_on_with_it(tmp_path, capsys, monkeypatch):
+    """From the command to the settings of the run, on a device that has room for 20 images at a time."""
+    forward = nn.Conv2d.forward
+
+    def limited(self, images):
+        if self.training and len(images) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+        return forward(self, images)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", limited)
+    monkeypatch.setattr("cbam.train.job.check_automatic", lambda accelerator: None)
+    images = ["--data", "digits", "--limit-train", "70", "--limit-val", "20", "--device", "cpu"]
+    options = [
+        *images,
+        "--batch-size",
+        "auto",
+        "--epochs",
+        "1",
+        "--attention",
+        "none",
+        "--output",
+        str(tmp_path),
+    ]
+    assert main(["train", *options]) == 0
+    assert "batch size 16: what fits into the GPU's memory" in capsys.readouterr().err
+    assert "batch_size: 16\n" in (tmp_path / "config.yaml").read_text()
+    result = (tmp_path / "result.json").read_bytes()
+    assert main(["train", *options]) == 0
+    assert "what fits" not in capsys.readouterr().err, "it is not looked for again"
+    assert (tmp_path / "result.json").read_bytes() == result
+
+
 def test_without_a_gpu_it_says_so(tmp_path, capsys):
     options = ["--data", "digits", "--device", "cpu", "--batch-size", "auto", "--output", str(tmp_path / "x")]
     assert main(["train", *options]) == 2

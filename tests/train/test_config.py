@@ -72,10 +72,14 @@ def run(attention="none", model="resnet20", gate_lr_scale=1.0, gate_weight_decay
             "--sites conv, --preset timm have no effect .* Leave them out",
         ),
         ({"model": "resnet20_se", "preset": "timm"}, r"--attention none\. Leave it out$"),
+        ({"attention": "control", "preset": "timm"}, "--preset timm has no effect with --attention control"),
+        ({"attention": "control", "sites": ("conv",)}, "--sites conv has no effect with --attention control"),
         (
-            {"attention": "control"},
-            "is there to be compared with: cbam compare --attention none,cbam,control",
+            {"attention": "cbam", "widened_to": 9},
+            "--widened-to 9 has no effect with --attention cbam.*use --att",
         ),
+        ({"widened_to": 9}, "--widened-to 9 has no effect with --attention none"),
+        ({"attention": "control", "widened_to": 0}, "--widened-to 0 must be at least 1"),
     ],
 )
 def test_what_would_be_ignored_is_refused(settings, expected):

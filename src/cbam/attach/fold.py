@@ -20,13 +20,13 @@ _LINEAR_HOSTS = (
 
 
 def fold_gate_scale(model: nn.Module) -> int:
-    """Move the factor 2 of every gate into the host before it, and sqrt(fan-in) into the spatial kernel, in place.
+    """Move each gate's factor 2 into the host before it, and a spatial gate's divisor into its kernel, in place.
 
     After `attach(init="identity")` each gate is 2 sigmoid(z). With the host's weight and bias times 4 (2 for a
     single gate) and the weights that read the map divided by what the map grew by, the plain sigmoid gives the same
-    numbers: these factors are powers of two, so nothing is rounded. Where sqrt(fan-in) divides the spatial logits,
-    the kernel is divided by it instead, once, and rounded: outputs then agree to the last digits, otherwise to the
-    bit. The state dict then is in the paper's form, without `gate_scale` and `fan_in`, as other code expects it.
+    numbers; a number that divides the spatial logits divides the kernel instead. All these factors are powers of two,
+    so nothing is rounded; with another number from `SpatialAttention.set_divisor` outputs agree to the last digits.
+    The state dict then is in the paper's form, without `gate_scale` and `variance`, as other code expects it.
 
     Do it after training: the learning rates seen by the folded weights change. And do it last: the hosts keep the
     factor, so `detach` and `disabled` afterwards leave a network whose branches are up to 4 times as large, not the
@@ -73,12 +73,12 @@ def fold_gate_scale(model: nn.Module) -> int:
         for gate in _gates(site.cbam):
             gate.set_gate_scale(1.0)
             if isinstance(gate, SpatialAttention):
-                gate.set_fan_in(False)
+                gate.set_divisor(None)
     return len(sites)
 
 
 def _is_exact(before: Tensor, after: Tensor, factor: float) -> bool:
-    """Return whether a product has the bits of its factors; those of a root, the bits of float32."""
+    """Return whether a product has the bits of its factors; of others, the last digits of float32."""
     if math.frexp(factor)[0] == 0.5:  # a power of two
         return torch.equal(after / factor, before)
     return before.dtype.itemsize >= 4 and torch.allclose(after / factor, before, rtol=1e-6, atol=0.0)
@@ -95,7 +95,7 @@ def _scale(site: WithAttention) -> Tensor | None:
 
 
 def _factors(name: str, site: WithAttention) -> list[tuple[Tensor, float]]:
-    """Return each parameter at the site with the factor that it takes; a kernel's sqrt(fan-in) is in its own."""
+    """Return each parameter at the site with the factor that it takes; a kernel's own divisor is in its own."""
     host, gates = site.host, _gates(site.cbam)
     if site.position != "output" or type(host) not in _LINEAR_HOSTS or host.weight is None:
         raise CBAMError(
@@ -107,8 +107,8 @@ def _factors(name: str, site: WithAttention) -> list[tuple[Tensor, float]]:
     grown = scale if one_gate else scale ** len(gates)  # what the map in front of the first gate grows by
     factors = [(p, grown) for p in (host.weight, host.bias) if isinstance(p, Tensor)]
     for gate in gates:
-        fan_in = gate._buffers.get("fan_in")
-        root = 1.0 if fan_in is None else float(fan_in) ** 0.5
+        variance = gate._buffers.get("variance")
+        root = 1.0 if variance is None else float(variance) ** 0.5
         factors.append((gate.reading_weight, 1.0 / grown / root))
         if not one_gate:
             grown /= scale  # the first gate now is smaller by its factor, and so is the map behind it

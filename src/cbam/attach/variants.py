@@ -76,7 +76,8 @@ WORDS: dict[str, _Word] = {
 }
 # `k3` is a kernel of 3 x 3, `r8` a reduction ratio of 8.
 _NUMBERED = {"k": "kernel_size", "r": "reduction_ratio"}
-ALONE = {"none": "plain", "control": "control"}
+CONTROL = "control"
+ALONE = {"none": "plain", CONTROL: "control"}
 
 
 def variant_names() -> tuple[str, ...]:
@@ -162,7 +163,7 @@ def parse_variants(text: str | Sequence[str]) -> tuple[str, ...]:
         raise CBAMError(
             f"--attention {names[0]} alone has nothing to be compared with. Type: --attention none,{names[0]}"
         )
-    if "control" in names and not attentions:
+    if CONTROL in names and not attentions:
         raise CBAMError(
             "the control has as many parameters as a model with attention: name one, "
             "for example --attention none,cbam,control"
@@ -177,6 +178,25 @@ def matched_by_control(variants: Sequence[str]) -> str:
     ('cbam', 'se')
     """
     return "cbam" if "cbam" in variants else next(name for name in variants if parse_variant(name).attention)
+
+
+def check_widening(widened_to: int | None, attention: str) -> None:
+    """Refuse a size for a network that is no control, or one that no network has.
+
+    Raises:
+        CBAMError: what to type.
+
+    >>> check_widening(9999, "control")
+    """
+    if widened_to is None:
+        return
+    if attention != CONTROL:
+        raise CBAMError(
+            f"--widened-to {widened_to} has no effect with --attention {attention}. Leave it out, or use --attention"
+            " control"
+        )
+    if widened_to < 1:
+        raise CBAMError(f"--widened-to {widened_to} must be at least 1: the parameters of the control")
 
 
 def label(variant: str) -> str:

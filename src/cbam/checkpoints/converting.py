@@ -14,11 +14,21 @@ from torch import Tensor
 from cbam.checkpoints import tensors_file
 from cbam.checkpoints.backbones import from_pytorchcv, to_pytorchcv
 from cbam.checkpoints.fitting import SCALES, attach_call, attach_options
-from cbam.checkpoints.formats import FORMATS, Format, check_shapes
-from cbam.checkpoints.matching import MIXED, ORDER
+from cbam.checkpoints.formats import FORMATS, Format, check_shapes, is_textbook
+from cbam.checkpoints.gates import Gates
 from cbam.checkpoints.reading import look_at
 from cbam.checkpoints.recognise import Found, recognise
 from cbam.checkpoints.report import BlockRow, block_table
+from cbam.checkpoints.switches import (
+    MIXED,
+    ORDER,
+    Switches,
+    as_header,
+    as_state_dict,
+    of_block,
+    parts_of,
+    unusual,
+)
 from cbam.checkpoints.unpacking import Unpacked, unpack
 from cbam.errors import CBAMError, unknown_name
 from cbam.files import write_atomically
@@ -72,7 +82,7 @@ def convert(
 
     Args:
         source, format, outer_residual, entry: as for `cbam.load_weights`.
-        out: .safetensors, or .pth or .pt for a plain dictionary by `torch.save`.
+        out: .safetensors, or .pth or .pt for a state dict by `torch.save`.
         to: the format to write.
         descriptor_order: "avg-max" or "max-avg", for files with this library's names that do not record it.
 
@@ -91,26 +101,26 @@ def convert(
     out = Path(out)
     if out.suffix not in SUFFIXES:
         raise unknown_name("kind of file", out.suffix or out.name, SUFFIXES)
-    state, metadata, report = converted(source, to, format, outer_residual, entry, descriptor_order)
-    write(out, state, metadata)
+    state, switches, report = converted(source, to, format, outer_residual, entry, descriptor_order)
+    write(out, state, to, switches)
     return report
 
 
-def write(out: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write(out: Path, state: Mapping[str, Tensor], to: str, switches: Switches) -> None:
     """Write a state dict atomically, as safetensors or as a pickle of tensors, by the file's suffix.
 
-    Raises:
-        CBAMError: a pickle for weights that need `metadata`, which it cannot hold.
+    Args:
+        out: the file.
+        state: names to tensors.
+        to: their format.
+        switches: of the attention, written beside the tensors.
     """
     if out.suffix == ".safetensors":
-        tensors_file.write(out, state, metadata)
+        tensors_file.write(out, state, {"cbam.format": to, **as_header(switches)})
         return
-    if ORDER in metadata:
-        raise CBAMError(
-            "weights with this library's names need .safetensors, which also records the order of their kernels."
-        )
     buffer = io.BytesIO()
-    torch.save({name: value.detach().cpu().clone() for name, value in state.items()}, buffer)
+    whole = {name: value.detach().cpu().clone() for name, value in state.items()}
+    torch.save(as_state_dict(whole, switches) if switches else whole, buffer)
     write_atomically(out, buffer.getvalue())
 
 
@@ -121,43 +131,46 @@ def converted(
     outer_residual: bool = False,
     entry: str | None = None,
     descriptor_order: str | None = None,
-) -> tuple[dict[str, Tensor], dict[str, str], Conversion]:
-    """Return the converted state dict, its metadata, and the report; see `convert`."""
+) -> tuple[dict[str, Tensor], Switches, Conversion]:
+    """Return the converted state dict, the switches of its attention by module, and the report; see `convert`."""
     if to not in FORMATS:
         raise unknown_name("format", to, FORMATS)
-    packed, found, here, order_notes = _open(source, format, entry, descriptor_order)
+    packed, found, formats, order_notes = _open(source, format, entry, descriptor_order)
     for prefix, block in found.blocks.items():
-        check_shapes(here, block, f"{packed.name}, block {prefix.removesuffix('.')!r}")
-    there = replace(FORMATS[to], max_first=here.max_first) if to == "cbam" else FORMATS[to]
+        check_shapes(formats[prefix], block, f"{packed.name}, block {prefix.removesuffix('.')!r}")
+    assert found.format is not None
     tensors = packed.tensors()
     scales = {prefix + name for prefix in found.blocks for name in SCALES}
-    state = {_rename(key, here, there): tensors[key] for key in found.rest if key not in scales}
+    state = {_rename(key, found.format, FORMATS[to]): tensors[key] for key in found.rest if key not in scales}
     rows, notes, attach = [], dict.fromkeys([*packed.notes, *order_notes]), ""
+    switches: dict[str, Mapping[str, str]] = {}
     for prefix, block in found.blocks.items():
-        where = f"block {prefix.removesuffix('.')!r}"
+        here, said, where = (
+            formats[prefix],
+            of_block(packed.switches, prefix),
+            f"block {prefix.removesuffix('.')!r}",
+        )
+        there = replace(FORMATS[to], max_first=here.max_first) if to == "cbam" else FORMATS[to]
         gates = here.parse({name: tensors[prefix + name] for name in block}, where)
-        _refuse_scales(prefix, tensors, here, to)
+        _refuse_what_is_ours_alone(prefix, tensors, said, here, to)
         if outer_residual:
             gates = replace(gates, adds_input=there.adds_input)
-        attach = attach_call(gates, here.max_first)
+        attach = attach_call(gates, here.max_first, said)
         target = _moved(prefix, here, there, found.rest)
         eval_only: list[str] = []
         written = there.write(gates, where, eval_only)
         state |= {target + name: value for name, value in written.items()}
+        if to == "cbam":
+            switches |= _with_order(parts_of(packed.switches, prefix), target, gates, here.max_first)
         changes = ["kernel planes swapped"] if here.max_first != there.max_first else []
         rows.append(
             BlockRow(prefix.removesuffix("."), target.removesuffix("."), len(written), (*changes, *eval_only))
         )
         notes |= dict.fromkeys(f"{note}: equal outputs in eval mode only" for note in eval_only)
-    metadata = {"cbam.format": to}
     if to == "cbam":
-        metadata[ORDER] = "max-avg" if there.max_first else "avg-max"
         notes[f"attention that takes these weights: {attach}"] = None
-    return (
-        state,
-        metadata,
-        Conversion(packed.name, here.name, to, len(state), tuple(rows), attach, tuple(notes)),
-    )
+    report = Conversion(packed.name, found.format.name, to, len(state), tuple(rows), attach, tuple(notes))
+    return state, switches, report
 
 
 def form_in(
@@ -175,65 +188,109 @@ def form_in(
         CBAMError: as `convert`.
 
     >>> from cbam import CBAM
-    >>> form_in(CBAM(32, kernel_size=3).state_dict())
-    {'preset': 'paper', 'kernel_size': 3, 'descriptor_order': 'avg-max'}
+    >>> form_in(CBAM(32, kernel_size=3, gate="hardsigmoid").state_dict())
+    {'preset': 'paper', 'kernel_size': 3, 'gate': 'hardsigmoid', 'descriptor_order': 'avg-max'}
     """
-    _, found, here, _ = _open(source, format, entry, descriptor_order)
+    packed, found, formats, _ = _open(source, format, entry, descriptor_order)
     prefix, block = next(iter(found.blocks.items()))
-    where = f"block {prefix.removesuffix('.')!r}"
+    here, where = formats[prefix], f"block {prefix.removesuffix('.')!r}"
     check_shapes(here, block, where)
-    order = "max-avg" if here.max_first else "avg-max"
-    return {**attach_options(here.parse(block, where), here.max_first), "descriptor_order": order}
+    options = attach_options(here.parse(block, where), here.max_first, of_block(packed.switches, prefix))
+    return {**options, "descriptor_order": _order(here.max_first)}
 
 
 def _open(
     source: str | Path | Mapping[str, Any], format: str, entry: str | None, descriptor_order: str | None
-) -> tuple[Unpacked, Found, Format, list[str]]:
+) -> tuple[Unpacked, Found, dict[str, Format], list[str]]:
     packed = unpack(look_at(source), entry)
     found = recognise(packed.shapes, packed.name, format)
     if found.format is None:
         raise CBAMError(
-            f"{packed.name} holds no attention, so there is nothing to convert. A plain network's weights load as"
-            " they are: cbam.load_weights(model, file)."
+            f"{packed.name} holds no block of CBAM, so there is nothing to convert. Weights of a plain network, or with"
+            " other attention, load as they are: cbam.load_weights(model, file)."
         )
-    here, notes = _with_order(found, packed.name, packed.metadata.get(ORDER, descriptor_order))
-    return packed, found, here, notes
+    for prefix in found.blocks:
+        descriptor = of_block(packed.switches, prefix).get("spatial_descriptor", "both")
+        if descriptor != "both":
+            raise CBAMError(
+                f"block {prefix.removesuffix('.')!r} has spatial_descriptor={descriptor!r}, a kernel of one plane,"
+                " which no other format has. Load it as it is: cbam.load_weights(model, file)."
+            )
+    formats, notes = _with_orders(packed, found, found.format, descriptor_order)
+    return packed, found, formats, notes
 
 
-def _with_order(found: Found, name: str, order: str | None) -> tuple[Format, list[str]]:
-    """Return the file's format with the order of its kernels' planes, and a note if that was assumed."""
-    format = found.format
-    assert format is not None
-    if format.name != "cbam":
-        return format, []
-    if order == MIXED:
+def _with_orders(
+    packed: Unpacked, found: Found, format: Format, given: str | None
+) -> tuple[dict[str, Format], list[str]]:
+    """Return each block's format with the order of its kernel's planes, and a note if that was assumed."""
+    if given is not None and given not in DESCRIPTOR_ORDERS:
+        raise unknown_name("descriptor_order", given, DESCRIPTOR_ORDERS)
+    own = format.name == "cbam"
+    if not own and given is not None and format.max_first != (given == "max-avg"):
         raise CBAMError(
-            f"{name} holds kernels that read mean and maximum in different orders, by site, and no other format has"
-            " that. Load it as it is: cbam.from_pretrained(folder, model)."
+            f"{packed.name}: {format.name} reads {_order(format.max_first)}. Leave out {given!r}."
         )
-    if order is not None:
-        if order not in DESCRIPTOR_ORDERS:
-            raise unknown_name("descriptor_order", order, DESCRIPTOR_ORDERS)
-        return replace(format, max_first=order == "max-avg"), []
-    names = {name for block in found.blocks.values() for name in block}
-    if any(".norm." in name or name.endswith(".bias") for name in names):
+    if not own:
+        return dict.fromkeys(found.blocks, format), []
+    formats, notes = {}, dict[str, None]()
+    for prefix, block in found.blocks.items():
+        order = packed.order_of(prefix)
+        if None not in (order, given) and order != given:
+            raise CBAMError(f"{packed.name} says that its kernels read {order}. Leave out {given!r}.")
+        order = order or given
+        if f"{format.kernel}.weight" not in block:
+            order = order or "avg-max"  # it has no kernel
+        elif order is None and packed.metadata.get(ORDER) == MIXED:
+            raise CBAMError(
+                f"{packed.name} holds kernels that read mean and maximum in different orders and does not say which."
+                " Load it as it is: cbam.from_pretrained(folder, model)."
+            )
+        elif order is None and not is_textbook(block):
+            raise CBAMError(
+                f"{packed.name} does not record in which order its kernels read mean and maximum: preset 'official'"
+                " and 'timm' differ there. Pass descriptor_order='max-avg' (--descriptor-order) for official,"
+                " 'avg-max' for timm. torch.save(model.state_dict()) and cbam.save_pretrained record it; a dictionary"
+                " made from a state dict, and safetensors' own save_file, do not."
+            )
+        elif order is None:
+            notes["its kernels were assumed to read [mean, max], as those of the preset 'paper' and the textbook"
+                  " module do"] = None  # fmt: skip
+        formats[prefix] = replace(format, max_first=order == "max-avg")
+    return formats, list(notes)
+
+
+def _order(max_first: bool | None) -> str:
+    return "max-avg" if max_first else "avg-max"
+
+
+def _with_order(
+    said: Mapping[str, Mapping[str, str]], target: str, gates: Gates, max_first: bool | None
+) -> dict[str, Mapping[str, str]]:
+    """Return the switches of a block that are written beside its tensors, by module."""
+    if gates.kernel is None:
+        return dict(said)
+    spatial = f"{target}spatial_attention"
+    return {**said, spatial: {**said.get(spatial, {}), "descriptor_order": _order(max_first)}}
+
+
+def _refuse_what_is_ours_alone(
+    prefix: str, tensors: Mapping[str, Tensor], said: Mapping[str, str], here: Format, to: str
+) -> None:
+    if to != "cbam" and (odd := unusual(said)):
         raise CBAMError(
-            f"{name} does not record in which order its kernels read mean and maximum: preset 'official' and 'timm'"
-            " differ there. Pass descriptor_order='max-avg' (--descriptor-order) for official, 'avg-max' for timm."
+            f"block {prefix.removesuffix('.')!r} has {', '.join(f'{k}={v!r}' for k, v in odd.items())}: another"
+            f" function than {to}'s block computes from the same weights."
         )
-    return format, [
-        "its kernels were assumed to read [mean, max], as those of the preset 'paper' and the textbook module do"
-    ]
-
-
-def _refuse_scales(prefix: str, tensors: Mapping[str, Tensor], here: Format, to: str) -> None:
     scales = {name: float(tensors[prefix + name]) for name in SCALES if prefix + name in tensors}
     if here.name == "cbam" and any(scale != 1 for scale in scales.values()):
-        *of_gates, fan_in = (scales.get(name, 1.0) for name in SCALES)
-        logits = "z" if fan_in == 1 else f"z / sqrt({fan_in:g})"
+        of_gates = [scale for name, scale in scales.items() if name.endswith("gate_scale")]
+        variance = next((value for name, value in scales.items() if not name.endswith("gate_scale")), 1.0)
+        logits = "z" if variance == 1 else f"z / {variance**0.5:g}"
+        gate = f"{max(of_gates, default=1.0):g} sigmoid({logits})"
         raise CBAMError(
-            f"block {prefix.removesuffix('.')!r} has gates of {max(of_gates):g} sigmoid({logits}), as after"
-            f" cbam.attach(init='identity'), and {to} has none. Type cbam.fold_gate_scale(model) and save again."
+            f"block {prefix.removesuffix('.')!r} has gates of {gate}, as after cbam.attach(init='identity'), and"
+            f" {to} has none. Type cbam.fold_gate_scale(model) and save again."
         )
 
 

@@ -10,20 +10,22 @@ from torch import Tensor
 
 from cbam.checkpoints.formats import FORMATS, Format
 from cbam.checkpoints.gates import Gates
+from cbam.checkpoints.switches import OURS, of_module, unusual
 from cbam.errors import CBAMError
 from cbam.nn import CBAM
 from cbam.ops.dims import batched
 
-# Numbers of a gate that only the files of those gates have that are not in the paper's form.
-SCALES = ("channel_attention.gate_scale", "spatial_attention.gate_scale", "spatial_attention.fan_in")
+# Numbers of a gate that only the files of those gates have that are not in the paper's form; "fan_in" is what
+# development versions of 0.1 called the variance.
+NUMBERS = ("gate_scale", "variance", "fan_in")
+DESCRIPTOR = "spatial_attention.descriptor.weight"  # of a learned descriptor, which no format has
+SCALES = ("channel_attention.gate_scale", *(f"spatial_attention.{name}" for name in NUMBERS))
 
 
 def reads_maximum_first(block: Any) -> bool | None:
     """Return whether the first plane of a spatial kernel reads the maximum; None if there are not two planes."""
-    spatial = block.spatial_attention if isinstance(block, CBAM) else None
-    if spatial is None or spatial.spatial_descriptor != "both":
-        return None
-    return spatial.descriptor_order == "max-avg"
+    order = of_module(block).get("descriptor_order") if isinstance(block, CBAM) else None
+    return None if order is None else order == "max-avg"
 
 
 def form_of(block: CBAM) -> Format:
@@ -44,8 +46,15 @@ def form_of(block: CBAM) -> Format:
     )
 
 
-def attach_options(gates: Gates, max_first: bool | None) -> dict[str, Any]:
+def attach_options(
+    gates: Gates, max_first: bool | None, switches: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Return the options of `cbam.attach` with which attention takes these gates unchanged.
+
+    Args:
+        gates: of the block.
+        max_first: the kernel's first plane reads the maximum.
+        switches: what the file says beside them.
 
     >>> import torch
     >>> block = Gates(torch.zeros(2, 16), torch.zeros(16, 2), kernel=torch.zeros(1, 2, 7, 7))
@@ -64,18 +73,18 @@ def attach_options(gates: Gates, max_first: bool | None) -> dict[str, Any]:
         options["kernel_size"] = gates.kernel_size
     if gates.hidden != max(1, gates.channels // 16):
         options["reduction_ratio"] = gates.channels // gates.hidden
-    return options
+    return options | unusual(switches or {})
 
 
-def attach_call(gates: Gates, max_first: bool | None) -> str:
-    """Return the call that attaches attention which takes these gates unchanged.
+def attach_call(gates: Gates, max_first: bool | None, switches: Mapping[str, str] | None = None) -> str:
+    """Return the call that attaches attention which takes these gates unchanged; arguments as `attach_options`.
 
     >>> import torch
     >>> block = Gates(torch.zeros(1, 16), torch.zeros(16, 1), kernel=torch.zeros(1, 2, 7, 7))
     >>> attach_call(block, max_first=False)
     "cbam.attach(model, preset='paper')"
     """
-    options = attach_options(gates, max_first)
+    options = attach_options(gates, max_first, switches)
     return f"cbam.attach(model, {', '.join(f'{key}={value!r}' for key, value in options.items())})"
 
 
@@ -121,7 +130,7 @@ def _differences(gates: Gates, block: Any) -> list[tuple[str, bool]]:
     """Return the differences in form, each with whether it can be converted."""
     if not isinstance(block, CBAM):
         return [(f"a CBAM block does not fit {type(block).__name__}", False)]
-    odd = _odd_switches(block)
+    odd = ", ".join(f"{name}={value!r}" for name, value in unusual(of_module(block)).items())
     if odd:
         return [(f"the module has {odd}, which no format in files has", False)]
     if gates.dims not in (None, block.dims):
@@ -152,17 +161,31 @@ def _differences(gates: Gates, block: Any) -> list[tuple[str, bool]]:
     return sorted(found, key=lambda difference: difference[1])
 
 
-def _odd_switches(block: CBAM) -> str:
-    odd = (
-        [] if block.arrangement in ("channel-spatial", "channel") else [f"arrangement={block.arrangement!r}"]
+def refuse_another_function(
+    said: Mapping[str, str], gates: Mapping[str, Tensor], format: Format, block: Any, where: str
+) -> None:
+    """Refuse weights of our own of a block that computes something else from the same shapes.
+
+    Args:
+        said: switches of the file's block.
+        gates: names inside it to tensors.
+        format: of the file.
+        block: the module of the site.
+        where: block and site, for messages.
+
+    Raises:
+        CBAMError: names the call that attaches one that fits.
+    """
+    own = of_module(block) if isinstance(block, CBAM) else {}
+    other = [name for name in OURS if name in said and name in own and said[name] != own[name]]
+    if not other:
+        return
+    names = "; ".join(f"{name}={said[name]!r} in the file, {own[name]!r} in the model" for name in other)
+    first = said.get("descriptor_order") == "max-avg"
+    raise CBAMError(
+        f"{where}: {names}. Attach with {attach_call(format.parse(gates, where), first, said)}. To go on from these"
+        " weights with other gates: model.load_state_dict."
     )
-    for gate in block.gates:
-        if gate.activation != "sigmoid":
-            odd.append(f"gate={gate.activation!r}")
-        for switch in ("channel_pooling", "spatial_descriptor"):
-            if getattr(gate, switch, "both") != "both":
-                odd.append(f"{switch}={getattr(gate, switch)!r}")
-    return ", ".join(dict.fromkeys(odd))
 
 
 def carries_over(raw: Mapping[str, Tensor], block: Any) -> bool:

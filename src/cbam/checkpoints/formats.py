@@ -8,7 +8,7 @@ open-mmlab/mmyolo (models/plugins/cbam.py), xmu-xiaoma666/External-Attention-pyt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -173,6 +173,15 @@ class Format:
             zeros = gates.first.new_zeros
             gates = replace(gates, first_bias=zeros(gates.hidden), last_bias=zeros(gates.channels))
         return gates
+
+
+def is_textbook(names: Iterable[str]) -> bool:
+    """Return whether names inside a block with this library's names could be the textbook module's.
+
+    >>> is_textbook(["channel_attention.mlp.0.weight", "channel_attention.mlp.0.bias"])
+    False
+    """
+    return not any(".norm." in name or name.endswith(".bias") for name in names)
 
 
 def check_shapes(format: Format, block: Mapping[str, Tensor], where: str) -> None:

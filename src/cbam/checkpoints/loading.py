@@ -10,12 +10,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from cbam.checkpoints.committing import commit, unwrapped
-from cbam.checkpoints.fitting import SCALES, carries_over, fit, reads_maximum_first
+from cbam.checkpoints.fitting import (
+    DESCRIPTOR,
+    SCALES,
+    carries_over,
+    fit,
+    reads_maximum_first,
+    refuse_another_function,
+)
 from cbam.checkpoints.foreign import recognise_for
 from cbam.checkpoints.formats import Format
 from cbam.checkpoints.matching import Match, match
 from cbam.checkpoints.reading import look_at
 from cbam.checkpoints.report import BlockRow, WeightsReport
+from cbam.checkpoints.switches import of_block
 from cbam.checkpoints.unpacking import Unpacked, unpack
 from cbam.errors import CBAMError
 
@@ -40,7 +48,7 @@ def load_weights(
     Args:
         model: changed in place; unchanged if this raises.
         source: a .safetensors file, a file of `torch.save` (read with `weights_only=True`), a folder with
-            model.safetensors, or a state dict.
+            model.safetensors, a run's folder (its best weights), or a state dict.
         format: "auto", or one of cbam, official, pytorchcv, timm, textbook, luuuyi, changzy00, mmyolo, xmu.
         partial: load the tensors that fit and report the others.
         sites: {block in the file: site in the model}, where the names are ambiguous.
@@ -60,7 +68,7 @@ def load_weights(
     >>> plain, model = resnet18(), resnet18()
     >>> _ = attach(model)
     >>> print(str(load_weights(model, plain.state_dict())).splitlines()[0])
-    the given state dict: a plain network, no attention; 122 tensors loaded
+    the given state dict: no block of CBAM; 122 tensors loaded
     """
     if not isinstance(model, nn.Module):
         raise CBAMError(f"model expects a torch.nn.Module, got {type(model).__name__}.")
@@ -97,10 +105,11 @@ def load_unpacked(
     for prefix, site in matched.assigned.items():
         block = {
             name: tensors[prefix + name]
-            for name in (*found.blocks[prefix], *SCALES)
+            for name in (*found.blocks[prefix], *SCALES, DESCRIPTOR)
             if prefix + name in tensors
         }
-        weights, row = _block(block, prefix, site, matched, adapt, outer_residual)
+        said = of_block(packed.switches, prefix)
+        weights, row = _block(block, prefix, site, matched, said, adapt, outer_residual)
         state |= {site + name: value for name, value in weights.items()}
         rows.append(row)
     report = _report(packed, matched, state, rows, inner.state_dict())
@@ -109,16 +118,23 @@ def load_unpacked(
 
 
 def _block(
-    block: dict[str, Tensor], prefix: str, site: str, matched: Match, adapt: bool, outer_residual: bool
+    block: dict[str, Tensor],
+    prefix: str,
+    site: str,
+    matched: Match,
+    said: Mapping[str, str],
+    adapt: bool,
+    outer_residual: bool,
 ) -> tuple[dict[str, Tensor], BlockRow]:
     """Return the weights of one site, and the report's row."""
-    format, module = matched.format, matched.sites[site]
-    assert format is not None
-    if format.max_first is None:
-        format = replace(format, max_first=bool(reads_maximum_first(module)))
+    module, max_first = matched.sites[site], matched.max_first[prefix]
+    assert matched.format is not None
+    max_first = bool(reads_maximum_first(module)) if max_first is None else max_first
+    format = replace(matched.format, max_first=max_first)
     source, target = prefix.removesuffix("."), site.removesuffix(".")
     where = f"block {source!r}, site {target!r}"
     changes: list[str] = []
+    refuse_another_function(said, block, format, module, where)
     if not _is_own(block, module, format):
         gates = format.parse(block, where)
         if outer_residual:

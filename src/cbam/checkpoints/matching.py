@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from cbam.checkpoints.backbones import from_pytorchcv
 from cbam.checkpoints.committing import misfit
-from cbam.checkpoints.fitting import SCALES, attach_call
-from cbam.checkpoints.formats import Format, check_shapes
+from cbam.checkpoints.fitting import NUMBERS, SCALES, attach_call
+from cbam.checkpoints.formats import Format, check_shapes, is_textbook
 from cbam.checkpoints.recognise import Found
 from cbam.checkpoints.report import shortened
 from cbam.checkpoints.sites import assign, sites_of
+from cbam.checkpoints.switches import MIXED, ORDER, of_block
 from cbam.checkpoints.unpacking import Unpacked
 from cbam.errors import CBAMError
 from cbam.nn import CBAM
 from cbam.nn.base import AttentionModule
-
-ORDER = "cbam.descriptor_order"  # metadata of our own files
-MIXED = "mixed"  # its value where the sites differ: each kernel is in the order of its own module
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,7 @@ class Match:
 
     Args:
         format: of the file; None for a plain network.
+        max_first: {prefix of a block in the file: its kernel's first plane reads the maximum}; None: as in its site.
         sites: {prefix: attention module} of the model.
         assigned: {prefix of a block in the file: prefix of its site}.
         taken: {name in the file: name in the model} of all tensors outside blocks.
@@ -39,6 +38,7 @@ class Match:
     """
 
     format: Format | None
+    max_first: dict[str, bool | None]
     sites: dict[str, AttentionModule]
     assigned: dict[str, str]
     taken: dict[str, str]
@@ -63,12 +63,13 @@ def match(
         CBAMError: blocks of impossible shapes or without a site; tensors that do not fit the model.
     """
     own, sites = model.state_dict(), sites_of(model)
-    format = _format(packed, found, sites)
+    format, max_first = found.format, _orders(packed, found, sites)
     if format is not None:
         for prefix, block in found.blocks.items():
-            check_shapes(format, block, f"{packed.name}, block {prefix.removesuffix('.')!r}")
+            if not _is_in(own, prefix, block):
+                check_shapes(format, block, f"{packed.name}, block {prefix.removesuffix('.')!r}")
         if not sites and not partial:
-            raise _no_attention(packed, found, format)
+            raise _no_attention(packed, found, format, max_first)
     rename: Callable[[str], str] = (
         from_pytorchcv if format is not None and format.name == "pytorchcv" else str
     )
@@ -98,6 +99,7 @@ def match(
         )
     return Match(
         format,
+        max_first,
         sites,
         assigned,
         taken,
@@ -105,6 +107,13 @@ def match(
         tuple(sentences.values()),
         tuple(missing),
         tuple(kept),
+    )
+
+
+def _is_in(own: Mapping[str, Tensor], prefix: str, block: Mapping[str, Tensor]) -> bool:
+    """Return whether the model has a block of these names and shapes at the same place, of whatever form."""
+    return all(
+        prefix + name in own and own[prefix + name].shape == value.shape for name, value in block.items()
     )
 
 
@@ -126,8 +135,8 @@ def _rest(
 
 def _is_scale(name: str, value: Tensor, gates: set[str]) -> bool:
     """Return whether this is a number of a gate that has none now but accepts one."""
-    gate = name.removesuffix("gate_scale").removesuffix("fan_in")
-    return gate != name and value.ndim == 0 and gate in gates
+    gate, dot, last = name.rpartition(".")
+    return last in NUMBERS and value.ndim == 0 and gate + dot in gates
 
 
 def _missing(
@@ -143,7 +152,7 @@ def _missing(
         key
         for key in own
         # Older files lack the counters, which only norms without a momentum read; these of a gate are set with it.
-        if key not in set_ and not key.endswith(("num_batches_tracked", "gate_scale", "fan_in"))
+        if key not in set_ and not key.endswith(("num_batches_tracked", *NUMBERS))
         and not (filled and key.startswith(filled))
     ]  # fmt: skip
     if assigned or attention & set_:
@@ -151,37 +160,36 @@ def _missing(
     return [key for key in missing if key not in attention], [key for key in missing if key in attention]
 
 
-def _format(packed: Unpacked, found: Found, sites: Mapping[str, AttentionModule]) -> Format | None:
-    """Return the file's format, for our own with the order of its kernels' planes: as recorded, or as in the model."""
+def _orders(packed: Unpacked, found: Found, sites: Mapping[str, AttentionModule]) -> dict[str, bool | None]:
+    """Return whether each kernel's first plane reads the maximum: as the format or the file says; None: as its site."""
     if found.format is None or found.format.name != "cbam":
-        return found.format
-    said = packed.metadata.get(ORDER)
-    if said in ("max-avg", "avg-max"):
-        return replace(found.format, max_first=said == "max-avg")
-    if said == MIXED:
-        return replace(found.format, max_first=None)
+        return dict.fromkeys(found.blocks, found.format.max_first if found.format else None)
+    said = {prefix: packed.order_of(prefix) for prefix in found.blocks}
+    kernel = f"{found.format.kernel}.weight"
+    unsaid = [prefix for prefix, order in said.items() if order is None and kernel in found.blocks[prefix]]
     orders = {
         site.spatial_attention.descriptor_order
         for site in sites.values()
         if isinstance(site, CBAM) and site.spatial_attention is not None
     }
-    if orders == {"avg-max"} or not orders:
-        return found.format
-    names = {name for block in found.blocks.values() for name in block}
-    bare = not any(".norm." in name or name.endswith(".bias") for name in names)
-    if bare and not any(key.endswith(SCALES) for key in packed.shapes):
+    names = {name for prefix in unsaid for name in found.blocks[prefix]}
+    own = packed.metadata.get(ORDER) == MIXED or any(key.endswith(SCALES) for key in packed.shapes)
+    if orders - {"avg-max"} and unsaid and is_textbook(names) and not own:
         raise CBAMError(
             f"{packed.name} has the names of the textbook module, whose kernel reads [mean, max], and of this"
             " library, and kernels in the model read [max, mean]. If it is the textbook's: format='textbook' (--from)."
             " If it is this library's: model.load_state_dict, or save it with cbam.save_pretrained."
         )
-    return replace(found.format, max_first=True if len(orders) == 1 else None)
+    return {prefix: None if order is None else order == "max-avg" for prefix, order in said.items()}
 
 
-def _no_attention(packed: Unpacked, found: Found, format: Format) -> CBAMError:
+def _no_attention(
+    packed: Unpacked, found: Found, format: Format, max_first: Mapping[str, bool | None]
+) -> CBAMError:
     prefix, block = next(iter(found.blocks.items()))
     gates = format.parse(block, f"block {prefix.removesuffix('.')!r}")
+    call = attach_call(gates, max_first[prefix], of_block(packed.switches, prefix))
     return CBAMError(
         f"{packed.name} holds {len(found.blocks)} blocks of CBAM ({format.name}), and the model has no attention."
-        f" Attach it first: {attach_call(gates, format.max_first)}"
+        f" Attach it first: {call}"
     )

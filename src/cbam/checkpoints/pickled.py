@@ -1,13 +1,17 @@
 """Files of `torch.save`, in its present form (a zip archive) and in the one before PyTorch 1.6.
 
 A pickle is a program. torch runs it with `weights_only=True`, which accepts tensors, numbers, strings and containers
-and refuses everything else. `census` has followed the pickle before, without building anything. The first pass of torch
-gives tensors without data, so that names and shapes are known before memory is allocated.
+and refuses everything else. What training scripts save beside the weights, their options, paths and numbers of NumPy,
+becomes something inert: neither argparse nor NumPy is called. `census` has followed the pickle before, without building
+anything. The first pass of torch gives tensors without data, so that names and shapes are known before memory is
+allocated.
 """
 
 from __future__ import annotations
 
 import io
+import pickle
+import threading
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -19,6 +23,29 @@ from torch import Tensor
 
 from cbam.checkpoints.census import Census
 from cbam.errors import CBAMError
+
+
+class _StandIn:
+    """Takes the place of a class or function of `BESIDE`, and does nothing."""
+
+    def __new__(cls, *args: Any) -> _StandIn:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+BESIDE = (
+    "argparse.Namespace", "numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "numpy.dtype",
+    "numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct", "numpy.ndarray", "pathlib.Path",
+    "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
+)  # fmt: skip
+"""What timm's, torchvision's and most own scripts put into a checkpoint beside the weights."""
+_STAND_INS: list[Any] = [(type(name, (_StandIn,), {}), name) for name in BESIDE]
+_ALONE = threading.Lock()  # torch's list is the process's
 
 
 def look(path: Path, size: int) -> tuple[Mapping[str, Any], dict[str, str]]:
@@ -49,6 +76,16 @@ def read(path: Path) -> Mapping[str, Any]:
 
 
 def _load(path: Path, device: str) -> Any:
+    try:
+        return _load_weights(path, device)
+    except pickle.UnpicklingError as error:
+        if not any(f"GLOBAL {name} " in str(error) for name in BESIDE):
+            raise
+    with _ALONE, torch.serialization.safe_globals(_STAND_INS):
+        return _load_weights(path, device)
+
+
+def _load_weights(path: Path, device: str) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error explains it
         return torch.load(path, map_location=device, weights_only=True)

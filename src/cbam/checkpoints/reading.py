@@ -47,7 +47,8 @@ def look_at(source: str | Path | Mapping[str, Any], most_bytes: int = MOST_BYTES
     """Return the content of a file or of a dictionary in memory; tensors have shapes and types, but no data yet.
 
     Args:
-        source: a .safetensors file, a file of `torch.save`, a folder with model.safetensors, or a state dict.
+        source: a .safetensors file, a file of `torch.save`, a folder with model.safetensors or a run's (its best
+            weights), or a state dict.
         most_bytes: refuse larger files.
 
     Raises:
@@ -123,10 +124,14 @@ def is_dense(value: Any) -> bool:
 
 def _file(path: Path) -> Path:
     if path.is_dir():
-        inside = path / "model.safetensors"
-        if not inside.is_file():
-            raise CBAMError(f"the folder {str(path)!r} holds no model.safetensors. Name the file itself.")
-        return inside
+        places = [path / inside / "model.safetensors" for inside in ("", "best", "final")]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            patterns = ("cells/*/model.safetensors", "*.safetensors", "*.pt*", "*.bin", "*.ckpt")
+            close = [str(file) for pattern in patterns for file in sorted(path.glob(pattern))][:3]
+            hint = f"Did you mean {', '.join(close)}?" if close else "Name the file itself."
+            raise CBAMError(f"the folder {str(path)!r} holds no model.safetensors. {hint}")
+        return found
     if not path.is_file():
         raise CBAMError(f"no weights file at {str(path)!r}. Give an existing .safetensors or .pth file.")
     return path

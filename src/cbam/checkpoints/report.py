@@ -52,7 +52,7 @@ class WeightsReport:
         return not self.missing and not self.unexpected
 
     def __str__(self) -> str:
-        format = f"format {self.format}" if self.format else "a plain network, no attention"
+        format = f"format {self.format}" if self.format else "no block of CBAM"
         lines = [f"{self.source}: {format}; {len(self.loaded)} tensors loaded"]
         lines += block_table(self.blocks)
         for what, names in (("missing", self.missing), ("unexpected", self.unexpected), ("kept", self.kept)):

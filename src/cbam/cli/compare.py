@@ -24,6 +24,8 @@ Form = TypeVar("Form", bound=CompareConfig)
 DESCRIPTION = """Train one network plain, with SE, with CBAM, and plain but widened to the size of CBAM, with several
 seeds. Ends with a table, a verdict and a report page. If it is stopped, the same command resumes it.
 
+Most runs need no more than --data, --model, --pretrained, --epochs, --batch-size and --seeds; the rest has defaults.
+
 Example: cbam compare --data fashion-mnist --model resnet20 --seeds 3 --epochs 10"""
 
 
@@ -115,7 +117,8 @@ def show_summary(
     if seeds < 3:
         console.print("Add seeds with --seeds 3; what is trained is kept.")
     console.print("\nto train one of them alone:")
-    for words in train_commands(config.resolved(), config.variants).values():
+    parameters = {variant: cost["parameters"] for variant, cost in outcome.costs.items()}
+    for words in train_commands(config.resolved(), config.variants, parameters).values():
         console.print(f"  {shlex.join(words)}", soft_wrap=True, markup=False)
     console.print(f"\nreport: {outcome.report}", soft_wrap=True)
 

@@ -13,7 +13,7 @@ from cbam.attach import attach
 from cbam.checkpoints.converting import convert, form_in, write
 from cbam.checkpoints.formats import FORMATS
 from cbam.checkpoints.loading import load_weights
-from cbam.checkpoints.matching import ORDER
+from cbam.checkpoints.switches import switches_of
 from cbam.cli.parsing import read_options
 from cbam.errors import CBAMError
 from cbam.models import build_model, made_for
@@ -32,7 +32,7 @@ class ConvertConfig:
     """Convert a checkpoint from one CBAM format to another."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
-    """The checkpoint: .safetensors, or a file written by torch.save."""
+    """The checkpoint: .safetensors, a file written by torch.save, or the folder of a run."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The output file: .safetensors, .pth or .pt."""
     to: str = "cbam"
@@ -44,7 +44,7 @@ class ConvertConfig:
     outer_residual: bool = False
     """The network itself adds the block's input, which xmu's block does inside."""
     descriptor_order: str | None = None
-    """avg-max or max-avg, for files with this library's names that do not record it."""
+    """avg-max or max-avg, for files with this library's names that do not say in which order their kernels read."""
     model: str | None = None
     """Write the keys of this backbone with attached attention: resnet50, paper_resnet50, any of timm."""
     num_classes: int | None = None
@@ -80,10 +80,8 @@ def run(config: ConvertConfig) -> int:
 
 
 def _for_model(config: ConvertConfig, name: str) -> int:
-    if config.to != "cbam" or config.out.suffix != ".safetensors":
-        raise CBAMError(
-            "--model writes this library's names. Leave out --to, and give an OUT that ends in .safetensors."
-        )
+    if config.to != "cbam":
+        raise CBAMError("--model writes this library's names. Leave out --to.")
     classes = config.num_classes or made_for(name)[0]
     model = build_model(name, classes)
     form = form_in(config.source, config.from_, config.entry, config.descriptor_order)
@@ -95,7 +93,7 @@ def _for_model(config: ConvertConfig, name: str) -> int:
         outer_residual=config.outer_residual,
         entry=config.entry,
     )
-    write(config.out, model.state_dict(), {"cbam.format": "cbam", ORDER: form["descriptor_order"]})
+    write(config.out, model.state_dict(), "cbam", switches_of(model))
     print(report)
     print(f"matching attention: cbam.attach(model, {_written(form)})")
     print(f"written to {config.out}")

@@ -58,7 +58,7 @@ class DemoConfig:
     """The address to listen at. 0.0.0.0: everybody in the network may use the page; it has no password."""
     port: int | None = None
     """The port. None: the first free one from 7860 on."""
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import", help_behavior_hint="(optional)")] = ()
     """Modules of your own to import first, such as my_package.my_gate, for the attention in the networks."""
 
     def __post_init__(self) -> None:

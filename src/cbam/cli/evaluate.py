@@ -12,25 +12,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from cbam.cli.evaluate_labels import LabelsFound
+from cbam.cli.evaluate_shown import MOST_CLASSES, show
 from cbam.cli.parsing import read_options
 from cbam.documents import read_yaml
 from cbam.errors import CBAMError, nearest
 from cbam.files import write_atomically
-from cbam.formatting import columns, counted
+from cbam.formatting import counted
 from cbam.runs.imports import import_modules
 
 if TYPE_CHECKING:
     from cbam.data import ImageData
     from cbam.evaluate.class_report import ClassReport
+    from cbam.evaluate.label_report import LabelReport
     from cbam.pretrained import Config
 
 DESCRIPTION = """Score a network on images: top-1 and top-5 accuracy, precision, recall and F1 of each class, what it
-confuses most, and whether it is right as often as it says. A folder of class folders is scored whole, with as many of
-the network's classes as it has. Every image counts once, on any number of processes (torchrun -m cbam evaluate ...).
+confuses most, and whether it is right as often as it says; of several labels an image, average precision. A folder
+of class folders is scored whole, with as many of the network's classes as it has. Every image counts
+once, on any number of processes (torchrun -m cbam evaluate ...).
 
 Example: cbam evaluate runs/train-digits-resnet20-cbam --data digits --output scores"""
-_MOST_CLASSES, _PAIRS, _MISTAKES = 20, 5, 5  # in the terminal; the files have all
 _KINDS = (".json", ".csv", ".html")
 
 
@@ -45,7 +46,8 @@ class EvaluateConfig:
     data: str
     """fashion-mnist, digits, a folder, ... as for `cbam train`."""
     labels: str | None = None
-    """A table of the images below --data and their labels, as for `cbam train`."""
+    """A table of the images below --data and their labels, as for `cbam train`. None: that of the run, for the images
+    that it was trained on; else the folders are the classes."""
     split: Literal["all", "val"] | None = None
     """all: every image, unless there are validation images of their own (val/); val: the validation images, split off
     as for training if need be. None: val for the images that the run was trained on, else all."""
@@ -70,7 +72,7 @@ class EvaluateConfig:
     """Where to compute."""
     workers: int = 0
     """Processes that load images."""
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import", help_behavior_hint="(optional)")] = ()
     """Modules of your own to import first, such as my_package.my_gate, for the attention in the network."""
     output: Path | None = None
     """A folder for all results: scores.json, classes.csv, images.csv and the page evaluation.html. Or one of them: a
@@ -90,12 +92,8 @@ def main(arguments: Sequence[str]) -> int:
     config = read_options(EvaluateConfig, "cbam evaluate", DESCRIPTION, arguments)
     split = split_of(config)
     found = run(config, split)
-    if isinstance(found, LabelsFound):
-        found.show(Console(highlight=False))
-        if config.output:
-            print(f"written: {found.write(config.output)}")
-    elif found is not None:
-        show(found, Console(highlight=False))
+    if found is not None:
+        show(found.report, found.notices, Console(highlight=False))
         if config.output:
             for file in write(found, config.output, ["cbam", "evaluate", *arguments]):
                 print(f"written: {file}")
@@ -110,11 +108,13 @@ class Split:
         val_fraction: See `EvaluateConfig`.
         whole: Whether all images count, where there is no validation part.
         notices: What the user should know about it.
+        labels: The table of the run, for the images that it was trained on.
     """
 
     val_fraction: float
     whole: bool
     notices: tuple[str, ...] = ()
+    labels: str | None = None
 
 
 def split_of(config: EvaluateConfig) -> Split:
@@ -134,6 +134,9 @@ def split_of(config: EvaluateConfig) -> Split:
     there = float(settings["val_fraction"])
     now = there if config.val_fraction is None else config.val_fraction
     notices = []
+    labels = settings.get("labels") if config.labels is None else None
+    if labels:
+        notices.append(f"the labels are those of the run: --labels {labels}")
     if config.split == "all":
         notices.append(
             "the network was trained on these images. Where there is no validation folder, most of those that are "
@@ -149,7 +152,7 @@ def split_of(config: EvaluateConfig) -> Split:
         notices.append(
             f"the run validated on {f'{was} of these images' if was else 'all of them'} (--limit-val)"
         )
-    return Split(now, config.split == "all", tuple(notices))
+    return Split(now, config.split == "all", tuple(notices), labels)
 
 
 def _settings_of(folder: Path) -> dict[str, Any]:
@@ -173,42 +176,39 @@ class Found:
         notices: For the user.
     """
 
-    report: ClassReport
+    report: ClassReport | LabelReport
     data: ImageData
     variant: str
     notices: tuple[str, ...]
 
 
-def run(config: EvaluateConfig, split: Split) -> Found | LabelsFound | None:
+def run(config: EvaluateConfig, split: Split) -> Found | None:
     """Score the network; return what was found on the main process, None on the others.
 
     Raises:
         CBAMError: The network or the images do not exist, or do not match.
     """
-    from cbam.data import load_data, make_loader
+    from cbam.data import make_loader
     from cbam.evaluate.class_report import ClassReport
+    from cbam.evaluate.label_report import LabelReport
+    from cbam.explain.inputs import input_form
     from cbam.pretrained import open_network
     from cbam.train.config import TrainConfig
     from cbam.train.device import make_accelerator
     from cbam.train.evaluation import evaluate
-    from cbam.train.multilabel import evaluate_labels
+    from cbam.train.multilabel import LabelEvaluation, evaluate_labels
 
     accelerator = make_accelerator(
         TrainConfig(batch_size=config.batch_size, precision=config.precision, device=config.device)
     )
     opened = open_network(config.source, config.model, variant=config.variant)
     model, saved = opened.model, opened.config
-    size = saved.input_size
-    data = load_data(
+    data = input_form(model, config.image_size)[0].load(
         config.data,
-        image_size=config.image_size or (size[-1] if size else None),
-        resize=resize_of(config, saved),
-        mean=saved.mean,
-        std=saved.std,
         limit_val=config.limit_val,
         val_fraction=split.val_fraction,
         bad_images=config.bad_images,
-        labels=config.labels,
+        labels=config.labels or split.labels,
         whole=split.whole,
     )
     classes, numbers = matched_classes(saved, data)
@@ -223,46 +223,35 @@ def run(config: EvaluateConfig, split: Split) -> Found | LabelsFound | None:
     )
     model.to(accelerator.device)
     notices = [*split.notices, *data.notices]
-    if data.task == "multilabel":
-        several = evaluate_labels(model, loader, accelerator)
-        return (
-            LabelsFound(config.source, data, several, tuple(notices)) if accelerator.is_main_process else None
-        )
-    scores = evaluate(model, loader, accelerator, numbers)
+    scores = (
+        evaluate_labels(model, loader, accelerator, numbers, len(classes))
+        if data.task == "multilabel"
+        else evaluate(model, loader, accelerator, numbers)
+    )
     if not accelerator.is_main_process:
         return None
-    assert scores.predictions is not None
-    report = ClassReport(
-        network=config.source,
-        data=f"{counts_in_words(data)} From {data.source}",
-        classes=classes,
-        loss=scores.loss,
+    about: dict[str, Any] = {
+        "network": ", ".join(filter(None, (config.source, config.variant))),
+        "data": f"{counts_in_words(data)} Data: {data.source}",
+        "classes": classes,
+        "loss": scores.loss,
+        "names": [data.val.identifier(index) for index in range(len(data.val))],
+    }
+    report: ClassReport | LabelReport
+    if isinstance(scores, LabelEvaluation):
+        report = LabelReport(**about, probabilities=scores.probabilities, truth=scores.truth)
+    else:
         # Of five classes or fewer the right one is always among the first five.
-        top5=scores.top5_accuracy if len(classes) > 5 else None,
-        predictions=scores.predictions,
-        names=[data.val.identifier(index) for index in range(len(data.val))],
-    )
+        top5 = scores.top5_accuracy if len(classes) > 5 else None
+        assert scores.predictions is not None
+        report = ClassReport(**about, top5=top5, predictions=scores.predictions)
     variant = saved.attention[0].kind if saved.attention else "none"
     if len(data.classes) < len(classes):
         notices.append(
-            f"of the network's {len(classes)} classes {len(data.classes)} have images here; an image may be predicted "
-            "as any of them"
+            f"of the network's {len(classes)} {'labels' if data.task == 'multilabel' else 'classes'} "
+            f"{len(data.classes)} have images here; any of them may be predicted"
         )
     return Found(report, data, variant, tuple(notices))
-
-
-def resize_of(config: EvaluateConfig, saved: Config) -> int | None:
-    """Return how long the short side of a picture becomes before the crop: as saved with the network, if it applies.
-
-    Networks of earlier versions, which do not say it, were judged by 256/224 of their size.
-    """
-    from cbam.data.load import is_built_in
-    from cbam.data.prepared import short_side
-
-    size = saved.input_size
-    if is_built_in(config.data) or not size or config.image_size not in (None, size[-1]):
-        return None
-    return saved.resize or short_side(size[-1])
 
 
 def matched_classes(saved: Config, data: ImageData) -> tuple[tuple[str, ...], list[int] | None]:
@@ -282,74 +271,38 @@ def matched_classes(saved: Config, data: ImageData) -> tuple[tuple[str, ...], li
                 f"{some(data.classes)}."
             )
         return data.classes, None
-    if data.task == "multilabel" and tuple(names) != data.classes:
+    if saved.task != data.task:
         raise CBAMError(
-            f"the network was trained on the labels {some(names, _MOST_CLASSES)}; --labels has "
-            f"{some(data.classes, _MOST_CLASSES)}. Give a table with the same ones"
+            "the network was trained on several labels an image, and here each has one class. Type: --labels TABLE, or "
+            "--labels 'TABLE?task=multilabel' where each image has one label"
+            if saved.task == "multilabel"
+            else "the network was trained on one class an image, and --labels gives several. Leave it out for a folder "
+            "of class folders, or give a table with one class each"
         )
     number = {name: index for index, name in enumerate(names)}
     if unknown := [name for name in data.classes if name not in number]:
         close = nearest(unknown[0], names, count=1)
         hint = f" Did you mean {close[0]!r} by {unknown[0]!r}?" if close else ""
         raise CBAMError(
-            f"the network was trained on {len(names)} classes: {some(names, _MOST_CLASSES)}. {data.name} has "
-            f"{len(data.classes)}: {some(data.classes, _MOST_CLASSES)}. The network does not know: {some(unknown)}."
+            f"the network was trained on {len(names)} classes: {some(names, MOST_CLASSES)}. {data.name} has "
+            f"{len(data.classes)}: {some(data.classes, MOST_CLASSES)}. The network does not know: {some(unknown)}."
             f"{hint} Fewer classes are fine, others are not: rename or remove their folders"
         )
     return tuple(names), [number[name] for name in data.classes]
 
 
 def counts_in_words(data: ImageData) -> str:
-    """Say how many images of which classes are scored."""
-    counts = Counter(int(label) for label in data.val.labels)
+    """Say how many images of which classes or labels are scored."""
+    labels: Any = data.val.labels
+    several = data.task == "multilabel"
+    counts = Counter(label for of in labels for label in of) if several else Counter(map(int, labels))
     images = counted(len(data.val), "image")
-    if len(data.classes) > _MOST_CLASSES:
+    kinds = "labels" if several else "classes"
+    if len(data.classes) > MOST_CLASSES:
         fewest, most = min(counts.values()), max(counts.values())
-        return f"{images} of {len(counts)} classes, {fewest:,} to {most:,} of each."
+        return f"{images} of {len(counts)} {kinds}, {fewest:,} to {most:,} of each."
     each = ", ".join(f"{name} {counts[number]:,}" for number, name in enumerate(data.classes))
     return f"{images}: {each}."
-
-
-def show(found: Found, console: Console) -> None:
-    """Print the scores: as a whole, of each class, and what is confused most."""
-    from cbam.evaluate.class_figures import pair_in_words
-    from cbam.evaluate.metrics import BINS
-
-    report, scores = found.report, found.report.scores
-    for notice in found.notices:
-        console.print(f"note: {notice}", soft_wrap=True, markup=False)
-    console.print(report.data, soft_wrap=True, markup=False)
-    top5 = "" if report.top5 is None else f"top-5 {report.top5:.2%}, "
-    console.print(
-        f"top-1 {report.accuracy:.2%}, {top5}cross-entropy {report.loss:.4f} on {counted(report.images, 'image')}",
-        soft_wrap=True,
-    )
-    sure = report.calibration
-    ece = f", calibration error {sure.ece:.2%} ({BINS} bins)" if sure else ""
-    console.print(f"balanced accuracy {scores.balanced_accuracy:.2%}, macro F1 {scores.macro_f1:.2%}{ece}\n")
-    rows = report.class_rows()
-    if len(rows) > _MOST_CLASSES:
-        rows = sorted((row for row in rows if row["images"]), key=lambda row: row["f1"])[:_MOST_CLASSES]
-        console.print(f"the {len(rows)} classes with the lowest F1, of {len(report.classes)}:")
-    names = ("class", "images", "predicted", "precision", "recall", "f1")
-    cells = [[_cell(row[name]) for name in names] for row in rows]
-    lines = columns([["class", "images", "predicted", "precision", "recall", "F1"], *cells])
-    console.print("\n".join(lines), soft_wrap=True, markup=False)
-    if report.pairs:
-        pairs = [pair_in_words(pair, report.classes) for pair in report.pairs[:_PAIRS]]
-        lines = ["", "most confused:", *(f"  {pair}" for pair in pairs), "", "wrong, and surest about it:"]
-        for mistake in map(report.mistake, report.mistakes[:_MISTAKES]):
-            said = f"{mistake['class']} as {mistake['predicted']}, {mistake['confidence']:.1%}"
-            lines.append(f"  {mistake['image']}: {said}")
-        console.print("\n".join(lines), soft_wrap=True, markup=False)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return (
-        f"{value:.2%}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-    )
 
 
 def write(found: Found, output: Path, command: Sequence[str]) -> list[Path]:

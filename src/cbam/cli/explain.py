@@ -79,7 +79,7 @@ class ExplainConfig:
     """Where to compute: cpu, cuda, cuda:1, mps."""
     output: Path = Path("explained")
     """Folder for the page, the pictures and the numbers."""
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import", help_behavior_hint="(optional)")] = ()
     """Modules of your own to import first, such as my_package.my_gate, for the attention in the network."""
 
     def __post_init__(self) -> None:

@@ -32,9 +32,9 @@ class ExportConfig:
     """What to export, and how."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN|FOLDER|MODEL")]
-    """A run of `cbam train` (its best weights), its best/, final/ or checkpoints/step-N/, a run of `cbam compare`
-    with --variant, one of its cells, a folder of cbam.save_pretrained, a file of weights with --model, user/name on the
-    hub, or a network of torchvision or timm with published weights."""
+    """A run of `cbam train` or `cbam detect train` (its best weights), its best/, final/ or checkpoints/step-N/, a run
+    of `cbam compare` with --variant, one of its cells, a folder of cbam.save_pretrained, a file of weights with
+    --model, user/name on the hub, or a network of torchvision or timm with published weights."""
     output: Path
     """The file to write, .onnx or .pt2."""
     variant: str | None = None
@@ -47,8 +47,9 @@ class ExportConfig:
     plain: bool = False
     """pt2 and aoti without our fused operator, in operations that every runtime of torch.export knows. Otherwise
     whoever loads the file has to import cbam. ONNX is always plain."""
-    image_size: int | None = None
-    """Height and width of the images. None: those that the network was saved with."""
+    image_size: str | None = None
+    """Side of the images; for a detector also HxW such as 480x640. None: as saved with the network; for a detector a
+    square of the shorter side that it resizes to."""
     dynamic: str = ""
     """Sizes that may differ, with commas: batch, height, width (length of signals, depth of volumes). All others are
     fixed."""
@@ -68,14 +69,32 @@ class ExportConfig:
     """Compare with eager mode and time both."""
     data: str | None = None
     """Images on whose validation part the accuracy is measured, before and after. None: the run's own, for fp16 and
-    int8."""
+    int8. For a detector a set such as coco:FOLDER, on four of whose images the detections are compared; None: the run's
+    own where they are still there, otherwise noise."""
     limit_val: int | None = None
     """Use only this many of them, equally many of each class."""
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import", help_behavior_hint="(optional)")] = ()
     """Modules of your own to import first, such as my_package.my_gate, for the attention in the network."""
 
     def __post_init__(self) -> None:
         import_modules(self.imports)
+
+    @property
+    def dynamic_names(self) -> list[str]:
+        """Names of the sizes that may differ."""
+        return [name.strip() for name in self.dynamic.split(",") if name.strip()]
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The sides of the images: none, one, or height and width."""
+        if self.image_size is None:
+            return ()
+        parts = self.image_size.split("x")
+        if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise CBAMError(
+                f"--image-size is one side such as 224, of a detector also 480x640, got {self.image_size!r}."
+            )
+        return tuple(map(int, parts))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -93,6 +112,8 @@ def run(config: ExportConfig) -> int:
     from cbam.export import export
     from cbam.pretrained import open_network
 
+    if _holds_detector(Path(config.source)):
+        return _run_detector(config)
     network = open_network(config.source, config.model, variant=config.variant)
     model = network.model
     example = _example(model, config)
@@ -102,7 +123,7 @@ def run(config: ExportConfig) -> int:
         example,
         format=config.format,
         plain=config.plain,
-        dynamic=[name.strip() for name in config.dynamic.split(",") if name.strip()],
+        dynamic=config.dynamic_names,
         precision=config.precision,
         calibration=_calibration(model, config, tuple(example.shape[1:])),
         gates=config.gates,
@@ -114,6 +135,46 @@ def run(config: ExportConfig) -> int:
     if config.check:
         print("\n".join(latency_lines(exported.latency())))
     _print_accuracy(model, exported, config, network.run)
+    return 0
+
+
+def _holds_detector(source: Path) -> bool:
+    from cbam.pretrained.places import DETECTOR
+
+    folders = [source, source / "best", *source.glob("cells/*")]
+    return any((folder / DETECTOR).is_file() for folder in folders)
+
+
+def _run_detector(config: ExportConfig) -> int:
+    if config.batch_size != 1:
+        raise CBAMError(f"a detector's file takes one image, and --batch-size {config.batch_size} was given.")
+    from cbam.detect.saved import find_detector, open_detector
+    from cbam.export import export
+    from cbam.export.detector import OneImage
+    from cbam.export.images import detection_images
+
+    folder = find_detector(config.source)
+    detector, about = open_detector(folder)
+    noise = OneImage(detector).example(config.sides[0] if len(config.sides) == 1 else config.sides or None)
+    images = detection_images(folder.parent, config.data, tuple(noise.shape[2:])) if config.check else None
+    exported = export(
+        detector,
+        config.output,
+        noise if images is None else images,
+        format=config.format,
+        plain=config.plain,
+        dynamic=config.dynamic_names,
+        precision=config.precision,
+        opset=config.opset,
+        class_names=about.classes,
+        check=config.check,
+    )
+    print(exported)
+    print(_metadata_line(exported))
+    if config.check:
+        what = "noise, as the run's images are not here: name others, --data coco:FOLDER"
+        print(f"compared on {'validation images' if images is not None else what}")
+        print("\n".join(latency_lines(exported.latency())))
     return 0
 
 
@@ -132,7 +193,11 @@ def _example(model: nn.Module, config: ExportConfig) -> Tensor:
     from cbam.attach.graph.probe import default_inputs
 
     saved: Any = getattr(model, "cbam_config", None)
-    size = config.image_size or getattr(saved, "input_size", None)
+    if len(config.sides) > 1:
+        raise CBAMError(
+            f"--image-size {config.image_size} is for detectors; a classifier takes one side, such as 224."
+        )
+    size = config.sides[0] if config.sides else getattr(saved, "input_size", None)
     (image,) = default_inputs(model, size)
     return image.repeat(config.batch_size, *[1] * (image.dim() - 1))
 
@@ -151,7 +216,7 @@ def _print_accuracy(model: nn.Module, exported: Exported, config: ExportConfig, 
     from cbam.export.images import accuracy, validation_data
 
     size = tuple(exported.example.shape[1:])
-    data = validation_data(run, config.data, size, config.limit_val)
+    data = validation_data(model, run, config.data, size, config.limit_val)
     if data is None:
         print("accuracy: not measured; name images with their classes: --data FOLDER")
     else:

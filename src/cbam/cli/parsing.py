@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import re
 import shutil
 import sys
 import textwrap
@@ -99,16 +100,37 @@ def _required(form: Any) -> Iterator[str]:
 
 
 def _wrapped(description: str) -> str:
-    """Fill the paragraphs to the terminal's width; those with an indented line, such as examples, keep their lines.
+    """Fill the paragraphs to the terminal's width; those with an indented line keep their lines.
 
-    Lines after the first are indented: tyro would join them to the line before otherwise.
+    Lines after the first are indented: tyro would join them to the line before otherwise. Long examples are broken as
+    a shell allows it, so that they can be copied.
     """
     width = shutil.get_terminal_size().columns
-    filled = [
-        text if "\n " in text else textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False)
-        for text in description.split("\n\n")
-    ]
+    filled = []
+    for text in description.split("\n\n"):
+        if text.startswith("Example"):
+            lines = re.split(r"\n(?= )", text)
+            filled.append("\n".join(_broken(line.replace("\n", " "), width) for line in lines))
+        else:
+            keep = "\n " in text
+            filled.append(
+                text if keep else textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False)
+            )
     return "\n\n".join(filled)
+
+
+def _broken(line: str, width: int) -> str:
+    """Break a line of an example in front of a word, with a backslash at its end.
+
+    >>> print(_broken("Example: cbam train --data fashion-mnist --epochs 10", 40))
+    Example: cbam train \\
+        --data fashion-mnist --epochs 10
+    """
+    more = " " * (len(line) - len(line.lstrip()) + 4)
+    parts = textwrap.wrap(
+        line, width - 2, subsequent_indent=more, break_on_hyphens=False, break_long_words=False
+    )
+    return " \\\n".join(parts)
 
 
 def _join_help_lines(form: Any) -> None:

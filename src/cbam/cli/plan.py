@@ -48,7 +48,7 @@ class PlanConfig:
     """The channel gate's MLP has 1/r as many hidden units as there are channels; by default 16 for CBAM and SE."""
     kernel_size: int | None = None
     """Kernel of the gate's convolution; by default 7 for CBAM. SE has none."""
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import", help_behavior_hint="(optional)")] = ()
     """Modules of your own to import first, such as my_package.my_gate, for the attention that they register."""
     num_classes: int | None = None
     """Width of the classifier; by default 10 for the CIFAR ResNets, else 1000."""

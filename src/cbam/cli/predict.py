@@ -32,7 +32,10 @@ class PredictConfig:
     """A run of `cbam train` (its best weights), its best/, final/ or checkpoints/step-N/, a run of `cbam compare`
     with --variant, one of its cells, a folder of cbam.save_pretrained, a file of weights with --model, user/name on the
     hub, or a network of torchvision or timm with published weights."""
-    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGES")]
+    images: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="IMAGES", help_behavior_hint="(required)"),
+    ]
     """Image files, and folders with images at any depth."""
     variant: str | None = None
     """Of a run of `cbam compare`: the network to use, such as cbam (its first seed) or cbam-seed2."""
@@ -52,7 +55,7 @@ class PredictConfig:
     """Pictures at a time."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import", help_behavior_hint="(optional)")] = ()
     """Modules of your own to import first, such as my_package.my_gate, for the attention in the network."""
 
     def __post_init__(self) -> None:
@@ -88,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     predictor = Predictor(network, device=device, batch_size=config.batch_size)
     with Progress() as progress, progress.counting("looking at pictures") as count:
         predicted = predict_files(predictor, config.images, on_image=count)
-    print("\n".join(table(predicted, config.top_k)))
+    print("\n".join(table(predicted, config.top_k, written=config.output is not None)))
     if config.output is not None:
         write_predictions(config.output, predictor, predicted, config.top_k)
         print(f"all of it: {config.output}")

@@ -49,12 +49,12 @@ def run_job(
             job = prepare(config, list(command), progress)
             return job.execute()
         except Preempted as stop:
-            raise Preempted(f"{stop}.{_resume(command)}") from None
+            raise Preempted(f"{stop} in {config.folder}.{_resume(command)}") from None
         except KeyboardInterrupt as stop:
             if job is None or not (config.folder / "config.yaml").exists():
                 raise type(stop)(str(stop) or "stopped before any work") from None
-            said = str(stop) or f"stopped; {job.saved()}"
-            raise type(stop)(f"{said}. All of it is kept in {config.folder}.{_resume(command)}") from None
+            said = f"{stop} in" if str(stop) else f"stopped; {job.saved()}. The run is in"
+            raise type(stop)(f"{said} {config.folder}.{_resume(command)}") from None
 
 
 def _resume(command: Sequence[str]) -> str:

@@ -17,6 +17,8 @@ DESCRIPTION = """Train a network with attention on your images. If it is stopped
 command resumes it from the last saved step, on a CPU with exactly the same result. SIGTERM and SIGUSR1 save first,
 then exit with code 75. Several processes: torchrun or accelerate launch -m cbam train ...
 
+Most runs need no more than --data, --model, --pretrained, --epochs, --batch-size and --lr; the rest has defaults.
+
 Example: cbam train --data fashion-mnist --model resnet20 --epochs 10 --save-every 200"""
 
 

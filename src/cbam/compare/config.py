@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cbam.attach.variants import matched_by_control, parse_variants
+from cbam.attach.variants import CONTROL, matched_by_control, parse_variants
 from cbam.errors import CBAMError
 from cbam.runs.config import RunConfig, option
 from cbam.runs.options import absolute_data, check_ranges, folder_name, tracker_names
@@ -114,7 +114,7 @@ class GridConfig(RunConfig):
         """Name the settings in which two runs would give different results, the size of the control among them."""
         found = super().differences(before, now)
         there, here = (str(settings.get("attention", "")).split(",") for settings in (before, now))
-        if "control" in there and (
+        if CONTROL in there and (
             matched_by_control(there) != (matched := matched_by_control(list(dict.fromkeys([*there, *here]))))
         ):
             found.append(f"control: as large as {matched_by_control(there)} there, as {matched} now")

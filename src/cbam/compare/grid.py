@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from cbam.attach.variants import matched_by_control, parse_variant
+from cbam.attach.variants import CONTROL, matched_by_control, parse_variant
 from cbam.nn.registry import attention_kind
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def build_cell(
     from cbam.train.build import build_network, count_parameters
 
     parameters = {} if parameters is None else parameters
-    if cell.variant == "control":
+    if cell.variant == CONTROL:
         matched = matched_by_control(config.variants)
         if matched not in parameters:
             build_cell(Cell(matched, cell.seed), config, data, parameters)

@@ -74,8 +74,8 @@ def levels(results: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def class_counts(result: Mapping[str, Any]) -> list[int]:
-    """Return the number of validation images of each class; empty where the result does not say."""
-    counts = [sum(row) for row in result.get("confusion") or ()]
+    """Return the number of validation images of each class or label; empty where the result does not say."""
+    counts = [sum(row) for row in result.get("confusion") or ()] or list(result.get("label_images") or ())
     return counts if sum(counts) else []
 
 

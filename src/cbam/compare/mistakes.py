@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cbam.attach.variants import label
 from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell
+from cbam.compare.label_mistakes import labels_section
 from cbam.compare.reading import Run, read_object
+from cbam.compare.tables import by_variant, mean_and_sd
 from cbam.data.image_data import ImageData
 from cbam.errors import CBAMError
 from cbam.evaluate.class_figures import calibration_figure, confusion_figure
@@ -44,9 +45,9 @@ def mistakes_section(run: Run) -> dict[str, Any]:
     """
     classes = run.data.get("classes") or []
     if run.data.get("task") == "multilabel":
-        return {"rows": [], "note": _labels_note(run)}
-    matrices = _by_variant(run, lambda result: _matrix(result, len(classes)))
-    said = _by_variant(
+        return labels_section(run)
+    matrices = by_variant(run, lambda result: _matrix(result, len(classes)))
+    said = by_variant(
         run,
         lambda result: Predictions.read(
             run.folder / "cells" / Cell(result["variant"], result["seed"]).name / FILE
@@ -67,29 +68,6 @@ def mistakes_section(run: Run) -> dict[str, Any]:
         "images": _images(run),
         "note": "" if said else _NO_PREDICTIONS,
     }
-
-
-def _labels_note(run: Run) -> str:
-    """Say how often several labels of an image are right at a probability of one half, mean over the seeds."""
-    found = {
-        name: _by_variant(run, lambda result, name=name: result.get(name)) for name in ("val_f1", "val_exact")
-    }
-    parts = [
-        f"{label(variant)}: macro F1 {100 * statistics.fmean(f1):.2f} %, all labels of an image right "
-        f"{100 * statistics.fmean(found['val_exact'][variant]):.2f} %"
-        for variant, f1 in found["val_f1"].items()
-    ]
-    if not parts:
-        return _UNTRAINED
-    return "With labels from a probability of one half on, mean over the seeds. " + "; ".join(parts) + "."
-
-
-def _by_variant(run: Run, of: Any) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for result in run.results:
-        if (content := of(result)) is not None:
-            found.setdefault(result["variant"], []).append(content)
-    return found
 
 
 def _matrix(result: Mapping[str, Any], classes: int) -> Tensor | None:
@@ -121,17 +99,12 @@ def _row(
     names = ("class", "images", "predicted", "precision", "recall", "f1")
     return {
         "variant": variant,
-        "balanced": _mean_and_sd([one.balanced_accuracy for one in each]),
-        "f1": _mean_and_sd([one.macro_f1 for one in each]),
-        "ece": _mean_and_sd(errors),
+        "balanced": mean_and_sd([one.balanced_accuracy for one in each]),
+        "f1": mean_and_sd([one.macro_f1 for one in each]),
+        "ece": mean_and_sd(errors),
         "matrix": confusion_figure(together, classes, f"confusion-{variant.replace(':', '-')}", variant),
         "classes": [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)],
     }
-
-
-def _mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
-    mean = statistics.fmean(values) if values else None
-    return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
 def _pairs(matrices: Mapping[str, Sequence[Tensor]], classes: Sequence[str]) -> list[dict[str, Any]]:

@@ -45,6 +45,11 @@ class Run:
         return list(dict.fromkeys(found))
 
     @property
+    def parameters(self) -> dict[str, int]:
+        """Numbers of parameters by variant, as far as a network of it is trained."""
+        return {result["variant"]: result["parameters"] for result in self.results if "parameters" in result}
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
         """All epochs of all cells."""
         return [row for epochs in self.history.values() for row in epochs]

@@ -83,7 +83,7 @@ def write_page(run: Run, summary: Summary, score: Score, template: str, own: Map
             command=shell_lines(run.environment.get("command", [])),
             trainings={
                 variant: shlex.join(words)
-                for variant, words in train_commands(run.config, run.variants).items()
+                for variant, words in train_commands(run.config, run.variants, run.parameters).items()
             },
             config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True).strip(),
             tests=_tests(summary),

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from cbam.attach.variants import matched_by_control
+from cbam.attach.variants import CONTROL, matched_by_control
 from cbam.checkpoints import tensors_file
+from cbam.checkpoints.switches import as_header, switches_of
 from cbam.compare.config import CompareConfig
 from cbam.compare.folder import CompareFolder
 from cbam.compare.grid import Cell, build_cell
@@ -32,7 +33,6 @@ from cbam.train.build import count_parameters
 from cbam.train.evaluation import Evaluation
 from cbam.train.job import ImageJob, describe_trained, prepare_images, with_batch_size, with_config
 from cbam.train.loop import Trained
-from cbam.train.multilabel import LabelEvaluation
 from cbam.train.trackers import check_trackers
 
 
@@ -58,15 +58,17 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
 
     def result(self, cell: Cell, trained: Trained[Any]) -> dict[str, Any]:
         """Return accuracy and confusion, or the scores of each label; write what the network said of each image."""
-        said = getattr(trained.evaluation, "predictions", None)
-        if self.processes.is_main_process and said is not None:
-            said.write(self.folder.cell(cell) / PREDICTIONS)
+        counts = {}
+        if isinstance(trained.evaluation, Evaluation):
+            counts["confusion"] = trained.evaluation.confusion.tolist()
+            if self.processes.is_main_process and trained.evaluation.predictions is not None:
+                trained.evaluation.predictions.write(self.folder.cell(cell) / PREDICTIONS)
         about = {
             "parameters": count_parameters(trained.model),
             "seconds": trained.seconds,
             "finished": now(),
         }
-        return {**_figures(trained.evaluation, trained.ema_evaluation), **about}
+        return {**trained.evaluation.figures(trained.ema_evaluation), **counts, **about}
 
     def result_text(self, result: dict[str, Any]) -> str:
         """Format the main score."""
@@ -78,7 +80,8 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
         path = self.folder.cell(cell)
         write_network(path, model, self._describe(cell, model))
         if averaged is not None:
-            tensors_file.write(path / "model_ema.safetensors", averaged.state_dict())
+            header = as_header(switches_of(averaged))
+            tensors_file.write(path / "model_ema.safetensors", averaged.state_dict(), header)
 
     def describe_checkpoint(
         self, cell: Cell, model: nn.Module, files: Mapping[str, bytes]
@@ -90,7 +93,7 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
         known = self.described.get(cell.name)
         if known is None:
             target = None
-            if cell.variant == "control":
+            if cell.variant == CONTROL:
                 target = self.parameters[matched_by_control(self.config.variants)]
             known = describe_trained(model, self.config.model, self.data, widened_to=target)
         self.described[cell.name] = known
@@ -126,19 +129,6 @@ class CompareJob(ImageJob[Cell, Outcome], ComparisonJob[ImageData]):
                 except CBAMError as error:  # a network without a feature map still has its numbers
                     self.progress.note(f"no pictures: {error}")
         return self.with_speed(costs)
-
-
-def _figures(scores: Evaluation | LabelEvaluation, ema: Any) -> dict[str, Any]:
-    """Return the scores of a trained network, and that of its moving average where there is one."""
-    if isinstance(scores, LabelEvaluation):
-        return {**scores.figures(), **({"val_map_ema": ema.scores.mean_ap} if ema else {})}
-    return {
-        "val_accuracy": scores.accuracy,
-        **({"val_accuracy_ema": ema.accuracy} if ema else {}),
-        "val_loss": scores.loss,
-        "per_class_accuracy": scores.per_class_accuracy,
-        "confusion": scores.confusion.tolist(),
-    }
 
 
 def prepare(config: CompareConfig, command: list[str], progress: Progress) -> CompareJob:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,21 @@ def quantity(value: float, unit: str = "") -> str:
         if abs(value) >= size:
             return f"{value / size:.4g} {prefix}{unit}"
     return f"{value:.4g} {unit}".strip()
+
+
+def by_variant(run: Run, of: Callable[[Mapping[str, Any]], Any]) -> dict[str, list[Any]]:
+    """Return what a function finds in the results of each variant, one for each seed; None is left out."""
+    found: dict[str, list[Any]] = {}
+    for result in run.results:
+        if (content := of(result)) is not None:
+            found.setdefault(result["variant"], []).append(content)
+    return found
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Return the mean, and the sample standard deviation of two or more values; None where there is none."""
+    mean = statistics.fmean(values) if values else None
+    return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
 COST_ROWS = (

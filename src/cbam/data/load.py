@@ -40,6 +40,8 @@ def load_data(
     flip: float | None = None,
     labels: str | Path | None = None,
     whole: bool = False,
+    channels: int = 3,
+    interpolation: str = "bilinear",
 ) -> ImageData:
     """Load images by name or from a folder.
 
@@ -68,6 +70,8 @@ def load_data(
         labels: a table of the files in the folder and their labels, see `cbam.data.tables.find_columns`.
         whole: whether all images validate where a folder, shards or a set of Hugging Face have no validation part: to
             evaluate a trained network on them. A single class is enough then.
+        channels: 1: pictures in grey, for a network that was trained on such; the built-in sets have their own.
+        interpolation: how validation pictures are resized: "bilinear", "bicubic", "nearest" or "lanczos".
 
     Raises:
         CBAMError: no such set or folder, or images that cannot be used; the message says what to type.
@@ -94,11 +98,12 @@ def load_data(
         root = _existing(data)
         load = partial(load_folder, root) if labels is None else partial(load_labelled, root, str(labels))
     if load is not None:
-        mean, std = checked_statistics(mean or IMAGENET_MEAN, std or IMAGENET_STD, channels=3)
+        usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
+        mean, std = checked_statistics(mean or usual[0], std or usual[1], channels=channels)
         size = 224 if image_size is None else image_size
         augmentation = make_augmentation(size, augment, crop, flip)
         return load(
-            Preparation(size, make_resize(size, resize), mean, std, max_pixels, augmentation),
+            Preparation(size, make_resize(size, resize), mean, std, max_pixels, augmentation, interpolation),
             Selection(limit_train, limit_val, val_fraction, split_seed, bad_images, whole=whole),
         )
     for option, given in (("resize", resize), ("crop", crop if crop != SHIFT else None)):

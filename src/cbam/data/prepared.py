@@ -35,6 +35,7 @@ class Preparation:
         mean, std: of the channels on the 0..1 scale.
         max_pixels: the largest image allowed.
         augmentation: of training images.
+        interpolation: how validation pictures are resized, by torchvision's name.
     """
 
     size: int
@@ -43,6 +44,12 @@ class Preparation:
     std: tuple[float, ...]
     max_pixels: int
     augmentation: Augmentation = field(default_factory=Augmentation)
+    interpolation: str = "bilinear"
+
+    @property
+    def channels(self) -> int:
+        """3, or 1 for grey images."""
+        return len(self.mean)
 
     @property
     def words(self) -> tuple[str, str]:
@@ -78,7 +85,7 @@ class PreparedImages(EpochIndexDataset):
         self.max_pixels = preparation.max_pixels
         self._preparation = preparation
         size, resize = preparation.size, preparation.resize
-        self._centre = centre_crop(size, resize)
+        self._centre = centre_crop(size, resize, preparation.interpolation)
         self._augment = preparation.augmentation.transform(size, resize) if augment else None
 
     @abc.abstractmethod
@@ -91,7 +98,12 @@ class PreparedImages(EpochIndexDataset):
 
     def picture(self, index: int) -> Image:
         """Return image `index` in RGB as the network sees it in validation."""
-        return self._centre(self._open(index))
+        picture: Image = self._centre(self._coloured(self._open(index)))
+        return picture
+
+    def _coloured(self, image: Image) -> Image:
+        """Return an image in RGB as the network takes it: in grey for one channel."""
+        return image if self._preparation.channels == 3 else image.convert("L")
 
     def _item(self, epoch: int, index: int, image: Image) -> Item:
         return self._transformed(epoch, index, image), self._target(index)
@@ -100,6 +112,7 @@ class PreparedImages(EpochIndexDataset):
         return int(self.labels[index])
 
     def _transformed(self, epoch: int, index: int, image: Image) -> torch.Tensor:
+        image = self._coloured(image)
         if self._augment is None:
             image = self._centre(image)
         else:
@@ -196,10 +209,11 @@ def prepared_data(
         train=train,
         val=val,
         classes=train.classes,
-        input_size=(3, preparation.size, preparation.size),
+        input_size=(preparation.channels, preparation.size, preparation.size),
         mean=preparation.mean,
         std=preparation.std,
         resize=preparation.resize,
+        interpolation=preparation.interpolation,
         prepared=preparation.words,
         task=task,
         notices=tuple(notices),

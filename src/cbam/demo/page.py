@@ -181,7 +181,8 @@ def _label_choices(network: Network) -> Any:
 
 def _switch_options(network: Network) -> dict[str, Any]:
     info = "" if network.has_attention else "This network has none to switch."
-    return {"value": True, "label": "Attention", "info": info, "interactive": network.has_attention}
+    there = network.has_attention
+    return {"value": there, "label": "Attention", "info": info, "interactive": there}
 
 
 def _switch(network: Network) -> Any:

@@ -13,6 +13,7 @@ from cbam.checkpoints.reading import look_at
 from cbam.checkpoints.unpacking import unpack
 from cbam.detect.config import DetectorConfig
 from cbam.models.detection import build_detector
+from cbam.models.matched_control import match_parameters
 from cbam.nn.registry import attention_kind
 from cbam.train.seeding import derive_seed, forked_rng
 
@@ -54,7 +55,13 @@ def detector_arguments(
 
 
 def build(
-    config: DetectorConfig, attention: str, seed: int, classes: int, *, reduction_ratio: int | None = None
+    config: DetectorConfig,
+    attention: str,
+    seed: int,
+    classes: int,
+    *,
+    reduction_ratio: int | None = None,
+    widened_to: int | None = None,
 ) -> nn.Module:
     """Return the detector; its first weights depend on the seed alone, and without attention they are the same.
 
@@ -64,15 +71,21 @@ def build(
         seed: Of the weights.
         classes: Number of classes.
         reduction_ratio: Of the attention.
+        widened_to: Number of parameters to which the detector is widened, as the control of a comparison.
 
     Raises:
-        CBAMError: The detector, its options, its weights or the sites for the attention do not exist.
+        CBAMError: The detector, its options, its weights, the sites for the attention or a control of that size do not
+            exist.
     """
     arguments = detector_arguments(config, attention, reduction_ratio, classes)
     if config.weights is not None:
         arguments["weights" if is_detector(config.weights) else "weights_backbone"] = config.weights
     with forked_rng(derive_seed(seed, "backbone")):
-        return build_detector(**arguments)
+        model = build_detector(**arguments)
+    if widened_to is not None:
+        with forked_rng(derive_seed(seed, "control")):
+            match_parameters(model, widened_to)
+    return model
 
 
 def is_detector(weights: Path) -> bool:

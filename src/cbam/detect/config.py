@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from cbam.attach.variants import ALONE, check_widening
 from cbam.detect.recipe import DetectTrainConfig
 from cbam.errors import CBAMError, unknown_name
 from cbam.runs.config import RunConfig, option
@@ -44,7 +45,9 @@ class DetectionSetConfig(RunConfig):
     metric: Literal["auto", "coco", "voc07", "voc"] = "auto"
     """How detections are judged: coco (12 figures), voc07 (AP at 11 points), voc (area below the curve). auto: voc07
     for voc:..., else coco."""
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = option((), affects_result=False)
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import", help_behavior_hint="(optional)")] = (
+        option((), affects_result=False)
+    )
     """Modules of your own to import first, such as my_package.my_gate, for the attention that they register; see
     docs/your-own-attention.md."""
 
@@ -221,9 +224,12 @@ class DetectRunConfig(DetectorConfig):
     essential: ClassVar[tuple[str, ...]] = ("seed", "model")
 
     attention: str = "cbam"
-    """Kind of attention to attach, as in `cbam compare`: cbam, cbam:official, se, eca:k5, ..., or none."""
+    """Kind of attention to attach, as in `cbam compare`: cbam, cbam:official, se, eca:k5, ..., none, or control: none,
+    but wider blocks."""
     reduction_ratio: int | None = None
     """Width of the channel gate's hidden layer: channels / ratio. None: 16 for CBAM and SE, else the kind's own."""
+    widened_to: int | None = None
+    """Parameters of --attention control. None: as many as with --attention cbam."""
     seed: int = 0
     """Determines initial weights, order of the images, augmentation and samples of regions."""
     output: Path | None = option(None, affects_result=False)
@@ -251,11 +257,13 @@ class DetectRunConfig(DetectorConfig):
             ("keep", self.keep, self.keep >= 1, "at least 1"),
         )
         tracker_names(self.track)
-        if self.attention == "none":
+        check_widening(self.widened_to, self.attention)
+        if self.attention in ALONE:
             for name, given, default in (("sites", self.sites, "backbone"), ("reduction-ratio", ratio, None)):
                 if given != default:
                     raise CBAMError(
-                        f"--{name} {given} has no effect with --attention none. Leave it out, or use --attention cbam"
+                        f"--{name} {given} has no effect with --attention {self.attention}. Leave it out, or use"
+                        " --attention cbam"
                     )
 
     def peak_lr(self) -> float:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from cbam.checkpoints.switches import switches_of
 from cbam.data.detection import DetectionData
 from cbam.detect.build import build, detector_arguments
 from cbam.detect.config import DetectorConfig, DetectRunConfig
@@ -20,6 +22,7 @@ from cbam.runs.environment import now
 from cbam.runs.folder import RunFolder
 from cbam.runs.job import C, Outcome
 from cbam.runs.progress import Progress
+from cbam.train.build import widening
 from cbam.train.device import make_accelerator
 from cbam.train.job import TrainingJob
 from cbam.train.loop import Trained
@@ -88,6 +91,15 @@ class DetectJob(DetectionJob[Network, "dict[str, Any]"], SingleJob[DetectionData
             config.seed,
             len(self.data.classes),
             reduction_ratio=config.reduction_ratio,
+            widened_to=self.widened_to,
+        )
+
+    @cached_property
+    def widened_to(self) -> int | None:
+        """The number of parameters of a control; None for other detectors."""
+        config, classes = self.config, len(self.data.classes)
+        return widening(
+            config.widened_to, config.attention, lambda: build(config, "cbam", config.seed, classes)
         )
 
     def validation_images(self) -> int:
@@ -100,8 +112,8 @@ class DetectJob(DetectionJob[Network, "dict[str, Any]"], SingleJob[DetectionData
         arguments = detector_arguments(
             config, config.attention, config.reduction_ratio, len(self.data.classes)
         )
-        about = describe(self.data, config, arguments, self.skeleton)
-        save_detector(self.folder.path / name, weights, about)
+        about = describe(self.data, config, arguments, self.skeleton, self.widened_to)
+        save_detector(self.folder.path / name, weights, about, switches_of(self.skeleton))
 
     def result(self, trained: Trained[DetectionScores]) -> dict[str, Any]:
         """Return the scores of the last epoch, and which epoch was the best; write all figures and curves."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from cbam.checkpoints import tensors_file
+from cbam.checkpoints.switches import Switches, as_header
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
 from cbam.models.detection import build_detector
@@ -59,15 +60,17 @@ def frozen_eps(model: nn.Module) -> float | None:
     return next((m.eps for m in model.modules() if isinstance(m, FrozenBatchNorm2d)), None)
 
 
-def save_detector(folder: Path, weights: dict[str, Tensor], about: SavedDetector) -> None:
+def save_detector(folder: Path, weights: dict[str, Tensor], about: SavedDetector, switches: Switches) -> None:
     """Write a detector's folder; each file is replaced whole.
 
     Args:
         folder: Made if it is not there.
         weights: Whole tensors on the CPU.
         about: How to build it.
+        switches: Of its attention.
     """
-    tensors_file.write(folder / WEIGHTS, weights, {"detector": about.arguments["name"]})
+    header = {"detector": about.arguments["name"], **as_header(switches)}
+    tensors_file.write(folder / WEIGHTS, weights, header)
     content = {"format": FORMAT, "torch_cbam": __version__, **asdict(about)}
     write_atomically(folder / FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
 

@@ -9,6 +9,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from cbam.attach.variants import label
+from cbam.evaluate.labels import LabelScores
 from cbam.evaluate.metrics import Calibration, ConfusedPair, confused_pairs
 from cbam.page.drawing import INK, MUTED, canvas, inline_svg, look, shortened
 
@@ -61,6 +62,46 @@ def confusion_figure(confusion: Tensor, classes: Sequence[str], name: str, varia
         return inline_svg(axes, name, _in_words(confusion, classes))
 
 
+def labels_figure(
+    scores: LabelScores, labels: Sequence[str], images: int, name: str, variant: str
+) -> Markup | None:
+    """Draw the average precision of each label, and the share of the images that have it, which a guess reaches.
+
+    Of more than `MOST_CLASSES` labels those with the lowest; None if no image has any label.
+
+    Args:
+        scores: Of the labels.
+        labels: Their names.
+        images: Number of images.
+        name: Of the figure, unique in the page.
+        variant: Whose colour is used.
+    """
+    found = [
+        (area, count / images, label)
+        for area, count, label in zip(scores.average_precision, scores.images, labels, strict=True)
+        if area is not None
+    ]
+    if not found:
+        return None
+    found = sorted(sorted(found, key=lambda one: one[0])[:MOST_CLASSES], key=lambda one: -one[0])
+    names = [shortened(label, 24) for _, _, label in found]
+    style = look(variant)
+    with canvas(22 * len(found) + 46, left=min(20 + 6.2 * max(map(len, names)), 190), right=16) as axes:
+        for row, (area, share, _) in enumerate(found):
+            axes.plot([100 * share, 100 * area], [row, row], color=style.colour, linewidth=3, alpha=0.35)
+            axes.plot([100 * share], [row], "|", color=INK, markersize=11)
+            axes.plot([100 * area], [row], style.marker, color=style.colour, markersize=6)
+        axes.set_xlim(-2, 102)
+        axes.set_ylim(len(found) - 0.4, -0.6)
+        axes.set_yticks(range(len(found)), names, color=INK)
+        axes.grid(False, axis="y")
+        axes.set_xlabel("average precision (%)")
+        values = "; ".join(
+            f"{label} {100 * area:.2f}, of a guess {100 * share:.2f}" for area, share, label in found
+        )
+        return inline_svg(axes, name, f"Average precision of labels in percent. {values}.")
+
+
 def _in_words(confusion: Tensor, classes: Sequence[str]) -> str:
     right, images = int(confusion.trace()), int(confusion.sum())
     pairs = "; ".join(pair_in_words(pair, classes) for pair in confused_pairs(confusion, 5))
@@ -76,12 +117,15 @@ def pair_in_words(pair: ConfusedPair, classes: Sequence[str]) -> str:
     return f"{classes[pair.true]} as {classes[pair.predicted]}: {pair.images:,} ({100 * pair.share:.1f} %)"
 
 
-def calibration_figure(found: Mapping[str, Calibration], name: str) -> Markup | None:
+def calibration_figure(
+    found: Mapping[str, Calibration], name: str, axes_of: tuple[str, str] = ("confidence", "accuracy")
+) -> Markup | None:
     """Draw how often classifiers are right over how sure they are; the diagonal is a calibrated one.
 
     Args:
         found: By variant.
         name: Of the figure, unique in the page.
+        axes_of: What the axes show.
     """
     if not found:
         return None
@@ -98,11 +142,12 @@ def calibration_figure(found: Mapping[str, Calibration], name: str) -> Markup | 
             axes.scatter(sure, right, sizes, color=style.colour, marker=style.marker, alpha=0.85, zorder=3)
         axes.set_xlim(-2, 102)
         axes.set_ylim(-4, 104)
-        axes.set_xlabel("confidence (%)")
-        axes.set_ylabel("accuracy (%)")
+        axes.set_xlabel(f"{axes_of[0]} (%)")
+        axes.set_ylabel(f"{axes_of[1]} (%)")
         values = "; ".join(f"{label(variant)} {100 * one.ece:.2f}" for variant, one in found.items())
         text = (
-            "Accuracy over confidence, one mark for each bin; the dotted diagonal is perfect calibration. "
+            f"{axes_of[1].capitalize()} over {axes_of[0]}, one mark for each bin; the dotted diagonal is perfect "
+            f"calibration. "
             f"Expected calibration error in percent: {values}."
         )
         return inline_svg(axes, name, text)

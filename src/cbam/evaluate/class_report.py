@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from cbam.evaluate.metrics import (
-    BINS,
     Calibration,
     ClassScores,
     ConfusedPair,
@@ -120,12 +119,7 @@ class ClassReport:
             "cross_entropy": self.loss,
             "balanced_accuracy": self.scores.balanced_accuracy,
             "macro_f1": self.scores.macro_f1,
-            "calibration": found
-            and {
-                "expected_calibration_error": found.ece,
-                "bins_of_equal_width": BINS,
-                "bins": [vars(each) for each in found.bins],
-            },
+            "calibration": found and found.content(),
             "classes": self.class_rows(),
             "confusion": {
                 "rows": "true class",
@@ -141,14 +135,15 @@ class ClassReport:
 
     def classes_csv(self) -> str:
         """Return the scores of each class, one line each."""
-        return _csv(self.class_rows())
+        return as_csv(self.class_rows())
 
     def images_csv(self) -> str:
         """Return what was said of each image, one line each."""
-        return _csv([self.mistake(index) for index in range(self.images)])
+        return as_csv([self.mistake(index) for index in range(self.images)])
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows with the same keys as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -6,10 +6,14 @@ import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from cbam.errors import MissingExtra
+
+TRUE_FROM = 0.5
+"""The probability from which on a label counts as found."""
 
 
 @dataclass(frozen=True)
@@ -18,18 +22,22 @@ class LabelScores:
 
     Attributes:
         images: Images that have the label.
+        predicted: Images in which it is found, with a probability of one half or more.
         average_precision: Area under the curve of precision over recall (`sklearn.metrics.average_precision_score`).
-        precision: Of those predicted with a probability of one half or more.
-        recall: Likewise.
-        f1: Likewise.
-        exact: Share of the images whose labels are all right at one half, 0..1.
+        precision: Share of the images in which it is found that have it.
+        recall: Share of the images with the label in which it is found.
+        f1: Harmonic mean of the two.
+        micro_f1: F1 over all labels of all images together: frequent labels count more.
+        exact: Share of the images whose labels are all right, 0..1.
     """
 
     images: tuple[int, ...]
+    predicted: tuple[int, ...]
     average_precision: tuple[float | None, ...]
     precision: tuple[float | None, ...]
     recall: tuple[float | None, ...]
     f1: tuple[float | None, ...]
+    micro_f1: float | None
     exact: float
 
     @property
@@ -67,17 +75,28 @@ def label_scores(probabilities: Tensor, truth: Tensor) -> LabelScores:
         raise MissingExtra("average precision of labels", "train", "scikit-learn") from error
 
     true, said = truth.cpu().numpy().astype(int), probabilities.cpu().numpy()
-    found = (said >= 0.5).astype(int)
-    precision, recall, f1, images = precision_recall_fscore_support(
-        true, found, average=None, zero_division=math.nan
-    )
+    found = (said >= TRUE_FROM).astype(int)
+
+    def at_half(true: Any, found: Any) -> list[float | None]:
+        # Each label for itself: of a table with a single one scikit-learn would score the classes 0 and 1.
+        rows = precision_recall_fscore_support(true, found, labels=[1], zero_division=math.nan)[:3]
+        return [None if math.isnan(value) else float(value) for (value,) in rows]
+
+    columns = range(true.shape[1])
+    precision, recall, f1 = zip(*(at_half(true[:, k], found[:, k]) for k in columns), strict=True)
     areas = [
-        float(average_precision_score(true[:, label], said[:, label])) if true[:, label].any() else None
-        for label in range(true.shape[1])
+        float(average_precision_score(true[:, k], said[:, k])) if true[:, k].any() else None for k in columns
     ]
-    rows = [tuple(None if math.isnan(x) else x for x in row.tolist()) for row in (precision, recall, f1)]
-    exact = float((true == found).all(1).mean())
-    return LabelScores(tuple(images.tolist()), tuple(areas), rows[0], rows[1], rows[2], exact)
+    return LabelScores(
+        images=tuple(true.sum(0).tolist()),
+        predicted=tuple(found.sum(0).tolist()),
+        average_precision=tuple(areas),
+        precision=precision,
+        recall=recall,
+        f1=f1,
+        micro_f1=at_half(true.ravel(), found.ravel())[2],
+        exact=float((true == found).all(1).mean()),
+    )
 
 
 def _mean(values: Iterable[float | None]) -> float:

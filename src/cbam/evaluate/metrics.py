@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,6 +140,14 @@ class Calibration:
 
     ece: float
     bins: tuple[Bin, ...]
+
+    def content(self) -> dict[str, Any]:
+        """Return it for a JSON file."""
+        return {
+            "expected_calibration_error": self.ece,
+            "bins_of_equal_width": BINS,
+            "bins": [vars(each) for each in self.bins],
+        }
 
 
 def calibration(confidence: Tensor, correct: Tensor) -> Calibration | None:

@@ -78,7 +78,7 @@ def timm_module(weights: Mapping[str, Tensor], channels: int) -> nn.Module:
     """
     from timm.layers.cbam import CbamModule
 
-    module = CbamModule(channels, rd_ratio=1 / 16)
+    module = CbamModule(channels, rd_channels=len(weights["channel_attention.mlp.0.weight"]))
     names = {
         "channel.fc1.weight": "channel_attention.mlp.0.weight",
         "channel.fc2.weight": "channel_attention.mlp.2.weight",

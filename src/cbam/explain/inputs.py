@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cbam.attach.graph.probe import dims_of
-from cbam.data.load import IMAGENET_MEAN, IMAGENET_STD
+from cbam.data.image_data import ImageData
+from cbam.data.load import IMAGENET_MEAN, IMAGENET_STD, is_built_in, load_data
 from cbam.data.pictures import open_image, upright_rgb
 from cbam.data.prepared import centre_crop, normalised, short_side
 from cbam.errors import CBAMError
@@ -38,6 +39,7 @@ class InputForm:
         mean, std: of the channels on the 0..1 scale.
         resize: of the short side before the crop; None: 8/7 of `size`.
         interpolation: how it is resized, by torchvision's name.
+        known: whether mean and standard deviation are the network's own; else they are usual ones.
     """
 
     channels: int
@@ -46,6 +48,7 @@ class InputForm:
     std: tuple[float, ...]
     resize: int | None = None
     interpolation: str = "bilinear"
+    known: bool = True
 
     def crop(self, picture: Image.Image) -> Image.Image:
         """Return the part of a picture that the network sees, in RGB or grey, before it is normalised."""
@@ -56,6 +59,32 @@ class InputForm:
     def batch(self, crops: Sequence[Image.Image]) -> Tensor:
         """Return crops as normalised (N, C, size, size)."""
         return torch.stack([normalised(crop, self.mean, self.std) for crop in crops])
+
+    def load(self, data: str, **selection: Any) -> ImageData:
+        """Load a set of images as the network takes them: whatever scores, explains or exports it sees the same.
+
+        A built-in set has a size and statistics of its own; the network's come first.
+
+        Args:
+            data: as for `cbam.data.load_data`.
+            selection: its arguments that say which images.
+
+        Raises:
+            CBAMError: see `load_data`, or images of other channels.
+        """
+        statistics: dict[str, Any] = {"mean": self.mean, "std": self.std}
+        if not is_built_in(data):
+            how: dict[str, Any] = {
+                "resize": self.resize,
+                "interpolation": self.interpolation,
+                "channels": self.channels,
+            }
+            return load_data(data, image_size=self.size, augment="none", **statistics, **how, **selection)
+        if self.channels != 1:
+            raise CBAMError(
+                f"the network takes images of {self.channels} channels, and those of {data} are grey."
+            )
+        return load_data(data, image_size=self.size, **(statistics if self.known else {}), **selection)
 
     def __str__(self) -> str:
         short = short_side(self.size) if self.resize is None else self.resize
@@ -114,6 +143,7 @@ def input_form(
         _row("std", std or said.get("std") or usual[1], channels),
         resize if image_size in (None, crop) else round(image_size * resize / crop),
         said.get("interpolation") or "bilinear",
+        known=bool(mean or said.get("mean")),
     )
     return form, found
 

@@ -18,10 +18,12 @@ from cbam.attach.graph.probe import default_inputs
 from cbam.errors import CBAMError, unknown_name
 from cbam.evaluate.latency import Latency
 from cbam.export import onnx_file
+from cbam.export.agreement import Agreement, compare_detections, refuse_detections
 from cbam.export.check import Difference, compare, latencies, refuse, shapes_to_check
+from cbam.export.detector import BACKGROUND, OneImage, is_detector
 from cbam.export.loading import EXTRA, Loaded, load
 from cbam.export.metadata import describe
-from cbam.export.program import axes_of, capture, has_operator
+from cbam.export.program import axes_of, capture, enlarged, has_operator
 from cbam.export.quantize import quantize
 from cbam.formatting import columns
 from cbam.preserve_state import preserve_state
@@ -43,7 +45,7 @@ class Exported:
         operator: whether it calls our operator, so that whoever loads it has to import cbam first.
         dynamic: names of the sizes that may differ.
         bytes: of the file.
-        differences: from eager mode, by shape of the input; empty if they were not wanted.
+        differences: from eager mode, by shape of the input, of a detector by image; empty if they were not wanted.
         metadata: class names, preprocessing and task, as they are in the file.
         model, example: what was exported.
     """
@@ -55,7 +57,7 @@ class Exported:
     operator: bool
     dynamic: tuple[str, ...]
     bytes: int
-    differences: tuple[Difference, ...]
+    differences: tuple[Difference, ...] | tuple[Agreement, ...]
     metadata: dict[str, str]
     model: nn.Module = field(repr=False)
     example: Tensor = field(repr=False)
@@ -88,12 +90,7 @@ class Exported:
             f"{self.path}: {kind}, {self.precision}, {inside}, {self.bytes / 1e6:.2f} MB; dynamic: {dynamic}",
         ]
         if self.differences:
-            rows = [("input", "largest difference", "of largest output", "dB")]
-            rows += [
-                (" x ".join(map(str, d.shape)), f"{d.largest:.2e}", f"{d.relative:.1e}", f"{d.decibels:.0f}")
-                for d in self.differences
-            ]
-            lines += columns(rows)
+            lines += columns([self.differences[0].HEADINGS, *(each.cells() for each in self.differences)])
         return "\n".join(lines)
 
 
@@ -116,9 +113,11 @@ def export(
     """Write a network for another runtime and compare it with eager mode.
 
     Args:
-        model: with or without attention; it is exported in evaluation mode and stays as it is.
+        model: with or without attention; it is exported in evaluation mode and stays as it is. A detector of
+            torchvision is exported for one image: boxes, labels and scores, of Mask R-CNN also 28 x 28 masks.
         path: the file to write; its folder is made. An older file is replaced only by a checked one.
         example: a batch (N, C, H, W), or of signals or volumes; by default one random image.
+            Of a detector: images (N, C, H, W), values 0..1, on which the detections are compared.
         image_size: instead: one side, or (C, H, W). None: as saved with the network, or what it is made for.
         format: "onnx"; "pt2", of torch.export; or "aoti", a library compiled by AOTInductor for this kind of machine.
             By default by the suffix, and "pt2" for .pt2.
@@ -129,7 +128,8 @@ def export(
         calibration: for int8: some hundred images (N, C, H, W) as the network sees them.
         gates: for int8: "float", or "int8" to quantize the attention too, for runtimes that need that.
         opset: of ONNX's operators; None: the exporter's own.
-        class_names: for the file's metadata; None: those saved with the network.
+        class_names: for the file's metadata; None: those saved with the network. Of a detector those of labels 1, 2,
+            ...; in the file label 0 is "__background__".
         check: compare with eager mode, on several shapes where sizes are dynamic.
 
     Raises:
@@ -147,18 +147,25 @@ def export(
     """
     path = Path(path)
     chosen = _format_of(path, format)
+    if is_detector(model):
+        _check_detector(chosen, dynamic, precision)
     _check_options(chosen, plain, precision, calibration, gates, opset)
-    batch = default_inputs(model, _size_of(model, image_size))[0] if example is None else example
+    if is_detector(model):
+        model = OneImage(model)
+        class_names = class_names and [BACKGROUND, *class_names]
+    images = _images(model, example, image_size)
     if precision == "int8" and example is None:
-        batch = batch.expand(_CALIBRATION_BATCH if "batch" in dynamic else 1, *batch.shape[1:])
+        images = images.expand(_CALIBRATION_BATCH if "batch" in dynamic else 1, *images.shape[1:])
+    batch = images[:1] if isinstance(model, OneImage) else images
     axes = axes_of(batch, dynamic)
     metadata = describe(model, batch, class_names)
-    program = capture(model, batch, dynamic, plain or chosen == "onnx")
+    onnx = chosen == "onnx"
+    program = capture(model, enlarged(batch, axes) if onnx else batch, dynamic, plain or onnx)
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         draft = Path(folder) / f"draft{path.suffix}"
         written = None
-        if chosen == "onnx":
+        if onnx:
             written = _write_onnx(
                 program, draft, model, axes, metadata, precision, calibration, gates, opset, batch
             )
@@ -166,17 +173,32 @@ def export(
             torch.export.save(program, draft, extra_files={EXTRA: json.dumps(metadata)})
         else:
             _compile(program, draft, {**metadata, "batch": "" if 0 in axes else str(len(batch))})
-        differences: list[Difference] = []
-        if check:
-            shapes = shapes_to_check(batch, axes, len(batch))
-            with preserve_state(model):
-                differences = compare(model, load(draft), shapes, calibration)
-            refuse(differences, precision)
+        differences = _checked(model, draft, images, axes, precision, calibration) if check else ()
         shutil.move(draft, path)
     return Exported(
         path, chosen, precision, written, has_operator(program), tuple(axes.values()), path.stat().st_size,
-        tuple(differences), metadata, model, batch,
+        differences, metadata, model, batch,
     )  # fmt: skip
+
+
+def _checked(
+    model: nn.Module,
+    file: Path,
+    images: Tensor,
+    axes: dict[int, str],
+    precision: str,
+    calibration: Tensor | None,
+) -> tuple[Difference, ...] | tuple[Agreement, ...]:
+    """Return how far a file is from eager mode; raise if that is too far."""
+    with preserve_state(model):
+        if isinstance(model, OneImage):
+            found = compare_detections(model, load(file), images)
+            refuse_detections(found)
+            return tuple(found)
+        shapes = shapes_to_check(images, axes, len(images))
+        differences = compare(model, load(file), shapes, calibration)
+    refuse(differences, precision)
+    return tuple(differences)
 
 
 def _write_onnx(
@@ -192,7 +214,8 @@ def _write_onnx(
     example: Tensor,
 ) -> int:
     """Write the file; return its opset."""
-    model = onnx_file.to_onnx(program, axes, opset)
+    names = network.outputs if isinstance(network, OneImage) else ()
+    model = onnx_file.to_onnx(program, axes, opset, names)
     keep = onnx_file.gate_nodes(model, network)
     onnx_file.strip(model)
     onnx_file.add_metadata(model, metadata)
@@ -255,8 +278,24 @@ def _check_options(
         )
 
 
-def _size_of(model: nn.Module, given: int | tuple[int, ...] | None) -> Any:
-    if given is not None:
-        return given
+def _check_detector(format: str, dynamic: Sequence[str], precision: str) -> None:
+    """Refuse what a detector cannot be exported as."""
+    if dynamic:
+        raise CBAMError(
+            f"a detector's file takes one image of one size, and dynamic {', '.join(dynamic)} was asked for. Leave it"
+            " out, choose the size (--image-size HxW, in Python image_size=(H, W)), and resize pictures to it."
+        )
+    if format == "aoti" or precision != "fp32":
+        asked = f"format {format!r}" if format == "aoti" else f"precision {precision!r}"
+        raise CBAMError(f"a detector is exported as .onnx or .pt2 in fp32, and {asked} was asked for.")
+
+
+def _images(model: nn.Module, example: Tensor | None, given: int | tuple[int, ...] | None) -> Tensor:
+    """Return the example; of a detector all images that it is to be compared on."""
+    if example is not None:
+        return example
+    if isinstance(model, OneImage):
+        return model.example(given)
     saved = getattr(getattr(model, "cbam_config", None), "input_size", None)
-    return None if saved is None else tuple(saved)
+    size: Any = given if given is not None or saved is None else tuple(saved)
+    return default_inputs(model, size)[0]

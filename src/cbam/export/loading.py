@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as trees
 
 from cbam.errors import CBAMError, MissingExtra
-from cbam.export.metadata import read
+from cbam.export.metadata import DETECTION, TASK, read
 from cbam.files import checked_path
 
 EXTRA = "cbam.json"  # the file of torch.export's archive that holds the metadata
@@ -38,9 +38,17 @@ class Loaded:
     batch: int | None = None
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs of any number of images; with a fixed batch in parts, the last one filled up."""
+        """Return the outputs of any number of images; with a fixed batch in parts, the last one filled up.
+
+        Raises:
+            CBAMError: several images for a detector, which finds another number of objects in each.
+        """
         if self.batch is None or len(images) == self.batch:
             return self.run(images)
+        if self.metadata.get(TASK) == DETECTION:
+            raise CBAMError(
+                f"an exported detector takes one image (1, C, H, W), given {tuple(images.shape)}."
+            )
         parts = []
         for part in images.split(self.batch):
             short = self.batch - len(part)
@@ -89,11 +97,20 @@ def _load_onnx(path: Path) -> Loaded:
 
 
 def _load_program(path: Path) -> Loaded:
+    if _is_detector(path):
+        import torchvision  # noqa: F401  registers nms and roi_align
+
     extra = {EXTRA: ""}
     program = torch.export.load(path, extra_files=extra)
     module = program.module()
     (node, *_) = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
     return Loaded("pt2", _tensors_of(module), _parsed(extra[EXTRA]), _fixed(node.meta["val"].shape))
+
+
+def _is_detector(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(EXTRA)]
+        return any(json.loads(archive.read(name)).get(TASK) == DETECTION for name in names)
 
 
 def _load_compiled(path: Path) -> Loaded:

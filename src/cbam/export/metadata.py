@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from cbam.errors import CBAMError
+from cbam.export.detector import OneImage
 from cbam.version import __version__
 
 CLASS_NAMES, PREPROCESSING, TASK, MADE_BY = "class_names", "preprocessing", "task", "made_by"
+DETECTION = "detection"  # a task
 
 
 def describe(model: nn.Module, example: Tensor, class_names: Sequence[str] | None = None) -> dict[str, str]:
@@ -25,7 +27,8 @@ def describe(model: nn.Module, example: Tensor, class_names: Sequence[str] | Non
     Returns:
         `made_by`; and, as far as they are known, `class_names` (a list), `task` and `preprocessing`: the mapping with
         `channels`, `size` (H, W) after the centre crop, `resize` of the short side before it, `interpolation`, and
-        `mean` and `std` of the channels on the 0..1 scale.
+        `mean` and `std` of the channels on the 0..1 scale. A detector has no `resize` and no crop: pictures are resized
+        to `size`.
 
     Raises:
         CBAMError: no class names but a single string.
@@ -37,11 +40,27 @@ def describe(model: nn.Module, example: Tensor, class_names: Sequence[str] | Non
     names = class_names if class_names is not None else getattr(saved, "class_names", None)
     if names is not None:
         found[CLASS_NAMES] = json.dumps([str(name) for name in names])
-    if saved is not None:
+    if isinstance(model, OneImage):
+        found[TASK] = DETECTION
+        found[PREPROCESSING] = json.dumps(_preprocessing_of_detector(example))
+    elif saved is not None:
         found[TASK] = saved.task
         if example.dim() == 4 and example.shape[1] in (1, 3):
             found[PREPROCESSING] = json.dumps(preprocessing(model, example.shape[-2:]))
     return found
+
+
+def _preprocessing_of_detector(example: Tensor) -> dict[str, Any]:
+    """Return the preprocessing of a detector, whose own first step normalizes: a picture resized, values 0..1."""
+    channels = example.shape[1]
+    return {
+        "channels": channels,
+        "size": list(example.shape[-2:]),
+        "resize": None,
+        "interpolation": "bilinear",
+        "mean": [0.0] * channels,
+        "std": [1.0] * channels,
+    }
 
 
 def preprocessing(model: nn.Module, size: Sequence[int]) -> dict[str, Any]:

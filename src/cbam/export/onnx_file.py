@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,16 @@ OLDEST_OPSET = 18  # of torch's exporter
 _SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: the paths of the modules around it
 
 
-def to_onnx(program: ExportedProgram, axes: Mapping[int, str], opset: int | None = None) -> ModelProto:
+def to_onnx(
+    program: ExportedProgram, axes: Mapping[int, str], opset: int | None = None, outputs: Sequence[str] = ()
+) -> ModelProto:
     """Return a program in plain operations as an ONNX model with one input, `input`.
 
     Args:
         program: see `cbam.export.program.capture`.
         axes: names of its dynamic sizes by axis.
         opset: version of ONNX's operators; None: the exporter's own.
+        outputs: their names; by default "output" of a single one, and those of the exporter.
 
     Raises:
         CBAMError: an operation that ONNX does not have, or an opset that the exporter does not write.
@@ -36,8 +39,9 @@ def to_onnx(program: ExportedProgram, axes: Mapping[int, str], opset: int | None
     require("onnx", "onnxscript")
     if opset is not None and opset < OLDEST_OPSET:
         raise CBAMError(f"torch's exporter writes opset {OLDEST_OPSET} and later, given {opset}.")
-    outputs = program.graph_signature.user_outputs
-    options: dict[str, Any] = {"output_names": ["output"]} if len(outputs) == 1 else {}
+    if not outputs and len(program.graph_signature.user_outputs) == 1:
+        outputs = ("output",)
+    options: dict[str, Any] = {"output_names": list(outputs)} if outputs else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -10,11 +10,17 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from cbam.errors import CBAMError, unknown_name
+from cbam.export.detector import OneImage, exportable
 from cbam.ops.dispatch import set_backend
 from cbam.preserve_state import preserve_state
 
 BATCH = "batch"
 SIDES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}  # by dimensions of a batch
+
+LARGER = (
+    "A size that becomes 1 inside of a network is taken for a fixed one: make fewer sizes dynamic, or export with a"
+    " larger example (--image-size)."
+)
 
 
 def axes_of(example: Tensor, dynamic: Sequence[str]) -> dict[int, str]:
@@ -61,14 +67,30 @@ def capture(
     # DYNAMIC and no named Dim: that refuses networks for guards that hold for every size, such as
     # 1 + (w - 1) // 2 == (1 + w) // 2 where a shortcut is added.
     shapes = (dict.fromkeys(axes, Dim.DYNAMIC),) if axes else None
-    with preserve_state(model), torch.no_grad(), set_backend("eager") if plain else nullcontext():
+    followed = exportable() if isinstance(model, OneImage) else nullcontext()
+    with preserve_state(model), torch.no_grad(), set_backend("eager") if plain else nullcontext(), followed:
         try:
             return torch.export.export(model, (example,), dynamic_shapes=shapes)
         except Exception as error:  # of the network's own code, and torch has a dozen kinds of its own
             asked = f" with dynamic {', '.join(axes.values())}" if axes else ""
+            hint = f"\n{LARGER}" if "specialized" in str(error) else ""
             raise CBAMError(
-                f"torch.export cannot capture {type(model).__name__}{asked}: {type(error).__name__}: {error}"
+                f"torch.export cannot capture {type(model).__name__}{asked}: {type(error).__name__}: {error}{hint}"
             ) from error
+
+
+def enlarged(example: Tensor, axes: Iterable[int]) -> Tensor:
+    """Return an example with sides twice as long where they are dynamic, so that fewer become 1 inside of a network.
+
+    For ONNX, which has no guards: a program of torch.export would then refuse the smaller sizes.
+
+    >>> enlarged(torch.zeros(2, 3, 8, 8), (0, 3)).shape
+    torch.Size([2, 3, 8, 16])
+    """
+    for axis in axes:
+        if axis:
+            example = torch.cat([example, example], axis)
+    return example
 
 
 def has_operator(program: ExportedProgram) -> bool:

@@ -18,6 +18,8 @@ from cbam.ops.signature import NormBefore, OperatorConfig, Weights
 Convolution: TypeAlias = "nn.Conv1d | nn.Conv2d | nn.Conv3d"
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}  # by dims
+SWITCHES = "cbam"
+"""Entry of an attention module in the `_metadata` of a state dict."""
 _NO_NORM = NormBefore()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -101,6 +103,17 @@ class AttentionModule(nn.Module):
     site: str = ""  # name of the module in front, where attached
     built_as: tuple[str, dict[str, Any]] | None = None  # kind and options, see `cbam.nn.registry`
     qconfig: Any = None  # torch.ao.quantization leaves the gates in floating point
+
+    @property
+    def switches(self) -> dict[str, str]:
+        """What neither the names nor the shapes of the weights show; a state dict has it beside them."""
+        return {}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        beside = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if beside is not None and self.switches:
+            beside[SWITCHES] = self.switches
 
     @property
     def listeners(self) -> tuple[gates.Listener, ...]:
@@ -279,6 +292,11 @@ class Gate(AttentionModule):
         self.activation = activation
         self.register_buffer("gate_scale", None)
         self.set_gate_scale(gate_scale)
+
+    @property
+    def switches(self) -> dict[str, str]:
+        """The activation."""
+        return {"gate": self.activation}
 
     @property
     def reading_weight(self) -> Tensor:

@@ -110,6 +110,11 @@ class CBAM(AttentionModule):
         ordered = both[::-1] if self.arrangement == "spatial-channel" else both
         return [gate for gate in ordered if gate is not None]
 
+    @property
+    def switches(self) -> dict[str, str]:
+        """The arrangement; the gates have switches of their own."""
+        return {"arrangement": self.arrangement}
+
     def attend_eagerly(self, x: Tensor) -> Tensor:
         """Return the map after both gates, each by the operator where it can compute it, otherwise in plain torch."""
         if self.arrangement == "parallel":

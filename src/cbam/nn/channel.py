@@ -78,6 +78,11 @@ class ChannelAttention(Gate):
         )
 
     @property
+    def switches(self) -> dict[str, str]:
+        """The activation, and what is read of each channel."""
+        return {**super().switches, "channel_pooling": self.channel_pooling}
+
+    @property
     def layers(self) -> tuple[Convolution, Convolution]:
         """The two layers of the MLP: C to C/r, and back."""
         return cast("Convolution", self.mlp[0]), cast("Convolution", self.mlp[2])
@@ -131,16 +136,20 @@ class ChannelAttention(Gate):
         return OperatorConfig(POOLINGS[self.channel_pooling], activation=ACTIVATIONS[self.activation])
 
     def keep_alive(self) -> None:
-        """Take the signs off the first hidden unit's weights where there are fewer than 4 hidden units.
+        """Take the signs off the first of fewer than 4 hidden units, and give its weights w the factor |w|_2 / |w|_1.
 
         With random signs, one unit is off for every input in up to half of the seeds, and then no weight of the gate
         ever gets a gradient. Without, it is on wherever the descriptor is above 0, as behind a ReLU or of maxima; the
-        average of maps below 0 can still turn it off. The paper's narrowest layer has 4 units.
+        average of maps below 0 can still turn it off. The paper's narrowest layer has 4 units. The factor keeps the
+        unit, and with it the last layer's first steps, as large as random signs make it on average.
         """
         first = self.layers[0]
         if first.out_channels < self.narrow:
             with torch.no_grad():
-                first.weight[0].abs_()
+                row = first.weight[0].abs_()
+                row.mul_(row.norm() / row.sum())
+                if first.bias is not None:
+                    first.bias[0].abs_()
 
     def set_identity(self) -> None:
         """Zero the last layer and double the gate: 2 * sigmoid(0) = 1."""

@@ -51,7 +51,7 @@ class Preset:
     weight_init: str = "default"
 
     def __post_init__(self) -> None:
-        for name, valid in _CHOICES.items():
+        for name, valid in CHOICES.items():
             if getattr(self, name) not in valid:
                 raise unknown_name(name, getattr(self, name), valid)
         for name in ("mlp_bias", "spatial_norm"):
@@ -61,7 +61,7 @@ class Preset:
             raise CBAMError(f"norm_momentum expects a number between 0 and 1, got {self.norm_momentum!r}.")
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "channel_pooling": CHANNEL_POOLINGS,
     "arrangement": ARRANGEMENTS,
     "spatial_descriptor": SPATIAL_DESCRIPTORS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor, nn
 
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn import norms
-from cbam.nn.base import CONVOLUTIONS, Gate, positive_int, tensor_of, weight_is_all
+from cbam.nn.base import CONVOLUTIONS, SWITCHES, Gate, positive_int, tensor_of, weight_is_all
 from cbam.nn.keywords import checked_keywords
 from cbam.ops import reference
 from cbam.ops.dims import as_image_kernel
 from cbam.ops.signature import ACTIVATIONS, DESCRIPTORS, NO_CHANNEL_GATE, OperatorConfig, Weights
+
+_EARLIER_VARIANCE = "fan_in"  # the buffer's name in development versions of 0.1
 
 
 @checked_keywords()
@@ -37,8 +40,7 @@ class SpatialAttention(Gate):
         dims: 1 for maps (N, C, L), 2 for (N, C, H, W), 3 for (N, C, D, H, W).
         device, dtype: of the weights.
 
-    After `set_identity` of a gate without a norm the logits are divided by sqrt(fan-in), the fan-in of the k x k
-    convolution: see `set_fan_in`.
+    After `set_identity` of a gate without a norm the logits are divided by a number, 32 for k = 7: see `set_divisor`.
 
     Shape: (N, C, H, W) in, or with `dims` sizes; the same out. With `in_channels`, which tells them from a batch of
     fewer dimensions, also single maps (C, H, W).
@@ -81,18 +83,24 @@ class SpatialAttention(Gate):
             self.descriptor = CONVOLUTIONS[dims](in_channels, 1, 1, bias=False, **factory)
         maps = 2 if spatial_descriptor == "both" else 1
         self.conv = CONVOLUTIONS[dims](maps, 1, kernel_size, padding=kernel_size // 2, bias=False, **factory)
-        self.register_buffer("fan_in", None)
+        self.register_buffer("variance", None)
         self.norm: nn.modules.batchnorm._BatchNorm | None = None
         if spatial_norm:
             self.norm = norms.BATCH_NORMS[dims](1, momentum=norm_momentum, **factory)
             nn.init.constant_(self.norm.weight, norm_weight)
 
+    @property
+    def switches(self) -> dict[str, str]:
+        """The activation, and what is read of each position, in which order."""
+        order = {"descriptor_order": self.descriptor_order} if self.spatial_descriptor == "both" else {}
+        return {**super().switches, "spatial_descriptor": self.spatial_descriptor, **order}
+
     def logits(self, x: Tensor) -> Tensor:
         """Return the gate before its activation, (N, 1, H, W) or with `dims` sizes, in float32 or float64."""
         z = self._convolved(x)
         if self.norm is None:
-            fan_in = self._buffers.get("fan_in")  # not in modules that were pickled before there was one
-            return z if fan_in is None else reference.over_root(z, fan_in)
+            variance = self._buffers.get("variance")  # not in modules that were pickled before there was one
+            return z if variance is None else reference.over_root(z, variance)
         if isinstance(z, torch.fx.Proxy):  # a traced model sees batches, in the dtype of its weights
             return self.norm(z)
         batch = z.unsqueeze(0) if z.dim() == self.dims + 1 else z  # nn.BatchNorm2d takes no unbatched maps
@@ -155,12 +163,12 @@ class SpatialAttention(Gate):
         if self.has_own_gate(SpatialAttention):
             return f"{type(self).__name__} overrides the gate"
         norm, weight = modules.get("norm"), tensor_of(modules["conv"], "weight")
-        scale, fan_in = self._buffers["gate_scale"], self._buffers.get("fan_in")
+        scale, variance = self._buffers["gate_scale"], self._buffers.get("variance")
         kernel = weight if self.dims == 2 or weight is None else as_image_kernel(weight, self.dims)
         if kernel is None:
             return f"its spatial convolution of {self.dims} dimensions runs in plain torch"
         if norm is None:
-            return kernel, None, None, fan_in, None, scale
+            return kernel, None, None, variance, None, scale
         if not norms.is_known(norm, self.dims):
             return f"the spatial norm, {type(norm).__name__}, has hooks or is not nn.BatchNorm{self.dims}d"
         if not norms.uses_batch(norm):
@@ -188,41 +196,64 @@ class SpatialAttention(Gate):
     def set_identity(self) -> None:
         """Zero the norm's weight, or the convolution where there is no norm, and double the gate.
 
-        Without a norm the logits are divided by sqrt(fan-in) from now on, so that the gate's first steps are as short
-        as its neighbours'.
+        Without a norm the logits are divided by the power of two nearest to sqrt(10 fan-in) from now on, 32 for 7 x 7
+        and both descriptors, so that the gate's first steps are as short as its neighbours': 10 is about the mean
+        square of what the kernel reads, maxima over channels in one half and means near 0 in the other.
         """
         if self.norm is None:
             nn.init.zeros_(self.conv.weight)
-            self.set_fan_in(True)
+            self.set_divisor(2.0 ** round(math.log2(10 * self.conv.weight[0].numel()) / 2))
         else:
             nn.init.zeros_(self.norm.weight)
             nn.init.zeros_(self.norm.bias)
         self.set_gate_scale(2.0)
 
-    def set_fan_in(self, divides: bool) -> None:
-        """Let sqrt(fan-in) of the k x k convolution divide the logits, or not; 98 for k = 7 and both descriptors.
+    def set_divisor(self, divisor: float | None) -> None:
+        """Divide the logits of a gate without a norm by a number; None, as in the paper, by nothing.
 
-        sigmoid(conv(d, v) / sqrt(fan-in)) is the same gate with v = sqrt(fan-in) w in place of w: a step of SGD moves w
-        by 1 / fan-in of what it moves at the same rate without, one of Adam by 1 / sqrt(fan-in). A buffer `fan_in` in
-        the state dict says so.
+        sigmoid(conv(d, v) / a) is the same gate with v = a w in place of w: a step of SGD moves w by 1 / a^2 of what it
+        moves at the same rate without, one of Adam by 1 / a. A buffer `variance`, a^2, in the state dict says so: it
+        stands where a norm's variance would.
         """
-        weight = self.conv.weight
-        fan_in = torch.tensor(float(weight[0].numel()), device=weight.device) if divides else None
-        self.register_buffer("fan_in", fan_in)
+        variance = None
+        if divisor is not None:
+            if self.norm is not None or not 0 < divisor < float("inf"):
+                raise CBAMError(
+                    f"set_divisor expects a positive number and a gate without a norm, got {divisor!r}"
+                    f" and {'no norm' if self.norm is None else 'a norm, which divides already'}."
+                )
+            variance = torch.tensor(float(divisor) ** 2, device=self.conv.weight.device)
+        self.register_buffer("variance", variance)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        if prefix + self._own_weight in state_dict:  # the file says what divides its logits
-            self.set_fan_in(self.norm is None and prefix + "fan_in" in state_dict)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        if prefix + _EARLIER_VARIANCE in state_dict:
+            state_dict[prefix + "variance"] = state_dict.pop(prefix + _EARLIER_VARIANCE)
+        key = prefix + self._own_weight
+        if key in state_dict:  # the file says what divides its logits
+            self.set_divisor(1.0 if self.norm is None and prefix + "variance" in state_dict else None)
+            own = self.switches.get("descriptor_order")
+            theirs = local_metadata.get(SWITCHES, {}).get("descriptor_order", own)
+            if own not in (None, theirs):
+                errors: list[str] = args[-1]
+                errors.append(
+                    f"{key} is of a kernel that reads {theirs}, this one reads {own}. cbam.load_weights(model, file)"
+                    " swaps its planes."
+                )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if _EARLIER_VARIANCE in self._buffers:
+            self._buffers["variance"] = self._buffers.pop(_EARLIER_VARIANCE)
 
     def extra_repr(self) -> str:
         """Show the options that the sub-modules do not show."""
-        found = self._buffers.get("fan_in")
-        fan_in = "" if found is None else f", logits / sqrt({found.item():g})"
+        found = self._buffers.get("variance")
+        divisor = "" if found is None else f", logits / {found.item() ** 0.5:g}"
         scale = "" if self.gate_scale is None else f", gate_scale={self.gate_scale.item():g}"
         both = f", descriptor_order={self.descriptor_order!r}" if self.spatial_descriptor == "both" else ""
         return (
-            f"spatial_descriptor={self.spatial_descriptor!r}{both}, gate={self.activation!r}{scale}{fan_in}"
+            f"spatial_descriptor={self.spatial_descriptor!r}{both}, gate={self.activation!r}{scale}{divisor}"
         )
 
 

@@ -27,7 +27,13 @@ def check_feature_map(x: Tensor, who: str, channels: int | None = None, dims: in
             f" got {x.dim()} dimensions: {tuple(x.shape)}.{_other_dims(x)}"
         )
     if not x.dtype.is_floating_point:
-        raise CBAMError(f"{who} expects a floating-point map, got {x.dtype}. Convert it first: x.float().")
+        do = "Convert it first: x.float()."
+        if x.is_quantized:
+            do = (
+                "Quantise in graph mode, which leaves attention in floating point: prepare_fx and convert_fx of"
+                " torch.ao.quantization.quantize_fx."
+            )
+        raise CBAMError(f"{who} expects a floating-point map, got {x.dtype}. {do}")
     if x.dim() == dims + 1:
         _check_single(x, who, channels, dims)
     elif channels is not None and x.shape[1] != channels:

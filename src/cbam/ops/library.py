@@ -17,7 +17,7 @@ import torch
 
 from cbam.ops.signature import SCHEMAS
 
-INSTALL = "pip install --no-build-isolation torch-cbam"
+INSTALL = "with a C++ compiler, in the checkout, type 'pip install --no-build-isolation --no-deps .'"
 
 
 def library_file() -> Path:
@@ -33,7 +33,7 @@ def library_file() -> Path:
 def load() -> str | None:
     """Load the compiled library if that has not been tried yet; return None, or the reason why it is not there.
 
-    >>> load() is None or "reinstall" in load()
+    >>> load() is None or "pip install" in load()
     True
     """
     file = library_file()
@@ -41,16 +41,13 @@ def load() -> str | None:
         if is_defined():
             return f"{file.name} was not there when the operator was first used; start Python again"
         if not file.exists():
-            return f"the C++ operator is not built (no {file.name}); reinstall with a C++ compiler: {INSTALL}"
+            return f"the C++ operator is not built (no {file.name}); {INSTALL}"
         try:
             torch.ops.load_library(str(file))
         except OSError as error:  # made for another torch, or for another machine
-            return (
-                f"{file.name} does not load with torch {torch.__version__} ({_one_line(error)});"
-                f" reinstall with a C++ compiler: {INSTALL}"
-            )
+            return f"{file.name} does not load with torch {torch.__version__} ({_one_line(error)}); {INSTALL}"
     if not all(map(_has_schema, SCHEMAS)):
-        return f"{file.name} was built from other sources; reinstall with a C++ compiler: {INSTALL}"
+        return f"{file.name} was built from other sources; {INSTALL}"
     _register()
     return None
 

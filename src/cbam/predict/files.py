@@ -77,19 +77,35 @@ def predict_files(
     return Predicted({path: found[path] for path in names}, names)
 
 
-def table(predicted: Predicted, top: int) -> list[str]:
-    """Return the lines for the terminal: each picture with its most probable classes."""
+def table(predicted: Predicted, top: int, *, written: bool = False) -> list[str]:
+    """Return the lines for the terminal: each picture with its most probable classes, or with its labels.
+
+    Args:
+        predicted: What was found.
+        top: Classes of each picture.
+        written: Whether all of it goes to a file anyway.
+    """
     shown = [(path, one) for path, one in predicted.files.items() if isinstance(one, Prediction)]
-    rows = [("image", "says", "%", "then")]
+    several = any(one.task == "multilabel" for _, one in shown)
+    rows = [("image", "labels (%)", "less likely") if several else ("image", "says", "%", "then")]
     for path, one in shown[:_MOST_LINES]:
+        if several:
+            said = len(one.labels)
+            rows.append(
+                (str(path), _shares(one.top(max(said, 1))[:said]) or "none", _shares(one.top(top)[said:]))
+            )
+            continue
         (name, value), *others = one.top(top)
-        said = ", ".join(one.labels) or "none" if one.task == "multilabel" else name
-        then = ", ".join(f"{other} {100 * share:.1f}" for other, share in others)
-        rows.append((str(path), said, f"{100 * value:.1f}", then))
-    lines = columns(rows, left=(0, 1, 3)) if shown else []
+        rows.append((str(path), name, f"{100 * value:.1f}", _shares(others)))
+    lines = columns(rows, left=(0, 1, 2) if several else (0, 1, 3)) if shown else []
     if len(shown) > _MOST_LINES:
-        lines.append(f"... and {len(shown) - _MOST_LINES:,} more: --output predictions.csv has all")
+        how = "" if written else ": --output predictions.csv has all"
+        lines.append(f"... and {len(shown) - _MOST_LINES:,} more{how}")
     return lines
+
+
+def _shares(of: Sequence[tuple[str, float]]) -> str:
+    return ", ".join(f"{name} {100 * share:.1f}" for name, share in of)
 
 
 def check_output(output: Path) -> None:
@@ -119,7 +135,9 @@ def _as_csv(predictor: Predictor, predicted: Predicted, top: int) -> str:
             writer.writerow([path, "", "", f"{one.kind} ({one.detail})"])
             continue
         shares = [f"{value:.6f}" for value in one.probabilities.tolist()]
-        writer.writerow([path, ";".join(one.labels), f"{one.probability:.6f}", "", *shares])
+        # Of several labels one probability each; of none none, as that of a label that is not there would mislead.
+        sure = ";".join(f"{value:.6f}" for _, value in one.top(max(1, len(one.labels)))[: len(one.labels)])
+        writer.writerow([path, ";".join(one.labels), sure, "", *shares])
     return text.getvalue()
 
 

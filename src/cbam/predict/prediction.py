@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-TRUE_FROM = 0.5  # of classes of which several may be true
+from cbam.evaluate.labels import TRUE_FROM
 
 
 @dataclass(frozen=True)

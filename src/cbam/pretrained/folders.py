@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cbam.attach import detach
 from cbam.attach.wrapper import WithAttention
 from cbam.checkpoints import load_weights
+from cbam.checkpoints.fitting import NUMBERS
 from cbam.checkpoints.reading import look_at
 from cbam.errors import CBAMError
 from cbam.pretrained.config import FILE, Config
@@ -40,7 +41,7 @@ def build(config: Config, weights: Path) -> nn.Module:
 def _compare(state: Mapping[str, Tensor], weights: Path) -> None:
     """Refuse a file that lacks a tensor, has one too many, or one of another shape."""
     there = look_at(weights).tree
-    optional = ("gate_scale", "fan_in", "num_batches_tracked")
+    optional = (*NUMBERS, "num_batches_tracked")
     for key in [*state, *there]:
         if key in state and key in there and there[key].shape == state[key].shape:
             continue

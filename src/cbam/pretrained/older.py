@@ -10,7 +10,7 @@ from torch import nn
 
 from cbam.attach import attach
 from cbam.attach.sites.select import split_sites
-from cbam.attach.variants import matched_by_control, parse_variant
+from cbam.attach.variants import CONTROL, matched_by_control, parse_variant
 from cbam.checkpoints import tensors_file
 from cbam.data.load import is_built_in
 from cbam.documents import read_json, read_yaml
@@ -56,14 +56,14 @@ def rebuild(place: Place, backbone: nn.Module | None = None) -> tuple[nn.Module,
             )
         model = build_model(name, len(classes), in_channels=size[0])
     widened_to = None
-    if attention == "control":
+    if attention == CONTROL:
         widened_to = _target_of_control(settings, place.run)
         match_parameters(model, widened_to)
     elif isinstance(attention, dict):
         attach(model, sites=split_sites([settings["sites"]]), input_size=size, **attention)
     return model, describe_network(
         model, None if backbone is not None else name, class_names=classes, input_size=size, mean=mean, std=std,
-        resize=size[-1] if built_in else None, widened_to=widened_to,
+        resize=data.get("resize") or (size[-1] if built_in else None), widened_to=widened_to,
     )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def _attention(settings: dict[str, Any], place: Place) -> dict[str, Any] | str |
     cell = next(p.name for p in place.weights.absolute().parents if p.parent.name == "cells")
     variant = parse_variant(named[cell.rpartition("-seed")[0]])
     if variant.attention is None:
-        return "control" if variant.name == "control" else None
+        return CONTROL if variant.name == CONTROL else None
     given = {"reduction_ratio": settings.get("reduction_ratio")}
     return {**_taken(variant.attention, given), **variant.attach_arguments(fine_tuning=False)}
 

@@ -179,7 +179,11 @@ def _describe_named(network: nn.Module, name: str) -> Config:
     first = first_convolution(network)
     known = not timm and not is_own(name) and first is not None
     size = (first[1].in_channels, *made_for(name)[1][1:]) if known and first is not None else None
-    return describe_network(network, name, input_size=size)
+    if size is None:
+        return describe_network(network, name)
+    from cbam.data.prepared import make_resize  # needs torchvision, which a network alone does not
+
+    return describe_network(network, name, input_size=size, resize=make_resize(size[-1], None))
 
 
 def _check_weights(place: Place, config: Config) -> None:

@@ -98,6 +98,8 @@ def _cell(run: Path, variant: str) -> Path:
         )
     if variant in cells:
         return cells[variant]
+    if not cells:
+        raise _names_cells(run)
     name = variant.replace(":", "-")
     seeds = {int(n.rpartition("-seed")[2]): p for n, p in cells.items() if n.rpartition("-seed")[0] == name}
     if not seeds:
@@ -117,8 +119,8 @@ def _names_cells(run: Path) -> CBAMError:
     variants = variants_of(run)
     chosen = "cbam" if "cbam" in variants else variants[-1]
     return CBAMError(
-        f"{run} is a comparison with several networks: {', '.join(variants)}. Name one: --variant {chosen}"
-        f" (in Python variant={chosen!r}), or a cell: {run / 'cells'}/{chosen}-seed0"
+        f"{run} is a comparison; its trained networks: {', '.join(variants)}. Name one: --variant {chosen}"
+        f" (in Python variant={chosen!r}), or a cell: {_cell(run, chosen)}"
     )
 
 
@@ -150,7 +152,9 @@ def _no_network(path: Path) -> CBAMError:
             f"{path} has no best/ yet: it was not validated so far. Give its newest checkpoint: {steps[0]}"
         )
     if steps:
-        return CBAMError(f"{path} holds several checkpoints. Give one, such as the newest: {steps[0]}")
+        held = "one checkpoint" if len(steps) == 1 else f"{len(steps)} checkpoints"
+        one = "it" if len(steps) == 1 else "one, such as the newest"
+        return CBAMError(f"{path} is no network itself; it holds {held}. Give {one}: {steps[0]}")
     run = run_of(path)
     if path.name == "cells" and run is not None:
         return _names_cells(path.parent)

@@ -14,7 +14,7 @@ from torch import nn
 from cbam.attach.fusion.with_epilogue import WithEpilogue
 from cbam.checkpoints import tensors_file
 from cbam.checkpoints.committing import unwrapped
-from cbam.checkpoints.matching import MIXED, ORDER
+from cbam.checkpoints.switches import as_header, switches_of
 from cbam.errors import CBAMError
 from cbam.files import write_atomically
 from cbam.pretrained.config import FILE, INTERPOLATIONS, Config
@@ -144,10 +144,10 @@ def write_network(folder: Path, model: nn.Module, config: Config) -> None:
     """
     inner = unwrapped(model)
     state = inner.state_dict() if config.content == "full" else small_part(inner)[0]
-    orders = {g.options["descriptor_order"] for g in config.attention if "descriptor_order" in g.options}
-    order = {ORDER: orders.pop() if len(orders) == 1 else MIXED} if orders else {}
     weights = folder / config.weights
-    tensors_file.write(weights, state, order)  # only now, when everything that can be refused has been
+    tensors_file.write(
+        weights, state, as_header(switches_of(inner))
+    )  # only now, when everything that can be refused has been
     write_atomically(folder / FILE, replace(config, sha256=sha256(weights)).to_json())
 
 

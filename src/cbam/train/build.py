@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from cbam.attach import attach
 from cbam.attach.sites.select import split_sites
+from cbam.attach.variants import CONTROL
 from cbam.data import ImageData
 from cbam.models import build_model, match_parameters
 from cbam.models.own import check_classifier, is_own
@@ -59,6 +60,19 @@ def build_network(
                 **attention,
             )
     return model
+
+
+def widening(given: int | None, attention: str, with_cbam: Callable[[], nn.Module]) -> int | None:
+    """Return the number of parameters to which a control is widened; None for other networks.
+
+    Args:
+        given: The option.
+        attention: Of the run.
+        with_cbam: Returns the network that a control matches where no number is given.
+    """
+    if attention != CONTROL:
+        return None
+    return count_parameters(with_cbam()) if given is None else given
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from cbam.attach.replacement import check_replace
 from cbam.attach.sites.select import split_sites
-from cbam.attach.variants import Variant, parse_variant
+from cbam.attach.variants import ALONE, Variant, check_widening, parse_variant
 from cbam.errors import CBAMError, unknown_name
 from cbam.nn.presets import DEFAULT_PRESET
 from cbam.nn.registry import attention_kind
@@ -24,7 +24,6 @@ _OF_GATES = ("gate_lr_scale", "gate_weight_decay")
 # Options of the attention and their defaults.
 _OF_ATTENTION = {"preset": DEFAULT_PRESET, "reduction_ratio": 16, "kernel_size": 7}
 _BEFORE = {"preset": "official"}  # what runs of earlier versions hold, also where it has no effect
-CONTROL = "control"
 DEFAULT_MODEL = "resnet20"
 """The network wherever a command trains and none is named."""
 
@@ -207,7 +206,8 @@ class TrainRunConfig(NetworkConfig):
     essential: ClassVar[tuple[str, ...]] = ("seed", "model")
 
     attention: str = "cbam"
-    """Kind of attention to attach, as in `cbam compare`: cbam, cbam:official, se, eca:k5, ..., or none."""
+    """Kind of attention to attach, as in `cbam compare`: cbam, cbam:official, se, eca:k5, ..., none, or control: none,
+    but wider blocks."""
     preset: str | None = None
     """Preset of CBAM: paper (the equations), official (the authors' code, the paper's parameter counts), timm. None:
     paper, as in all commands, unless --attention names one."""
@@ -215,6 +215,8 @@ class TrainRunConfig(NetworkConfig):
     """Width of the channel gate's hidden layer: channels / ratio. None: 16 for CBAM and SE, else the kind's own."""
     kernel_size: int | None = None
     """Kernel of the gate's convolution. None: 7 for CBAM, else the kind's own."""
+    widened_to: int | None = None
+    """Parameters of --attention control. None: as many as with --attention cbam."""
     seed: int = 0
     """Determines initial weights, order of the images, augmentation and dropout."""
     output: Path | None = option(None, affects_result=False)
@@ -247,11 +249,7 @@ class TrainRunConfig(NetworkConfig):
             ("keep", self.keep, self.keep >= 1, "at least 1"),
         )
         tracker_names(self.track)
-        if self.attention == CONTROL:
-            raise CBAMError(
-                "--attention control is there to be compared with: cbam compare --attention none,cbam,control. "
-                "Train --attention none, or another --model for a larger network"
-            )
+        check_widening(self.widened_to, self.attention)
         self._refuse_what_is_ignored()
 
     @property
@@ -286,7 +284,7 @@ class TrainRunConfig(NetworkConfig):
                 )
 
     def _without_effect(self) -> list[str]:
-        if self.attention == "none":
+        if self.attention in ALONE:
             return ["sites", "replace", *_OF_ATTENTION, *_OF_GATES]
         options = attention_kind(self.variant.attention or "").options
         return [name for name in _OF_ATTENTION if name not in options]
@@ -362,7 +360,7 @@ def _is_of_earlier_version(settings: dict[str, Any]) -> bool:
 
 def _unused(attention: str) -> set[str]:
     """Return the options of other attentions than this one."""
-    if attention == "none":
+    if attention in ALONE:
         return set(_OF_ATTENTION)
     try:
         kind = parse_variant(attention).attention

@@ -54,6 +54,18 @@ class Evaluation:
         """Share of all images whose class is among the five highest logits, 0..1."""
         return self.top5 / self.images
 
+    def figures(self, averaged: Evaluation | None = None) -> dict[str, Any]:
+        """Return what `result.json` holds of it, and the scores of the moving average where there is one."""
+        ema = averaged and {"val_accuracy_ema": averaged.accuracy, "val_top5_ema": averaged.top5_accuracy}
+        return {
+            "val_accuracy": self.accuracy,
+            "val_top5": self.top5_accuracy,
+            **(ema or {}),
+            "val_loss": self.loss,
+            "images": self.images,
+            "per_class_accuracy": self.per_class_accuracy,
+        }
+
     @property
     def per_class_accuracy(self) -> list[float | None]:
         """Share of each class's images that are predicted correctly; None for a class without images."""

@@ -35,7 +35,7 @@ class ImageConfig(RunConfig):
     """fashion-mnist, digits, a folder of class folders or of train/ and val/ with those, shards, ...: docs/data.md."""
     labels: str | None = None
     """A table (.csv, .tsv, .json) of the images below --data and their classes, also several for an image; its columns
-    are guessed and said: docs/data.md."""
+    are guessed and said: docs/augmentation.md."""
     image_size: int | None = None
     """Height and width of the images. None: the set's own; for folders what the model is designed for, mostly 224."""
     resize: int | None = None
@@ -61,7 +61,9 @@ class ImageConfig(RunConfig):
     bad_images: Literal["fail", "skip"] = "fail"
     """Files that cannot be read: stop before training, or leave them out with a note."""
 
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = option((), affects_result=False)
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import", help_behavior_hint="(optional)")] = (
+        option((), affects_result=False)
+    )
     """Modules of your own to import first, such as my_package.my_gate, for the attention that they register; see
     docs/your-own-attention.md."""
 

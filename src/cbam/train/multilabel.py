@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -28,26 +29,33 @@ class LabelEvaluation:
 
     Attributes:
         loss: Mean binary cross-entropy over images and labels, without weights.
-        images: Number of images, each counted once.
         scores: Of each label.
+        probabilities: Of each label for each image, (N, labels), in the order of the set; 0 for what is not a number.
+        truth: Whether each image has the label, 0 or 1, (N, labels).
     """
 
     loss: float
-    images: int
     scores: LabelScores
+    probabilities: Tensor
+    truth: Tensor
 
-    def figures(self) -> dict[str, Any]:
-        """Return what `result.json` holds of it."""
+    def figures(self, averaged: LabelEvaluation | None = None) -> dict[str, Any]:
+        """Return what `result.json` holds of it, and the score of the moving average where there is one."""
         scores = self.scores
         return {
             "val_map": scores.mean_ap,
+            **({} if averaged is None else {"val_map_ema": averaged.scores.mean_ap}),
             "val_f1": scores.macro_f1,
+            "val_micro_f1": scores.micro_f1,
             "val_exact": scores.exact,
             "val_loss": self.loss,
-            "images": self.images,
+            "images": len(self.truth),
             "per_class_ap": list(scores.average_precision),
+            "per_class_precision": list(scores.precision),
+            "per_class_recall": list(scores.recall),
             "per_class_f1": list(scores.f1),
             "label_images": list(scores.images),
+            "label_predicted": list(scores.predicted),
         }
 
 
@@ -72,13 +80,13 @@ class MultiLabel(ImageTask[LabelEvaluation]):
 
     @cached_property
     def _weights(self) -> list[float]:
-        """Images without each label over images with it: both sides of a label weigh the same."""
+        """Images without each label over images with it: both sides of a label weigh the same; 1 where all have it."""
         count, labels = len(self.data.train), self.data.train.labels
         having = torch.bincount(
             torch.tensor([label for of in labels for label in of], dtype=torch.int64),  # type: ignore[attr-defined]
             minlength=len(self.data.classes),
         )
-        return [(count - with_it) / with_it for with_it in having.tolist()]
+        return [(count - with_it) / with_it or 1.0 for with_it in having.tolist()]
 
     def evaluate(
         self, model: nn.Module, images: DataLoader[Any], accelerator: Accelerator
@@ -106,25 +114,36 @@ class MultiLabel(ImageTask[LabelEvaluation]):
 
 
 @torch.no_grad()
-def evaluate_labels(model: nn.Module, images: DataLoader[Any], accelerator: Accelerator) -> LabelEvaluation:
+def evaluate_labels(
+    model: nn.Module,
+    images: DataLoader[Any],
+    accelerator: Accelerator,
+    numbers: Sequence[int] | None = None,
+    outputs: int | None = None,
+) -> LabelEvaluation:
     """Run `model` in evaluation mode over all images, those of the other processes included, each once.
 
     Args:
         model: (N, C, H, W) -> (N, labels), logits; its training mode is restored.
         images: A loader over this process's share, of `make_loader`, whose targets are (N, labels) of 0 and 1.
         accelerator: Device and precision; brings the rows of the processes together.
+        numbers: For each label of the images its number among the model's. None: they are the same.
+        outputs: Of the model; no image has those that are no label of the images. None: as many as labels.
     """
     was_training = model.training
     model.eval()
     dataset: Any = images.dataset
-    labels, shape = len(dataset.classes), dataset[0, 0][0].shape
+    own = list(range(len(dataset.classes)) if numbers is None else numbers)
+    labels, shape = outputs or len(own), dataset[0, 0][0].shape
     # One row for each image of the set, zero for those of other processes: a sum puts all in the set's order.
     table = torch.zeros(len(dataset), 2 * labels, device=accelerator.device)
     rows = []
     for batch, truth in images:
         with accelerator.autocast():
             logits = model(batch.to(accelerator.device)).float()
-        rows.append(torch.cat([logits, truth.to(accelerator.device)], dim=1))
+        has = torch.zeros_like(logits)
+        has[:, own] = truth.to(accelerator.device)
+        rows.append(torch.cat([logits, has], dim=1))
     for _ in range(len(images) - len(rows)):
         # A sharded model computes on all processes or on none: those without images help the others.
         with accelerator.autocast():
@@ -137,7 +156,7 @@ def evaluate_labels(model: nn.Module, images: DataLoader[Any], accelerator: Acce
     logits, truth = table.cpu().double().chunk(2, dim=1)
     loss = float(F.binary_cross_entropy_with_logits(logits, truth))
     finite = torch.nan_to_num(logits.sigmoid(), nan=0.0)
-    return LabelEvaluation(loss, len(truth), label_scores(finite, truth))
+    return LabelEvaluation(loss, label_scores(finite, truth), finite, truth)
 
 
 def check_recipe(recipe: TrainConfig, where: str) -> None:

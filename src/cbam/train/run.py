@@ -18,12 +18,10 @@ from cbam.pretrained.saving import write_network
 from cbam.runs.environment import now
 from cbam.runs.folder import RunFolder
 from cbam.runs.progress import Progress
-from cbam.train.build import build_network, count_parameters
+from cbam.train.build import build_network, count_parameters, widening
 from cbam.train.config import TrainRunConfig
-from cbam.train.evaluation import Evaluation
 from cbam.train.job import ImageJob, describe_trained, prepare_images, with_batch_size, with_config
 from cbam.train.loop import Trained
-from cbam.train.multilabel import LabelEvaluation
 from cbam.train.single import Network, SingleJob
 from cbam.train.trackers import check_trackers
 
@@ -69,13 +67,14 @@ class TrainJob(ImageJob[Network, "dict[str, Any]"], SingleJob[ImageData]):
     @cached_property
     def network(self) -> Config:
         """What config.json says of the network, without the digest of its weights."""
-        return describe_trained(self.skeleton, self.config.model, self.data)
+        widened_to = _widening(self.config, self.data)
+        return describe_trained(self.skeleton, self.config.model, self.data, widened_to=widened_to)
 
     def result(self, trained: Trained[Any]) -> dict[str, Any]:
         """Return the scores of the last epoch, and which epoch was the best."""
         best = self.best_row()
         return {
-            **_figures(trained.evaluation, trained.ema_evaluation),
+            **trained.evaluation.figures(trained.ema_evaluation),
             "best_epoch": best["epoch"],
             f"best_{self.score_name}": best[self.score_name],
             "epochs": trained.epochs,
@@ -84,21 +83,6 @@ class TrainJob(ImageJob[Network, "dict[str, Any]"], SingleJob[ImageData]):
             "seconds": trained.seconds,
             "finished": now(),
         }
-
-
-def _figures(scores: Evaluation | LabelEvaluation, ema: Any) -> dict[str, Any]:
-    """Return the scores of the last epoch, and those of the moving average where there is one."""
-    if isinstance(scores, LabelEvaluation):
-        return {**scores.figures(), **({"val_map_ema": ema.scores.mean_ap} if ema else {})}
-    averaged = {"val_accuracy_ema": ema.accuracy, "val_top5_ema": ema.top5_accuracy} if ema else {}
-    return {
-        "val_accuracy": scores.accuracy,
-        "val_top5": scores.top5_accuracy,
-        "val_loss": scores.loss,
-        "images": scores.images,
-        **averaged,
-        "per_class_accuracy": scores.per_class_accuracy,
-    }
 
 
 def prepare(config: TrainRunConfig, command: list[str], progress: Progress) -> TrainJob:
@@ -143,4 +127,10 @@ def build(config: TrainRunConfig, data: ImageData) -> nn.Module:
             f"--model {config.model} already has attention. Type --attention none, or "
             f"--model {backbone} --attention {as_variant(brought)}"
         )
-    return build_network(config, data, config.seed, config.attach_arguments)
+    widened_to = _widening(config, data)
+    return build_network(config, data, config.seed, config.attach_arguments, widened_to=widened_to)
+
+
+def _widening(config: TrainRunConfig, data: ImageData) -> int | None:
+    with_cbam = dataclasses.replace(config, attention="cbam", widened_to=None)
+    return widening(config.widened_to, config.attention, lambda: build(with_cbam, data))

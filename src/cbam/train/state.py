@@ -18,6 +18,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from cbam.checkpoints.switches import as_header, switches_of
 from cbam.errors import CBAMError
 
 FORMAT = 2
@@ -83,10 +84,14 @@ def as_files(
         "scaler": scaler.state_dict() if scaler else None,
     }
     torch.save(state, buffer)
-    files = {MODEL: to_safetensors(_unshared(whole_state(model))), TRAINING: buffer.getvalue()}
+    files = {MODEL: _weights(model), TRAINING: buffer.getvalue()}
     if ema is not None:
-        files[EMA] = to_safetensors(_unshared(whole_state(ema)))
+        files[EMA] = _weights(ema)
     return files
+
+
+def _weights(model: nn.Module) -> bytes:
+    return to_safetensors(_unshared(whole_state(model)), as_header(switches_of(model)))
 
 
 def restore(folder: Path, model: nn.Module, optimizer: Any, ema: nn.Module | None, scaler: Any) -> Position:

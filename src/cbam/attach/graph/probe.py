@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from cbam.attach.graph.axes import CHANNELS_SECOND, MOVES, Axes, axes_of, channel_axis, unknown
 from cbam.attach.graph.modes import eval_only
@@ -157,6 +157,8 @@ def _same_axes(node: Node, reader: Node) -> bool:
 def run_probe(model: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> Probe:
     """Run `model(*inputs, **keywords)` once in evaluation mode and return what was seen.
 
+    A model without values, or with some as `accelerate.init_empty_weights` builds it, runs on the meta device.
+
     Args:
         model: any module.
         inputs, keywords: the arguments; every tensor in them counts as the input.
@@ -168,9 +170,16 @@ def run_probe(model: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any
     >>> [node.operation for node in probe.nodes], [call.name for call in probe.calls]
     (['input', 'convolution', 'relu'], ['0', '1', ''])
     """
+    if any(tensor.is_meta for _, _, tensor in _tensors(model)):
+        inputs, keywords = tree_map(_to_meta, (inputs, keywords))
+        with _on_meta(model):
+            return _run(model, inputs, keywords or {})
+    return _run(model, inputs, keywords or {})
+
+
+def _run(model: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Probe:
     recorder = _Recorder()
     calls: list[Call] = []
-    keywords = keywords or {}
     given = [tensor for tensor in tree_flatten((inputs, keywords))[0] if isinstance(tensor, Tensor)]
     for tensor in given:
         recorder.add(tensor, "input", (), unknown(tensor.shape))
@@ -250,6 +259,29 @@ def default_inputs(model: nn.Module, input_size: InputSize) -> tuple[Tensor]:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)  # NumPy's too
+
+
+def _tensors(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """Return all parameters and buffers, each as (dict, name in it, tensor)."""
+    dicts = (own for module in model.modules() for own in (module._parameters, module._buffers))
+    return [(own, name, tensor) for own in dicts for name, tensor in own.items() if tensor is not None]
+
+
+def _to_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, Tensor) else value
+
+
+@contextmanager
+def _on_meta(model: nn.Module) -> Iterator[None]:
+    """Put tensors without values in the place of those that have some."""
+    tensors = _tensors(model)
+    try:
+        for own, name, tensor in tensors:
+            own[name] = _to_meta(tensor)
+        yield
+    finally:
+        for own, name, tensor in tensors:
+            own[name] = tensor
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class EvaluateConfig:
     """Where to compute."""
     workers: int = 0
     """Processes that load images."""
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import", help_behavior_hint="(optional)")] = ()
     """Modules of your own to import first, such as my_package.my_gate, for the attention in the detector."""
     output: Path | None = None
     """A JSON file for all figures and curves. None: evaluation.json beside the detector's weights."""

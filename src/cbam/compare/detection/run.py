@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from cbam.attach.variants import matched_by_control
+from cbam.attach.variants import CONTROL, matched_by_control
+from cbam.checkpoints.switches import switches_of
 from cbam.compare.detection.config import DetectCompareConfig
 from cbam.compare.detection.measure import (
     DETECTIONS,
@@ -30,13 +31,11 @@ from cbam.detect.build import build, detector_arguments
 from cbam.detect.evaluation import DetectionScores
 from cbam.detect.run import DetectionJob, describe, prepare_detection
 from cbam.detect.saved import save_detector
-from cbam.models.matched_control import match_parameters
 from cbam.runs.environment import now
 from cbam.runs.launchers import check_launcher
 from cbam.runs.progress import Progress
 from cbam.train.build import count_parameters
 from cbam.train.loop import Trained
-from cbam.train.seeding import derive_seed, forked_rng
 from cbam.train.state import whole_state
 from cbam.train.trackers import check_trackers
 
@@ -80,17 +79,16 @@ class DetectCompareJob(DetectionJob[Cell, Outcome], ComparisonJob[DetectionData]
 
     def write_weights(self, cell: Cell, model: nn.Module, averaged: nn.Module | None) -> None:
         """Write the detector in the form that `cbam detect evaluate` and `predict` read."""
-        variant = "none" if cell.variant == "control" else cell.variant
         config, classes = self.config, len(self.data.classes)
-        arguments = detector_arguments(config, variant, config.reduction_ratio, classes)
+        arguments = detector_arguments(config, cell.variant, config.reduction_ratio, classes)
         target = None
-        if cell.variant == "control":
+        if cell.variant == CONTROL:
             target = self.parameters[matched_by_control(self.config.variants)]
         about = describe(self.data, config, arguments, model, target)
         path = self.folder.cell(cell)
-        save_detector(path, whole_state(model), about)
+        save_detector(path, whole_state(model), about, switches_of(model))
         if averaged is not None:
-            save_detector(path / "ema", whole_state(averaged), about)
+            save_detector(path / "ema", whole_state(averaged), about, switches_of(averaged))
 
     def finish(self, worked: Sequence[Cell]) -> Outcome:
         """Measure, draw, resample, and write the report."""
@@ -140,14 +138,14 @@ def build_cell(
     Raises:
         CBAMError: The detector, its weights, the sites for the attention or a control of that size do not exist.
     """
-    variant = "none" if cell.variant == "control" else cell.variant
-    model = build(config, variant, cell.seed, classes, reduction_ratio=config.reduction_ratio)
-    if cell.variant == "control":
+    target = None
+    if cell.variant == CONTROL:
         matched = matched_by_control(config.variants)
         if matched not in parameters:
             build_cell(Cell(matched, cell.seed), config, classes, parameters)
-        with forked_rng(derive_seed(cell.seed, "control")):
-            match_parameters(model, parameters[matched])
+        target = parameters[matched]
+    ratio = config.reduction_ratio
+    model = build(config, cell.variant, cell.seed, classes, reduction_ratio=ratio, widened_to=target)
     parameters[cell.variant] = count_parameters(model)
     return model
 

@@ -1,4 +1,4 @@
-"""Spatial logits divided by sqrt(fan-in), as the identity start has them: one function of another variable."""
+"""Spatial logits divided by a number, as the identity start has them: one function of another variable."""
 
 import copy
 import pickle
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cbam import CBAM, SpatialAttention, SqueezeExcitation, set_backend
+from cbam import CBAM, CBAMError, SpatialAttention, SqueezeExcitation, set_backend
 from cbam.nn import plan as plans
 from tests.ops.library import needs_operator
 
@@ -26,16 +26,17 @@ every_backend = pytest.mark.parametrize(
 
 
 def pair(dims=2, name="paper", dtype=torch.float64):
-    """A gate over the root of its fan-in, and the paper's with a divided kernel."""
+    """A gate whose logits are divided by its fan-in, and the paper's with a divided kernel."""
     torch.manual_seed(0)
     block = CBAM(8, 2, 3, dims=dims, dtype=dtype, **FORMS[name])
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.normal_(std=0.5)
     other = copy.deepcopy(block)
-    block.spatial_attention.set_fan_in(True)
+    fan_in = block.spatial_attention.conv.weight[0].numel()
+    block.spatial_attention.set_divisor(fan_in)
     with torch.no_grad():
-        other.spatial_attention.conv.weight /= block.spatial_attention.conv.weight[0].numel() ** 0.5
+        other.spatial_attention.conv.weight /= fan_in
     return block, other
 
 
@@ -58,11 +59,11 @@ def outcome(block, x):
 def test_the_function_is_that_of_a_divided_kernel(name, dims, backend):
     block, other = pair(dims, name)
     fan_in = FAN_IN.get(name, 2) * 3**dims
-    assert block.state_dict()["spatial_attention.fan_in"] == fan_in
+    assert block.state_dict()["spatial_attention.variance"] == fan_in**2
     with set_backend(backend):
         (y, found), (expected, theirs) = outcome(block, a_map(dims)), outcome(other, a_map(dims))
     torch.testing.assert_close(y, expected, rtol=1e-11, atol=1e-12)
-    theirs["spatial_attention.conv.weight"] = theirs["spatial_attention.conv.weight"] / fan_in**0.5
+    theirs["spatial_attention.conv.weight"] = theirs["spatial_attention.conv.weight"] / fan_in
     for key, value in found.items():
         torch.testing.assert_close(value, theirs[key], rtol=1e-10, atol=1e-11, msg=key)
 
@@ -83,16 +84,16 @@ def test_set_identity_divides_where_no_norm_does_it_and_keeps_the_bits():
     for preset, divides in (("paper", True), ("official", False), ("timm", False)):
         block = CBAM(8, preset=preset).eval()
         block.set_identity()
-        assert ("spatial_attention.fan_in" in block.state_dict()) == divides
+        assert ("spatial_attention.variance" in block.state_dict()) == divides
         assert torch.equal(block(x), x)
     alone = SpatialAttention()
     alone.set_identity()
-    assert alone.state_dict()["fan_in"] == 98
-    assert "logits / sqrt(98)" in repr(alone)
+    assert alone.state_dict()["variance"] == 32**2
+    assert "logits / 32" in repr(alone)
     assert torch.equal(alone(x), x)
     se = SqueezeExcitation(8)
     se.set_identity()
-    assert not any("fan_in" in key for key in se.state_dict())
+    assert not any("variance" in key for key in se.state_dict())
 
 
 def test_the_file_decides():
@@ -101,7 +102,7 @@ def test_the_file_decides():
     fresh = CBAM(8, 2, 3)
     fresh.load_state_dict(block.state_dict(), strict=True)
     assert torch.equal(fresh(x), block(x))
-    old = {key: value for key, value in block.state_dict().items() if not key.endswith("fan_in")}
+    old = {key: value for key, value in block.state_dict().items() if not key.endswith("variance")}
     paper = CBAM(8, 2, 3)
     paper.load_state_dict(old, strict=True)
     fresh.load_state_dict(old, strict=True)  # a file of before there was a divisor
@@ -121,7 +122,7 @@ def test_copies(how):
     block(x)
     copied = how(block)
     assert torch.equal(copied(x), block(x))
-    copied.spatial_attention.set_fan_in(False)
+    copied.spatial_attention.set_divisor(None)
     assert not torch.equal(copied(x), block(x))
 
 
@@ -130,14 +131,40 @@ def test_modules_that_were_pickled_before_run_as_they_did():
     x = a_map(dtype=torch.float32)
     expected = block(x)
     old = copy.deepcopy(block)
-    del old.spatial_attention._buffers["fan_in"]
+    del old.spatial_attention._buffers["variance"]
     for backend in ("eager", "auto"):
         with set_backend(backend):
             torch.testing.assert_close(old(x), expected)
-    assert "fan_in" not in repr(old)
+    assert "logits /" not in repr(old)
     old.set_identity()
     assert torch.equal(old(x), x)
-    assert old.state_dict()["spatial_attention.fan_in"] == 18
+    assert old.state_dict()["spatial_attention.variance"] == 16**2
+
+
+@pytest.mark.parametrize("how", ["file", "pickle"])
+def test_the_root_of_fan_in_of_development_versions(how):
+    block, _ = pair(dtype=torch.float32)
+    block.spatial_attention.set_divisor(18**0.5)
+    x = a_map(dtype=torch.float32)
+    expected = block(x)
+    if how == "pickle":
+        block.spatial_attention._buffers["fan_in"] = block.spatial_attention._buffers.pop("variance")
+        loaded = pickle.loads(pickle.dumps(block))
+    else:
+        state = {key.replace("variance", "fan_in"): value for key, value in block.state_dict().items()}
+        loaded = CBAM(8, 2, 3)
+        loaded.load_state_dict(state, strict=True)
+    assert torch.equal(loaded(x), expected)
+    assert "spatial_attention.variance" in loaded.state_dict()
+    assert not [key for key in loaded.state_dict() if "fan_in" in key]
+
+
+@pytest.mark.parametrize("divisor", [0, -1.0, float("inf"), float("nan")])
+def test_what_divides_is_positive(divisor):
+    with pytest.raises(CBAMError, match="positive number"):
+        SpatialAttention().set_divisor(divisor)
+    with pytest.raises(CBAMError, match="divides already"):
+        SpatialAttention(spatial_norm=True).set_divisor(2.0)
 
 
 @needs_operator
@@ -147,13 +174,13 @@ def test_a_planned_call_divides_and_notices_a_change():
     for _ in range(2):
         torch.testing.assert_close(block(x), other(x))
     assert plans.plans_of(block).alone.holds(block)
-    block.spatial_attention.set_fan_in(False)
+    block.spatial_attention.set_divisor(None)
     undivided = copy.deepcopy(block)
     for _ in range(2):
         assert torch.equal(block(x), undivided(x))
-    block.spatial_attention.set_fan_in(True)
+    block.spatial_attention.set_divisor(18)
     torch.testing.assert_close(block(x), other(x))
-    block.spatial_attention.fan_in.mul_(4)
+    block.spatial_attention.variance.mul_(4)
     half = copy.deepcopy(block)
     torch.testing.assert_close(block(x), half(x))
 
@@ -173,7 +200,7 @@ def test_exporters_and_tracers(dims):
     exported = torch.export.export(model, (x,)).run_decompositions()
     torch.testing.assert_close(exported.module()(x), expected)
     torch.testing.assert_close(torch.fx.symbolic_trace(block)(x), expected)
-    with pytest.warns(FutureWarning, match="deprecated"):
+    with pytest.warns((FutureWarning, DeprecationWarning), match="deprecated"):  # torch 2.11: the latter
         traced = torch.jit.trace(model, x)
     torch.testing.assert_close(traced(x), expected)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
