@@ -173,6 +173,23 @@ class KnowsItsNorm(Sound):
         return super().gate(self.norm(x) if type(self.norm) is nn.BatchNorm2d and x.shape[2] > 1 else x)
 
 
+class KeepsItsFirstWeight(Sound):
+    first = None
+
+    def gate(self, x):
+        if self.training:
+            return super().gate(x)
+        if self.first is None:
+            self.first = self.mlp[2].weight.detach().clone()
+        hidden = self.mlp[1](self.mlp[0](x.mean((2, 3))))
+        return (
+            2
+            * torch.sigmoid(nn.functional.linear(hidden, self.first.to(x.dtype), self.mlp[2].bias))[
+                :, :, None, None
+            ]
+        )
+
+
 class NoGradientInHalf(Sound):
     def forward(self, x):
         y = super().forward(x)
@@ -233,6 +250,7 @@ BROKEN = {
     Dead: {"finite differences", "attach"},
     NoPickles: {"pickle"},
     KnowsItsNorm: {"SyncBatchNorm"},
+    KeepsItsFirstWeight: {"state dict"},
     NoGradientInHalf: {"backward"},
     WrongUnderAutocast: {"autocast"},
     LeavesHooks: {"modes"},
