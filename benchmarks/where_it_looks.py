@@ -30,7 +30,7 @@ from cbam.compare.reading import read_run
 from cbam.data import ImageData
 from cbam.data.detection import load_detection
 from cbam.data.detection.generate import write_generated
-from cbam.explain.inputs import InputForm, input_form
+from cbam.data.inputs import InputForm, input_form
 from cbam.explain.localised import Localised, localised_images
 from cbam.explain.randomisation import randomisation_check
 from cbam.explain.scores import bootstrap, score_maps

@@ -85,6 +85,7 @@ TRAIN = "train --data set --model resnet20 --epochs 1 --batch-size 2 --device cp
     [
         ("train", TRAIN),
         ("train", "evaluate run --data set"),  # the network of the line above
+        ("train", "predict run set/val/a/0.png"),
         ("explain", "explain set/val/a/0.png --run run --output seen"),
         ("compare", "bench --help"),
         ("detect", "detect train --help"),

@@ -16,10 +16,10 @@ from tests.attach.networks import pretrained_lite0, randomised_gates, resnet
 from torch import nn
 
 import cbam
+from cbam.data.inputs import class_names_of, input_form, open_picture, read_class_names
 from cbam.data.pictures import BadImage
 from cbam.errors import CBAMError
 from cbam.explain import class_activation_maps
-from cbam.explain.inputs import class_names_of, input_form, open_picture, read_class_names
 
 data = pytest.importorskip("skimage.data")
 

@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchcam import metrics
 
+from cbam.data.inputs import InputForm
 from cbam.errors import CBAMError
 from cbam.explain.cams import class_activation_maps
-from cbam.explain.inputs import InputForm
 from cbam.explain.localised import Localised, localised_images
 from cbam.explain.randomisation import _alike, _randomise, randomisation_check
 from cbam.explain.scores import MEASURES, Interval, _located, bootstrap, score_maps

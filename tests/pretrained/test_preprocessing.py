@@ -13,7 +13,7 @@ import cbam
 from cbam.cli.evaluate import EvaluateConfig, run, split_of
 from cbam.cli.main import main
 from cbam.data import load_data
-from cbam.explain.inputs import input_form
+from cbam.data.inputs import input_form
 from cbam.export.images import calibration_images, validation_data
 from cbam.models import build_model
 from cbam.predict import load_run
@@ -127,7 +127,7 @@ def test_every_command_prepares_a_picture_in_the_same_way(trained, photos, tmp_p
     seen = {"evaluate": evaluated(source, model, photos, size, picture)}
     seen["explain"] = input_form(open_network(source, model).model, size)[0]
     seen["explain"] = seen["explain"].batch(
-        [seen["explain"].crop(cbam.explain.inputs.open_picture(picture, ""))]
+        [seen["explain"].crop(cbam.data.inputs.open_picture(picture, ""))]
     )[0]
     pixels = (found.channels, found.size, found.size)
     network = open_network(source, model).model

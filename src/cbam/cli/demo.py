@@ -85,8 +85,8 @@ def load(config: DemoConfig) -> list[Network]:
     Raises:
         CBAMError: there is none, or one cannot be used.
     """
+    from cbam.data.inputs import read_class_names
     from cbam.demo.networks import BUNDLED, bundled, prepare
-    from cbam.explain.inputs import read_class_names
 
     names = None if config.class_names is None else read_class_names(config.class_names)
     opened = [open_network(source) for source in config.run]

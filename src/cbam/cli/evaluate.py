@@ -189,9 +189,9 @@ def run(config: EvaluateConfig, split: Split) -> Found | None:
         CBAMError: The network or the images do not exist, or do not match.
     """
     from cbam.data import make_loader
+    from cbam.data.inputs import input_form
     from cbam.evaluate.class_report import ClassReport
     from cbam.evaluate.label_report import LabelReport
-    from cbam.explain.inputs import input_form
     from cbam.pretrained import open_network
     from cbam.train.config import TrainConfig
     from cbam.train.device import make_accelerator

@@ -105,8 +105,8 @@ def run(config: ExplainConfig) -> tuple[Explanation, MapScores | None]:
     Raises:
         CBAMError: an image, a network or an option that cannot be used.
     """
+    from cbam.data.inputs import class_names_of, open_picture, outputs_of, read_class_names
     from cbam.explain.explaining import explain
-    from cbam.explain.inputs import class_names_of, open_picture, outputs_of, read_class_names
     from cbam.explain.overlay import check_colour_map
     from cbam.explain.scores import score_maps
 

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     config = read_options(PredictConfig, "cbam predict", DESCRIPTION, arguments)
     if not config.images:
         raise CBAMError(f"name pictures: cbam predict {config.source} IMAGE ...")
-    from cbam.explain.inputs import read_class_names
+    from cbam.data.inputs import read_class_names
     from cbam.predict.drawing import draw_predictions
     from cbam.predict.files import check_output, predict_files, table, write_predictions
     from cbam.predict.predictor import Predictor

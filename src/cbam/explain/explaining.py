@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cbam.attach.maps import AttentionMaps, attention_maps, sites_with_gates
+from cbam.data.inputs import ImageSource, class_names_of, input_form, open_picture
 from cbam.errors import CBAMError, nearest, unknown_name
 from cbam.explain.cams import METHODS, ScoresOnly, class_activation_maps
 from cbam.explain.explanation import Explanation
-from cbam.explain.inputs import ImageSource, class_names_of, input_form, open_picture
 from cbam.explain.views import SiteGates, View
 from cbam.preserve_state import preserve_state
 

@@ -12,9 +12,9 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from cbam.data.detection.images import DetectionImages
+from cbam.data.inputs import InputForm
 from cbam.data.prepared import centre_crop
 from cbam.errors import CBAMError
-from cbam.explain.inputs import InputForm
 
 
 @dataclass(frozen=True)

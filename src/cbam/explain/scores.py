@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchcam import metrics
 
+from cbam.data.inputs import input_form
 from cbam.errors import CBAMError
 from cbam.explain.cams import ScoresOnly, class_activation_maps
-from cbam.explain.inputs import input_form
 from cbam.explain.localised import Localised
 from cbam.preserve_state import preserve_state
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from cbam.data import make_loader
 from cbam.data.epoch_index import EpochIndexDataset
 from cbam.data.image_data import ImageData
+from cbam.data.inputs import input_form
 from cbam.data.pictures import SUFFIXES, open_image
 from cbam.detect.config import DetectionSetConfig
 from cbam.documents import read_yaml
 from cbam.errors import CBAMError
-from cbam.explain.inputs import input_form
 
 _SELECTION = ("labels", "limit_val", "val_fraction", "bad_images")  # of a run's settings
 

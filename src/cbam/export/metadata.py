@@ -65,8 +65,8 @@ def _preprocessing_of_detector(example: Tensor) -> dict[str, Any]:
 
 def preprocessing(model: nn.Module, size: Sequence[int]) -> dict[str, Any]:
     """Return how a picture becomes an input of `size` (H, W), see `describe`."""
+    from cbam.data.inputs import input_form  # needs Pillow and torchvision, which a network alone does not
     from cbam.data.prepared import short_side
-    from cbam.explain.inputs import input_form  # needs Pillow and torchvision, which a network alone does not
 
     form, _ = input_form(model)
     short = form.resize

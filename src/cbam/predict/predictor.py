@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from cbam.data.inputs import ImageSource, open_picture
 from cbam.errors import CBAMError
-from cbam.explain.inputs import ImageSource, open_picture
 from cbam.predict.prediction import Prediction
 from cbam.preserve_state import preserve_state
 from cbam.pretrained.opening import OpenedNetwork, open_network
 
 if TYPE_CHECKING:
-    from cbam.explain.inputs import InputForm
+    from cbam.data.inputs import InputForm
 
 
 class Predictor:

@@ -25,7 +25,7 @@ from cbam.pretrained.saving import describe_network, sha256
 from cbam.pretrained.widths import widths_in
 
 if TYPE_CHECKING:
-    from cbam.explain.inputs import InputForm
+    from cbam.data.inputs import InputForm
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class OpenedNetwork:
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """Names of the outputs: as saved, ImageNet's for 1,000 outputs, or numbers."""
-        from cbam.explain.inputs import class_names_of, outputs_of
+        from cbam.data.inputs import class_names_of, outputs_of
 
         names = self.config.class_names
         return class_names_of(
@@ -68,7 +68,7 @@ class OpenedNetwork:
         Raises:
             CBAMError: it takes no pictures.
         """
-        from cbam.explain.inputs import input_form
+        from cbam.data.inputs import input_form
 
         return input_form(self.model)[0]
 
@@ -214,7 +214,7 @@ def _with_given(
         config = replace(config, class_names=tuple(map(str, class_names)))
     if image_size is None and mean is None and std is None:
         return config
-    from cbam.explain.inputs import input_form
+    from cbam.data.inputs import input_form
 
     model.cbam_config = config  # type: ignore[assignment]
     form, _ = input_form(model, image_size, mean, std)
