@@ -98,7 +98,9 @@ def test_a_command_needs_its_extra_only(extra, command, folder):
 
 def test_what_is_missing_is_named(folder):
     done = run("train", ["explain", "set/val/a/0.png", "--model", "resnet20", "--output", "none"], folder)
-    assert (done.returncode, "pip install 'torch-cbam[explain]'" in done.stderr) == (2, True), done.stderr[-2000:]
+    assert (done.returncode, "pip install 'torch-cbam[explain]'" in done.stderr) == (2, True), done.stderr[
+        -2000:
+    ]
 
 
 def test_every_command_has_an_extra():
