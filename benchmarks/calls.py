@@ -10,7 +10,7 @@ calls: one call on 1x64x4x4, in calls of what stands there without it.
 networks: inference of one image and a training step of two (forward, cross entropy, backward and SGD with momentum), in
     times of the plain network: with the textbook module and with timm's, each put behind its host by nn.Sequential, and
     with `cbam.attach`, as it is by default and in the paper's form, which has no scales.
-divisor: CBAM at the identity start, whose logits are divided by the root of the fan-in, in times of the same without
+divisor: CBAM at the identity start, which divides the logits of its spatial gate, in times of the same without
     it; beside it the same without it once more, in times of itself: what this machine can tell.
 """
 
@@ -102,7 +102,7 @@ def divisor(time: Timer) -> None:
                 given.set_identity()
                 modules = {name: copy.deepcopy(given) for name in (WITHOUT, WITH, AGAIN)}
                 for name in (WITHOUT, AGAIN):
-                    modules[name].get_submodule("spatial_attention").set_fan_in(False)  # type: ignore[operator]
+                    modules[name].get_submodule("spatial_attention").set_divisor(None)  # type: ignore[operator]
                 timed = {name: _timed(module, x.clone(), backward) for name, module in modules.items()}
                 what = "forward and backward" if backward else "forward"
                 times = time(timed)

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import advisories  # noqa: E402
+import walk  # noqa: E402
 
 tomllib = pytest.importorskip("tomllib")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -62,3 +63,7 @@ def test_the_bounds_are_asked_for_too():
     asked = set(advisories.bounds())
     assert {("torch", "2.11"), ("gradio", "6.20"), ("sphinx-copybutton", "0.5.2")} <= asked
     assert len(asked) >= len(NEEDS)
+
+
+def test_the_walk_follows_the_pages():
+    assert walk.not_on_their_pages() == []

@@ -46,11 +46,16 @@ TRIES, PAUSE = 3, 20  # of pip, and seconds between them
 SPACE = 9 * 2**30  # bytes on the disk that an environment with PyTorch for CUDA needs
 
 
+def surroundings() -> dict[str, str]:
+    """Return the variables but PYTHONPATH, by which pip finds the sources and takes the wheel for installed."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 def run(*command: object, cwd: Path = ROOT, **environment: str) -> None:
     """Run a command, shown before; stop if it fails."""
     print("$", *command, flush=True)
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env={**os.environ, **environment}, check=False
+        [str(part) for part in command], cwd=cwd, env={**surroundings(), **environment}, check=False
     )
     if done.returncode:
         sys.exit(f"release check: the command above ended with exit code {done.returncode}")
@@ -140,7 +145,7 @@ def install(python: Path, *requirements: object) -> None:
     print("$", *command, flush=True)
     began = time.monotonic()
     for number in range(1, TRIES + 1):
-        done = subprocess.run([str(part) for part in command], cwd=ROOT, check=False)
+        done = subprocess.run([str(part) for part in command], cwd=ROOT, env=surroundings(), check=False)
         if not done.returncode:
             print(f"installed in {time.monotonic() - began:.0f} s", flush=True)
             return

@@ -70,8 +70,6 @@ def put_formula(app: Any, what: str, name: str, thing: object, options: Any, lin
 
 def escape(app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
     """Docstrings are plain text with code in backticks: take the other marks of reStructuredText as letters."""
-    if what == "property":
-        lines.insert(0, "")  # otherwise what stands before a colon of its sentence is taken for its type
     example = False
     for number, line in enumerate(lines):
         example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
@@ -95,6 +93,13 @@ def _escaped(part: str) -> str:
     return re.sub(r"(?<!:)([*|`]|_\b)", r"\\\1", part)
 
 
+def whole_sentence(app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
+    """Put back what napoleon took for a property's type: its sentence up to a colon; the type is in the signature."""
+    taken = [number for number, line in enumerate(lines) if line.startswith(":type: ")]
+    if what == "property" and taken:
+        lines[0] = f"{lines.pop(taken[0]).removeprefix(':type: ')}: {lines[0]}"
+
+
 def keep_whole(app: Any, tree: nodes.document, page: str) -> None:
     """Mark what must not break at its hyphens: short code, and numbers and dates in tables."""
     short = [node for node in tree.findall(nodes.literal) if len(node.astext()) <= SHORT]
@@ -115,5 +120,6 @@ def setup(app: Any) -> None:
     """Connect what is above."""
     app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", put_formula)
+    app.connect("autodoc-process-docstring", whole_sentence, priority=600)  # behind napoleon
     app.connect("doctree-resolved", keep_whole)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))

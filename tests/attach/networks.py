@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cbam.nn import CBAM
+
 
 class Block(nn.Module):
     """A basic residual block; `end` chooses how its branch ends."""
@@ -223,3 +225,21 @@ def calibrate(model, images, share=1.0):
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
     return model.eval()
+
+
+def randomised(module, seed=0, size=0.5):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
+    return module
+
+
+def randomised_gates(model):
+    for index, module in enumerate(model.modules()):
+        if isinstance(module, CBAM):
+            randomised(module, index, 0.05)
+
+
+def a_map(seed=1, dtype=torch.float32, shape=(2, 8, 5, 4)):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)

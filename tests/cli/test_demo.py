@@ -26,7 +26,8 @@ def test_it_ends_cleanly(server, tmp_path, number, code):
         "demo", "--run", network, first="import tempfile; tempfile.tempdir = None", environment=own
     )
     until = time.monotonic() + 120
-    while "Ctrl-C stops it" not in (said := (process._folder / "out").read_text()):
+    out = process._folder / "out"
+    while not out.exists() or "Ctrl-C stops it" not in (said := out.read_text()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.05)

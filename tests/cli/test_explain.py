@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import cbam
 from cbam.cli.main import main
 from cbam.models import build_model
-from tests.attach.test_maps import randomised_gates
+from tests.attach.networks import randomised_gates
 
 
 @pytest.fixture(scope="module")

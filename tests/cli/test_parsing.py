@@ -64,7 +64,7 @@ COMMAND_MODULES = [f"cbam.cli.{name}" for name in COMMANDS if name != "detect"] 
 def test_examples_fit_the_terminal_and_can_be_copied(module, monkeypatch):
     """A line that breaks inside a command would run as two."""
     monkeypatch.setenv("COLUMNS", "80")
-    description = importlib.import_module(module).DESCRIPTION
+    description = getattr(importlib.import_module(module), "DESCRIPTION", "")
     paragraphs = zip(description.split("\n\n"), _wrapped(description).split("\n\n"), strict=True)
     found = [(before, after) for before, after in paragraphs if before.startswith("Example")]
     for before, after in found:

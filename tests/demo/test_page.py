@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.attach.test_maps import randomised_gates
+from tests.attach.networks import randomised_gates
 
 import cbam
 from cbam.errors import CBAMError

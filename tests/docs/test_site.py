@@ -32,10 +32,12 @@ def test_a_line_that_begins_with_a_percent_sign_is_no_comment(tmp_path):
 
 
 def test_a_sentence_with_a_colon_is_no_type(conf):
-    lines = ["Whether it takes two calls: the operator computes the first gate.", ""]
-    conf.escape(None, "property", "cbam.CBAM.needs_two_calls", None, None, lines)
-    assert lines[0] == ""
-    assert lines[1].startswith("Whether")
+    napoleon = pytest.importorskip("sphinx.ext.napoleon")
+    sentence = "Whether it takes two calls: the operator computes the first gate."
+    lines = napoleon.GoogleDocstring([sentence], what="property", name="two_calls").lines()
+    assert lines[0] != sentence, "what is put right here"
+    conf.whole_sentence(None, "property", "cbam.CBAM.two_calls", None, None, lines)
+    assert "\n".join(lines).strip() == sentence
 
 
 def test_a_letter_with_a_stop_is_no_list(conf):

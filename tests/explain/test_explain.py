@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.attach.networks import pretrained_lite0, resnet
-from tests.attach.test_maps import randomised_gates
+from tests.attach.networks import pretrained_lite0, randomised_gates, resnet
 from torch import nn
 
 import cbam

@@ -29,7 +29,7 @@ def test_the_largest_difference():
     (found,) = compare(MODEL, loaded(shifted), [(2, 3, 4, 4)])
     largest = MODEL(torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))).abs().max()
     assert found.largest == pytest.approx(0.01, rel=1e-4)
-    assert found.relative == pytest.approx(0.01 / float(largest), rel=1e-4)
+    assert found.relative == pytest.approx(0.01 / largest.item(), rel=1e-4)
     assert 20 < found.decibels < 100
     with pytest.raises(CBAMError, match=r"by 0\.01 for an input of \(2, 3, 4, 4\).*fp32 allows 0\.01%"):
         refuse([found], "fp32")

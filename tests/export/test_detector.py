@@ -7,6 +7,7 @@ from torch import nn
 pytest.importorskip("torchvision")
 
 from torchvision.models.detection import _utils
+from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops import boxes as operations
 
 from cbam.errors import CBAMError
@@ -31,6 +32,24 @@ def test_the_suppression_is_torchvision_s(count):
     with exportable():
         assert torch.equal(operations.batched_nms(boxes, scores, labels, 0.5), expected)
         assert _utils._topk_min(scores, 400, 0) == min(400, count)
+
+
+@pytest.mark.parametrize("names", [["0"], ["0", "1"]])
+def test_regions_and_decoded_boxes_are_torchvision_s(names):
+    boxes, _, _ = some_boxes(40)
+    boxes[:8, 2:] += 250  # of another level
+    maps = {
+        name: torch.rand(1, 4, 512 // 4 ** (1 + int(name)), 512 // 4 ** (1 + int(name))) for name in names
+    }
+    pool = MultiScaleRoIAlign(names, 7, 2)
+    coder = _utils.BoxCoder((10.0, 10.0, 5.0, 5.0))
+    codes = torch.rand(40, 8)
+    expected = pool(maps, [boxes], [(512, 512)]), coder.decode(codes, [boxes])
+    with exportable():
+        found = pool(maps, [boxes], [(512, 512)]), coder.decode(codes, [boxes])
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert expected[0].shape == (40, 4, 7, 7)
+    assert expected[1].shape == (40, 2, 4)
 
 
 def test_torchvision_is_restored():

@@ -127,6 +127,15 @@ class TestProgram:
         )
         subprocess.run([sys.executable, "-c", code], check=True)
 
+    def test_the_operator_in_a_process_of_its_own(self, program, network, tmp_path):
+        torch.save((IMAGES, network(IMAGES).detach()), tmp_path / "expected.pt")
+        code = (
+            "import torch\nfrom cbam.export import load\n"
+            f"images, expected = torch.load({str(tmp_path / 'expected.pt')!r})\n"
+            f"torch.testing.assert_close(load({str(program.path)!r})(images)[0], expected)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
     def test_metadata(self, program):
         assert program.load().metadata["class_names"] == ["cat", "dog"]
         with zipfile.ZipFile(program.path) as archive:
@@ -259,6 +268,24 @@ def test_other_dimensions(tmp_path):
     found = export(net, tmp_path / "signal.pt2", image_size=(2, 32), dynamic=["batch", "length"])
     assert [each.shape for each in found.differences] == [(1, 2, 32), (3, 2, 32), (1, 2, 64), (3, 2, 64)]
     assert axes_of(torch.zeros(1, 1, 4, 4, 4), ["depth"]) == {2: "depth"}
+
+
+def test_sizes_that_become_one_inside(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), cbam.CBAM(8)).eval()
+    with pytest.raises(CBAMError, match=r"becomes 1 inside of a network .*larger example"):
+        export(net, tmp_path / "net.pt2", IMAGES[:1, :, :2, :2], dynamic=EVERY)
+    pytest.importorskip("onnxscript")
+    found = export(net, tmp_path / "net.onnx", IMAGES[:1, :, :2, :2], dynamic=EVERY)
+    assert [each.shape for each in found.differences] == [
+        (1, 3, 2, 2), (3, 3, 2, 2), (1, 3, 34, 66), (3, 3, 66, 34)
+    ]  # fmt: skip
+
+
+def test_a_size_that_the_file_does_not_take(tmp_path, monkeypatch):
+    monkeypatch.setattr("cbam.export.exporting.capture", lambda model, example, *_: capture(model, example))
+    with pytest.raises(CBAMError, match=r"takes no input of \(1, 3, 16, 48\): .*\s.*No file was written"):
+        export(nn.Conv2d(3, 4, 3), tmp_path / "net.pt2", IMAGES[:1], dynamic=["width"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_of_plain_operations_has_no_operator():

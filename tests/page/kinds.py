@@ -21,8 +21,7 @@ from cbam.evaluate.predictions import FILE as PREDICTIONS
 from cbam.evaluate.predictions import Predictions
 from cbam.explain.scores import MEASURES, MapScores
 from cbam.files import write_atomically
-from tests.attach.networks import resnet
-from tests.attach.test_maps import randomised_gates
+from tests.attach.networks import randomised_gates, resnet
 from tests.compare.conftest import CLASSES, write_json, write_run
 
 EVIL = "<script>alert('class')</script>"

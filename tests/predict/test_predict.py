@@ -18,6 +18,7 @@ from cbam.data import load_data
 from cbam.models import build_model
 from cbam.predict import Prediction, load_run
 from cbam.predict.drawing import draw
+from cbam.predict.files import Predicted, table
 from tests.legacy import tiny  # noqa: F401 - makes `timm/legacy_tiny` known
 
 LEGACY = Path(__file__).parent.parent / "legacy"
@@ -253,3 +254,13 @@ def test_long_names_fit_the_drawing():
     sheet = draw(picture(), said)
     assert sheet.width == 480
     assert sheet.getpixel((474, sheet.height - 27)) == (255, 255, 255)
+
+
+def test_many_pictures_name_the_file_to_ask_for_unless_there_is_one():
+    files = {
+        Path(f"{number}.png"): Prediction(f"{number}.png", ("cat", "dog"), torch.tensor([0.25, 0.75]))
+        for number in range(60)
+    }
+    predicted = Predicted(files, {path: path.stem for path in files})
+    assert table(predicted, 1)[-1] == "... and 10 more: --output predictions.csv has all"
+    assert table(predicted, 1, written=True)[-1] == "... and 10 more"

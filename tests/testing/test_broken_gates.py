@@ -151,6 +151,87 @@ class Dead(Sound):
         return super().gate(x).detach()
 
 
+class NoPickles(Sound):
+    """A deep copy takes the function as it is."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.scale = lambda gate: gate * 1.0
+
+    def gate(self, x):
+        return self.scale(super().gate(x))
+
+
+class KnowsItsNorm(Sound):
+    """Leaves a norm of another class out."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def gate(self, x):
+        return super().gate(self.norm(x) if type(self.norm) is nn.BatchNorm2d and x.shape[2] > 1 else x)
+
+
+class KeepsItsFirstWeight(Sound):
+    first = None
+
+    def gate(self, x):
+        if self.training:
+            return super().gate(x)
+        if self.first is None:
+            self.first = self.mlp[2].weight.detach().clone()
+        hidden = self.mlp[1](self.mlp[0](x.mean((2, 3))))
+        return (
+            2
+            * torch.sigmoid(nn.functional.linear(hidden, self.first.to(x.dtype), self.mlp[2].bias))[
+                :, :, None, None
+            ]
+        )
+
+
+class NoGradientInHalf(Sound):
+    def forward(self, x):
+        y = super().forward(x)
+        return y if x.dtype.itemsize > 2 else y.detach() + 0 * y
+
+
+class WrongUnderAutocast(Sound):
+    def forward(self, x):
+        return super().forward(x) * (2 if torch.is_autocast_enabled("cpu") else 1)
+
+
+def no_harm(*_):
+    return None
+
+
+class LeavesHooks(Sound):
+    def forward(self, x):
+        self.register_forward_hook(no_harm)
+        return super().forward(x)
+
+
+class SwitchesItsMode(Sound):
+    def forward(self, x):
+        y = super().forward(x)
+        self.eval()
+        return y
+
+
+class LoopsOverTheBatch(Sound):
+    """A program of it is of one batch size."""
+
+    def gate(self, x):
+        return torch.cat([super(LoopsOverTheBatch, self).gate(image[None]) for image in x])
+
+
+class AsksForItsClass(Sound):
+    """The exporter's tensors are of another one."""
+
+    def forward(self, x):
+        return super().forward(x) if type(x) is torch.Tensor else x
+
+
 # What must be found; more may be: what cannot be copied has no moving average either.
 BROKEN = {
     WrongGradient: {"finite differences"},
@@ -167,6 +248,13 @@ BROKEN = {
     UnusedWeight: {"attach"},
     WrongForChannelsLast: {"forward", "backward"},
     Dead: {"finite differences", "attach"},
+    NoPickles: {"pickle"},
+    KnowsItsNorm: {"SyncBatchNorm"},
+    KeepsItsFirstWeight: {"state dict"},
+    NoGradientInHalf: {"backward"},
+    WrongUnderAutocast: {"autocast"},
+    LeavesHooks: {"modes"},
+    SwitchesItsMode: {"modes"},
 }
 
 
@@ -202,6 +290,12 @@ class Branches(Sound):
 def test_a_branch_on_values_is_found(check):
     with pytest.raises(testing.ChecksFailed, match=rf"FAILED Branches: {check}, auto"):
         testing.check_attention(Branches, checks=[check])
+
+
+@pytest.mark.parametrize("gate", [LoopsOverTheBatch, AsksForItsClass], ids=lambda gate: gate.__name__)
+def test_a_program_of_something_else_is_found(gate):
+    with pytest.raises(testing.ChecksFailed, match=rf"FAILED {gate.__name__}: export, auto"):
+        testing.check_attention(gate, checks=["export"], shapes=SHAPES[:1])
 
 
 class PerBatch(Sound):

@@ -231,8 +231,8 @@ def run(config: EvaluateConfig, split: Split) -> Found | None:
     if not accelerator.is_main_process:
         return None
     about: dict[str, Any] = {
-        "network": config.source,
-        "data": f"{counts_in_words(data)} From {data.source}",
+        "network": ", ".join(filter(None, (config.source, config.variant))),
+        "data": f"{counts_in_words(data)} Data: {data.source}",
         "classes": classes,
         "loss": scores.loss,
         "names": [data.val.identifier(index) for index in range(len(data.val))],
@@ -243,6 +243,7 @@ def run(config: EvaluateConfig, split: Split) -> Found | None:
     else:
         # Of five classes or fewer the right one is always among the first five.
         top5 = scores.top5_accuracy if len(classes) > 5 else None
+        assert scores.predictions is not None
         report = ClassReport(**about, top5=top5, predictions=scores.predictions)
     variant = saved.attention[0].kind if saved.attention else "none"
     if len(data.classes) < len(classes):

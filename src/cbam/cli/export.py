@@ -46,7 +46,7 @@ class ExportConfig:
     suffix of --output."""
     plain: bool = False
     """pt2 and aoti without our fused operator, in operations that every runtime of torch.export knows. Otherwise
-    whoever loads the file has to import cbam. ONNX is always plain."""
+    cbam.export.load has to load the file. ONNX is always plain."""
     image_size: str | None = None
     """Side of the images; for a detector also HxW such as 480x640. None: as saved with the network; for a detector a
     square of the shorter side that it resizes to."""

@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     predictor = Predictor(network, device=device, batch_size=config.batch_size)
     with Progress() as progress, progress.counting("looking at pictures") as count:
         predicted = predict_files(predictor, config.images, on_image=count)
-    print("\n".join(table(predicted, config.top_k)))
+    print("\n".join(table(predicted, config.top_k, written=config.output is not None)))
     if config.output is not None:
         write_predictions(config.output, predictor, predicted, config.top_k)
         print(f"all of it: {config.output}")

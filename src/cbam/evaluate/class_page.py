@@ -38,8 +38,10 @@ def render(
         {**report.mistake(index), "picture": embedded_picture(picture(index), _IN_PAGE)}
         for index in report.mistakes
     ]
-    several = isinstance(report, LabelReport)
-    template = "labels.html.j2" if several else "evaluate.html.j2"
+    if isinstance(report, LabelReport):
+        template, own = "labels.html.j2", _of_labels(report, variant)
+    else:
+        template, own = "evaluate.html.j2", _of_classes(report, variant)
     return (
         environment("cbam.evaluate")
         .get_template(template)
@@ -51,7 +53,7 @@ def render(
             notices=notices,
             command=shell_lines(command) if command else "",
             version=__version__,
-            **(_of_labels(report, variant) if several else _of_classes(report, variant)),
+            **own,
         )
     )
 

@@ -74,7 +74,11 @@ class InputForm:
         """
         statistics: dict[str, Any] = {"mean": self.mean, "std": self.std}
         if not is_built_in(data):
-            how = {"resize": self.resize, "interpolation": self.interpolation, "channels": self.channels}
+            how: dict[str, Any] = {
+                "resize": self.resize,
+                "interpolation": self.interpolation,
+                "channels": self.channels,
+            }
             return load_data(data, image_size=self.size, augment="none", **statistics, **how, **selection)
         if self.channels != 1:
             raise CBAMError(

@@ -16,6 +16,7 @@ from cbam.errors import CBAMError
 from cbam.evaluate.latency import Latency
 from cbam.evaluate.timing import Candidate, interleave, quartiles
 from cbam.export.loading import Loaded, tensors_in
+from cbam.export.program import LARGER
 from cbam.export.quantize import decibels
 
 BOUNDS = {"fp32": 1e-4, "fp16": 3e-2}  # of the largest difference, as a share of the largest output
@@ -77,14 +78,20 @@ def compare(
         images: from which the inputs are made, by taking the first and resizing; None: normal noise.
 
     Raises:
-        CBAMError: another number or other shapes of outputs.
+        CBAMError: the exported network does not take one of the shapes; another number or other shapes of outputs.
     """
     found = []
     for shape in shapes:
         batch = _inputs(model, shape, images)
         with torch.no_grad():
             expected = tensors_in(model(batch))
-        outputs = loaded(batch)
+        try:
+            outputs = loaded(batch)
+        except Exception as error:  # of the runtime, each of which has its own
+            raise CBAMError(
+                f"the exported network takes no input of {shape}: {type(error).__name__}: {error}\n{LARGER} No file was"
+                " written."
+            ) from error
         if [tuple(a.shape) for a in expected] != [tuple(b.shape) for b in outputs]:
             raise CBAMError(
                 f"with an input of {shape} the exported network returns {[tuple(b.shape) for b in outputs]}, eager mode"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,11 +76,13 @@ class OneImage(nn.Module):
 def exportable() -> Iterator[None]:
     """Let torchvision's postprocessing decide nothing by how many boxes there are, which no exporter can follow.
 
-    Three of its functions are exchanged for the block by others with the same result: one NMS for all classes with
-    shifted boxes, also for many boxes; a smallest count that is a node of the graph; masks that stay in their boxes.
+    Some of its functions are exchanged for the block by others with the same result: one NMS for all classes with
+    shifted boxes, also for many boxes; a smallest count that is a node of the graph; boxes decoded and regions cut out
+    of a pyramid without a look at their number; masks that stay in their boxes.
     """
     from torchvision.models.detection import _utils, transform
     from torchvision.ops import boxes as operations
+    from torchvision.ops import poolers
 
     def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
         edge = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
@@ -92,10 +94,29 @@ def exportable() -> Iterator[None]:
     def inside(masks: Tensor, *_: Any, **__: Any) -> Tensor:
         return masks
 
-    owners = ((operations, "batched_nms"), (_utils, "_topk_min"), (transform, "paste_masks_in_image"))
+    def decode(self: Any, codes: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        whole = torch.cat(list(boxes))
+        return self.decode_single(codes.reshape(whole.shape[0], -1), whole).reshape(whole.shape[0], -1, 4)
+
+    def align(maps: Any, boxes: Any, size: Any, sampling_ratio: int, scales: Any, mapper: Any) -> Tensor:
+        if len(maps) == 1:
+            return original_align(maps, boxes, size, sampling_ratio, scales, mapper)
+        regions, levels = poolers._convert_to_roi_format(boxes), mapper(boxes)
+        found = maps[0].new_zeros(regions.shape[0], maps[0].shape[1], *size)
+        for level, (each, scale) in enumerate(zip(maps, scales, strict=True)):
+            at = torch.where(levels == level)[0]
+            found[at] = poolers.roi_align(each, regions[at], size, scale, sampling_ratio).to(found.dtype)
+        return found
+
+    original_align = poolers._multiscale_roi_align
+    owners = (
+        (operations, "batched_nms"), (_utils, "_topk_min"), (transform, "paste_masks_in_image"),
+        (_utils.BoxCoder, "decode"), (poolers, "_multiscale_roi_align"),
+    )  # fmt: skip
+    functions = (batched_nms, topk_min, inside, decode, align)
     before = [getattr(owner, name) for owner, name in owners]
     try:
-        for (owner, name), function in zip(owners, (batched_nms, topk_min, inside), strict=True):
+        for (owner, name), function in zip(owners, functions, strict=True):
             setattr(owner, name, function)
         with warnings.catch_warnings():
             warnings.filterwarnings(

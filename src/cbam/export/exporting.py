@@ -23,7 +23,7 @@ from cbam.export.check import Difference, compare, latencies, refuse, shapes_to_
 from cbam.export.detector import BACKGROUND, OneImage, is_detector
 from cbam.export.loading import EXTRA, Loaded, load
 from cbam.export.metadata import describe
-from cbam.export.program import axes_of, capture, has_operator
+from cbam.export.program import axes_of, capture, enlarged, has_operator
 from cbam.export.quantize import quantize
 from cbam.formatting import columns
 from cbam.preserve_state import preserve_state
@@ -42,7 +42,7 @@ class Exported:
         path: the file.
         format, precision: as asked for.
         opset: of ONNX's operators; None for other formats.
-        operator: whether it calls our operator, so that whoever loads it has to import cbam first.
+        operator: whether it calls our operator, so that `cbam.export.load` has to load it.
         dynamic: names of the sizes that may differ.
         bytes: of the file.
         differences: from eager mode, by shape of the input, of a detector by image; empty if they were not wanted.
@@ -159,12 +159,13 @@ def export(
     batch = images[:1] if isinstance(model, OneImage) else images
     axes = axes_of(batch, dynamic)
     metadata = describe(model, batch, class_names)
-    program = capture(model, batch, dynamic, plain or chosen == "onnx")
+    onnx = chosen == "onnx"
+    program = capture(model, enlarged(batch, axes) if onnx else batch, dynamic, plain or onnx)
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         draft = Path(folder) / f"draft{path.suffix}"
         written = None
-        if chosen == "onnx":
+        if onnx:
             written = _write_onnx(
                 program, draft, model, axes, metadata, precision, calibration, gates, opset, batch
             )

@@ -16,6 +16,7 @@ from torch.utils import _pytree as trees
 from cbam.errors import CBAMError, MissingExtra
 from cbam.export.metadata import DETECTION, TASK, read
 from cbam.files import checked_path
+from cbam.ops import library
 
 EXTRA = "cbam.json"  # the file of torch.export's archive that holds the metadata
 _AOTI = "aotinductor"
@@ -74,6 +75,7 @@ def load(path: str | Path) -> Loaded:
         return _load_onnx(path)
     if not zipfile.is_zipfile(path):
         raise CBAMError(f"{str(path)!r} is neither .onnx nor an archive of torch.export.")
+    library.load()  # the operator, which a file may call and `import cbam` alone does not define
     with zipfile.ZipFile(path) as archive:
         compiled = any(_AOTI in name for name in archive.namelist())
     return _load_compiled(path) if compiled else _load_program(path)

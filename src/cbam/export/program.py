@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -16,6 +16,11 @@ from cbam.preserve_state import preserve_state
 
 BATCH = "batch"
 SIDES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}  # by dimensions of a batch
+
+LARGER = (
+    "Code of a network may fix a size, and one that becomes 1 inside of a network is taken for a fixed one: make fewer"
+    " sizes dynamic, or export with a larger example (--image-size)."
+)
 
 
 def axes_of(example: Tensor, dynamic: Sequence[str]) -> dict[int, str]:
@@ -68,13 +73,28 @@ def capture(
             return torch.export.export(model, (example,), dynamic_shapes=shapes)
         except Exception as error:  # of the network's own code, and torch has a dozen kinds of its own
             asked = f" with dynamic {', '.join(axes.values())}" if axes else ""
+            hint = f"\n{LARGER}" if "specialized" in str(error) else ""
             raise CBAMError(
-                f"torch.export cannot capture {type(model).__name__}{asked}: {type(error).__name__}: {error}"
+                f"torch.export cannot capture {type(model).__name__}{asked}: {type(error).__name__}: {error}{hint}"
             ) from error
 
 
+def enlarged(example: Tensor, axes: Iterable[int]) -> Tensor:
+    """Return an example with sides twice as long where they are dynamic, so that fewer become 1 inside of a network.
+
+    For ONNX, which has no guards: a program of torch.export would then refuse the smaller sizes.
+
+    >>> enlarged(torch.zeros(2, 3, 8, 8), (0, 3)).shape
+    torch.Size([2, 3, 8, 16])
+    """
+    for axis in axes:
+        if axis:
+            example = torch.cat([example, example], axis)
+    return example
+
+
 def has_operator(program: ExportedProgram) -> bool:
-    """Return whether a program calls our operator, so that whoever loads it has to import cbam first."""
+    """Return whether a program calls our operator, so that `cbam.export.load` has to load it."""
     return any(
         str(node.target).startswith("cbam.") for node in program.graph.nodes if node.op == "call_function"
     )

@@ -77,8 +77,14 @@ def predict_files(
     return Predicted({path: found[path] for path in names}, names)
 
 
-def table(predicted: Predicted, top: int) -> list[str]:
-    """Return the lines for the terminal: each picture with its most probable classes, or with its labels."""
+def table(predicted: Predicted, top: int, *, written: bool = False) -> list[str]:
+    """Return the lines for the terminal: each picture with its most probable classes, or with its labels.
+
+    Args:
+        predicted: What was found.
+        top: Classes of each picture.
+        written: Whether all of it goes to a file anyway.
+    """
     shown = [(path, one) for path, one in predicted.files.items() if isinstance(one, Prediction)]
     several = any(one.task == "multilabel" for _, one in shown)
     rows = [("image", "labels (%)", "less likely") if several else ("image", "says", "%", "then")]
@@ -93,7 +99,8 @@ def table(predicted: Predicted, top: int) -> list[str]:
         rows.append((str(path), name, f"{100 * value:.1f}", _shares(others)))
     lines = columns(rows, left=(0, 1, 2) if several else (0, 1, 3)) if shown else []
     if len(shown) > _MOST_LINES:
-        lines.append(f"... and {len(shown) - _MOST_LINES:,} more: --output predictions.csv has all")
+        how = "" if written else ": --output predictions.csv has all"
+        lines.append(f"... and {len(shown) - _MOST_LINES:,} more{how}")
     return lines
 
 

@@ -95,18 +95,30 @@ def identity(s: Subject) -> None:
 
 
 def modes(s: Subject) -> None:
-    """In evaluation mode nothing moves and no image depends on the others; in training the map keeps its form."""
+    """In evaluation mode nothing moves and no image depends on the others; in training the map keeps its form.
+
+    A call leaves the modes and hooks of all parts as they are.
+    """
     block, x = s.build(), s.map()
     buffers = {name: buffer.clone() for name, buffer in block.named_buffers()}
+    changed = "modes and hooks of the parts after a call"
+    before = _states(block)
     with torch.no_grad():
         y = block(x)
+        same(_states(block), before, changed)
         for name, buffer in block.named_buffers():
             same_bits(buffer, buffers[name], f"the buffer {name}, which evaluation must leave alone")
         for i in range(len(x)):
             s.close(block(x[i : i + 1]), y[i : i + 1], f"image {i} by itself")
-        trained = block.train()(x)
+        before = _states(block.train())
+        trained = block(x)
+        same(_states(block), before, changed)
     same((trained.shape, trained.dtype), (x.shape, x.dtype), "shape and dtype in training")
     expect(bool(trained.isfinite().all()), "the map in training is not finite")
+
+
+def _states(block: nn.Module) -> list[tuple[bool, int, int]]:
+    return [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in block.modules()]
 
 
 def autocast(s: Subject) -> None:

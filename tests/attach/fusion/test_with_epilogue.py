@@ -3,49 +3,23 @@
 import copy
 import gc
 import math
-import pickle
-import subprocess
-import sys
 import weakref
 
 import pytest
 import torch
 import torchvision
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook
-from torch.utils._pytree import tree_leaves
 from torchvision.models.resnet import BasicBlock
-from torchvision.ops import FrozenBatchNorm2d
 
 import cbam
 from cbam import set_backend
 from cbam.attach.fusion import with_epilogue
-from cbam.models import build_model
+from tests.attach.fusion.blocks import IMAGE, SIZE, attached, with_gates
 from tests.attach.networks import Seen, ends, resnet
 from tests.ops.library import needs_operator, needs_same_bits
 
 pytestmark = [needs_operator, needs_same_bits]
-SIZE = {"input_size": (3, 64, 64)}
-IMAGE = torch.rand(2, 3, 64, 64)
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-
-
-def attached(model=None, **options):
-    model = model or resnet()
-    cbam.attach(model, **{**SIZE, **options})
-    return model
-
-
-def with_gates(**options):
-    """Two networks whose gates are somewhere, one with the block's end in the operator."""
-    together = attached(preset="official", init="paper", **options)
-    with torch.no_grad():
-        for name, parameter in together.named_parameters():
-            if ".cbam." in name:
-                parameter.copy_(torch.randn(parameter.shape) * 0.3)
-    apart = attached(preset="official", init="paper", fuse_epilogue=False)
-    apart.load_state_dict(together.state_dict())
-    return together.eval(), apart.eval()
 
 
 class TestSameFunction:
@@ -217,169 +191,6 @@ class TestSameObject:
         assert block() is None
 
 
-def doubled(module, inputs, output):
-    return output * 2
-
-
-class TestHooks:
-    """Who listens hears what he would have heard, and what he changes is changed."""
-
-    @pytest.mark.parametrize(
-        "path",
-        [
-            "layer1.0",
-            "layer1.0.relu",
-            "layer1.0.bn2",
-            "layer1.0.bn2.host",
-            "layer1.0.bn2.cbam",
-            "layer1.0.conv2",
-        ],
-    )
-    @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
-    def test_on_a_part(self, path, kind):
-        seen = []
-        for fuse in (True, False):
-            torch.manual_seed(0)
-            model = build_model("resnet20", 4)
-            attached(model, init="paper", fuse_epilogue=fuse)
-            for module in model.modules():
-                if isinstance(module, nn.ReLU):
-                    module.inplace = False  # torch's backward hooks do not go with it
-            calls = []
-            hook = lambda module, *values, calls=calls: calls.append(values)  # noqa: E731
-            getattr(model.get_submodule(path), f"register_{kind}_hook")(hook)
-            image = IMAGE.clone().requires_grad_()
-            model(image).sum().backward()
-            seen.append([image.grad, *tree_leaves(calls)])
-        assert len(seen[0]) > 1
-        for got, expected in zip(*seen, strict=True):
-            if isinstance(expected, torch.Tensor):
-                torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
-
-    @pytest.mark.parametrize("path", ["layer2.0", "layer2.0.relu", "layer2.0.bn2", "layer2.0.downsample.1"])
-    def test_that_changes_the_output(self, path):
-        together, apart = with_gates()
-        before = together(IMAGE)
-        for model in (together, apart):
-            model.get_submodule(path).register_forward_hook(doubled)
-        assert torch.equal(together(IMAGE), apart(IMAGE))
-        assert not torch.equal(together(IMAGE), before)
-
-    def test_only_their_own_block_is_apart(self):
-        model = attached().eval()
-        handle = model.layer4[1].relu.register_forward_hook(lambda *_: None)
-        assert ends(model, IMAGE) == 7
-        handle.remove()
-        assert ends(model, IMAGE) == 8
-
-    def test_on_a_container_around_the_site(self):
-        plain = torchvision.models.regnet_y_400mf(num_classes=4).eval()
-        model = attached(copy.deepcopy(plain))
-        block, same = model.trunk_output[0][0], plain.trunk_output[0][0]
-        for module in (block, same):
-            module.f.register_forward_hook(doubled)
-        assert torch.equal(model(IMAGE), plain(IMAGE))
-        assert ends(model, IMAGE) == 15
-
-    def test_on_all_modules(self):
-        model, seen = torchvision.models.regnet_y_400mf(num_classes=4), []
-        apart, together = attached(copy.deepcopy(model), fuse_epilogue=False).eval(), attached(model).eval()
-        handle = register_module_forward_hook(lambda module, *_: seen.append(type(module).__name__))
-        try:
-            assert ends(apart, IMAGE) == 0
-            expected = sorted(seen)
-            seen.clear()
-            assert ends(together, IMAGE) == 0
-        finally:
-            handle.remove()
-        assert sorted(seen) == expected
-
-
-CHANGES = {
-    "another activation": lambda block: setattr(block, "relu", nn.GELU()),
-    "a subclass": lambda block: setattr(
-        block, "relu", type("Mine", (nn.ReLU,), {"forward": lambda s, x: x})()
-    ),
-    "its class": lambda block: setattr(block.relu, "__class__", nn.SiLU),
-    "its forward": lambda block: setattr(block.relu, "forward", lambda x: x),
-    "the site": lambda block: setattr(block, "bn2", nn.Identity()),
-    "the shortcut": lambda block: setattr(block, "downsample", nn.Conv2d(64, 64, 1, bias=False)),
-    "the block's forward": lambda block: setattr(block, "forward", lambda x: block.conv1(x)),
-    "the site's forward": lambda block: setattr(block.bn2, "forward", lambda x: x * 3),
-}
-
-
-class TestReplacedParts:
-    """What is put in after `attach` is what runs."""
-
-    @pytest.mark.parametrize("name", CHANGES)
-    def test_follows(self, name):
-        together, apart = with_gates()
-        expected = together(IMAGE)
-        for model in (together, apart):
-            torch.manual_seed(0)
-            CHANGES[name](model.layer1[0])
-        if name in ("another activation", "the shortcut"):
-            assert torch.equal(together(IMAGE), apart(IMAGE))
-        torch.testing.assert_close(together(IMAGE), apart(IMAGE))
-        assert not torch.allclose(together(IMAGE), expected, atol=1e-3)
-        assert ends(together, IMAGE) == (8 if name == "the shortcut" else 7)
-
-    @pytest.mark.parametrize(
-        "norm", [lambda n: FrozenBatchNorm2d(64), nn.SyncBatchNorm.convert_sync_batchnorm]
-    )
-    def test_another_norm(self, norm):
-        together, apart = with_gates()
-        for model in (together, apart):
-            model.layer1[0].bn2.host = norm(model.layer1[0].bn2.host)
-        assert torch.equal(together(IMAGE), apart(IMAGE))
-        assert ends(together, IMAGE) == 8  # behind the norm, it is the operator's all the same
-
-    def test_it_comes_back(self):
-        model = attached().eval()
-        relu, model.layer1[0].relu = model.layer1[0].relu, nn.GELU()
-        assert ends(model, IMAGE) == 7
-        model.layer1[0].relu = relu
-        assert ends(model, IMAGE) == 8
-
-    def test_the_class_s_forward(self, monkeypatch):
-        model, original = attached().eval(), BasicBlock.forward
-        before = model(IMAGE)
-        monkeypatch.setattr(BasicBlock, "forward", lambda self, x: original(self, x) * 2)
-        assert ends(model, IMAGE) == 0
-        assert not torch.allclose(model(IMAGE), before)
-
-    def test_a_container_that_grows(self):
-        plain = torchvision.models.regnet_y_400mf(num_classes=4).eval()
-        model = attached(copy.deepcopy(plain))
-        model(IMAGE)
-        for network in (model, plain):
-            network.trunk_output[0][0].f.append(nn.Tanh())
-        assert torch.equal(model(IMAGE), plain(IMAGE))
-        assert ends(model, IMAGE) == 15
-
-    def test_frozen_and_switched_off(self):
-        model, plain = attached(init="paper").eval(), resnet().eval()
-        with cbam.disabled(model):
-            assert torch.equal(model(IMAGE), plain(IMAGE))
-            assert ends(model, IMAGE) == 0
-        assert ends(model, IMAGE) == 8
-
-    def test_more_than_one_argument(self):
-        class Given(BasicBlock):
-            def forward(self, x, factor=1.0):
-                out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-                return self.relu(out + x) * factor if factor != 1.0 else self.relu(out + x)
-
-        plain = nn.Sequential(nn.Conv2d(3, 8, 1), Given(8, 8)).eval()
-        model = attached(copy.deepcopy(plain), init="identity")
-        x = torch.rand(1, 8, 9, 9)
-        assert torch.equal(model[1](x, 2.0), plain[1](x, 2.0))
-        assert torch.equal(model[1](x=x), plain[1](x=x))
-        assert torch.equal(model[1](x), plain[1](x))
-        assert [ends(model[1], x), ends(model[1], x, 2.0)] == [1, 0]
-
-
 class TestBackends:
     def test_eager(self):
         together, apart = with_gates()
@@ -425,106 +236,3 @@ class TestBackends:
         traced = torch.jit.trace(model, IMAGE)
         other = torch.rand(3, 3, 64, 64)
         torch.testing.assert_close(traced(other), model(other))
-
-
-class TestSurvival:
-    """Beside test_survival.py, whose networks are such ones: copies run the end in the operator too."""
-
-    @pytest.mark.parametrize(
-        "twin",
-        [
-            copy.deepcopy,
-            lambda model: pickle.loads(pickle.dumps(model)),
-            lambda model: pickle.loads(pickle.dumps(model, 0)),
-            lambda model: nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)),
-            lambda model: torch.optim.swa_utils.AveragedModel(model).module,
-            lambda model: nn.Sequential(*list(model.children())[:-2]),
-        ],
-        ids=["deepcopy", "pickle", "pickle 0", "SyncBatchNorm", "EMA", "children"],
-    )
-    def test_copies(self, twin):
-        model = attached(init="paper").eval()
-        expected = model(IMAGE)
-        other = twin(model).eval()
-        assert ends(other, IMAGE) == 8
-        if isinstance(other, torchvision.models.ResNet):
-            torch.testing.assert_close(other(IMAGE), expected)
-            assert cbam.detach(other) == 8
-            assert type(other.layer1[0]) is BasicBlock
-        assert torch.equal(model(IMAGE), expected)
-
-    def test_replicas_that_live_for_one_step(self):
-        block = attached().eval().layer1[0]
-        replica = block._replicate_for_data_parallel()
-        replica._modules = block._modules
-        x = torch.rand(1, 64, 8, 8)
-        assert torch.equal(replica(x), block(x))
-        assert [ends(replica, x), ends(block, x)] == [0, 1]
-
-    def test_a_shallow_copy(self):
-        model = attached(init="paper").eval()
-        block = copy.copy(model.layer1[0])
-        x = torch.rand(1, 64, 8, 8)
-        assert torch.equal(block(x), model.layer1[0](x))
-        assert ends(block, x) == 1
-
-    @pytest.mark.slow
-    def test_another_process_loads_it(self, tmp_path):
-        model = attached(init="paper").eval()
-        torch.save(model, tmp_path / "model.pt")
-        torch.save((IMAGE, model(IMAGE)), tmp_path / "case.pt")
-        code = (
-            f"import torch; model = torch.load({str(tmp_path / 'model.pt')!r}, weights_only=False);"
-            f"x, y = torch.load({str(tmp_path / 'case.pt')!r}); torch.testing.assert_close(model(x), y)"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True)
-
-    def test_copied_names_are_those_of_the_class(self):
-        assert type(attached().layer1[0]).__qualname__ == "BasicBlock"
-        assert with_epilogue._subclass(BasicBlock) is with_epilogue._subclass(BasicBlock)
-
-    def test_functional_call(self):
-        model = attached(init="paper").eval()
-        weights = {name: p * 0.9 for name, p in model.named_parameters()}
-        got = torch.func.functional_call(model, weights, (IMAGE,))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(weights[name])
-        assert torch.equal(got, model(IMAGE))
-
-    def test_checkpointing(self):
-        together, apart = with_gates()
-        found = []
-        for model in (together, apart):
-            model.layer1.register_forward_pre_hook(lambda *_: None)
-            image = IMAGE.clone().requires_grad_()
-            x = model.maxpool(model.relu(model.bn1(model.conv1(image))))
-            torch.utils.checkpoint.checkpoint(model.layer1, x, use_reentrant=False).square().sum().backward()
-            found.append(image.grad)
-        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4 * found[1].abs().max().item())
-
-    @pytest.mark.slow
-    def test_compiled_through_changes_of_mode(self):
-        torch._dynamo.reset()
-        together, apart = with_gates()
-        compiled = torch.compile(together, fullgraph=True, backend="aot_eager")
-        for training in (False, True, False):
-            together.train(training)
-            apart.train(training)
-            torch.testing.assert_close(compiled(IMAGE), apart(IMAGE), rtol=1e-4, atol=1e-4)
-        for (name, got), expected in zip(together.named_buffers(), apart.buffers(), strict=True):
-            torch.testing.assert_close(got, expected, msg=name)
-        assert ends(together, IMAGE) == 8  # and without the compiler as before
-
-
-def test_pickles_that_name_the_file_by_its_old_name_still_load():
-    model = resnet().eval()
-    cbam.attach(model, init="paper", input_size=(3, 32, 32))
-    block, x = model.layer1[0], torch.rand(1, 64, 8, 8)
-    old = pickle.dumps(block, protocol=2).replace(
-        b"ccbam.attach.fusion.with_epilogue\n_new\n", b"ccbam.attach.with_tail\n_new\n"
-    )
-    assert b"with_tail" in old
-    loaded = pickle.loads(old)
-    assert isinstance(loaded, with_epilogue.WithEpilogue)
-    assert torch.equal(loaded(x), block(x))
