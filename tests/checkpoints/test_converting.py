@@ -86,7 +86,7 @@ def test_attached_attention_for_other_code(tmp_path):
 
 def test_doubled_gates_are_folded_first(tmp_path):
     model = attached()
-    with pytest.raises(CBAMError, match=r"gates of 2 sigmoid\(z / sqrt\(98\)\).*cbam\.fold_gate_scale"):
+    with pytest.raises(CBAMError, match=r"gates of 2 sigmoid\(z / 32\).*cbam\.fold_gate_scale"):
         convert(model.state_dict(), tmp_path / "out.pth", "luuuyi")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
