@@ -67,6 +67,7 @@ def test_mistakes(folder, words, message, capsys, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
+    from cbam.checkpoints.switches import switches_of
     from cbam.detect.saved import SavedDetector, save_detector
     from cbam.models.detection import build_detector
 
@@ -74,7 +75,8 @@ def detector(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run") / "best"
     about = SavedDetector(arguments, ("cat", "dog"), (1, 2), "coco", "coco:gone")
-    save_detector(folder, build_detector(**arguments).state_dict(), about)
+    model = build_detector(**arguments)
+    save_detector(folder, model.state_dict(), about, switches_of(model))
     return folder.parent
 
 
