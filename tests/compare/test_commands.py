@@ -107,7 +107,7 @@ def test_the_command_repeats_every_option_that_counts():
 )
 def test_of_a_folder_it_repeats_what_was_typed_and_no_more(tmp_path, options, printed):
     config = compare.parse(["--data", str(tmp_path), *options.split()])
-    words = train_commands(config.resolved(), ["cbam"])["cbam"]
+    words = train_commands(config.resolved(), ["cbam"], {})["cbam"]
     line = " ".join(words[words.index("--attention") + 2 :])
     assert line == printed
     ours, theirs = train.parse(words[2:]).resolved(), config.resolved()
