@@ -128,7 +128,7 @@ def labels(folder: Path) -> Path:
     names = (EVIL, LONG, "Pullover & co", "a$b$ \\frac{1}{2}")
     generator = torch.Generator().manual_seed(0)
     truth = (torch.rand(80, 4, generator=generator) < 0.4).float()
-    said = (torch.rand(80, 4, generator=generator) + truth) / 2
+    said = (torch.rand(80, 4, generator=generator) + 0.7 * truth) / 1.7
     report = LabelReport(EVIL, f"80 images of {EVIL}.", names, 0.7, said, truth, [LONG, EVIL] * 40)
     text = render(
         report,
