@@ -122,7 +122,9 @@ def test_bad_images(tmp_path, saved):
 
 def test_without_the_package_it_is_said_what_to_type(monkeypatch, saved):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(MissingExtra, match=r"needs the package 'datasets'.*pip install 'torch-cbam\[datasets\]'"):
+    with pytest.raises(
+        MissingExtra, match=r"needs the package 'datasets'.*pip install 'torch-cbam\[datasets\]'"
+    ):
         load_data(f"hf:{saved}")
 
 

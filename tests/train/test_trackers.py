@@ -86,5 +86,5 @@ def test_the_cells_of_a_run_are_a_group(tmp_path, monkeypatch):
 
 
 def test_what_is_not_installed_is_refused_with_the_line_to_type():
-    with pytest.raises(MissingExtra, match=r"'\.\[track\]'"):
+    with pytest.raises(MissingExtra, match=r"'torch-cbam\[track\]'"):
         check_trackers(["no_such_tracker"])
