@@ -298,7 +298,7 @@ def from_scratch() -> str:
         variant, _, start = row.variant.partition(":")
         title = "fresh gates" if variant == "cbam" and not start else LABELS[variant]
         rows.append([title, *cells_of(row, [found])])
-    return f"{FROM_SCRATCH}\n\n" + "\n".join(markdown(HEADS[2:7], rows))
+    return "\n\n".join([FROM_SCRATCH, "\n".join(markdown(HEADS[2:7], rows)), SCRATCH_SAYS])
 
 
 INTRODUCTION = """# Does CBAM at identity do harm when a trained network is fine-tuned?
@@ -345,6 +345,8 @@ FROM_SCRATCH = """## From scratch
 
 A gate whose steps are short could learn too little where everything has to be learned. resnet20 on scikit-learn's
 digits, 4 epochs of the default recipe (SGD, peak rate 0.1, decay on the gates as well):"""
+SCRATCH_SAYS = """In four epochs short steps do not keep the gates from learning; three seeds cannot tell the two starts
+apart. Longer trainings are open."""
 FIRST_ROUND = """## What was tried before
 
 Accuracy (%) of single trainings with SGD, in the order in which they were made; 9.9 is the root of the fan-in, 98:
