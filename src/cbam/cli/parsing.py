@@ -120,17 +120,18 @@ def _wrapped(description: str) -> str:
 
 
 def _broken(line: str, width: int) -> str:
-    """Break a line of an example in front of a word, with a backslash at its end.
+    """Break a line of an example in front of an option or a word, with a backslash at its end.
 
     >>> print(_broken("Example: cbam train --data fashion-mnist --epochs 10", 40))
     Example: cbam train \\
         --data fashion-mnist --epochs 10
     """
     more = " " * (len(line) - len(line.lstrip()) + 4)
+    whole = re.sub(r"(?<= )(--\S+) (?!-)", "\\1\0", line)  # an option stays with its value
     parts = textwrap.wrap(
-        line, width - 2, subsequent_indent=more, break_on_hyphens=False, break_long_words=False
+        whole, width - 2, subsequent_indent=more, break_on_hyphens=False, break_long_words=False
     )
-    return " \\\n".join(parts)
+    return " \\\n".join(parts).replace("\0", " ")
 
 
 def _join_help_lines(form: Any) -> None:
