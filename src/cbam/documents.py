@@ -87,7 +87,9 @@ def read_yaml(path: Path) -> Any:
     content = _content(path, _MOST_TEXT)
     try:
         return yaml.load(content, Loader=_PlainLoader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+    except (
+        yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError,
+    ) as error:  # fmt: skip
         raise CBAMError(f"{path} cannot be used: {_reason(error)}.") from error
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import gc
 import platform
+import sys
 import threading
 import time
-import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,14 +43,14 @@ class Count:
     """What a process holds.
 
     Args:
-        bytes: that Python's allocator knows, in MiB.
+        blocks: of memory that Python's allocator has given out.
         rss: resident memory in MiB.
         objects: that the garbage collector follows.
         hooks: of the network's modules and of all modules.
         threads: of Python.
     """
 
-    bytes: float
+    blocks: int
     rss: float
     objects: int
     hooks: int
@@ -70,7 +70,7 @@ def count(model: nn.Module) -> Count:
     own = [getattr(module, name) for module in model.modules() for name in HOOKS]
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return Count(
-        tracemalloc.get_traced_memory()[0] / 2**20,
+        sys.getallocatedblocks(),
         pages * 4096 / 2**20,
         len(gc.get_objects()),
         sum(len(hooks) for hooks in [*own, *everywhere] if hasattr(hooks, "__len__")),
@@ -98,18 +98,14 @@ def cycles(
     """Repeat; return how many cycles there were, and what the process held after the first tenth and at the end."""
     model, state = network(), {key: value.clone() for key, value in network().state_dict().items()}
     end, done, early = time.monotonic() + seconds, 0, None
-    tracemalloc.start()
-    try:
-        while done < number and (time.monotonic() < end or early is None):
-            cycle(model, done)
-            if break_it is not None:
-                break_it(model)
-            done += 1
-            if done == max(2 * len(WAYS), number // SHARE_TO_WARM_UP):
-                early = count(model)
-        late = count(model)
-    finally:
-        tracemalloc.stop()
+    while done < number and (time.monotonic() < end or early is None):
+        cycle(model, done)
+        if break_it is not None:
+            break_it(model)
+        done += 1
+        if done == max(2 * len(WAYS), number // SHARE_TO_WARM_UP):
+            early = count(model)
+    late = count(model)
     assert early is not None
     after = model.state_dict()
     assert all(
@@ -119,10 +115,10 @@ def cycles(
 
 
 def judge(early: Count, late: Count, done: int) -> list[str]:
-    """Say what has grown: more than a small amount, and more than a few bytes a cycle."""
+    """Say what has grown: more than a small amount, and more than a block in ten cycles."""
     problems = []
-    if late.bytes - early.bytes > 0.1 + done * 20 / 2**20:
-        problems.append(f"Python's memory grew by {late.bytes - early.bytes:.2f} MiB")
+    if late.blocks - early.blocks > 200 + done / 10:
+        problems.append(f"blocks of memory grew by {late.blocks - early.blocks:,}")
     if late.rss - early.rss > 16:
         problems.append(f"resident memory grew by {late.rss - early.rss:.0f} MiB")
     if late.objects > early.objects + 100:
@@ -189,7 +185,7 @@ def page(arguments: argparse.Namespace) -> str:
         ("", f"after {max(2 * len(WAYS), arguments.cycles // SHARE_TO_WARM_UP):,} cycles", f"after {done:,}")
     ]
     for name, title, form in (
-        ("bytes", "memory of Python's allocator, MiB", "{:.2f}"), ("rss", "resident memory, MiB", "{:.0f}"),
+        ("blocks", "blocks of Python's allocator", "{:,}"), ("rss", "resident memory, MiB", "{:.0f}"),
         ("objects", "objects", "{:,}"), ("hooks", "hooks", "{}"), ("threads", "threads", "{}"),
     ):  # fmt: skip
         rows.append((title, form.format(getattr(early, name)), form.format(getattr(late, name))))
