@@ -16,10 +16,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+
+from cbam.runs.markdown import wrap
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -30,6 +33,7 @@ from tests.docs.pages import snippets  # noqa: E402
 RUN = "runs/train-photos-timm-tf_efficientnet_lite0-cbam"
 STARTED = "--weights start/lite0.safetensors --mean 0.5 --std 0.5"
 BY_HAND = "## What earlier walks stumbled over"  # what follows is kept
+WIDTH = 116
 SHOWN = 8  # last lines of what a command prints
 
 
@@ -124,9 +128,16 @@ class Walk:
         """Add a step to the log, without paths of this machine."""
         lines = [line.rstrip() for line in output.replace(str(self.folder / "empty"), ".").splitlines()]
         lines = [re.sub(r"^.*\r", "", line).replace(str(self.folder), "~") for line in lines if line]
+        lines = [
+            line for line in lines if not line.startswith("Looking in ")
+        ]  # pip's settings of this machine
         left = [f"... {len(lines) - SHOWN} lines more"] if len(lines) > SHOWN else []
         print(*left, *lines[-SHOWN:], sep="\n", flush=True)
-        shown_lines = "\n".join([f"$ {shown}", *left, *lines[-SHOWN:]])
+        long = [f"$ {shown}", *left, *lines[-SHOWN:]]
+        shown_lines = "\n".join(
+            textwrap.fill(line, WIDTH, subsequent_indent="    ") if len(line) > WIDTH else line
+            for line in long
+        )
         self.log.append(f"{page}, {seconds:.0f} s:\n\n```text\n{shown_lines}\n```\n")
 
 
@@ -187,10 +198,13 @@ def walk(epochs: int | None) -> str:
     )  # fmt: skip
     return (
         "# A clean install, from the pages alone\n\n"
-        f"`python tools/walk.py` wrote this log on {date.today()}: a new environment, an empty home and folder, no\n"
-        "path to the repository, the wheel of `make release-check`, a CPU shared with other programs. Each command is\n"
-        f"on the page named above it, and ended with exit code 0.{short}\n\n"
-        f"{with_cbam}. The exported file ran in an environment of\nits own: {versions(bare)}.\n\n"
+        + wrap(
+            f"`python tools/walk.py` wrote this log on {date.today()}: a new environment, an empty home and folder, no"
+            " path to the repository, the wheel of `make release-check`, a CPU shared with other programs. Each command"
+            f" is on the page named above it, and ended with exit code 0.{short}\n\n"
+            f"{with_cbam}. The exported file ran in an environment of its own: {versions(bare)}."
+        )
+        + "\n\n"
         + "\n".join(own.log)
     )
 
